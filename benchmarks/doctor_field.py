@@ -147,7 +147,7 @@ def write_page(stored: dict[str, Any]) -> None:
         wanted = f"{'≥' if sign == '>=' else '≤'} {100 * bound:.0f} %" if sign else ""
         lines.append(f"| {name} | {wanted} | " + " | ".join(words(x[name]) for x in judged.values()) + " |")
     name, last = list(judged.items())[:CLEAN][-1]
-    lines += ["", f"| planted, and in fact harmful | first alarm, judgement “{name}”: runs |", "|---|---|"]
+    lines += ["", f"| planted, and in fact harmful | first alarm under “{name}”: runs |", "|---|---|"]
     for cause, counts in last["confusion"].items():
         right = "nothing" if cause == "healthy" else cause
         lines.append(f"| `{cause}` | " + ", ".join(

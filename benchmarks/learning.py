@@ -304,9 +304,9 @@ HEADER = """# How well it learns
 
 Written by `python benchmarks/learning.py --table` from `benchmarks/results/learning/`, which
 `python benchmarks/learning.py` stores. ± is half the 95 % Student-t interval over seeds, for the mean of each seed's
-score. *Training* is the mean return of the last 100 training episodes, by the exploring policy; the other two are of 20
-fresh episodes per seed (100 for recorded data) with the last checkpoint. Published scores often come from one agent,
-another version of the environment, or the best point of training: they are a rough guide, not a competition.
+score. *Training* is the mean return of the last 100 training episodes, with the exploring policy; the other two are
+means over 20 fresh episodes per seed (100 for recorded data) with the last checkpoint. Published scores often come from
+one agent, another version of the environment, or the best point of training: they are a rough guide, not a competition.
 
 | case | environment | rung | steps | seeds | training | stochastic | deterministic | goal | published |
 |---|---|---|---|---|---|---|---|---|---|"""
@@ -316,14 +316,14 @@ EVERY_SEED = """## Every seed
 Written from `benchmarks/results/cartpole_seeds.json`, which `python benchmarks/cartpole_seeds.py` stores: a hundred
 seeds with CartPole's preset, each judged by 100 fresh episodes per mode with its last checkpoint. The preset was tuned
 on seeds 0 to 99 of the compiled twin and judged once, on seeds 1000 to 1099. Solved means a mean return of 475 or more.
-Seconds were measured on two busy cores and say little about speed. A row of fewer than a hundred seeds is unfinished.
+Seconds were measured on two busy cores and are no measure of speed. A row of fewer than a hundred seeds is unfinished.
 
 | environment, seeds, Python | s per seed | stochastic: solved | mean | lowest | deterministic: solved | mean | lowest |
 |---|---|---|---|---|---|---|---|
 %s
 
-Tuning showed how a solved pole can be lost again, with these settings but γ = 0.99 and 100,000 steps, in one seed of
-sixty: once every return is 500, the critic predicts one number, and the advantages are its rounding errors;
+Tuning showed how a solved pole can be lost again (in one seed of sixty, with these settings except γ = 0.99 and 100,000
+steps). Once every return is 500, the critic predicts a constant, and the advantages are its rounding errors;
 standardised, they move the policy at random, until the cart drifts off when the learning rate is too small to recover.
 So the preset has batches eight times as large as the zoo's (`--preset zoo`) and a budget that ends soon after the
 slowest seed learns. The last 100 training episodes, whose mean `train` shows, begin before that: a seed that evaluates
@@ -331,33 +331,33 @@ at 500 may show 460.
 """
 TABULAR = """## Tabular environments
 
-Written from `benchmarks/results/tabular.json`, which `python benchmarks/tabular.py` stores: 500,000 steps per seed, no
-action mask; the expected return of each seed's last policy, computed exactly from `env.unwrapped.P` by solving the
-linear system, without a time limit (−∞: an episode may never end) and, if the environment has one, within it. The goal
-is for the stochastic policy without a time limit. Presets were tuned on seeds 0 to 4. Taxi, which has a preset, and
-FrozenLake, which has none, are unmeasured if they are not in the table.
+Written from `benchmarks/results/tabular.json`, which `python benchmarks/tabular.py` stores: 500,000 steps per seed,
+without action masks. It shows the expected return of each seed's last policy, computed exactly from `env.unwrapped.P`
+by solving the linear system, without a time limit (−∞: an episode may never end) and, if the environment has one,
+within it. The goal is for the stochastic policy without a time limit. Presets were tuned on seeds 0 to 4. Taxi, which
+has a preset, and FrozenLake, which has none, have not been measured if they are not in the table.
 
 | world, settings, seeds | goal | optimum | stochastic | deterministic | stochastic, limit | deterministic, limit |
 |---|---|---|---|---|---|---|
 %s
 
-This took three changed settings, the same for Taxi and CliffWalking: a learning rate of 0.01 instead of 0.00025, since
-a weight of the first layer changes only when its state is visited; an entropy coefficient of 0.1 instead of 0.01, since
-nearly every pickup and drop-off costs 10, and a policy that is certain of that too soon tries neither where it is
-right; and batches of 2,048 steps of 32 environments instead of 1,024 of 8. They are a starting point for other
-environments whose observation is one number:
+This took three changes to the settings, the same for Taxi and CliffWalking: a learning rate of 0.01 instead of 0.00025,
+since a weight of the first layer changes only when its state is visited; an entropy coefficient of 0.1 instead of 0.01,
+since nearly every pickup and drop-off costs 10, and a policy that becomes certain of that too soon never tries them
+where they are right; and batches of 2,048 steps of 32 environments instead of 1,024 of 8. They are a good starting
+point for other environments whose observation is a single number:
 `--learning-rate 0.01 --entropy-coefficient 0.1 --num-envs 32 --rollout-steps 64`. FrozenLake keeps the defaults.
 """
 MUJOCO = """## MuJoCo: whose settings
 
 The PPO paper's settings are the preset `paper` of its seven tasks, and rl-baselines3-zoo's tuned ones the preset `zoo`
-of HalfCheetah, Hopper, Swimmer and Walker2d; Ant's only preset is the zoo's. Published scores of the zoo's, at 1M
-steps on version 3, one agent each, deterministic: HalfCheetah 5,819, Hopper 2,410, Swimmer 282, Walker2d 3,479, Ant
-1,327. The default is the one that reaches more here: the zoo's for HalfCheetah, where it comes close to its published
-score and takes longer, since its networks are wide and its epochs many, and for Swimmer, where it exceeds it (the
-paper's settings: [the lab's table](lab.md)); the paper's for Hopper, where the zoo's falls far short of its published
-score. Tasks whose `zoo` is not in the table keep the paper's.
-`python benchmarks/learning.py walker2d_zoo --folder DIR` measures one, and continues it if it was stopped.
+of HalfCheetah, Hopper, Swimmer and Walker2d; Ant's only preset is the zoo's. The zoo's published scores, at 1M steps on
+version 3, with one agent each, deterministic, are HalfCheetah 5,819, Hopper 2,410, Swimmer 282, Walker2d 3,479, Ant
+1,327. The default is whichever scores higher here. For HalfCheetah that is the zoo's, which comes close to its
+published score but takes longer, since its networks are wide and its epochs many; for Swimmer it is also the zoo's,
+which exceeds its published score (for the paper's settings, see [the lab's table](lab.md)); for Hopper it is the
+paper's, since the zoo's falls far short of its published score. Tasks whose `zoo` preset is not in the table keep the
+paper's. `python benchmarks/learning.py walker2d_zoo --folder DIR` measures one, and continues if it was interrupted.
 """
 
 

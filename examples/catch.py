@@ -12,7 +12,7 @@ import upslope
 
 
 class State(NamedTuple):
-    """Three whole numbers; a state can be any pytree of arrays."""
+    """Three integers; a state can be any pytree of arrays."""
 
     ball: jax.Array
     height: jax.Array

@@ -7,7 +7,7 @@ import upslope
 
 
 class Shared(eqx.Module):
-    """One hidden layer, from which the policy's numbers and the value are read."""
+    """One hidden layer, from which the policy's outputs and the value are computed."""
 
     trunk: eqx.nn.Linear
     policy: eqx.nn.Linear
@@ -23,10 +23,10 @@ class Shared(eqx.Module):
         self.value = eqx.nn.Linear(width, 1, key=keys[2])
         self.log_std = jax.numpy.zeros(self.head.num_scales)  # empty unless actions are real vectors
 
-    def prepare(self, observation):  # what needs no parameters, computed once for a whole batch
+    def prepare(self, observation):  # whatever needs no parameters, computed once for a whole batch
         return observation
 
-    def start(self, num):  # the memory of `num` episodes at their start: none
+    def start(self, num):  # the initial memory of `num` episodes: none
         return ()
 
     def step(self, features, carry, fresh):  # N observations → π(·|s) and V(s) of each

@@ -1,7 +1,7 @@
 """PPO from scratch: generalised advantage estimation and the clipped ratio, in one file.
 
 A batch is used for several epochs. After the first step the policy π_θ is no longer the μ that acted, so the weight
-is corrected by the ratio ρ = π_θ(a|s)/μ(a|s), and nothing is earned by moving ρ outside [1−ε, 1+ε]:
+is corrected by the ratio ρ = π_θ(a|s)/μ(a|s), and moving ρ outside [1−ε, 1+ε] gains nothing:
 
     Loss = −1/B Σ min(ρ A, clip(ρ, 1−ε, 1+ε) A),   A_t = Σ_b (γλ)^b δ_{t+b},   δ_t = r_t + γ V(s_{t+1}) − V(s_t)
 
@@ -41,8 +41,8 @@ def log_probability(parameters, observation, action):
 
 
 def generalised_advantage(reward, terminated, truncated, values, next_values):
-    """A_t = δ_t + γλ A_{t+1}, [T, N]. `next_values` is V of the true successor, also at an episode's end."""
-    # Only the world's own end makes the future worthless. At truncation somebody stopped watching: V goes on.
+    """A_t = δ_t + γλ A_{t+1}, [T, N]. `next_values` is V of the true successor, even at an episode's end."""
+    # Only a true end makes the future worthless. At truncation somebody merely stopped watching, so V still counts.
     delta = reward + GAMMA * next_values * ~terminated - values
     advantage, following = np.zeros_like(delta), np.zeros_like(delta[0])
     for t in reversed(range(len(delta))):
@@ -56,12 +56,12 @@ def weigh(parameters, observation, action, log_mu, reward, terminated, truncated
     values, next_values = (np.asarray(network(parameters["critic"], x))[..., 0] for x in (observation, successor))
     advantage = generalised_advantage(reward, terminated, truncated, values, next_values)
     scaled = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-    batch = (observation, action, log_mu, scaled, advantage + values)  # the target keeps the unit of reward
+    batch = (observation, action, log_mu, scaled, advantage + values)  # the target stays in units of reward
     return [x.reshape(-1, *x.shape[2:]) for x in batch]
 
 
 def loss(parameters, batch):
-    """The policy's, the critic's and the entropy's part; actor and critic share no parameters."""
+    """The loss of the policy, the critic and the entropy; actor and critic share no parameters."""
     observation, action, log_mu, advantage, target = batch
     log_pi, entropy = log_probability(parameters, observation, action)
     ratio = jnp.exp(log_pi - log_mu)  # ρ = π_θ/μ
@@ -79,7 +79,8 @@ def act(parameters, observation, key):
 
 
 def collect(worlds, now, parameters, key):
-    """NUM_STEPS steps of every world, going on from the observations `now`; and the returns of finished episodes."""
+    """NUM_STEPS steps of every environment, continuing from the observations `now`; and the returns of finished
+    episodes."""
     rows, returns = [], []
     for step_key in jax.random.split(key, NUM_STEPS):
         action, log_mu = (np.asarray(x) for x in act(parameters, now, step_key))
@@ -87,7 +88,7 @@ def collect(worlds, now, parameters, key):
         successor, reward, terminated, truncated = (np.asarray(fact) for fact in facts)
         rows.append((now, action, log_mu, reward.astype(np.float32), terminated, truncated, successor))
         returns += [float(x["episode"]["r"]) for x in information if "episode" in x]
-        # The next episode's first observation is where to go on, but never the successor of this one's last.
+        # Acting continues from the next episode's first observation, but it is never the successor of this one's last.
         ended = terminated | truncated
         now = np.stack([w.reset()[0] if e else s for w, e, s in zip(worlds, ended, successor, strict=True)])
     return now, [np.stack(column) for column in zip(*rows, strict=True)], returns

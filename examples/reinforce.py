@@ -1,13 +1,13 @@
 """REINFORCE from scratch: the policy gradient, in one file that hides nothing.
 
-Wanted is a policy π_θ whose expected return E_{τ~P_θ}[R(τ)] is large. Its gradient is estimated from N episodes:
+The goal is a policy π_θ whose expected return E_{τ~P_θ}[R(τ)] is large. Its gradient is estimated from N episodes:
 
     ∇E[R(τ)] ≈ 1/N Σ_n Σ_t R(τ_n) ∇log π_θ(a_t|s_t)
 
 Run it, about a minute on a CPU:
 
-    python examples/reinforce.py                   weigh every action by the return of its whole episode
-    python examples/reinforce.py --reward-to-go    weigh it by the rewards after it only: one line, less variance
+    python examples/reinforce.py                   weight every action by the return of its whole episode
+    python examples/reinforce.py --reward-to-go    weight it only by the rewards after it: one line, less variance
 """
 
 from typing import NamedTuple
@@ -24,16 +24,16 @@ GAMMA, LEARNING_RATE, HIDDEN_SIZES = 0.99, 3e-3, (64, 64)
 
 
 class Batch(NamedTuple):
-    """Steps of N episodes, one a column [T, N]; `valid` marks those that happened, the rest is padding."""
+    """Steps of N episodes, one per column [T, N]; `valid` marks those that happened, the rest is padding."""
 
     observation: np.ndarray
     action: np.ndarray
     valid: np.ndarray
-    weight: np.ndarray  # Ψ_t, how much the action is to be encouraged
+    weight: np.ndarray  # Ψ_t, how strongly the action is encouraged
 
 
 def initialise(key, sizes):
-    """(weight, bias) of each layer. The last one is small, so that the first policy has no preference."""
+    """(weight, bias) of each layer. The last one is small, so that the initial policy has no preference."""
     gains = [2**0.5] * (len(sizes) - 2) + [0.01]
     layers = zip(jax.random.split(key, len(gains)), gains, sizes, sizes[1:], strict=False)
     return [(jax.nn.initializers.orthogonal(g)(k, (i, o)), jnp.zeros(o)) for k, g, i, o in layers]
@@ -62,9 +62,9 @@ def weigh(reward, gamma, reward_to_go):
 
 
 def loss(parameters, batch):
-    """−mean of Ψ log π_θ(a|s): an optimiser descends, and to descend −E[R] is to ascend E[R].
+    """−mean of Ψ log π_θ(a|s): an optimiser descends, and descending −E[R] is ascending E[R].
 
-    The mean is over steps, where the formula divides by episodes: the same direction, another length.
+    The mean is over steps, whereas the formula divides by episodes: the same direction, with a different length.
     """
     terms = batch.weight * log_probability(parameters, batch.observation, batch.action)
     return -jnp.sum(terms * batch.valid) / jnp.sum(batch.valid)
@@ -77,9 +77,9 @@ def act(parameters, observation, key):
 
 
 def collect(worlds, parameters, key):
-    """One whole episode in each world: observation, action, reward, valid.
+    """One whole episode in each environment: observation, action, reward, valid.
 
-    Terminated (the pole fell) or truncated (time is up): either way R sums what was really collected.
+    Terminated (the pole fell) or truncated (time is up): either way R sums the rewards that were collected.
     """
     shape = (MAX_STEPS, len(worlds))
     observation, action = np.zeros((*shape, 4), np.float32), np.zeros(shape, np.int32)

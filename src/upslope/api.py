@@ -55,7 +55,8 @@ def train(
         algorithm: a rung of the ladder; see `upslope list`. By default `ppo`, or the one of the run in `start_from`.
         start_from: start from this run's agent, with its normalisers and optimiser state: a run or its directory, or
             "RUN@best" for its best checkpoint. Settings that you omit are then taken from that run, except that a
-            different algorithm has its own. `from_seed`, `fresh_normalisers`, `fresh_optimiser` adjust what is taken.
+            different algorithm uses its own. `from_seed`, `fresh_normalisers` and `fresh_optimiser` adjust what is
+            inherited.
         estimator: axis 1, replacing the rung's: a name, or any `Estimator`.
         objective: axis 2, replacing the rung's: a name, or any `Objective`.
         bonus: exploration bonus: `none`, `count`, `rnd`, `noveld`, `icm`, or any `Bonus`.
@@ -68,14 +69,15 @@ def train(
         name: name of the run, by default derived from environment and algorithm. An existing name is refused.
         preset: the environment's tuned settings: True for its default preset if it has one, False for none, or a
             preset's name, e.g. "paper".
-        track: experiment trackers to send the run to while it trains, `wandb`, `trackio`, `mlflow`, `tensorboard` or
-            your own `module:Name`; one or several. Each works in its own process, so a tracker that fails or hangs
-            changes nothing in the run; see `upslope.track`.
+        track: experiment trackers to send the run to during training: `wandb`, `trackio`, `mlflow`, `tensorboard` or
+            your own `module:Name`; one or several. Each runs in its own process, so a tracker that fails or hangs
+            does not affect the run; see `upslope.track`.
         track_project: the trackers' project (MLflow: experiment); by default the one they are configured with.
         workers: number of processes that share the seeds of a Gymnasium environment; by default one per core, if the
-            run is long enough to be worth starting them. The result does not depend on it.
+            run is long enough to make starting them worthwhile. The result does not depend on it.
         cluster: where the workers run: the address of a Ray cluster, "auto" for the one running here or else this
-            machine, or an `upslope.Placement`, which also sets what a worker takes (extra `ray`). It changes no number.
+            machine, or an `upslope.Placement`, which also sets a worker's resources (extra `ray`). Results do not
+            depend on it.
         on_iteration: called between chunks with the state of the run (`upslope.Following`): it may read the newest
             numbers, call methods of the environments, or stop. If it raises, everything is saved first.
         trust: allow the code named in the config.json of the run in `start_from`.
@@ -102,7 +104,7 @@ def train(
         given = {role for role, part in parts.items() if part is not None}
         request = request_from(environment, algorithm, settings, preset=preset, parts=given, trust=trust)
     elif environment is None:
-        raise UpslopeError('Say what to train on, e.g. upslope.train("CartPole-v1").')
+        raise UpslopeError('No environment was given. Pass one, e.g. upslope.train("CartPole-v1").')
     else:
         request = {"environment": environment, "algorithm": algorithm or Config.algorithm}
         request |= {"preset": preset, "settings": settings}
@@ -166,9 +168,9 @@ def resume(
     was started with objects that cannot be imported by name. Compiled environments continue bit for bit; on the host,
     episodes in progress are replayed, and a message reports an environment whose replay diverges.
 
-    `track` and `track_project` work as in `train`; a run that a tracker already has is continued there.
+    `track` and `track_project` work as in `train`; a tracker that already has the run continues it.
 
-    `on_iteration` is not stored with a run: pass it again. The calls that it made are stored, and repeated.
+    `on_iteration` is not stored with a run: pass it again. The calls that it made are stored and repeated.
 
     `trust` allows the code named in the run's config.json; a run from another machine may need it. Objects passed
     here, registered Gymnasium ids, upslope's own names and runs trained on this machine need no trust.

@@ -76,7 +76,7 @@ def test_what_is_no_run_is_left_out_and_a_wrong_name_is_refused(run_of, tmp_path
         upslope.compare([run, tmp_path / "runn"])
     with pytest.raises(upslope.UpslopeError, match=r"None of these 2 paths is a readable run.*notes.*report\.html"):
         upslope.compare([tmp_path / "notes", tmp_path / "report.html"])
-    with pytest.raises(upslope.UpslopeError, match=r"It holds runs: .*/run$"):
+    with pytest.raises(upslope.UpslopeError, match=r"It contains runs: .*/run$"):
         upslope.compare([tmp_path])
 
 

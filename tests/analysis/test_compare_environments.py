@@ -49,7 +49,7 @@ def test_what_an_average_over_environments_hides_is_told(run_of):
     c = run_of("c", episodes=ending(5, 6, 7), steps=200, environment="Acrobot-v1", algorithm="a2c")
     d = run_of("d", episodes=ending(0, 1, 2), steps=100, algorithm="a2c", gamma=0.5)
     found = upslope.compare([a, b, c, d], normalize="range")
-    assert warned(found, "ppo has different settings in different environments, all in one average: gamma, steps")
+    assert warned(found, "ppo has different settings in different environments but is averaged as one: gamma, steps")
 
 
 def test_a_threshold_is_of_the_environment_as_it_is_registered(run_of):
@@ -114,5 +114,5 @@ def test_runs_without_a_score_have_no_range(run_of, capsys):
         upslope.compare(runs, normalize="range")
     found = upslope.compare(runs, normalize="threshold")
     assert all(np.isnan(profile.share).all() for profile in found.profiles) and len(found.profiles) == 2
-    with pytest.raises(upslope.UpslopeError, match="All seeds with a score have the same one"):
+    with pytest.raises(upslope.UpslopeError, match="All scored seeds have the same score"):
         upslope.compare(run_of("same", episodes={0: [], 1: [(100, 2)], 2: [(100, 2)]}, steps=100), normalize="range")

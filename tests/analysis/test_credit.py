@@ -200,7 +200,7 @@ def test_truth_values_in_place_of_numbers_are_refused(changes, runs, tmp_path):
         there = getattr(credit, name)
         credit = dataclasses.replace(credit, **{name: there | {key: there[key] > 0 for key in keys}})
     save_credit(tmp_path / "credit.npz", credit)
-    with pytest.raises(upslope.UpslopeError, match="true and false where numbers are needed"):
+    with pytest.raises(upslope.UpslopeError, match="booleans where numbers are needed"):
         load_credit(tmp_path / "credit.npz")
 
 

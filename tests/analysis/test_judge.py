@@ -88,7 +88,7 @@ def refusals(run: Path, data: Path, **options: Any) -> dict[str, str]:
 def test_without_probabilities_only_the_fitted_q_judges(run: Path, data: Path):
     found = upslope.judge(run, data=changed(data, behaviour_log_prob=None), seed=1)
     assert found.verdict == "fqe" and "without an interval" in found.conclusion
-    assert "with which probability" in found.estimates["is"].refusal
+    assert "the probability with which" in found.estimates["is"].refusal
 
 
 def test_what_the_fitted_q_does_is_told_only_if_there_is_one(run: Path, data: Path):
@@ -100,7 +100,7 @@ def test_what_the_fitted_q_does_is_told_only_if_there_is_one(run: Path, data: Pa
         assert (
             "nothing continues them" in found.estimates["wis"].refusal and "--horizon" in found.estimates["wis"].refusal
         )
-    with pytest.raises(upslope.UpslopeError, match="Leave one of the two out"):
+    with pytest.raises(upslope.UpslopeError, match="Omit one of the two"):
         upslope.judge(run, data=data, seed=1, iterations=5, horizon=10)
 
 

@@ -175,7 +175,7 @@ def test_a_flag_beats_the_file_beats_the_preset_beats_the_defaults(here: Path, c
     assert config["minibatches"] == 8 and "benchmarks" in config["preset"]  # preset
     assert config["epsilon"] == 0.2  # default
     said = capsys.readouterr().out
-    assert "preset: " in said and "--no-preset turns it off" in said
+    assert "preset: " in said and "--no-preset disables it" in said
 
     main(["train", "jax:CartPole-v1", *FLAGS, "--no-preset", "--name", "b"])
     config = settings_of(here / "runs" / "b")

@@ -99,7 +99,7 @@ COUNTS = (
             (f"train jax:CartPole-v1 --{name} 1e300", f"--{name} can be at most 2,147,483,647, not 1000")
             for name in COUNTS
         ),
-        ("train", "Say what to train on"),
+        ("train", "No environment was given"),
         ("train CartPole-v1 --resume", "--resume needs the --name of the run"),
         ("doctor", "No run is given"),
     ],
@@ -154,7 +154,7 @@ def test_a_run_that_is_elsewhere_is_looked_for(tmp_path: Path, monkeypatch, caps
     monkeypatch.chdir(tmp_path)
     assert "Did you mean runs/CartPole-v1-ppo?" in refused("evaluate CartPole-v1-ppo", capsys)
     assert "Did you mean runs/CartPole-v1-ppo?" in refused("resume runs/CartPole-v1-pp", capsys)
-    assert "It holds runs: runs/CartPole-v1-ppo" in refused("report runs", capsys)
+    assert "It contains runs: runs/CartPole-v1-ppo" in refused("report runs", capsys)
     monkeypatch.chdir(made)
     assert f"there is no such folder in {made}" in refused("evaluate runs/CartPole-v1-ppo", capsys)
 
@@ -201,7 +201,7 @@ def test_evaluate_and_compare_say_the_same_of_few_seeds_that_agree(tmp_path: Pat
 
 def test_a_film_that_cannot_be_is_refused_before_anything_is_played(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: pytest.fail("episodes were played"))
-    assert "A film is an .mp4" in refused(f"evaluate nowhere --video {tmp_path / 'film.gif'}", capsys)
+    assert "A video is an .mp4" in refused(f"evaluate nowhere --video {tmp_path / 'film.gif'}", capsys)
     assert "There is no folder" in refused(f"evaluate nowhere --video {tmp_path / 'no' / 'film.mp4'}", capsys)
     monkeypatch.setattr(video, "find_spec", lambda name: None)
     assert 'pip install "upslope[video]"' in refused(f"evaluate nowhere --video {tmp_path / 'film.mp4'}", capsys)

@@ -224,7 +224,7 @@ def test_other_algorithms_get_the_nearest_rung(name: str, said: str):
         ({"seeds": 2**17}, "--seeds can be at most 65,536, not 131072."),
         ({"steps": 2**32}, "--steps can be at most 2,147,483,648, not 4294967296."),
         ({"hidden_sizes": (8, 0)}, "--hidden-sizes must be at most 256 widths"),
-        ({"target_kl": 0}, "--target-kl must be greater than 0, or left out, not 0.0."),
+        ({"target_kl": 0}, "--target-kl must be greater than 0, or omitted, not 0.0."),
         ({"min_effective_sample_size": 1.5}, "must be a share of the batch, from 0 to 1, not 1.5."),
         ({"entropy_coefficient": -1}, "--entropy-coefficient must be 0 or more, not -1.0."),
         ({"lambda": float("nan")}, "--lambda must be a finite number, not nan."),

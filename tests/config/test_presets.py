@@ -98,7 +98,7 @@ def test_a_run_keeps_the_source_of_a_named_preset(tmp_path: Path, monkeypatch: p
     monkeypatch.setitem(presets(), "CartPole-v1", presets()["CartPole-v1"] | {"others": {"paper": TINY}})
     run = upslope.train("jax:CartPole-v1", preset="paper", folder=tmp_path, name="run")
     assert run.config.preset == "a paper@1" and run.config.gamma == 0.9
-    assert "preset: a paper@1 (in small); --no-preset turns it off" in capsys.readouterr().out
+    assert "preset: a paper@1 (in small); --no-preset disables it" in capsys.readouterr().out
     assert command_of(run.config, is_continuous=False) == "upslope train jax:CartPole-v1 --preset paper"
 
 

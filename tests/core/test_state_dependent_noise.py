@@ -125,7 +125,7 @@ def test_of_several_parts_only_the_real_valued_hold_their_noise():
 
 
 def test_what_it_cannot_have_is_refused():
-    with pytest.raises(UpslopeError, match="gsde makes noise from the last hidden layer"):
+    with pytest.raises(UpslopeError, match="gsde derives its noise from the last hidden layer"):
         with_policy(head_of(BOX), "It", kind="gsde", hidden_sizes=())
     with pytest.raises(UpslopeError, match="σ follows from its last hidden"):
         with_policy(head_of(BOX), "It", kind="gsde", hidden_sizes=(4,), state_std=True)

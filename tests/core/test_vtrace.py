@@ -157,7 +157,7 @@ def test_a_run_that_acts_for_itself_learns_as_n_step_does(tmp_path):
 @pytest.mark.parametrize(
     ("rung", "settings", "said"),
     [
-        ("off_policy", {"estimator": "vtrace", "data": "x"}, "VTrace already weighs recorded actions"),
+        ("off_policy", {"estimator": "vtrace", "data": "x"}, "VTrace already weights recorded actions"),
         ("ppo", {"rho_bar": 2.0}, "--rho-bar is read only by --estimator vtrace"),
         ("vtrace", {"rho_bar": -1.0}, "--rho-bar must be greater than 0"),
     ],

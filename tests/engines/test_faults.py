@@ -103,9 +103,9 @@ def test_bad_input_is_refused_with_the_reason(command: str, words: str, refused:
     ("text", "words"),
     [
         ("learning_rat: 0.1", 'no setting "learning_rat".*learning_rate'),
-        ("- 1\n- 2", "must hold settings as `name: value` lines"),
-        ("just words", "must hold settings as `name: value` lines"),
-        ("", "must hold settings as `name: value` lines"),
+        ("- 1\n- 2", "must contain settings as `name: value` lines"),
+        ("just words", "must contain settings as `name: value` lines"),
+        ("", "must contain settings as `name: value` lines"),
         ("steps: [1", "Could not read the settings"),
         ("steps: many", "steps"),
         ("hidden_sizes: wide", "hidden.sizes"),
@@ -138,7 +138,7 @@ def test_a_fault_in_the_environment_is_placed_and_survived(kind: str, folder: Pa
         "raises": "raised RuntimeError in step.*the simulator is gone",
         "observation is nan": "observation that is not finite.*correct the environment",
         "reward is nan": "reward that is not finite, nan.*correct the environment",
-        "wrong shape": r"shape \(3,\).*says \(2,\).*Correct the environment",
+        "wrong shape": r"shape \(3,\).*requires \(2,\).*Correct the environment",
     }
     assert re.search(essential[kind], said), said
     # What was learned before is there: ten iterations of sixteen steps.

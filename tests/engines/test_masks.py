@@ -133,7 +133,7 @@ def test_masks_that_are_not_there_cannot_be_ignored_in_silence():
     for environment, count in worlds.items():
         config, task = prepare(environment, settings={"masks": False})
         lines = lines_of_masks(config, task)
-        assert len(lines) == count and all("--no-masks changes nothing" in line for line in lines)
+        assert len(lines) == count and all("--no-masks has no effect" in line for line in lines)
 
 
 def test_a_compiled_environments_mask_is_read_in_every_form():
@@ -229,7 +229,7 @@ def test_masks_may_be_ignored_and_are_not_confused(tmp_path):
     with pytest.raises(UpslopeError, match=r"has no action_mask.*--no-masks"):
         train(PROBE, tmp_path, "clone", algorithm="clone", data=str(path), **RECORDED)
     trained = train(own.Fenced, tmp_path, "with")
-    with pytest.raises(UpslopeError, match="gave action masks, and gives none now"):
+    with pytest.raises(UpslopeError, match="provided action masks, but provides none now"):
         upslope.evaluate(trained.path, environment=own.Walk3)
 
 
@@ -241,7 +241,7 @@ def test_recorded_masks_are_checked(tmp_path):
     spoiled = {
         "is forbidden": arrays | {"action_mask": ~np.eye(3, dtype=bool)[arrays["action"]]},
         "shape": arrays | {"action_mask": arrays["action_mask"][:, :2]},
-        "hold 0 and 1": arrays | {"action_mask": arrays["action_mask"] * 2.0},
+        "contain only 0 and 1": arrays | {"action_mask": arrays["action_mask"] * 2.0},
     }
     for words, wrong in spoiled.items():
         np.savez(tmp_path / "wrong.npz", **wrong)
@@ -260,7 +260,7 @@ def test_a_loaded_policy_asks_for_its_mask(tmp_path):
     batch, masks = np.stack([observation] * 3), np.eye(3)
     assert policy(batch, mask=masks).tolist() == [0, 1, 2]
     assert policy.with_log_prob(batch, mask=list(masks))[1].tolist() == [0, 0, 0]
-    with pytest.raises(UpslopeError, match="3 observations and 2 masks"):
+    with pytest.raises(UpslopeError, match="3 observations but 2 masks"):
         policy(batch, mask=masks[:2])
     with pytest.raises(UpslopeError, match="row 1 allows no action"):
         policy(batch, mask=np.diag([1, 0, 1]))

@@ -166,14 +166,14 @@ def test_more_minibatches_than_recorded_steps_is_refused(tmp_path: Path):
         ({"final_observation": np.zeros((1, 4))}, r"`final_observation` has shape \(1, 4\)"),
         ({"action": np.array([0, 1, 2, 0, 1])}, "integers from 0 to below 2"),
         ({"action": np.array([0.0, 1.0, 1.0, 0.0, 1.0])}, "integers from 0 to below 2"),
-        ({"reward": np.array([1.0, np.nan, 3.0, 4.0, 5.0])}, "`reward` holds a value that is not finite"),
+        ({"reward": np.array([1.0, np.nan, 3.0, 4.0, 5.0])}, "`reward` contains a value that is not finite"),
         ({"length": np.array([3, 0, 2])}, "number of steps, at least 1"),
         ({"length": np.array([3, 3])}, "has shape .* needs"),
         ({"length": np.array([], int)}, "one or more episodes"),
-        ({"length": np.array(5)}, "`length` must hold"),
-        ({"length": np.array(["three", "two"])}, "`length` must hold"),
-        ({"length": np.array([3.0, 2.0])}, "`length` must hold"),
-        ({"action": np.array(list("abcde"))}, "does not hold numbers"),
+        ({"length": np.array(5)}, "`length` must contain"),
+        ({"length": np.array(["three", "two"])}, "`length` must contain"),
+        ({"length": np.array([3.0, 2.0])}, "`length` must contain"),
+        ({"action": np.array(list("abcde"))}, "does not contain numbers"),
         ({"meta": json.dumps({"kind": "checkpoint", "format": 1})}, "it is a checkpoint"),
     ],
 )
@@ -206,7 +206,7 @@ def test_pictures_of_one_long_episode_are_refused_before_they_are_padded(tmp_pat
     rollout = load_dataset(pictures_of(tmp_path / "alike.npz", [20] * 30), *spaces, False)
     assert rollout.valid.shape == (20, 30)
     monkeypatch.setattr(datasets, "as_rollout", lambda *_: pytest.fail("it would allocate 34 GB"))
-    with pytest.raises(upslope.UpslopeError, match=r"longest episode has 1,200 steps.* Leave the longest episodes out"):
+    with pytest.raises(upslope.UpslopeError, match=r"longest episode has 1,200 steps.* Remove the longest episodes"):
         load_dataset(pictures_of(tmp_path / "long.npz", [1200, *[1] * 500]), *spaces, False)
 
 

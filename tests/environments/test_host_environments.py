@@ -158,7 +158,7 @@ def test_render_mode_is_given_only_to_what_takes_it(create, draws):
         if draws:
             assert made.drawing().create().render_mode == "rgb_array"
         else:
-            with pytest.raises(upslope.UpslopeError, match="take the argument render_mode"):
+            with pytest.raises(upslope.UpslopeError, match="accept the argument render_mode"):
                 made.drawing()
 
 
@@ -201,12 +201,12 @@ def test_an_episode_that_is_cut_is_told_and_the_limit_can_be_set(tmp_path, monke
     run = upslope.train("test_host_environments:Endless", folder=tmp_path, **QUICK).path
     upslope.evaluate(run, episodes=2)
     told = capsys.readouterr().err
-    assert "2 stochastic episodes cut at 30 steps" in told and "2 deterministic episodes cut" in told
+    assert "2 stochastic episodes cut off at 30 steps" in told and "2 deterministic episodes cut" in told
     assert "--max-episode-steps" in told
     found = upslope.evaluate(run, episodes=2, max_episode_steps=50)["stochastic"]
     assert (found.lengths == 50).all() and "cut" not in capsys.readouterr().err
     upslope.record(run, episodes=3)
-    assert "3 episodes cut at 30 steps" in capsys.readouterr().err
+    assert "3 episodes cut off at 30 steps" in capsys.readouterr().err
     limited = upslope.train("CartPole-v1", folder=tmp_path, **QUICK).path
     assert upslope.evaluate(limited, episodes=2, max_episode_steps=5)["stochastic"].lengths.max() <= 5
     assert "cut" not in capsys.readouterr().err

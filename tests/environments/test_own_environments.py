@@ -105,9 +105,9 @@ def test_a_factory_from_python_is_called_with_the_arguments(catch):
     ("name", "words"),
     [
         ("jax:catch:Cath", "has no Cath"),
-        ("jax:catch:State", "could not be made"),
+        ("jax:catch:State", "could not be created"),
         ("jax:nowhere:Catch", "cannot be imported"),
-        ("jax:corridor:Corridor", "leave out the prefix jax:"),
+        ("jax:corridor:Corridor", "omit the prefix jax:"),
     ],
 )
 def test_a_name_that_cannot_be_is_refused(name, words):

@@ -196,7 +196,7 @@ def test_the_key_alone_opens_the_end():
 
 def test_impossible_questions_are_refused():
     never = np.array([[1.0, 0.0]])
-    with pytest.raises(UpslopeError, match="gamma < 1, or give a horizon"):
+    with pytest.raises(UpslopeError, match="gamma < 1, or set a horizon"):
         short_corridor().state_values(never, 1.0)
     assert short_corridor().expected_return(never, 1.0, horizon=30) == -30
     assert short_corridor().expected_return(never, 0.9) == pytest.approx(-10)

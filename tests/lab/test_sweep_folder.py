@@ -34,7 +34,7 @@ def test_a_folder_that_is_not_a_sweeps_is_left_alone(name: str, is_elsewhere: bo
     mine.parent.mkdir(parents=True)
     mine.write_text("precious")
     storage = {"storage": sqlite_url(tmp_path / "elsewhere.db")} if is_elsewhere else {}
-    with pytest.raises(UpslopeError, match="not of this sweep's study"):
+    with pytest.raises(UpslopeError, match="do not belong to this sweep's study"):
         sweep(tmp_path, **storage)
     assert contents(tmp_path / "exp") == {name: b"precious"}
 
@@ -57,7 +57,7 @@ def test_a_sweep_goes_on_in_its_own_folder_alone(tmp_path: Path):
     sweep(tmp_path / "a", **elsewhere)
     before = contents(tmp_path / "a")
     assert f"exp/{MARK}" in before and "exp/trials/0000/config.json" in before
-    with pytest.raises(UpslopeError, match="give the --storage that it had"):
+    with pytest.raises(UpslopeError, match="pass the same --storage"):
         sweep(tmp_path / "a")  # whose trials are numbered from 0 again
     assert contents(tmp_path / "a") == before
     found = sweep(tmp_path / "b", **elsewhere, trials=2)  # another machine, with a disk of its own
@@ -65,7 +65,7 @@ def test_a_sweep_goes_on_in_its_own_folder_alone(tmp_path: Path):
     assert [p.name for p in (tmp_path / "b" / "exp" / "trials").iterdir()] == ["0001"]
     assert len(sweep(tmp_path / "a", **elsewhere, trials=3).trials) == 3
     (tmp_path / "a" / "exp" / MARK).write_text("nonsense")
-    with pytest.raises(UpslopeError, match="not of this sweep's study"):
+    with pytest.raises(UpslopeError, match="do not belong to this sweep's study"):
         sweep(tmp_path / "a", **elsewhere, trials=3)
 
 
@@ -76,7 +76,7 @@ def test_a_sweep_of_an_earlier_version_goes_on(tmp_path: Path):
     (tmp_path / "exp" / MARK).unlink()
     (tmp_path / "exp" / "study.db").rename(tmp_path / "moved")
     (tmp_path / "exp" / "study.db").touch()
-    with pytest.raises(UpslopeError, match="not of this sweep's study"):  # this study has begun just now
+    with pytest.raises(UpslopeError, match="do not belong to this sweep's study"):  # this study has begun just now
         sweep(tmp_path)
     assert (tmp_path / "exp" / "trials" / "0001").exists()
 

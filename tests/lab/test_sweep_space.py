@@ -26,9 +26,9 @@ BAD = {
     "steps: {low: 1, high: 2}": "same for all trials",
     "masks: {choices: [true, false]}": "changes the task",
     "num_envs: 8": "searches nothing",
-    "- learning_rate": "must hold a space",
-    "estimator: {choices: [gae, 'os:system']}": "neither names code",
-    "gamma: {choices: [0.9]}\nwrappers: ['os:system']": "neither names code",
+    "- learning_rate": "must contain a space",
+    "estimator: {choices: [gae, 'os:system']}": "may not name code",
+    "gamma: {choices: [0.9]}\nwrappers: ['os:system']": "may not name code",
     "gamma: {choices: [0.9]}\nlambda: 0.9\nlambda_: 0.8": "appears twice",
 }
 

@@ -60,4 +60,4 @@ def test_an_online_actor_critic_learns(tmp_path: Path, capsys: Any):
     run = upslope.train("jax:CartPole-v1", "actor_critic", **settings)
     losses = [row["policy/loss"] for row in run.metrics() if "policy/loss" in row]
     assert np.mean(np.asarray(losses) != 0) > 0.9
-    assert capsys.readouterr().out.count("a batch is one step") == 1
+    assert capsys.readouterr().out.count("a batch is a single step") == 1

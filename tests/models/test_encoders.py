@@ -140,7 +140,7 @@ def test_recorded_observations_that_no_space_holds_are_refused_with_their_key():
     encoder.check("observation", arrays, UpslopeError)
     for name, wrong in (("['side']", 4), ("['more'][0]['bits']", 2), ("['more'][0]['digits']", 0)):
         broken = arrays | {f"observation{name}": np.full_like(arrays[f"observation{name}"], wrong)}
-        with pytest.raises(UpslopeError, match="must hold integers") as refused:
+        with pytest.raises(UpslopeError, match="must contain integers") as refused:
             encoder.check("observation", broken, UpslopeError)
         assert f"observation{name}" in str(refused.value)
 

@@ -150,7 +150,7 @@ def test_both_forms_of_a_mask_say_the_same(kind):
         ("a choice", ["a"] * 4, "not numbers"),
         ("choices", (np.ones(3), np.ones(3)), r"\(3,\), \(3,\)"),
         ("choices", np.ones(4), r"\(5,\), or a tuple"),
-        ("switches", np.array([[3, 1], [0, 2]]), "which fix a switch"),
+        ("switches", np.array([[3, 1], [0, 2]]), "which fix a bit"),
         ("switches", np.ones((2, 2), bool), r"\(8,\), two for each"),
     ],
 )

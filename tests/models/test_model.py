@@ -132,12 +132,12 @@ def test_the_value_of_a_successor_is_one_step_further_in_the_same_episode():
     ("own", "words"),
     [
         (own_models.Overlapping, "belong to two groups"),
-        (own_models.Missing, "left out"),
+        (own_models.Missing, "missing or belong to two groups"),
         (own_models.Unknown, "`policy` and `value`, or `shared`"),
         (own_models.WithoutStart, "without the methods prepare, start, groups"),
         (own_models.OtherCarry, "a different carry"),
         (own_models.TwoValues, r"values of shape \(2, 1\)"),
-        (lambda observation_space, action_space, *, key: 1 / 0, "could not be made: ZeroDivisionError"),
+        (lambda observation_space, action_space, *, key: 1 / 0, "could not be created: ZeroDivisionError"),
     ],
 )
 def test_what_is_no_model_is_refused_before_training(own: Any, words: str, tmp_path):
@@ -334,10 +334,10 @@ def test_whole_episodes_teach_a_model_with_memory(environment: str, tmp_path):
 
 def test_more_minibatches_than_stretches_are_refused(tmp_path):
     settings = SMALL | {"minibatches": 8, "sequence_length": SMALL["rollout_steps"]}
-    with pytest.raises(UpslopeError, match="--minibatches 8 is more than the 2 stretches"):
+    with pytest.raises(UpslopeError, match="--minibatches 8 is more than the 2 sequences"):
         upslope.train("jax:CartPole-v1", model=own_models.Recurrent, folder=tmp_path, **settings)
     settings = {name: value for name, value in settings.items() if name != "model_kwargs"}
-    with pytest.raises(UpslopeError, match="--minibatches 8 is more than the 2 stretches of --sequence-length"):
+    with pytest.raises(UpslopeError, match="--minibatches 8 is more than the 2 sequences of --sequence-length"):
         upslope.train("jax:CartPole-v1", memory="gru", folder=tmp_path / "ours", **settings)
     assert not (tmp_path / "ours").exists()
 

@@ -74,7 +74,7 @@ def test_a_program_has_the_precision_of_its_task():
     ("environment", "algorithm", "settings", "words"),
     [
         ("jax:CartPole-v1", "trpo", {}, "TrustRegion solves equations"),
-        ("jax:CartPole-v1", "ppo", {"memory": "gru"}, "--memory gru has products of its own"),
+        ("jax:CartPole-v1", "ppo", {"memory": "gru"}, "--memory gru has other matrix products"),
         ("CartPole-v1", "ppo", {}, "--precision is read only by compiled environments"),
         ("jax:CartPole-v1", "ppo", {"precision": "float16"}, "precision"),
     ],

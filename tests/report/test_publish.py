@@ -152,8 +152,8 @@ def test_a_metric_is_drawn_as_the_report_draws_it(runs: list[Path], shown: list[
     assert shown[0].axes[0].get_ylabel() == "KL divergence of an update (nats)"
     for settings, words in (
         ({"metric": "policy/kll"}, 'no metric in these runs "policy/kll". Did you mean policy/kl'),
-        ({"metric": "policy/kl", "kind": "profile"}, "--metric is for --kind curves"),
-        ({"normalize": "range"}, "--normalize are for --kind comparison"),
+        ({"metric": "policy/kl", "kind": "profile"}, "--metric applies to --kind curves"),
+        ({"normalize": "range"}, "--normalize apply to --kind comparison"),
         ({"labels": ["a", "b"]}, "2 labels for 1 group"),
     ):
         with pytest.raises(UpslopeError, match=words):
@@ -198,7 +198,7 @@ def test_names_are_text_and_other_files_are_kept(runs: list[Path], tmp_path: Pat
     assert "the font has no glyph for 1 character" in capsys.readouterr().out
     Path("mine.pdf").write_bytes(b"%PDF-1.4")
     for output, words in (
-        ("mine.pdf", "not a figure of upslope"),
+        ("mine.pdf", "not an upslope figure"),
         ("a.jpg", ".pdf, .svg, .png"),
         ("no/a.pdf", "no folder"),
     ):

@@ -221,7 +221,7 @@ def test_bad_input_is_refused(runs, tmp_path, monkeypatch):
     refused("no folder", [runs[0]], tmp_path / "nowhere" / "report.html")
     mine = tmp_path / "mine.html"
     mine.write_text("<p>my own page</p>")
-    refused("not a page of upslope", [runs[0]], mine)
+    refused("not an upslope page", [runs[0]], mine)
     assert mine.read_text() == "<p>my own page</p>"
     with pytest.raises(upslope.UpslopeError, match="not a run directory"):
         write_credit(tmp_path / "nothing")

@@ -77,7 +77,7 @@ def test_recorded_data_has_no_episodes_to_wait_for():
 
 def test_no_time_is_promised_before_the_speed_is_known():
     words = display.time_words(make_snapshot(steps=[10], elapsed=9.0, steps_per_second=NAN))
-    assert words == "0:09, compiling included · time left not known yet"
+    assert words == "0:09, including compilation · time left not known yet"
     assert display.time_words(make_snapshot(steps=[100_000] * 5, elapsed=9.0, steps_per_second=NAN)) == "0:09"
 
 

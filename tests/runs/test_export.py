@@ -302,7 +302,7 @@ def test_a_policy_reads_only_what_its_spaces_hold():
     with pytest.raises(UpslopeError, match="reads observations of shape"):
         several({"a": [[0.0, 0.0], [1.0, 1.0]], "b": [1, 2, 0]})
     masked = policy_of(VECTOR, spaces.Discrete(2), masks=True)
-    with pytest.raises(UpslopeError, match="2 observations and 0 masks"):
+    with pytest.raises(UpslopeError, match="2 observations but 0 masks"):
         masked([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]], mask=1)
 
 

@@ -137,13 +137,13 @@ def test_what_cannot_be_called_is_refused(folder: Path):
         state.stop()
 
     train_corridor(folder, "refused", on_iteration=follow, seeds=1)
-    parts = ("no method shorten to call", "takes the name of a method", "no method level", "cannot keep")
+    parts = ("no method shorten to call", "takes the name of a method", "no method level", "cannot store")
     assert len(said) == 4 and all(part in words for part, words in zip(parts, said, strict=True))
     compiled: Any = SimpleNamespace(data=None, task=SimpleNamespace(environment=CartPole()))
-    with pytest.raises(upslope.UpslopeError, match="is compiled into the program"):
+    with pytest.raises(upslope.UpslopeError, match="is compiled into the training program"):
         CompiledEngine.call(compiled, "lengthen", [1])
     batched: Any = SimpleNamespace(world=SimpleNamespace(name="vector:Some-v0"))
-    with pytest.raises(upslope.UpslopeError, match="vector:Some-v0 resets its columns by itself"):
+    with pytest.raises(upslope.UpslopeError, match="vector:Some-v0 resets its columns itself"):
         BatchedColumns.call(batched, "lengthen", [1])
 
 

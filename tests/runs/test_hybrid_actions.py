@@ -118,7 +118,7 @@ def test_another_action_space_is_told_by_the_key_that_differs(trained):
             info = super().allowed()
             return {"action_mask": info["action_mask"] | {"tool": np.ones(4, np.int8)}}
 
-    with pytest.raises(UpslopeError, match="the n of its actions at `tool` was 3, and is 4"):
+    with pytest.raises(UpslopeError, match="the n of its actions at `tool` was 3, and is now 4"):
         upslope.evaluate(trained("host"), environment=Other)
 
 

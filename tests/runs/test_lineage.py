@@ -159,10 +159,10 @@ def test_a_clone_goes_on_in_another_environment_with_the_same_spaces(source: Pat
     options = {"start_from": clone, "steps": 480, "rollout_steps": 8, "num_envs": 2, "minibatches": 2, "preset": False}
     run = upslope.train("CartPole-v1", "ppo", folder=folder, name="improved", **options)
     said = capsys.readouterr().out
-    assert f"begins with {clone}@last (clone) at step" in said and "taken over: networks" in said
+    assert f"starts from {clone}@last (clone) at step" in said and "inherited: networks" in said
     assert run.config.data is None and run.config.objective == "clip" and run.config.hidden_sizes == (8,)
     record = read_record(run.path)
-    assert re.match(rf"{re.escape(str(clone))}@last at step \d+, seed 0; taken over: networks", beginning_of(record))
+    assert re.match(rf"{re.escape(str(clone))}@last at step \d+, seed 0; inherited: networks", beginning_of(record))
     assert any("are not counted in its budget" in words for words in compare_records([record]).warnings)
 
 
@@ -171,9 +171,9 @@ def test_a_clone_goes_on_in_another_environment_with_the_same_spaces(source: Pat
     [
         ({"environment": "jax:GridWorld-v0"}, "needs the spaces that it was trained with: its observations"),
         ({"environment": "jax:Acrobot-v1"}, "actions"),
-        ({"hidden_sizes": (16,)}, r"--hidden-sizes was \(8,\), and is \(16,\)"),
+        ({"hidden_sizes": (16,)}, r"--hidden-sizes was \(8,\), and is now \(16,\)"),
         ({"normalize_observations": False}, "read normalised observations"),
-        ({"seeds": 3}, "has the seeds 0 to 1 and no seed 2. Seed k begins with seed k"),
+        ({"seeds": 3}, "has the seeds 0 to 1 and no seed 2. Seed k starts from seed k"),
         ({"from_seed": 7}, "no seed 7. Change --from-seed"),
         ({"start_from": "@best"}, "names no checkpoint of a run"),
         ({"start_from": "nowhere"}, "nowhere is not a run directory"),
@@ -208,7 +208,7 @@ def test_names_of_checkpoints(source: Path, folder: Path):
         upslope.train(folder=folder, quiet=True, start_from=f"{source}@middle")
     with pytest.raises(upslope.UpslopeError, match="--fresh-optimiser is read only by --from"):
         upslope.train("jax:CartPole-v1", folder=folder, quiet=True, fresh_optimiser=True)
-    with pytest.raises(upslope.UpslopeError, match="Say what to train on"):
+    with pytest.raises(upslope.UpslopeError, match="No environment was given"):
         upslope.train()
 
 

@@ -126,7 +126,7 @@ def test_devices_and_absurd_sizes_are_refused(tmp_path: Path, run: Path):
         read_settings(Path("/dev/zero"))
     with pytest.raises(UpslopeError, match="/dev/zero is a device or socket, not a dataset"):
         load_dataset(Path("/dev/zero"), BoxEncoder((1,)), DiscreteHead(2), needs_behaviour=False)
-    with pytest.raises(UpslopeError, match="is not a page"):
+    with pytest.raises(UpslopeError, match="is not an upslope page"):
         page_path(link(tmp_path / "page.html", Path("/dev/zero")), "report.html")
     large = tmp_path / "large.yaml"
     with large.open("wb") as file:
@@ -258,7 +258,7 @@ def test_no_episode_is_recorded_where_no_file_can_be_written(
     no_writing(monkeypatch, run)
     with monkeypatch.context() as patch:
         patch.setattr(evaluation, "load_agents", lambda *_: pytest.fail("it would be played in vain"))
-        with pytest.raises(UpslopeError, match=r"Read-only file system\. Make it writable, or give an --output"):
+        with pytest.raises(UpslopeError, match=r"Read-only file system\. Make it writable, or choose an --output"):
             upslope.record(run, episodes=2)
     assert upslope.record(run, episodes=2, output=tmp_path / "elsewhere.npz").exists()
 

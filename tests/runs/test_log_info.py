@@ -149,9 +149,9 @@ def test_it_is_compared_and_reported(run: Path, folder: Path, tmp_path: Path):
     assert by_evaluation.tolist() == [1.0, 1.0]  # an average over those that have it
     lengths = upslope.compare([run], metric="length", score="training").groups[0].scores
     assert ((lengths > 3) & (lengths < 5)).all()
-    with pytest.raises(upslope.UpslopeError, match="kept no colour of its episodes, only return, length, is_success"):
+    with pytest.raises(upslope.UpslopeError, match="has no colour for its episodes, only return, length, is_success"):
         upslope.compare([run], metric="colour")
-    with pytest.raises(upslope.UpslopeError, match="about returns"):
+    with pytest.raises(upslope.UpslopeError, match="applies to returns"):
         upslope.compare([run], metric="is_success", normalize="threshold")
     page = write_report([run], tmp_path / "report.html", metric="is_success").read_text()
     assert page.count("Mean of `reward.distance` of info") or "reward.distance" in page

@@ -168,7 +168,7 @@ def test_nothing_to_send_and_nothing_to_write(run: Path, tmp_path: Path, monkeyp
     with pytest.raises(SystemExit):
         main(["track", str(run)])
     monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(UpslopeError, match="cannot be written, and what was sent is noted there"):
+    with pytest.raises(UpslopeError, match="cannot be written, but what was sent must be recorded there"):
         upslope.track(run, f"{OWN}:Noting")
 
 

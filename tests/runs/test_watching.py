@@ -78,7 +78,7 @@ def plain(run: Path, *happenings: Any, look: Any = lambda: "") -> list[str]:
 
 def test_a_run_is_followed_to_its_end(run: Path):
     lines = plain(run, *(lambda k=k: grow(run, 100 * k, 2.0 * k) for k in range(1, 11)))
-    assert lines[:2] == ["ppo on CartPole-v1 · 2 seeds", f"watching {run}; Ctrl-C leaves it alone"]
+    assert lines[:2] == ["ppo on CartPole-v1 · 2 seeds", f"watching {run}; Ctrl-C stops watching, not the run"]
     # One line for each tenth. After five chunks the seeds have 300 and 301, and t · s/√2 = 12.71 · 0.707 / 1.414 = 6.4.
     (half,) = [line for line in lines if line.startswith(" 50 %")]
     assert "500 of 1,000 steps per seed  return 300 ± 6 (95 %) · 2 seeds" in half
@@ -128,7 +128,7 @@ def test_silence_is_judged_by_the_runs_own_pauses(run: Path):
     notices = [line for line in lines if line.startswith("notice")]
     # Ten times the longest pause, 20 s; after a new row it is as if nothing had been.
     assert notices == [
-        "notice: no new row for more than 3:20, and the longest pause before was 0:20: it seems to have stopped. "
+        "notice: no new row for more than 3:20, and the longest pause before that was 0:20: it seems to have stopped. "
         f"If it has: upslope resume {run}"
     ]
     assert lines.index(notices[0]) < next(n for n, line in enumerate(lines) if line.startswith(" 40 %"))

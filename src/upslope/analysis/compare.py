@@ -38,14 +38,15 @@ def compare(
     Args:
         runs: run directories, in any environments.
         score: how a seed is scored: by "stochastic" or "deterministic" evaluation episodes of the last checkpoint, by
-            its last 100 "training" episodes, or by "auto": stochastic evaluation if all runs have it, else training.
+            its last 100 "training" episodes, or by "auto": stochastic evaluation if all runs have it, otherwise
+            training.
         normalize: how scores are made comparable across environments: "threshold" (0 is a random policy, 1 the
             environment's reward threshold) or "range" (0 and 1 are the lowest and highest score of all these runs).
             Without it, nothing is averaged over environments.
-        trust: for "threshold", which makes each environment: allow the code that a run's config.json names. Registered
-            Gymnasium ids, upslope's own environments and runs trained on this machine do not need it.
-        metric: what is measured per episode, the higher the better: its "return", its "length", or a key that every run
-            kept by --log-info.
+        trust: for "threshold", which creates each environment: allow the code that a run's config.json names.
+            Registered Gymnasium ids, upslope's own environments and runs trained on this machine do not need it.
+        metric: what is compared per episode, higher being better: its "return", its "length", or a key that every run
+            logged with --log-info.
 
     Raises:
         UpslopeError: a folder is missing, no run can be read, a run cannot be scored, or an option is unknown.
@@ -67,7 +68,7 @@ def compare_records(
     coerce("score", score, Score)
     coerce("normalize", normalize, Normalize | None)
     if normalize == "threshold" and metric != "return":
-        raise UpslopeError(f"--normalize threshold is about returns, not {metric}. Use --normalize range.")
+        raise UpslopeError(f"--normalize threshold applies to returns, not to {metric}. Use --normalize range.")
     rest, unscored = scorable([record.measured_by(metric) for record in records], score)
     members, repeated = group(rest)
     scored = scores_of(members, score)
@@ -86,7 +87,7 @@ def compare_records(
     improvements = tuple(i for e in environments for i in improvements_in([g for g in groups if g.environment == e]))
     if normalize == "threshold":
         for member in members:
-            # Any run's config may be used to make the environment, so all of them are checked.
+            # Any run's config may be used to create the environment, so all of them are checked.
             for record in member.records:
                 require(record.config, record.path, trust=trust, given=PARTS)
     over = normalised(groups, {m.environment: m.records[0].config for m in members}, normalize)

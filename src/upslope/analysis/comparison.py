@@ -18,7 +18,7 @@ BUDGET_SHARES = (0.25, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True)
 class Efficiency:
-    """How early a group learns: its training return at fixed fractions of the budget."""
+    """How quickly a group learns: its training return at fixed fractions of the budget."""
 
     steps: tuple[int, ...]
     """25, 50, 75 and 100 % of the smallest budget in this environment, in environment steps per seed."""
@@ -129,7 +129,7 @@ class Comparison:
     profiles: tuple[Profile, ...]
     """`references`, `aggregates` and `profiles` are empty unless normalised scores were requested."""
     warnings: tuple[str, ...]
-    """Caveats that a reader must know before trusting the numbers."""
+    """Caveats that a reader should know before trusting the numbers."""
     metric: str = "return"
     """What is measured for each episode."""
 
@@ -142,7 +142,7 @@ class Comparison:
 
 
 def html_parts(found: Comparison) -> Iterator[str]:
-    """A comparison for a notebook: scores by environment, who beats whom, and caveats."""
+    """A comparison for a notebook: scores by environment, probabilities of improvement, and caveats."""
     yield html.paragraph(f"The score of a seed: {found.score}. Intervals are 95 %, over seeds.")
     for environment in dict.fromkeys(g.environment for g in found.groups):
         groups = [g for g in found.groups if g.environment == environment]

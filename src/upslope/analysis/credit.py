@@ -48,7 +48,7 @@ class EpisodeCredit:
     one, which are tanh of the mean and of the mean ± σ. For an action of several parts, each name follows the part's
     key and a slash."""
     action: np.ndarray
-    """The action taken [T, …], before it is clipped; choices count from 0, and several parts are one vector."""
+    """The action taken [T, …], before it is clipped; choices are counted from 0, and several parts form one vector."""
     picture_steps: np.ndarray
     """The steps that have a picture [F], in increasing order."""
     pictures: tuple[bytes, ...]
@@ -80,7 +80,7 @@ class EpisodeCredit:
         size = np.abs(self.weights[estimator].astype(np.float64))
         if not size.any():
             return 0.0
-        size /= size.max()  # else the squares of small weights could vanish
+        size /= size.max()  # otherwise the squares of small weights could vanish
         return float(size.sum() ** 2 / (size**2).sum())
 
     def singles_out(self, estimator: str) -> bool:
@@ -224,22 +224,22 @@ def check_arrays(arrays: dict[str, np.ndarray]) -> None:
     steps, weights = arrays["reward"].shape[0] if arrays["reward"].ndim else 0, 0
     for name, x in arrays.items():
         if x.dtype.kind not in "biuf" or not fits_32_bits(x):
-            raise ValueError(f"its {name} holds a value that is not a finite number of 32 bits")
+            raise ValueError(f"its {name} contains a value that is not a finite 32-bit number")
         if x.dtype.kind == "b" and name not in ("mask", "action"):
-            raise ValueError(f"its {name} holds true and false where numbers are needed")
+            raise ValueError(f"its {name} contains booleans where numbers are needed")
         is_row = name in ("reward", "value", "td_error") or name.startswith("weight/")
         if (is_row and x.shape != (steps,)) or (name.startswith("policy/") and (x.ndim != 2 or len(x) != steps)):
             raise ValueError(f"its {name} has shape {x.shape}, but the episode has {steps} steps")
         weights += name.startswith("weight/")
     if not steps or not weights or ("value" in arrays) != ("td_error" in arrays):
-        raise ValueError("it holds no step, no weight, or only one of value and td_error")
+        raise ValueError("it has no steps, no weights, or only one of value and td_error")
     check_policy(arrays, steps)
     check_pictures(arrays["picture_steps"], "picture", arrays, steps)
     mask, influence, decisions = (arrays.get(name) for name in ("mask", "influence", "influence_steps"))
     if mask is not None and (mask.ndim != 2 or len(mask) != steps or mask.dtype.kind != "b"):
         raise ValueError("its mask does not match the episode's steps")
     if (influence is None) != (decisions is None):
-        raise ValueError("it holds only one of influence and influence_steps")
+        raise ValueError("it has only one of influence and influence_steps")
     if influence is not None and decisions is not None:
         is_whole = influence.ndim == 2 and influence.size and influence.shape[1] <= steps and decisions.ndim == 1
         if not is_whole or len(decisions) != len(influence) or not is_increasing(decisions, steps):

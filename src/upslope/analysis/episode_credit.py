@@ -78,7 +78,7 @@ def label(estimator: Estimator) -> str:
 def own_label(config: Config) -> str | None:
     """The label of the estimator that a run was trained with; None for a custom one and for imitation.
 
-    One that compares the episodes of a group is named too, although it gives a single episode no weights.
+    An estimator that compares the episodes of a group is named too, although it gives a single episode no weights.
     """
     of_groups = {"leave_one_out": LeaveOneOut, "group_mean": GroupMean}
     if config.estimator in of_groups:
@@ -124,7 +124,8 @@ def credit_of(
             runs trained on this machine do not need it.
 
     Raises:
-        UpslopeError: the run, seed or checkpoint does not exist, or the environment cannot be made or is not trusted.
+        UpslopeError: the run, seed or checkpoint does not exist, or the environment cannot be created or is not
+            trusted.
     """
     fresh(episode_seed=episode_seed)
     directory = RunDirectory(run)

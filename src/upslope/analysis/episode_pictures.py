@@ -1,4 +1,4 @@
-"""Small pictures of an episode: of each state in which the agent acted, or of every second, fourth … state."""
+"""Small pictures of an episode: of every state in which the agent acted, or of every second, fourth … one."""
 
 import io
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from upslope.environments.tabular import Tabular
 from upslope.errors import UpslopeError
 
 MAX_PICTURES = 200
-"""Every second picture is dropped when there are more than this."""
+"""Every other picture is dropped when there are more than this."""
 MAX_SIDE = 320
 """Length of a picture's longer side in pixels."""
 QUALITY = 75
@@ -99,7 +99,7 @@ def watched(environment: HostEnvironment, pictures: Pictures) -> HostEnvironment
     try:
         drawn = environment.drawing()
     except UpslopeError as error:
-        pictures.note = f"the environment could not be made with pictures: {error}"
+        pictures.note = f"the environment could not be created for rendering: {error}"
         return environment
     return replace(drawn, create=lambda: Watched(drawn.create(), pictures), batch=None)
 

@@ -24,7 +24,7 @@ DECIDING_PACKAGES = ("upslope", "jax", "gymnasium")
 
 @dataclass(frozen=True)
 class Member:
-    """The runs of one group, its label, and the settings in which it differs from its rivals."""
+    """The runs of one group, its label, and the settings in which it differs from the groups it is compared with."""
 
     records: tuple[Record, ...]
     label: str
@@ -105,13 +105,14 @@ def settings_of(record: Record) -> dict[str, Any]:
 
 
 def differing(pool: list[Record], rivals: list[list[Record]]) -> dict[str, Any]:
-    """The settings that differ between the rivals, with this pool's values."""
+    """The settings that differ between the compared groups, with this pool's values."""
     own, others = settings_of(pool[0]), [settings_of(p[0]) for p in rivals]
     return {name: value for name, value in own.items() if any(other[name] != value for other in others)}
 
 
 def in_words(settings: dict[str, Any], rivals: list[list[Record]]) -> list[str]:
-    """Settings as `name=value`; a number has four digits, unless a rival's different number has the same four."""
+    """Settings as `name=value`; a number has four digits, unless a different number in another group has the same
+    four."""
     others = [settings_of(pool[0]) for pool in rivals]
 
     def shown(name: str, value: Any) -> Any:
@@ -165,8 +166,9 @@ def other_wrappers(environment: str, members: list[Member]) -> str:
         return ""
     words = "; ".join(f"{', '.join(wrappers) or 'none'}: {', '.join(labels)}" for wrappers, labels in wrapped.items())
     return (
-        f"different wrappers in {environment}: {words}. Scores are what the wrappers make of the reward, so they are "
-        "comparable only if no wrapper changes it, or the length of an episode"
+        f"different wrappers in {environment}: {words}. Scores use the rewards as the wrappers return "
+        "them, so they are "
+        "comparable only if no wrapper changes the rewards or the length of an episode"
     )
 
 
@@ -181,7 +183,7 @@ def past_budget(environment: str, members: list[Member]) -> str:
     if not words:
         return ""
     return (
-        f"steps beyond the budget in {environment}, because the last rollout is kept whole: {', '.join(words)}. The "
+        f"steps beyond the budget in {environment}, because the last rollout is completed: {', '.join(words)}. The "
         "table of sample efficiency does not count them"
     )
 

@@ -1,4 +1,4 @@
-"""What a memory kept: how much each earlier observation of an episode moves the policy now, by its gradient."""
+"""What a memory kept: how strongly the policy's output now depends on each earlier observation, by its gradient."""
 
 from typing import NamedTuple
 

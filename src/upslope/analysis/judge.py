@@ -1,4 +1,4 @@
-"""Judge a policy by recorded episodes, without acting."""
+"""Judge a policy from recorded episodes, without acting."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -45,9 +45,9 @@ FARTHEST, LEAST_SHIFT = 5.0, 0.01
 """The ratios are refused if their mean is this many standard errors from 1, and compounds over an episode to at least
 this."""
 SETTLED = 0.05
-"""Q has not settled if the rewards of an episode differ from what it explains by this share of the returns' spread."""
+"""Q has not converged if an episode's rewards differ from what it explains by this share of the returns' spread."""
 ROWS = 4096
-"""Rows that are computed at once."""
+"""Number of rows computed at once."""
 SAMPLES = 32
 """Actions drawn from π for V̂(s), where the expectation over them is not a sum."""
 
@@ -64,7 +64,7 @@ def judge(
     model: Callable[..., Any] | None = None,
     trust: bool = False,
 ) -> Judgement:
-    """Estimate what a policy would get, from episodes that another one recorded: off-policy evaluation.
+    """Estimate what a policy would earn, from episodes that another one recorded: off-policy evaluation.
 
     The estimators are importance sampling by trajectory and per decision, plain and weighted; fitted Q evaluation; and
     doubly robust ones. Each gives a number with an interval, or the reason why the data cannot tell. Nothing is
@@ -75,7 +75,7 @@ def judge(
         data: the recorded episodes, a file of `upslope.record` or `minari:NAME`.
         seed: one of the run's seeds; by default the first.
         checkpoint: `last` or `best`.
-        gamma: γ of the value; by default the run's. 1 is the undiscounted return, as `upslope.evaluate` gives it.
+        gamma: γ of the value; by default the run's. 1 is the undiscounted return, as reported by `upslope.evaluate`.
         horizon: count only the first steps of an episode. By default all count, and an episode that was cut off is
             continued by the fitted Q.
         iterations: regressions of the fitted Q; by default four horizons 1/(1−γ), but at least 200 and at most 1,000.
@@ -83,13 +83,13 @@ def judge(
         trust: allows importing the custom model that the run's config.json names; nothing else is imported.
 
     Raises:
-        UpslopeError: no such run, seed, checkpoint or file, or one that does not fit the other.
+        UpslopeError: no such run, seed, checkpoint or file, or the file does not fit the run.
     """
     positive(horizon=horizon, iterations=iterations)
     if horizon is not None and iterations is not None:
         raise UpslopeError(
-            "--iterations sets how Q is fitted, and with --horizon none is, since Q(s, a) does not know how many steps "
-            "are left. Leave one of the two out."
+            "--iterations sets how Q is fitted, but with --horizon no Q is fitted, since Q(s, a) does not "
+            "know how many steps are left. Omit one of the two."
         )
     directory = RunDirectory(run)
     config = directory.config()
@@ -144,7 +144,7 @@ class Tail(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """One policy and the recorded episodes [T, N] by which it is judged."""
+    """One policy and the recorded episodes [T, N] from which it is judged."""
 
     agent: Agent
     encoder: ObservationEncoder
@@ -167,7 +167,7 @@ class Case:
 
     @property
     def cut(self) -> np.ndarray:
-        """The episodes whose rest is unknown: truncated before the end, or before the horizon."""
+        """The episodes whose remainder is unknown: truncated before the end, or before the horizon."""
         is_cut = np.asarray(self.rollout.truncated)[: len(self.valid)].any(axis=0)
         if self.horizon is not None:
             is_cut &= self.rollout.valid.sum(axis=0) < self.horizon
@@ -185,14 +185,14 @@ class Case:
         return Judged(float(returns.mean()), half if half > 0 else None, float(len(returns)))
 
     def notes(self, estimates: Mapping[str, Judged]) -> list[str]:
-        """What the numbers rest on."""
+        """What the numbers are based on."""
         is_fitted = not estimates["fqe"].refusal
         if not len(self.cut) or not is_fitted or self.rollout.action_mask is not None:
             return []
         return [f"{counted(len(self.cut), 'truncated episode')} of {self.valid.shape[1]:,} continued by the fitted Q"]
 
     def estimates(self, iterations: int | None) -> dict[str, Judged]:
-        """What each estimator says."""
+        """The result of each estimator."""
         why_no_q, fitted = self.fitted(iterations)
         found: dict[str, Judged] = {}
         why_no_weights = self.why_no_weights()
@@ -217,7 +217,7 @@ class Case:
     def why_no_weights(self) -> str:
         """Why the ratios π/μ cannot be used; empty if they can."""
         if not self.has_probabilities:
-            return "the file does not say with which probability each action was taken"
+            return "the file does not contain the probability with which each action was taken"
         test = ratio_test(self.log_ratio, self.valid)
         length = self.valid.sum() / self.valid.shape[1]
         if abs(test.z) <= FARTHEST or abs(test.mean - 1) * length <= LEAST_SHIFT:
@@ -292,8 +292,8 @@ class Case:
         return (why, None) if why else ("", tail)
 
     def why_unsettled(self, tail: Tail, spread: float, fitting: Fitting) -> str:
-        """Why Q̂ does not explain the recorded rewards, by the mean Σ_t γ^t δ_t of the episodes, which the other half's
-        Q̂ has not seen; empty if it does."""
+        """Why Q̂ does not explain the recorded rewards, judged by the mean Σ_t γ^t δ_t over episodes that the other
+        half's Q̂ has not seen; empty if it does."""
         surprise = self.surprise(tail)
         if self.rollout.action_mask is not None:
             surprise[self.valid.sum(axis=0)[self.cut] - 1, self.cut] = 0.0
@@ -303,13 +303,13 @@ class Case:
             return ""
         return (
             f"the fitted Q does not explain the recorded rewards after {counted(fitting.iterations, 'iteration')}, by "
-            f"{abs(float(total.mean())):.2g} an episode; give more --iterations"
+            f"{abs(float(total.mean())):.2g} per episode; use more --iterations"
         )
 
     def why_no_q(self) -> str:
         """Why no Q can be fitted; empty if one can."""
         if has_memory(self.agent.model):
-            return "this policy has a memory, and Q(s, a) knows only one observation"
+            return "this policy has a memory, but Q(s, a) sees only one observation"
         if self.horizon is not None:
             return "Q(s, a) does not know how many steps are left until the horizon"
         if self.gamma >= 1 and len(self.cut):
@@ -359,7 +359,7 @@ class Case:
         return rows[~np.swapaxes(np.asarray(self.rollout.truncated), 0, 1)[self.valid.T]]
 
     def why_unseen(self, steps: Steps, drawn: np.ndarray) -> str:
-        """Why the recorded actions say too little about those that π takes; empty if they do not."""
+        """Why the recorded actions reveal too little about those that π takes; empty if they reveal enough."""
         head = self.agent.head
         # Compared as the environment receives them, so that an action beyond a bound counts as one at the bound.
         recorded, drawn = (sampled(head, head.to_environment(np.asarray(x))) for x in (steps.action, drawn))
@@ -372,7 +372,7 @@ class Case:
         if share <= MOST_UNSEEN:
             return ""
         return (
-            f"in {share:.0%} of the states this policy takes an action that was never recorded, or is beyond the range"
+            f"in {share:.0%} of the states this policy takes an action that was never recorded, or is outside the range"
         )
 
     def valued(self, values: Any, steps: Steps, place: np.ndarray, fold_of: np.ndarray) -> Tail:
@@ -404,7 +404,7 @@ def judged(found: Estimated) -> Judged:
 
 
 def refused(why: str) -> Judged:
-    """No number, and why."""
+    """A refusal: no number, and the reason."""
     return Judged(None, None, None, why)
 
 

@@ -24,7 +24,7 @@ narrow."""
 
 @dataclass(frozen=True)
 class Judged:
-    """What one estimator says about V^π."""
+    """One estimator's estimate of V^π."""
 
     value: float | None
     """None if it is refused."""
@@ -58,10 +58,10 @@ class Judgement:
     truncated: int
     """The number of episodes that were cut off before the end, or before the horizon."""
     recorded: Judged
-    """The mean of Σ_t γ^t r_t over the recorded steps: what the recorder itself got."""
+    """The mean of Σ_t γ^t r_t over the recorded steps: what the recorder itself earned."""
     estimates: dict[str, Judged]
     notes: tuple[str, ...]
-    """What the numbers rest on, and what is doubtful."""
+    """What the numbers are based on, and what is doubtful."""
 
     @property
     def verdict(self) -> str | None:
@@ -70,7 +70,7 @@ class Judgement:
 
     @property
     def title(self) -> str:
-        """What was judged, and by what."""
+        """What was judged, and on which data."""
         until = "" if self.horizon is None else f", first {counted(self.horizon, 'step')}"
         return (
             f"{self.run} · seed {self.seed} · {self.checkpoint} · judged by {counted(self.episodes, 'episode')} "
@@ -82,7 +82,7 @@ class Judgement:
         """The verdict in a sentence."""
         recorded = f"The recorded episodes have {self.recorded.words()}"
         if self.verdict is None:
-            return f"{recorded}; these data cannot tell what this policy would get."
+            return f"{recorded}; these data cannot tell what this policy would earn."
         found = self.estimates[self.verdict]
         doubt = " without an interval" if found.half_width is None else " (95 %)"
         return f"{recorded}, this policy {found.words()}{doubt}, by {LABELS[self.verdict]}."

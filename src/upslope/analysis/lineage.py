@@ -1,4 +1,4 @@
-"""What a run's config.json says about the run that it began with, in words."""
+"""A description of the run that another run started from, according to its config.json."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,12 +8,12 @@ from upslope.core.messages import counted
 
 
 def lineage_of(record: Record) -> dict[str, Any] | None:
-    """The lineage of a run, which was checked when it was read; None if it began with a new agent."""
+    """The lineage of a run, which was checked when it was read; None if it started with a new agent."""
     return record.description.get("lineage")
 
 
 def beginning_of(record: Record) -> str:
-    """The run, checkpoint and steps that a run began with, and what was not taken over."""
+    """The run, checkpoint and steps that a run started from, and what was not inherited."""
     lineage = lineage_of(record)
     if lineage is None:
         return "a new agent"
@@ -23,13 +23,13 @@ def beginning_of(record: Record) -> str:
     return (
         f"{lineage['run']}@{lineage['checkpoint']} at step {at}, "
         + (f"all with its seed {lineage['seeds'][0]}" if is_shared(lineage) else listed(lineage["seeds"]))
-        + f"; taken over: {', '.join(map(str, lineage['taken_over']))}"
-        + (f"; begun anew: {', '.join(map(str, anew))}" if anew else "")
+        + f"; inherited: {', '.join(map(str, lineage['taken_over']))}"
+        + (f"; started afresh: {', '.join(map(str, anew))}" if anew else "")
     )
 
 
 def is_shared(lineage: dict[str, Any]) -> bool:
-    """Whether several seeds began with the agent of one seed."""
+    """Whether several seeds started from the agent of one seed."""
     return len(lineage["seeds"]) > 1 and len(set(lineage["seeds"])) == 1
 
 
@@ -42,17 +42,18 @@ def listed(seeds: Sequence[int]) -> str:
 
 
 def lineage_warnings(label: str, records: Sequence[Record]) -> list[str]:
-    """Caveats of a comparison: earlier steps that no budget counts, and seeds that began with the same agent."""
+    """Caveats of a comparison: earlier steps that no budget counts, and seeds that started from the same agent."""
     found = [lineage for record in records if (lineage := lineage_of(record)) is not None]
     if not found:
         return []
     most = max(step for lineage in found for step in lineage["steps"])
     runs = ", ".join(dict.fromkeys(f"{lineage['run']}@{lineage['checkpoint']}" for lineage in found))
-    words = [f"{label} began with {runs}, whose {most:,} steps per seed are not counted in its budget"]
+    words = [f"{label} started from {runs}, whose {most:,} steps per seed are not counted in its budget"]
     if shared := [lineage for lineage in found if is_shared(lineage)]:
         count = counted(len(shared[0]["seeds"]), "seed")
         words.append(
-            f"{label}: {count} began with one agent, so intervals leave out how much that agent varies. Begin each "
-            "with a seed of its own (without --from-seed)"
+            f"{label}: {count} started from one agent, so intervals do not include how much that agent "
+            "varies. Start each "
+            "from a seed of its own (without --from-seed)"
         )
     return words

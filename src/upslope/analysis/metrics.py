@@ -19,7 +19,7 @@ class Explanation:
     meaning: str
     """What the metric measures, in one line."""
     healthy: str
-    """What a run that learns usually shows, in one line."""
+    """What a run that is learning usually shows, in one line."""
 
 
 EXPLANATIONS = {
@@ -37,5 +37,7 @@ def explain(name: str) -> Explanation:
     """The explanation of a metric; for a custom metric, only its name."""
     if name.startswith(INFO):
         key = name.removeprefix(INFO)
-        return Explanation(key, "as in info", f"Mean of `{key}` of info at the ends of the iteration's episodes.", "")
+        return Explanation(
+            key, "as in info", f"Mean of info's `{key}` over the episodes that ended in the iteration.", ""
+        )
     return EXPLANATIONS.get(name, Explanation(name, "", "", ""))

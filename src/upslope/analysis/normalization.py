@@ -70,7 +70,7 @@ def differing_settings(label: str, groups: Sequence[Group]) -> str:
     )
     if not differ:
         return ""
-    return f"{label} has different settings in different environments, all in one average: {', '.join(differ)}"
+    return f"{label} has different settings in different environments but is averaged as one: {', '.join(differ)}"
 
 
 def reference_of(environment: str, groups: Sequence[Group], config: Config, normalize: Normalize) -> Reference:
@@ -86,8 +86,8 @@ def reference_of(environment: str, groups: Sequence[Group], config: Config, norm
     low, high = float(np.nanmin(scores)), float(np.nanmax(scores))
     if not high > low:
         raise UpslopeError(
-            f"All seeds with a score have the same one in {environment}, so scores cannot be normalised to their "
-            "range. Use --normalize threshold, or leave this environment out."
+            f"All scored seeds have the same score in {environment}, so there is no range to normalise to. "
+            "Use --normalize threshold, or leave this environment out."
         )
     return Reference(environment, low, high, "lowest and highest score of these runs")
 
@@ -117,8 +117,8 @@ def threshold_of(environment: str, config: Config) -> Reference:
         close_all(environment, [env])
     if not threshold > random:
         raise UpslopeError(
-            f"A random policy reaches {number(random)} in {environment}, but the reward threshold {threshold} is not "
-            "higher, so they cannot be 0 and 1. Use --normalize range."
+            f"A random policy reaches {number(random)} in {environment}, but the reward threshold "
+            f"{threshold} is not higher, so the two cannot be mapped to 0 and 1. Use --normalize range."
         )
     words = f"random policy ({RANDOM_EPISODES} episodes) and Gymnasium's reward threshold"
     return Reference(environment, random, float(threshold), words)

@@ -1,4 +1,4 @@
-"""The images among an episode's observations as pictures that a person can see."""
+"""The images in an episode's observations, as pictures for people."""
 
 from typing import Any
 
@@ -51,7 +51,7 @@ def photographs(layout: ImageLayout, images: Any, *, is_bytes: bool) -> np.ndarr
 
 
 def board_colours(layout: ImageLayout, images: Any, *, is_bytes: bool) -> np.ndarray:
-    """Boards as RGB [F, height, width, 3]: a colour for each channel, as bright as its number is high within the
+    """Boards as RGB [F, height, width, 3]: a colour for each channel, whose brightness shows the number relative to the
     episode's range."""
     numbers: Any = layout.channels_last(images).astype(np.float64)
     low, high = numbers.min(axis=(0, 1, 2)), numbers.max(axis=(0, 1, 2))

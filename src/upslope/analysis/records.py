@@ -27,12 +27,12 @@ MAX_COLUMNS, MAX_PADDING = 2000, 200
 """Limits that refuse mostly empty tables, which could exceed memory; no real run has one. A table may have about
 `MAX_PADDING` times as many places as values."""
 SMALL_TABLE = 1 << 22
-"""A table of this many places is not refused, however empty it is."""
+"""A table of at most this many places is never refused, however empty it is."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """A run as arrays. S seeds, I iterations; a seed that finished earlier than others ends in nan."""
+    """A run as arrays. S seeds, I iterations; rows of a seed that finished earlier than others end in nan."""
 
     path: Path
     description: dict[str, Any]
@@ -63,8 +63,8 @@ class Record:
 
     @cached_property
     def reached(self) -> int:
-        """The number of steps that every seed has reached; 0 if a seed has no row yet. One that has stopped counts as
-        having reached its whole budget, since its agent is the same at every later step."""
+        """The number of steps that every seed has reached; 0 if a seed has no row yet. A seed that has stopped counts
+        as having reached its whole budget, since its agent stays the same."""
         reached = np.fmax.reduce(self.steps, axis=1, initial=0)
         is_over = [seed in self.stopped for seed in self.seeds]
         return int(np.where(is_over, np.maximum(reached, self.config.steps), reached).min())
@@ -87,11 +87,11 @@ class Record:
         return measured(rows, self.metric, self.path)
 
     def measured_by(self, metric: str) -> "Record":
-        """The same run with another number for each episode in place of its return: a key of --log-info, or `length`.
+        """The same run with another number in place of each episode's return: a key of --log-info, or `length`.
         Episodes without it are left out.
 
         Raises:
-            UpslopeError: the run did not keep that number.
+            UpslopeError: the run did not log that number.
         """
         if metric == self.metric:
             return self
@@ -146,7 +146,7 @@ def measured(rows: np.ndarray, metric: str, path: Path) -> np.ndarray:
     if column not in names:
         kept = ", ".join(["return", "length", *(name.removeprefix(INFO) for name in names if name.startswith(INFO))])
         raise UpslopeError(
-            f"{path} kept no {metric} of its episodes, only {kept}. Train with --log-info {metric} to keep it."
+            f"{path} has no {metric} for its episodes, only {kept}. Train with --log-info {metric} to log it."
         )
     rows = rows[np.isfinite(rows[column])].copy()
     rows["return"] = rows[column]
@@ -198,7 +198,7 @@ def read_records(
 
 @contextmanager
 def named(run: str | Path) -> Iterator[None]:
-    """Name the run that cannot be read, whatever the reason, so that it can be left out."""
+    """Turn whatever prevents a run from being read into an error that names it, so that it can be left out."""
     try:
         yield
     except UpslopeError:
@@ -212,7 +212,7 @@ def named(run: str | Path) -> Iterator[None]:
 
 
 def is_missing(path: Path) -> bool:
-    """Whether nothing has this path, not even a link that leads nowhere; what may not be looked at may be there."""
+    """Whether nothing exists at this path, not even a dangling link; what may not be looked at counts as existing."""
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -229,7 +229,7 @@ def read_record(run: str | Path, *, with_metrics: bool = True) -> Record:
     empty: scores and learning curves come from episodes and steps, and the metrics of many seeds are far larger.
 
     Raises:
-        UpslopeError: this is not a run directory, it is damaged, or it has no iteration yet.
+        UpslopeError: this is not a run directory, it is damaged, or it has no finished iteration yet.
     """
     directory = RunDirectory(run)
     config = directory.config()
@@ -272,7 +272,7 @@ def check_axes(axes: dict[str, Any], config: Config) -> None:
 
 
 def check_lineage(lineage: Any) -> None:
-    """Refuse a lineage that no training writes; None is that of a run with a new agent.
+    """Refuse a lineage that training never writes; None is that of a run with a new agent.
 
     Raises:
         TypeError: a field is missing or of another kind.
@@ -285,7 +285,9 @@ def check_lineage(lineage: Any) -> None:
     is_sound &= all(is_list_of(int, found.get(name)) and bool(found[name]) for name in counts)
     is_sound &= all(is_list_of(str, found.get(name)) for name in ("taken_over", "begun_anew"))
     if not is_sound or any(abs(x) > MAX_COUNT for name in counts for x in found[name]):
-        raise TypeError("`lineage` must name a run, its checkpoint, seeds and steps, and what was taken over or not")
+        raise TypeError(
+            "`lineage` must give a run, its checkpoint, seeds and steps, and what was and was not inherited"
+        )
 
 
 def is_list_of(kind: type, value: Any) -> bool:
@@ -297,7 +299,7 @@ def metric_arrays(
     directory: RunDirectory, seeds: tuple[int, ...], *, with_metrics: bool = True
 ) -> dict[str, np.ndarray]:
     """The rows of metrics.jsonl, without an incomplete last one: name → [S, I], each seed's rows in order, and nan for
-    what is missing. Without metrics, only what counts steps."""
+    what is missing. Without metrics, only the columns that count steps."""
     try:
         columns = read_columns(directory, with_metrics=with_metrics)
         counts = np.array([columns[name] for name in NOT_METRICS], float)
@@ -352,11 +354,11 @@ def require_dense(places: int, values: int) -> None:
         ValueError: it has more than about 200 places for each value.
     """
     if places > SMALL_TABLE + MAX_PADDING * values:
-        raise ValueError(f"its rows hold {values:,} numbers, but a table of all its columns has {places:,} places")
+        raise ValueError(f"its rows contain {values:,} numbers, but a table of all its columns has {places:,} places")
 
 
 def narrow(numbers: np.ndarray) -> np.ndarray:
-    """The numbers in 32 bits, if they are the same there."""
+    """The numbers in 32 bits, if that loses nothing."""
     return numbers.astype(np.float32) if is_exact(numbers, np.dtype(np.float32)) else numbers
 
 
@@ -369,7 +371,7 @@ def joined(parts: list[tuple[int, np.ndarray]], num_rows: int) -> np.ndarray:
 
 
 def is_exact(numbers: np.ndarray, dtype: np.dtype) -> bool:
-    """Whether the numbers are the same in this dtype."""
+    """Whether this dtype represents the numbers exactly."""
     with np.errstate(over="ignore"):
         return np.array_equal(numbers.astype(dtype), numbers, equal_nan=True)
 
@@ -377,7 +379,7 @@ def is_exact(numbers: np.ndarray, dtype: np.dtype) -> bool:
 def check_size(x: np.ndarray) -> None:
     """Refuse finite numbers that no sum of 32-bit rewards or losses can reach, and whose squares would overflow."""
     if float(np.abs(x[np.isfinite(x)]).max(initial=0)) > MAX_NUMBER:
-        raise ValueError(f"it holds a number beyond ±{MAX_NUMBER:g}, which training cannot produce")
+        raise ValueError(f"it contains a number beyond ±{MAX_NUMBER:g}, which training cannot produce")
 
 
 def rows_of_seeds(path: Path, rows: np.ndarray, seeds: tuple[int, ...]) -> np.ndarray:

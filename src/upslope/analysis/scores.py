@@ -92,7 +92,7 @@ def scores_of(members: Sequence[Member], score: Score = "auto") -> Scores:
 
 
 def records_metric(members: Sequence[Member]) -> str:
-    """What is measured for each episode."""
+    """The metric that is measured for each episode."""
     return next((record.metric for member in members for record in member.records), "return")
 
 
@@ -158,5 +158,5 @@ def trained(members: Sequence[Member], warnings: list[str]) -> Scores:
             if not len(returns):
                 warnings.append(f"{record.path}, seed {seed}: no episode has ended, so it has no score")
         of.append(np.asarray(scores))
-    words = f"mean {records_metric(members)} of the last {WINDOW} training episodes, by the exploring policy"
+    words = f"mean {records_metric(members)} of the last {WINDOW} training episodes, with the exploring policy"
     return Scores(words, of, warnings, at)

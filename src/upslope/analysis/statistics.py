@@ -19,9 +19,9 @@ from upslope.core.numbers import FEW_SEEDS, LEVEL, half_width, number, plus_minu
 CALIBRATION = 100_000
 """Number of simulated samples for a calibrated interval; its width is accurate to about half a percent."""
 BLOCK = 1000
-"""How many of them are in memory at once."""
+"""Number of them held in memory at once."""
 LARGE = 100
-"""From this number of seeds on, the ratio of the quantiles is taken to be constant: for the interquartile mean it is
+"""From this number of seeds on, the ratio of the quantiles is treated as constant: for the interquartile mean it is
 1.090 here, and its limit is √1.195 = 1.093 (the asymptotic variance of the mean trimmed by a quarter on each side)."""
 TAIL = 0.25
 """Fraction that the interquartile mean leaves out on each side."""
@@ -95,7 +95,7 @@ def mean_of(x: np.ndarray) -> Estimate:
 
 
 def mean_known(x: np.ndarray) -> np.ndarray:
-    """The mean over the last axis of the values that are known; nan where none is."""
+    """The mean of the known values over the last axis; nan where there are none."""
     known = np.isfinite(x)
     count = known.sum(axis=-1)
     return np.where(known, x, 0.0).sum(axis=-1) / np.where(count > 0, count, np.nan)

@@ -1,4 +1,4 @@
-"""The flags that say on which cluster a command's workers run."""
+"""The flags that determine on which cluster a command's workers run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +14,15 @@ Mixed = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 @dataclass(frozen=True)
 class ClusterFlags:
-    """A cluster, and what each worker takes from it."""
+    """A cluster, and the resources of each worker on it."""
 
     cluster: str | None = None
-    """Run the workers on a Ray cluster: its address, or auto for the one running here, or else this machine (extra
+    """Run the workers on a Ray cluster: give its address, or auto for the one running here or else this machine (extra
     `ray`). The result does not depend on it."""
     worker_cpus: float = 1.0
-    """CPUs that a worker on the cluster takes."""
+    """CPUs for each worker on the cluster."""
     worker_gpus: float = 0.0
-    """GPUs that a worker on the cluster takes."""
+    """GPUs for each worker on the cluster."""
     py_module: Modules = ()
     """A module, package or folder of modules of your own that is sent to every node of the cluster; repeatable."""
     mixed: Mixed = False

@@ -41,7 +41,7 @@ def parts(comparison: Comparison) -> Iterator[RenderableType]:
 
 
 def warning(text: str) -> Text:
-    """A warning with its mark."""
+    """A warning, marked as such."""
     return Text.assemble(("! ", "bold yellow"), text)
 
 
@@ -119,5 +119,5 @@ def name_of(group: Group) -> Text:
 
 
 def share_words(share: float) -> str:
-    """A share in percent; a dash if it is not known."""
+    """A share as a percentage; a dash if it is unknown."""
     return "–" if math.isnan(share) else f"{share:.0%}"

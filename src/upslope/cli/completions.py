@@ -1,4 +1,4 @@
-"""The command `completion`: scripts that let shells complete the command line; tyro writes them from the flags."""
+"""The command `completion`: scripts for completing the command line in a shell, which tyro generates from the flags."""
 
 import contextlib
 import io
@@ -11,11 +11,11 @@ from upslope.config.coercion import REGISTRY
 from upslope.errors import UpslopeError
 
 SPECIFICATION = re.compile("^COMPLETION_SPEC = .*$", re.MULTILINE)
-"""The line of a script with all commands and flags."""
+"""The line of a script that contains all commands and flags."""
 BREAK = re.compile(r"\\+n")
 """A line break in that line; what follows one in a help text would be offered as a separate word."""
 FILES_TOO = """
-# Where a flag or a word has no values of its own, files are completed: runs and outputs.
+# Where a flag or a word has no values of its own, complete file names: runs and outputs.
 _upslope() {
   _tyro_upslope
   [[ ${#COMPREPLY[@]} -eq 1 && -z ${COMPREPLY[0]} ]] && COMPREPLY=()
@@ -28,8 +28,9 @@ complete -o default -o bashdefault -F _upslope upslope
 def completion(shell: tyro.conf.Positional[Literal["bash", "zsh", "fish"]]) -> None:
     """Print a script that lets a shell complete commands, flags and their values.
 
-    bash: `upslope completion bash > ~/.local/share/bash-completion/completions/upslope`. zsh: to a file `_upslope` in
-    a folder of fpath, before compinit. fish: `upslope completion fish > ~/.config/fish/completions/upslope.fish`.
+    bash: `upslope completion bash > ~/.local/share/bash-completion/completions/upslope`. zsh: write it to a file
+    `_upslope` in a directory in fpath, before compinit. fish: `upslope completion fish >
+    ~/.config/fish/completions/upslope.fish`.
     """
     print(script(shell), end="")
 
@@ -38,9 +39,9 @@ def script(shell: str) -> str:
     """The script for a shell.
 
     Raises:
-        UpslopeError: this version of tyro does not write one for it.
+        UpslopeError: this version of tyro cannot generate one for it.
     """
-    from upslope.cli.main import commands  # which has the command that calls this
+    from upslope.cli.main import commands  # imported here because that module imports this one
 
     written = io.StringIO()
     arguments = ["--tyro-print-completion", shell]

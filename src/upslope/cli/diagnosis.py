@@ -1,4 +1,4 @@
-"""The commands that find what is wrong with a run, an environment or upslope itself.
+"""The commands that find out what is wrong with a run, an environment or upslope itself.
 
 Each is a function whose parameters and docstring define its flags. Heavy imports happen inside it, so that `--help` and
 error messages appear at once.
@@ -14,7 +14,7 @@ from upslope.config.config import positive
 
 
 def doctor(runs: Runs, json: Switch = False) -> None:
-    """Diagnose runs: symptom, evidence, likely cause, rival causes, remedy.
+    """Diagnose runs: symptom, evidence, likely cause, alternative causes, remedy.
 
     Args:
         runs: Run directories; they may still be training.
@@ -40,7 +40,7 @@ def check(
     ignore_observation: Keys = (),
     json: Switch = False,
 ) -> None:
-    """Test an environment in seconds before training on it, and suggest a first command; exit status 1 on an error.
+    """Test an environment in seconds before training on it, and suggest a training command; exit status 1 on an error.
 
     Args:
         environment: A Gymnasium id, `module:Id`, `module:callable`, or `jax:Name`.
@@ -77,7 +77,7 @@ def probe(
     only: tuple[str, ...] = (),
     json: Switch = False,
 ) -> None:
-    """Train on small environments whose right answer is known: the first failure shows where the mistake is.
+    """Train on small environments with known answers: the first failure shows where the mistake is.
 
     The exit status is 1 if a probe is not solved.
 

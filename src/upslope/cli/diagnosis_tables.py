@@ -19,7 +19,7 @@ STYLES = {"ok": "green", "warning": "yellow", "error": "bold red", "skipped": "d
 
 
 def diagnosis_view(found: Diagnosis) -> RenderableType:
-    """Findings, the most certain and harmful first, or a clean bill of health; then the rules not checked."""
+    """Findings, the most certain and severe first, or a clean bill of health; then the rules not checked."""
     parts: list[RenderableType] = []
     alarms, notes = found.alarms, [f for f in found.findings if not f.is_alarm]
     rules = f"{len(found.checked)} of {len(found.checked) + len(found.unchecked)} rules"
@@ -52,7 +52,7 @@ def spaced(names: Sequence[str]) -> str:
 
 
 def finding_panel(number: int, finding: Finding) -> Panel:
-    """A finding: symptom, evidence, likely cause, rival causes and remedy."""
+    """A finding: symptom, evidence, likely cause, alternative causes and remedy."""
     rows = [("evidence", Text(evidence.words())) for evidence in finding.evidence]
     rows += [("likely", f"{finding.likely} (certainty {finding.certainty:.0%})")]
     rows += [("or else", rival) for rival in finding.rivals]

@@ -55,7 +55,7 @@ def evaluation_table(run: Path, checkpoint: str, found: Mapping[str, Evaluation]
 
 
 def judgement_view(found: Judgement) -> RenderableType:
-    """What each estimator says, the verdict, and what it rests on."""
+    """The result of each estimator, the verdict, and what it is based on."""
     first, value, effective, *why = found.columns
     shown = table(found.title, (first, f">{value}", f">{effective}", *why), found.rows())
     return Lines(shown, Text(found.conclusion), *map(warning, found.notes))

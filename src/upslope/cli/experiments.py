@@ -44,9 +44,9 @@ def ladder(
         steps: Environment steps per seed, the same for every rung.
         seeds: Number of seeds.
         seed: The first seed; the others follow it.
-        name: Name of the folder that holds the rungs' run directories. An existing one is refused.
+        name: Name of the folder for the rungs' run directories. An existing one is refused.
         folder: The folder that holds it.
-        resume: Continue the race of this --name: finished rungs stay, and unfinished ones continue.
+        resume: Continue the race of this --name: finished rungs are kept, and unfinished ones continue.
         preset: Use the environment's tuned settings if there are any, as `upslope train` does.
         env_kwargs: Keyword arguments for the environment, as JSON.
         max_episode_steps: Steps after which an episode is truncated; by default the environment's own limit.
@@ -77,7 +77,7 @@ def lab(
     quick: Switch = False,
     json: Switch = False,
 ) -> None:
-    """Test the lecture's claims by experiments, each with a prediction, a measurement and a verdict, on one HTML page.
+    """Test the lecture's claims by experiment, each with a prediction, a measurement and a verdict, on one HTML page.
 
     It takes one to two minutes on two cores and needs the extra `report`. The exit status is 0 even if a claim is
     refuted, because that is a finding.

@@ -1,4 +1,4 @@
-"""upslope track | watch: the commands that read a run's directory while it trains or afterwards."""
+"""upslope track | watch: the commands that read a run's directory during training or afterwards."""
 
 from typing import Annotated
 
@@ -12,9 +12,9 @@ from upslope.core.messages import shell
 def track(
     run: Run, to: Track, project: Annotated[str | None, tyro.conf.arg(aliases=["--track-project"])] = None
 ) -> None:
-    """Send a run to experiment trackers: all its metric rows by environment step, settings, results and evaluation.
+    """Send a run to experiment trackers: all its metric rows by environment step, its settings, results and evaluation.
 
-    What was sent is noted in the run directory; a second call sends only what is new.
+    The run directory records what was sent, so a second call sends only what is new.
 
     Args:
         run: The run directory.
@@ -26,17 +26,19 @@ def track(
     from upslope.runs.tracking.tracker import require_trackers
 
     if not to:
-        raise UpslopeError(f"Say where to send the run, e.g. {shell('upslope', 'track', run, '--to', 'wandb')}")
+        raise UpslopeError(
+            f"No tracker was given. Name one with --to, e.g. {shell('upslope', 'track', run, '--to', 'wandb')}"
+        )
     require_trackers(to, "--to")
     for name in to:
         say(send_run(run, name, project))
 
 
 def watch(run: Run) -> None:
-    """Show a run that trains elsewhere, in another terminal or on another machine that shares its folder.
+    """Show a run that is training elsewhere, in another terminal or on a machine that shares its folder.
 
-    It reads the run directory and writes nothing. It ends with the run or on Ctrl-C, and says when the run seems to
-    have stopped. For a finished run it shows the end.
+    This only reads the run directory. It ends when the run does, or on Ctrl-C, and reports when the run seems to
+    have stopped. For a finished run it shows the final state.
 
     Args:
         run: The run directory.
@@ -48,4 +50,4 @@ def watch(run: Run) -> None:
     try:
         watch(run, choose(quiet=False), Watch(run, seconds=0.0).look)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"No longer watching {run}; it was not touched.") from None
+        raise KeyboardInterrupt(f"No longer watching {run}; the run itself was not affected.") from None

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Import without Python's garbage collector, which would search the new modules again and again for garbage that is
-    not there; afterwards it leaves them alone."""
+    """Import without Python's garbage collector, which would scan the new modules repeatedly without finding any
+    garbage; afterwards it ignores them."""
     gc.disable()
     try:
         yield

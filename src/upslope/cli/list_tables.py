@@ -34,4 +34,4 @@ def list_tables() -> Iterator[Table]:
     compiled = [(COMPILED_PREFIX + name, text) for name, text in data("compiled.yaml", "environments").items()]
     yield table("Compiled environments", ("name", "meaning"), compiled)
     libraries = [(f"{one.prefix}:{one.example}", one.meaning, one.install) for one in LIBRARIES]
-    yield table("Compiled environments of other libraries", ("e.g.", "what it offers", "installed by"), libraries)
+    yield table("Compiled environments of other libraries", ("e.g.", "contents", "installed by"), libraries)

@@ -26,7 +26,7 @@ COMMANDS: dict[str, str] = {
     **{name: f"follow:{name}" for name in ("track", "watch")},
     "list": "list_tables:show_list",
 }
-"""Each command's module in this package, and the function or class whose signature and docstring are its flags."""
+"""Each command's module in this package, and the function or class whose signature and docstring define its flags."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -53,26 +53,26 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run_within_memory(arguments: list[str]) -> None:
-    """Run a command; if memory runs out, say what to lower."""
+    """Run a command; if memory runs out, suggest which settings to lower."""
     try:
         run(arguments)
     except (UpslopeError, OSError):
         raise
     except Exception:
-        from upslope.core.memory import memory_in_words  # which imports NumPy
+        from upslope.core.memory import memory_in_words  # imports NumPy
 
         with memory_in_words():
             raise
 
 
 def fail(words: str) -> NoReturn:
-    """Say why the command cannot be carried out, and end it."""
+    """Print why the command cannot be carried out, and exit."""
     print(f"upslope: {readable(words)}", file=sys.stderr)
     sys.exit(EXIT_BAD_INPUT)
 
 
 def discard_output() -> None:
-    """Discard what is left of the output. Otherwise Python would try to write it again at exit."""
+    """Discard the remaining output. Otherwise Python would try to write it again at exit."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -80,7 +80,7 @@ def discard_output() -> None:
 
 
 def current_folder() -> Path:
-    """The folder in which the command was given."""
+    """The folder in which the command was run."""
     try:
         return Path.cwd()
     except OSError as error:
@@ -90,8 +90,8 @@ def current_folder() -> Path:
 
 
 def refused_by_system(error: OSError) -> str:
-    """What the system refused, in words. Most are mistyped paths and missing permissions, which have no message of
-    their own because any file can meet them."""
+    """A description of what the system refused. Most cases are mistyped paths and missing permissions, which have no
+    message of their own because they can affect any file."""
     reason = error.strerror or str(error) or type(error).__name__
     paths = [os.fsdecode(path) for path in (error.filename, error.filename2) if isinstance(path, str | bytes)]
     if not paths:
@@ -100,7 +100,7 @@ def refused_by_system(error: OSError) -> str:
 
 
 def run(arguments: list[str]) -> None:
-    """Run the command given by the arguments; only what it uses is imported."""
+    """Run the command given by the arguments, importing only what it uses."""
     first = arguments[0] if arguments else "--help"
     if first == "train":
         from upslope.cli.train import parse_train, train
@@ -133,7 +133,7 @@ def parse(kind: Any, **options: Any) -> None:
 
 
 def refuse(name: str) -> None:
-    """Refuse a name that is not a command, and say which one was meant."""
+    """Refuse a name that is not a command, suggesting the one that was meant."""
     from upslope.config.foreign_names import foreign
 
     if meant := foreign("commands", name):

@@ -71,7 +71,7 @@ def record(
     max_episode_steps: int | None = None,
     trust: Switch = False,
 ) -> None:
-    """Record episodes of a trained agent, with the probabilities of its actions, for off_policy and clone.
+    """Record episodes of a trained agent, with the probabilities of its actions, for use by off_policy and clone.
 
     Args:
         run: The run directory.
@@ -123,17 +123,17 @@ def judge(
     trust: Switch = False,
     json: Switch = False,
 ) -> None:
-    """Estimate what a trained agent would get from episodes that another policy recorded, without acting.
+    """Estimate, from episodes that another policy recorded, what a trained agent would earn, without acting.
 
-    It gives importance sampling, fitted Q evaluation and doubly robust estimates with intervals, or the reason why
-    these data cannot tell. Also called off-policy evaluation (OPE).
+    This is off-policy evaluation (OPE): importance sampling, fitted Q evaluation and doubly robust estimates with
+    intervals, or the reason why these data cannot tell.
 
     Args:
         run: The run directory.
         data: The recorded episodes: a file of `upslope record`, or minari:NAME (needs the extra `minari`).
         seed: One of the run's seeds; by default the first.
         checkpoint: The checkpoint to judge.
-        gamma: γ of the value; by default the run's. 1 is the undiscounted return, as `upslope evaluate` gives it.
+        gamma: γ of the value; by default the run's. 1 is the undiscounted return, as reported by `upslope evaluate`.
         horizon: Count only the first steps of an episode. By default all count, and an episode that was cut off is
             continued by the fitted Q.
         iterations: Regressions of the fitted Q; by default four horizons 1/(1−γ), but at least 200 and at most 1,000.
@@ -161,10 +161,10 @@ def export(
     checkpoint: Checkpoint = "best",
     trust: Switch = False,
 ) -> None:
-    """Write a trained policy to a file that acts without upslope: for a robot, a microcontroller, another program.
+    """Write a trained policy to a file that acts without upslope: for a robot, a microcontroller or another program.
 
-    The file gives the deterministic action in the environment's own units, and the parameters of its distribution;
-    normaliser, masks, memory and action bounds are in it. It is checked against the policy before it is kept.
+    The file computes the deterministic action in the environment's own units, and the parameters of the distribution;
+    it includes normaliser, masks, memory and action bounds. It is checked against the policy before it is kept.
 
     Args:
         run: The run directory.

@@ -28,14 +28,15 @@ def compare(
     Runs that differ only in their seeds are pooled. Reasons to doubt a comparison are listed below it.
 
     A seed is scored by evaluation episodes of the last checkpoint in one mode, by the last 100 training episodes, or,
-    with auto, by stochastic evaluation if all runs have it, else training. Normalised scores average over environments:
-    0 is a random policy and 1 the reward threshold, or 0 and 1 are the lowest and highest score of these runs.
+    with auto, by stochastic evaluation if all runs have it, otherwise by training. Normalised scores average over
+    environments: 0 is a random policy and 1 the reward threshold, or 0 and 1 are the lowest and highest score of these
+    runs.
 
     Args:
         runs: Run directories.
         score: How a seed is scored.
         normalize: How scores are made comparable across environments.
-        metric: The number compared per episode: return, length, or a key that every run kept with --log-info.
+        metric: The number compared per episode: return, length, or a key that every run logged with --log-info.
         trust: For --normalize threshold: run the code that a run's config.json names; it may do anything. Otherwise
             you are shown its name and asked, or it is refused.
         json: Print everything as JSON.
@@ -58,7 +59,7 @@ def report(
     credit: Switch = False,
     trust: Switch = False,
 ) -> None:
-    """Write one self-contained page about runs: curves, comparison, evaluations, settings, diagnostics, credit.
+    """Write one self-contained page about runs: curves, comparison, evaluations, settings, diagnostics and credit.
 
     It only reads the runs, unless --credit is given. Results of `upslope evaluate` and `upslope credit` are shown too.
 
@@ -126,7 +127,7 @@ def figure(
     style: Path | None = None,
     trust: Switch = False,
 ) -> None:
-    """Draw a figure for a paper or a slide, with the numbers of `upslope compare` (needs the extra `figure`).
+    """Draw a figure for a paper or a slide, from the numbers of `upslope compare` (needs the extra `figure`).
 
     Runs that differ only in their seeds form one line. Areas and bars are 95 % intervals of the mean over seeds.
 
@@ -140,7 +141,7 @@ def figure(
         labels: Names for the groups of runs, in the order of the runs.
         score: How a seed is scored, as in `upslope compare`.
         normalize: For profiles: how scores are made comparable, as in `upslope compare`; by default range.
-        style: A Matplotlib style sheet. Fonts, colours, lines and sizes are taken from it, and nothing is run.
+        style: A Matplotlib style sheet. Fonts, colours, lines and sizes are taken from it; no code is run.
         trust: For --normalize threshold: run the code that a run's config.json names; it may do anything. Otherwise
             you are shown its name and asked, or it is refused.
     """
@@ -162,7 +163,7 @@ def table(runs: Runs, format: Literal["latex", "markdown", "csv"] = "latex", sco
 
     Args:
         runs: Run directories, or archives of `upslope bundle`.
-        format: latex (with the package booktabs), markdown, or csv with all digits.
+        format: latex (with the booktabs package), markdown, or csv with all digits.
         score: How a seed is scored, as in `upslope compare`.
     """
     from upslope.analysis.compare import compare
@@ -175,9 +176,9 @@ def table(runs: Runs, format: Literal["latex", "markdown", "csv"] = "latex", sco
 
 
 def bundle(runs: Runs, output: Annotated[Path, Output] = Path("runs.zip"), checkpoints: bool = True) -> None:
-    """Pack runs into one archive to send, with their versions and the commands that repeat them.
+    """Pack runs into one archive to share, with their versions and the commands that repeat them.
 
-    `upslope report runs.zip` reads it as it is; so do compare, figure, table and doctor.
+    `upslope report runs.zip` reads it directly; so do compare, figure, table and doctor.
 
     Args:
         runs: Run directories.

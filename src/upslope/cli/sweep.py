@@ -58,8 +58,8 @@ def sweep(
             default a SQLite file in the sweep's folder.
         name: Name of the sweep's folder and study; by default derived from environment and algorithm.
         folder: The folder that holds the sweep's folder.
-        fresh_seeds: Fresh seeds on which the winner and the defaults are trained anew; 0 skips this.
-        evaluation_episodes: Fresh episodes per seed and mode that score these; 0 scores by training episodes.
+        fresh_seeds: Fresh seeds on which the winner and the defaults are retrained; 0 skips this.
+        evaluation_episodes: Fresh episodes per seed and mode that score those runs; 0 scores them by training episodes.
         preset: Start from the environment's tuned settings if there are any, as `upslope train` does.
         env_kwargs: Keyword arguments for the environment, as JSON.
         max_episode_steps: Steps after which an episode is truncated; by default the environment's own limit.

@@ -33,8 +33,8 @@ Track = Annotated[tuple[str, ...], tyro.conf.arg(metavar="TRACKER"), tyro.conf.U
 class Train(ClusterFlags, Config):
     """Train an agent on an environment, and write a run directory.
 
-    Flags that you omit have the defaults shown, which depend on the environment's action space, the algorithm and the
-    environment's preset: name the environment and the algorithm to see their defaults, e.g. `upslope train
+    Flags that you omit take the defaults shown. These depend on the environment's action space, the algorithm and the
+    environment's preset; name the environment and the algorithm to see their defaults, e.g. `upslope train
     HalfCheetah-v5 --help`.
     """
 
@@ -43,7 +43,7 @@ class Train(ClusterFlags, Config):
     folder: Path = Path("runs")
     """The folder that holds the run directories."""
     config: Path | None = None
-    """A YAML file of settings, by the names of these flags; flags override it."""
+    """A YAML file of settings, named like these flags; flags override it."""
     preset_name: Annotated[str | None, tyro.conf.arg(name="preset", metavar="NAME")] = None
     """Name of one of the environment's presets, e.g. paper; by default the first."""
     no_preset: Switch = False
@@ -51,7 +51,7 @@ class Train(ClusterFlags, Config):
     resume: Switch = False
     """Continue the run of this --name if it exists and has the same config."""
     track: Track = ()
-    """Send the run to a tracker while it trains: wandb, trackio, mlflow, tensorboard (each an extra), or module:Name;
+    """Send the run to a tracker during training: wandb, trackio, mlflow, tensorboard (each an extra), or module:Name;
     repeatable."""
     track_project: str | None = None
     """The trackers' project (MLflow: experiment); by default the one they are configured with."""
@@ -59,8 +59,8 @@ class Train(ClusterFlags, Config):
     """Processes that share the seeds of a Gymnasium environment; by default one per core in long runs. The result does
     not depend on it."""
     trust: Switch = False
-    """Run the code that --config, or the run of --from, names; it may do anything. Otherwise you are shown it and
-    asked, or it is refused."""
+    """Run the code named by --config or by the run given with --from; it may do anything. Otherwise you are shown it
+    and asked, or it is refused."""
     quiet: Quiet = False
     """Print warnings only."""
 
@@ -93,7 +93,7 @@ class Headings:
 
 @REGISTRY.struct_rule
 def group_flags(info: StructTypeInfo) -> StructConstructorSpec | None:
-    """Split the flags of `Train` into groups, each a separate type that is parsed to a dictionary."""
+    """Split the flags of `Train` into groups, each a separate type that is parsed into a dictionary."""
     if hasattr(info.type, "flags"):
         return StructConstructorSpec(dict, info.type.flags)  # pyright: ignore[reportAttributeAccessIssue]
     if info.type is not Headings:
@@ -153,7 +153,9 @@ def parse_train(arguments: list[str], *, ask: bool = True) -> tuple[Train, dict[
     request["environment"] = flags.environment or request.get("environment", "")
     request["preset"] = not flags.no_preset and (preset_in_file if flags.preset_name is None else flags.preset_name)
     if not request["environment"] and request.get("start_from") is None:
-        raise UpslopeError("Say what to train on, e.g. `upslope train CartPole-v1`; see `upslope train --help`.")
+        raise UpslopeError(
+            "No environment was given. Name one, e.g. `upslope train CartPole-v1`; see `upslope train --help`."
+        )
     if flags.config is not None:
         check_trust_in_file(flags, request, given, ask=ask)
     return flags, request
@@ -229,7 +231,7 @@ def train(flags: Train, request: dict[str, Any]) -> None:
         raise UpslopeError("--resume needs the --name of the run to continue. Give it, or use: upslope resume RUN")
     path, begun = flags.folder / str(flags.name), None
     if flags.resume and path.exists() and request.get("start_from") is not None:
-        begun = changed_by(path, request)  # without the run that it started from, which may be gone
+        begun = changed_by(path, request)  # without reading the run that it started from, which may be gone
     config, task = (begun, None) if begun else prepare(**prepare_arguments(request, trust=flags.trust, ask=True))
     if task is None or (flags.resume and path.exists()):
         run = same_run(path, config)
@@ -261,7 +263,7 @@ def resume(
     trust: Switch = False,
     quiet: Quiet = False,
 ) -> None:
-    """Continue a run that was stopped, with the same result as if it had not been.
+    """Continue a stopped run, with the same result as if it had never been stopped.
 
     Args:
         run: The run directory.

@@ -24,7 +24,7 @@ def whole(text: str) -> int:
 
 
 MAX_DEPTH = 32
-"""Most lists and objects around one value of a setting."""
+"""Maximum nesting depth of lists and objects in a setting."""
 
 
 def mapping(text: str) -> dict[str, Any]:
@@ -55,7 +55,7 @@ WORDS = {
     "[INT [INT ...]]": "a list of whole numbers, e.g. [64, 64]",
     "{True,False}": "true or false",
 }
-"""Type name in the help → wording in messages."""
+"""Type name in the help → its description in messages."""
 REGISTRY = ConstructorRegistry()
 
 

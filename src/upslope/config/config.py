@@ -48,7 +48,7 @@ class Config:
     steps: int = 500_000
     """Environment steps per seed. With recorded data: recorded steps to read."""
     seeds: int = 1
-    """Number of seeds to train together. 5 give a confidence interval, 10 a good one."""
+    """Number of seeds to train together. With 5 you get a confidence interval, with 10 a good one."""
     seed: int = 0
     """The first seed; the others are the integers after it."""
     stop_at_return: float | None = None
@@ -72,8 +72,7 @@ class Config:
     accelerators multiply faster. Sums, parameters and everything else keep 32 bits."""
     group_size: int = 1
     """G, the number of environments that begin alike: those in a group share the reset seed of every episode, so that
-    leave_one_out
-    and group_mean can compare their returns. For estimators of whole episodes. Usual: 4 to 64."""
+    leave_one_out and group_mean can compare their returns. For estimators of whole episodes. Usual: 4 to 64."""
     rollout_steps: int = 128
     """T, the number of steps per environment per iteration, for estimators that do not need whole episodes. Usual: 5 to
     2048."""
@@ -90,7 +89,7 @@ class Config:
     """Key of a part of the observations to leave out, repeatable. A nested key is written outer/inner; parts of a Tuple
     and components of a vector are counted from 0."""
     log_info: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY")] = ()
-    """Keys of numbers in `info` at an episode's end, e.g. is_success, to keep with every episode. A nested key is
+    """Keys of numbers in `info` at an episode's end, e.g. is_success, to log with every episode. A nested key is
     written outer.inner."""
     learning_rate: float = 2.5e-4
     """Step size of the optimiser. Usual: 1e-5 to 1e-2."""
@@ -116,7 +115,7 @@ class Config:
     """Divide the sum over an episode's steps by its length (episode, as in GRPO), by the total length of all
     episodes (batch, as in DAPO), or not at all (none, as in RLOO and Dr. GRPO)."""
     skip_equal_groups: bool = False
-    """Leave groups whose returns are all equal out of the mean of group_mean, as DAPO does."""
+    """Exclude groups whose returns are all equal from the mean of group_mean, as DAPO does."""
     epsilon: float = 0.2
     """ε of clip, dual_clip and spo: moving the ratio outside [1−ε, 1+ε] gains nothing. Usual: 0.1 to 0.3."""
     c: float = 3.0
@@ -139,8 +138,7 @@ class Config:
     """Number of iterations to solve for the step of natural_gradient and trust_region. Usual: 10 to 25."""
     backtracks: int = 10
     """Number of step lengths that trust_region tries, each 0.8 times the last, until the loss falls and the KL is at
-    most δ.
-    Usual: 10."""
+    most δ. Usual: 10."""
     reference: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
     """Penalise departures from the policy of another run with the same networks: RUN for its last checkpoint, or
     RUN@best. It is read once and kept in this run."""
@@ -187,7 +185,7 @@ class Config:
     """End an update's policy epochs early once a minibatch's KL exceeds this. Usual: 0.01 to 0.05."""
     min_effective_sample_size: float | None = None
     """End an update's policy epochs early once the effective fraction of a minibatch, (Σρ)²/(n Σρ²), falls below this,
-    because the data then say little about the policy. Usual: 0.3 to 0.7 for recorded data."""
+    because the data then carry little information about the policy. Usual: 0.3 to 0.7 for recorded data."""
     normalize_advantage: bool = True
     """Centre and scale the weights Ψ of each batch."""
     normalize_observations: bool = False
@@ -215,11 +213,11 @@ class Config:
     """Keys of the parts of the observations that the policy reads; by default all. Keys are written as for
     --ignore-observation, and 2-5 means components 2 to 5 of a vector."""
     critic_reads: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="KEY")] = None
-    """Keys of the parts of the observations that the critic reads; by default all. It may read what the policy must
-    not, because it is needed only in training."""
+    """Keys of the parts of the observations that the critic reads; by default all. The critic may read what the policy
+    must not, because it is needed only in training."""
     sequence_length: int | None = None
     """L, the number of steps through which gradients of a model with memory flow; by default the whole rollout, or as
-    much of it as leaves one stretch for each minibatch."""
+    much of it as leaves one sequence for each minibatch."""
     value_coefficient: float = 0.5
     """Weight of the critic's loss if policy and critic share parameters. Usual: 0.25 to 1."""
     hidden_sizes: tuple[int, ...] = (64, 64)
@@ -228,8 +226,7 @@ class Config:
     """Activation of the hidden layers."""
     head: Literal["gaussian", "squashed", "gsde"] = "gaussian"
     """Policy for Box actions: a Gaussian clipped to the bounds (gaussian), squashed into them by tanh (squashed), or
-    one
-    whose noise is a function of the state that is held over several steps (gsde)."""
+    one whose noise is a function of the state that is held over several steps (gsde)."""
     noise_every: int = 4
     """Number of steps for which gsde holds its noise; 0 for the whole rollout or episode. Usual: 4 to 64."""
     state_dependent_std: bool = False
@@ -292,7 +289,7 @@ LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     **dict.fromkeys(
         ("max_episode_steps", "critic_epochs", "sequence_length", "target_kl", "value_clip", "clip_rewards"),
-        ("greater than 0, or left out", lambda x: x is None or x > 0),
+        ("greater than 0, or omitted", lambda x: x is None or x > 0),
     ),
     **dict.fromkeys(
         (
@@ -312,7 +309,7 @@ LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         lambda x: len(x) <= 64 and len(set(x)) == len(x) and all(is_plain_key(key) for key in x),
     ),
 }
-"""Field → its valid range, in words and as a predicate."""
+"""Field → its valid range, as text and as a predicate."""
 MOST = {
     "steps": MAX_STEPS,
     "seeds": 2**16,
@@ -321,7 +318,7 @@ MOST = {
     "minibatches": 2**24,
     "memory_size": MAX_WIDTH,
 }
-"""Largest allowed values where they are not `MAX_COUNT`: sizes that no memory could hold are refused early."""
+"""Largest allowed values where they are not `MAX_COUNT`: sizes that would not fit into any memory are refused early."""
 
 
 def is_plain_key(key: str) -> bool:
@@ -375,7 +372,7 @@ def check_ranges(config: Config) -> None:
 
 
 def recorded_preset(config: Config) -> tuple[str, dict[str, Any]] | None:
-    """The name and row of the preset that a config was made with, found by its source."""
+    """The name and row of the preset on which a config is based, found by its source."""
     rows = presets_of(config.environment, config.algorithm).items()
     return next(((name, row) for name, row in rows if row["source"] == config.preset), None)
 

@@ -25,7 +25,7 @@ def foreign(kind: str, name: str) -> str:
 
 
 def foreign_setting(name: str) -> str:
-    """Say what upslope calls another library's setting; empty if the name is unknown."""
+    """A message with upslope's name for another library's setting; empty if the name is unknown."""
     ours, advice = foreign("settings", name), foreign("advice", name)
     if name.startswith("--"):
         ours = ours and f"--{ours.rstrip('_').replace('_', '-')}"
@@ -43,5 +43,5 @@ def known_algorithm(name: str) -> str:
         return name
     if nearest := foreign("algorithms", name):
         rungs = ", ".join(ALGORITHMS)
-        raise UpslopeError(f'There is no "{name}": upslope has only policy gradients: {rungs}. {nearest}')
+        raise UpslopeError(f'There is no "{name}", since upslope has only policy gradients: {rungs}. {nearest}')
     raise UpslopeError(unknown("algorithm", name, ALGORITHMS))

@@ -29,7 +29,7 @@ SEGMENT_GRADIENT = {**ONE_STEP, "learning_rate": 3e-3, "entropy_coefficient": 0.
 NATURAL = {"critic_epochs": 10, "minibatches": 8, "learning_rate": 1e-3, "entropy_coefficient": 0.0}
 """The policy takes one step per batch, without a learning rate; these numbers are the critic's."""
 GROUPS = {**PLAIN, "gamma": 1.0, "num_envs": 16, "group_size": 8}
-"""No critic: the other episodes of a group, which begin alike, say what an episode's return is worth."""
+"""No critic: an episode's return is judged against the other episodes of its group, which begin alike."""
 REUSED_GROUPS = {**GROUPS, "epochs": 4, "minibatches": 4, "learning_rate": 1e-3}
 RECORDED = {
     "epochs": 1,
@@ -45,13 +45,13 @@ ALGORITHMS: dict[str, Rung] = {
     "reinforce": Rung(
         "total_return",
         "policy_gradient",
-        "Weigh every action by the return of its whole episode.",
+        "Weight every action by the return of its whole episode.",
         settings={**PLAIN, "gamma": 1.0},
     ),
     "reward_to_go": Rung(
         "reward_to_go",
         "policy_gradient",
-        "Weigh every action only by the rewards after it.",
+        "Weight every action only by the rewards after it.",
         settings=PLAIN,
     ),
     "reinforce_baseline": Rung(
@@ -114,7 +114,7 @@ ALGORITHMS: dict[str, Rung] = {
     "npg": Rung(
         "gae",
         "natural_gradient",
-        "One step per batch, of a given length in KL, whatever the parameters mean: the natural gradient.",
+        "One step per batch, of a given length in KL however the policy is parametrised: the natural gradient.",
         settings=NATURAL,
     ),
     "trpo": Rung(
@@ -129,7 +129,9 @@ ALGORITHMS: dict[str, Rung] = {
         "Another policy acted: truncate the importance weights, both in Ψ and in the critic's targets.",
         settings={**ONE_STEP, "lambda_": 1.0, "rollout_steps": 20, "num_envs": 8, "learning_rate": 1e-3},
     ),
-    "spo": Rung("gae", "spo", "A parabola in the ratio instead of a clip, which pulls back what moved too far: SPO."),
+    "spo": Rung(
+        "gae", "spo", "A parabola in the ratio instead of a clip, which pulls back what has moved too far: SPO."
+    ),
     "rloo": Rung(
         "leave_one_out",
         "policy_gradient",
@@ -151,7 +153,7 @@ ALGORITHMS: dict[str, Rung] = {
     "dapo": Rung(
         "group_mean",
         "clip",
-        "GRPO with one mean over all steps, a wider clip upwards, and no groups of equal returns.",
+        "GRPO with one mean over all steps, a wider clip upwards, and without groups of equal returns.",
         settings={
             **REUSED_GROUPS,
             "divide_by_deviation": True,
@@ -211,8 +213,8 @@ DISCRETE_DEFAULTS: dict[str, Any] = {
     "normalize_rewards": True,
 }
 """For Discrete, MultiDiscrete and MultiBinary actions: common practice for classic control and Atari (Huang et al.
-2022), with
-rewards scaled as Engstrom et al. 2020 found necessary, because a critic saturates if its targets are far from 1."""
+2022), with rewards scaled as Engstrom et al. 2020 found necessary, because a critic saturates if its targets are far
+from 1."""
 CONTINUOUS_DEFAULTS: dict[str, Any] = {
     "num_envs": 1,
     "rollout_steps": 2048,

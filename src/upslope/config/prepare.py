@@ -1,4 +1,4 @@
-"""Build the config and task of a new run from a user's request, refusing settings that nothing reads."""
+"""Build the config and task of a new run from a user's request, refusing settings that nothing uses."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -48,7 +48,7 @@ def prepare(
     name, an object or None; `inherited` are settings of the run from which it starts.
 
     Raises:
-        UpslopeError: a setting is invalid, or nothing reads it.
+        UpslopeError: a setting is invalid, or nothing uses it.
     """
     request: dict[str, Any] = {"preset": preset, "settings": settings, "inherited": inherited}
     config, made, asked, objects = configured(environment, algorithm, **request, **parts)
@@ -85,7 +85,7 @@ def configured(
 
 
 def made_for(environment: str, asked: Mapping[str, Any], preset: bool | str = True) -> dict[str, Any]:
-    """The settings with which `make` makes an environment: those requested, over those of its preset."""
+    """The settings with which `make` creates an environment: those requested, overriding those of its preset."""
     return made_with(canonical(made_by(preset_of(environment, "ppo", preset), asked)))
 
 
@@ -133,7 +133,7 @@ SCHEDULABLE = {
 
 
 def refuse_unread(asked: Iterable[str], config: Config, task: Task) -> None:
-    """Refuse requested settings that nothing in this run reads."""
+    """Refuse requested settings that nothing in this run uses."""
     unread = [
         f"{flag_of(name)} is read only by {reader}" for name in asked if (reader := missing_reader(name, config, task))
     ]
@@ -147,7 +147,7 @@ def refuse_unread(asked: Iterable[str], config: Config, task: Task) -> None:
 
 
 def missing_reader(name: str, config: Config, task: Task) -> str:
-    """Say what would read a setting that nothing in this run reads; empty if it is read."""
+    """What would use a setting that nothing in this run uses; empty if the run uses it."""
     estimator, objective, is_recorded = task.estimator, task.update.objective, config.data is not None
     if name in HYPERPARAMETERS and name != "group_size":
         is_read = name in (*parameters(estimator).values(), *parameters(objective).values())
@@ -161,7 +161,7 @@ def missing_reader(name: str, config: Config, task: Task) -> str:
     is_one_network, has_memory = config.shared_trunk, config.memory is not None
     if not has_networks and name in ("critic_epochs", "sequence_length", "value_coefficient"):
         is_one_network, has_memory = traits(task.model)
-    # Each batch gives one natural step, which sets its own length, so these settings are only the critic's.
+    # Each batch gives one natural step, which sets its own length, so these settings apply only to the critic.
     is_natural = isinstance(objective, NaturalGradient)
     optimised = not is_natural or estimator.needs_critic
     steps_often = parts_where(lambda kind: issubclass(kind, Objective) and not issubclass(kind, NaturalGradient))

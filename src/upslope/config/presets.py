@@ -12,14 +12,14 @@ from upslope.errors import UpslopeError
 DEFAULT_PRESET = "default"
 """The name of the preset used by default."""
 TUNED = ("ppo", "ppo_kl", "ppo_kl_fixed")
-"""The rungs for which settings were tuned; the others use only the part of a preset that makes the environment."""
+"""The rungs for which settings were tuned; the others use only the part of a preset that creates the environment."""
 MERGED = "env_kwargs"
 """The setting that is merged: a preset provides the arguments that the user does not give."""
 
 
 def presets() -> dict[str, Any]:
     """Rows by environment id, or by a pattern of ids with `*`: each is the default preset, and its `others` holds
-    further ones by name. `settings` are tuned for PPO; `making` is how the environment is made for any algorithm."""
+    further ones by name. `settings` are tuned for PPO; `making` is how the environment is created for any algorithm."""
     return table("presets.yaml")
 
 
@@ -61,14 +61,14 @@ def preset_of(environment: str, algorithm: str, wanted: bool | str = True) -> di
     if wanted is True:
         return known.get(DEFAULT_PRESET)
     if wanted not in known:
-        names = f"Known: {', '.join(known)}." if known else "It has none; leave --preset out."
+        names = f"Known: {', '.join(known)}." if known else "It has none; omit --preset."
         raise UpslopeError(f'There is no preset "{wanted}" for {algorithm} on {environment}. {names}')
     return known[wanted]
 
 
 def made_by(preset: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that make the environment: a preset's, overridden by those requested. Wrappers change what is
-    observed, so if the user gives wrappers, the preset leaves out no part of the observations."""
+    """The settings that create the environment: a preset's, overridden by those requested. Wrappers change what is
+    observed, so if the user gives wrappers, the preset removes no part of the observations."""
     making = dict((preset or {}).get("making", {}))
     if asked.get("wrappers"):
         making.pop("ignore_observation", None)

@@ -1,4 +1,4 @@
-"""Settings in YAML files, which are only read: no tag makes an object, no alias expands, and nothing is said twice."""
+"""Settings in YAML files, which are only read: no tag creates an object, no alias expands, and no name occurs twice."""
 
 import reprlib
 from collections import Counter
@@ -13,8 +13,8 @@ from upslope.errors import UpslopeError
 
 
 class PlainLoader(yaml.SafeLoader):
-    """A YAML loader without aliases, because with them a few lines can expand to gigabytes; without numbers in other
-    bases than 10, which few people mean and which can take minutes to read; and without names that are given twice."""
+    """A YAML loader without aliases, with which a few lines can expand to gigabytes; without numbers in bases
+    other than 10, which people seldom intend and which can take minutes to read; and without duplicate names."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -52,17 +52,17 @@ def wrong(node: Any, words: str) -> yaml.YAMLError:
 
 
 def read_mapping(path: Path, *, what: str = "settings as `name: value` lines, e.g. `learning-rate: 0.001`") -> dict:
-    """Read a YAML file that holds one mapping; `what` says what it must hold.
+    """Read a YAML file that contains one mapping; `what` describes what it must contain.
 
     Raises:
-        UpslopeError: the file cannot be read, is too large, or holds anything else.
+        UpslopeError: the file cannot be read, is too large, or contains anything else.
     """
     if path.exists():
         plain_file(path, MAX_SETTINGS)
     try:
         settings = yaml.load(path.read_text("utf-8"), PlainLoader)
         if not isinstance(settings, dict):
-            raise UpslopeError(f"{path} must hold {what}.")
+            raise UpslopeError(f"{path} must contain {what}.")
         unprintable = [str(name) for name, value in settings.items() if not f"{name}{value}".isprintable()]
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
         raise UpslopeError(f"Could not read the settings in {path}: {error}.") from error

@@ -113,7 +113,7 @@ def bonus_of(config: Config) -> Bonus:
 
 
 def build(config: Config, role: str) -> Any:
-    """Make the part that a config names, with parameters from the config."""
+    """Create the part that a config names, with parameters from the config."""
     name, found = getattr(config, role), named(role, getattr(config, role))
     values = {field: getattr(config, setting) for field, setting in parameters(found).items()}
     return made_from(
@@ -130,7 +130,7 @@ def made_from(found: Any, values: Mapping[str, Any], base: type, label: str, adv
     try:
         made = found(**values) if isinstance(found, type) else replace(found, **values) if values else found
     except TypeError as error:
-        raise UpslopeError(f"{label} cannot be made from {values}: {error}. {advice}") from error
+        raise UpslopeError(f"{label} cannot be created from {values}: {error}. {advice}") from error
     if not isinstance(made, base):
         raise UpslopeError(f"{label} is a {type(made).__name__}, not an upslope.{base.__name__}. Subclass it.")
     return made
@@ -144,7 +144,7 @@ def named(role: str, name: str) -> Any:
 def parameters(part: Any) -> dict[str, str]:
     """Fields of a part, or of its type, that a config sets → the config's name for each.
 
-    A user's own part receives the hyperparameters that it declares under upslope's names, as plain numbers or words.
+    A user's own part receives the hyperparameters that it declares under upslope's names, as plain numbers or strings.
     """
     kind = part if isinstance(part, type) else type(part)
     found = {f.name: f.name for f in fields(kind)} if is_dataclass(kind) else {}
@@ -217,7 +217,7 @@ NO_PARTS = Parts()
 
 
 def environment_of(config: Config, given: EnvironmentLike | None = None) -> AnyEnvironment:
-    """Make the environment that a config names, or the `given` one, with the config's settings."""
+    """Create the environment that a config names, or the `given` one, with the config's settings."""
     return make(config.environment if given is None else given, **made_with(vars(config)))
 
 
@@ -297,8 +297,8 @@ def refuse_missing_info(config: Config, environment: AnyEnvironment) -> None:
     if missing := [key for key in config.log_info if key not in known]:
         has = f"It has {', '.join(known)}" if known else "It has no such numbers"
         raise UpslopeError(
-            f"--log-info {' '.join(missing)} is not reported by {config.environment} at an episode's end. {has}: a "
-            "compiled environment gives them in the dictionary that its method episode_info(state) returns."
+            f"--log-info {' '.join(missing)} is not reported by {config.environment} at an episode's end. "
+            f"{has}: a compiled environment returns them in the dictionary from its method episode_info(state)."
         )
 
 
@@ -330,7 +330,7 @@ def optimiser_of(config: Config, own: optax.GradientTransformation | None = None
             own = found if isinstance(found, optax.GradientTransformation) else found()
         except TypeError as error:
             raise UpslopeError(
-                f"The optimiser {config.optimiser} cannot be made without arguments: {error}. Pass the object from "
+                f"The optimiser {config.optimiser} cannot be created without arguments: {error}. Pass the object from "
                 "Python."
             ) from error
     if own is not None and not isinstance(own, optax.GradientTransformation):
@@ -363,8 +363,8 @@ def check_pair(config: Config, estimator: Estimator, objective: Objective, limit
         )
     if is_recorded and config.bonus != "none":
         raise UpslopeError(
-            f"--bonus {config.bonus} pays an agent for where it goes, but with --data it goes nowhere. Leave out "
-            "one of the two."
+            f"--bonus {config.bonus} rewards an agent for where it goes, but with --data it goes nowhere. "
+            "Omit one of the two."
         )
     if estimator.whole_episodes and not is_recorded and limit is None:
         raise UpslopeError(
@@ -383,12 +383,12 @@ def check_pair(config: Config, estimator: Estimator, objective: Objective, limit
         )
     if is_recorded and estimator.corrects and objective.needs_behaviour:
         raise UpslopeError(
-            f"{name} already weighs recorded actions by π/μ, and {type(objective).__name__} would do so again. Use "
+            f"{name} already weights recorded actions by π/μ, and {type(objective).__name__} would do so again. Use "
             "--objective policy_gradient, or --estimator gae."
         )
     if is_recorded and estimator.is_advantage and not (objective.needs_behaviour or estimator.corrects):
         raise UpslopeError(
-            f"{type(objective).__name__} weighs recorded actions as if the learner had taken them, which gives the "
+            f"{type(objective).__name__} weights recorded actions as if the learner had taken them, which gives the "
             "gradient of another policy's return. Use --objective importance_sampled (or clip, kl_penalty), or "
             "--algorithm clone to imitate."
         )
@@ -399,7 +399,7 @@ def check_groups(config: Config, estimator: Estimator, environment: AnyEnvironme
     name, size = type(estimator).__name__, size_of_groups(config, estimator)
     if config.data is not None and hasattr(estimator, "group_size"):
         raise UpslopeError(
-            f"{name} compares episodes that share their start, but nothing in a recorded file says which do. Use "
+            f"{name} compares episodes that share their start, but a recorded file does not show which ones do. Use "
             "--estimator baseline, which needs no groups."
         )
     if size == 1 or config.data is not None:
@@ -408,7 +408,7 @@ def check_groups(config: Config, estimator: Estimator, environment: AnyEnvironme
         raise UpslopeError(
             f"--group-size {size} makes whole episodes begin alike, but {name} learns from segments of "
             f"{config.rollout_steps} steps. Use --estimator leave_one_out, group_mean, baseline, reward_to_go or "
-            "total_return, or leave --group-size out."
+            "total_return, or omit --group-size."
         )
     if config.num_envs % size:
         fitting = max(size, config.num_envs - config.num_envs % size)
@@ -418,8 +418,8 @@ def check_groups(config: Config, estimator: Estimator, environment: AnyEnvironme
         )
     if isinstance(environment, HostEnvironment) and environment.batch is not None:
         raise UpslopeError(
-            f"{config.environment} resets its own episodes, so those of a group cannot share a reset seed. Train "
-            "the single environments instead of the batched ones, or leave --group-size out."
+            f"{config.environment} starts its own episodes, so those of a group cannot share a reset seed. "
+            "Train on the single environments instead of the batched ones, or omit --group-size."
         )
 
 
@@ -435,11 +435,11 @@ def check_devices(config: Config) -> None:
 
 
 def check_precision(config: Config, objective: Objective, encoder: ObservationEncoder) -> None:
-    """Refuse 16-bit products in models that have other products, or where equations are solved with them."""
+    """Refuse 16-bit products in models that contain other products, or where they would be used to solve equations."""
     if config.precision == FULL or config.model != "perceptron":
         return
     others = {
-        f"--memory {config.memory} has products of its own": config.memory is not None,
+        f"--memory {config.memory} has other matrix products": config.memory is not None,
         "images are read by convolutions": bool(networks_of(encoder, config.encoder)),
         f"{type(objective).__name__} solves equations with them": isinstance(objective, NaturalGradient),
     }
@@ -451,5 +451,5 @@ def check_precision(config: Config, objective: Objective, encoder: ObservationEn
 
 
 def size_of_groups(config: Config, estimator: Estimator) -> int:
-    """G: what the estimator needs, otherwise what the config asks for."""
+    """G: the estimator's own, if it has one, otherwise the config's."""
     return getattr(estimator, "group_size", config.group_size)

@@ -66,7 +66,7 @@ class Request:
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
-        """What is stored once it is allowed, for the user to read."""
+        """What is stored, for the user to read, once it is allowed."""
         file = {"file": self.file} if self.file else {}
         return {"role": self.role, "name": self.name, "arguments": self.arguments, **file}
 
@@ -110,7 +110,7 @@ def names_code(name: str) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether an argument consists of numbers. Text could name a file or another environment to make."""
+    """Whether an argument consists of numbers. Text could name a file or another environment to create."""
     if isinstance(value, list | tuple):
         return all(map(is_number, value))
     return value is None or isinstance(value, bool | int | float)
@@ -194,7 +194,7 @@ def is_interactive() -> bool:
 
 
 def is_confirmed(wanted: Sequence[Request], source: Path | str) -> bool:
-    """Show what a file asks for, and ask the user to confirm."""
+    """Show what a file asks to run, and ask the user to confirm."""
     print(f"{readable(str(source))} asks to run code:")
     for one in wanted:
         print(f"  {one.words()}")

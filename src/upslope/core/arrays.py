@@ -67,7 +67,7 @@ def shaped_like(shapes: Any, observation: Any, ignored: Sequence[str] = (), pref
 
 
 def namespace(x: Any) -> Any:
-    """NumPy for its own arrays, else `jax.numpy`."""
+    """NumPy for NumPy arrays, otherwise `jax.numpy`."""
     return np if isinstance(x, np.ndarray) else jnp
 
 
@@ -135,7 +135,7 @@ def in_seeds(flat: Any, shape: tuple[int, int]) -> Any:
 
 
 def where_seeds(mask: np.ndarray, chosen: Any, otherwise: Any) -> Any:
-    """Select per seed: `chosen` where the mask [S] is true, else `otherwise`; in NumPy, to avoid compiling."""
+    """Select per seed: `chosen` where the mask [S] is true, `otherwise` elsewhere; in NumPy, to avoid compiling."""
 
     def pick(a: Any, b: Any) -> np.ndarray:
         return np.where(mask.reshape(-1, *(1,) * (a.ndim - 1)), np.asarray(a), np.asarray(b))

@@ -1,4 +1,4 @@
-"""What is needed to start our own Python processes without importing JAX, which a small process does not need."""
+"""Start upslope's own Python processes without importing JAX, which small processes do not need."""
 
 import os
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ one of Python's own modules."""
 
 @contextmanager
 def current_folder_ignored() -> Iterator[None]:
-    """Keep the Python processes that are started meanwhile by others' code, such as `multiprocessing`, from looking for
+    """Keep Python processes that other code, such as `multiprocessing`, starts in the meantime from looking for
     modules in the current folder first."""
     before = os.environ.get(SAFE_PATH)
     os.environ[SAFE_PATH] = "1"

@@ -59,7 +59,7 @@ class Distribution(ABC):
     @property
     def widths(self) -> tuple[int, int]:
         """The number of noise values and of action values per sample, for a part of a `Product`."""
-        raise UpslopeError(f"{type(self).__name__} cannot be a part of a Product: give it the property `widths`.")
+        raise UpslopeError(f"{type(self).__name__} cannot be part of a Product: give it the property `widths`.")
 
     @property
     def num_choices(self) -> int:
@@ -72,7 +72,8 @@ class Distribution(ABC):
         The mask lists the choices of all parts of an action in order; each part needs at least one allowed choice.
         """
         raise UpslopeError(
-            f"{type(self).__name__} cannot be masked, but the environment says which actions are allowed. Give it a "
+            f"{type(self).__name__} cannot be masked, but the environment restricts which actions are "
+            "allowed. Give it a "
             "method masked(mask), return one of upslope's distributions of discrete actions, or ignore masks with "
             "--no-masks."
         )
@@ -83,7 +84,7 @@ class Distribution(ABC):
 
     def shifted(self, by: Float[Array, "... K"]) -> "Distribution":
         """The distribution with its mean moved, for real actions."""
-        raise UpslopeError(f"{type(self).__name__} has no mean for --rpo-alpha to move. Leave the flag out.")
+        raise UpslopeError(f"{type(self).__name__} has no mean for --rpo-alpha to move. Omit the flag.")
 
 
 @pytree
@@ -172,7 +173,7 @@ class MultiCategorical(Distribution):
 
 @pytree
 class Bernoulli(Distribution):
-    """K independent switches (MultiBinary): π(a_k=1|s) = σ(logit_k). Actions are 0 or 1, [..., K]."""
+    """K independent bits (MultiBinary): π(a_k=1|s) = σ(logit_k). Actions are 0 or 1, [..., K]."""
 
     logits: Float[Array, "... K"]
 
@@ -211,7 +212,7 @@ class Bernoulli(Distribution):
         )
 
     def masked(self, mask: Bool[Array, "... M"]) -> "Bernoulli":
-        """The mask has two entries per switch: whether it may be 0, and whether it may be 1."""
+        """The mask has two entries per bit: whether it may be 0, and whether it may be 1."""
         xp, may_be = namespace(self.logits), mask.reshape(*mask.shape[:-1], -1, 2)
         off_or_on = xp.where(may_be[..., 1], np.float32(np.inf), np.float32(-np.inf))
         return Bernoulli(xp.where(may_be.all(axis=-1), self.logits, off_or_on))
@@ -299,8 +300,7 @@ class SquashedGaussian(Distribution):
     """A normal vector u = μ(s) + σ ⊙ ε that tanh squashes into bounds: a = centre + half range ⊙ tanh(u).
 
     Actions are the unsquashed u, [..., K]; u determines a, but a does not determine u where tanh rounds to ±1.
-    Probability
-    and entropy are those of a, in the environment's units: with the Jacobian of the squashing,
+    Probability and entropy are those of a, in the environment's units: with the Jacobian of the squashing,
 
         log π(a|s) = log N(u; μ, σ²) − Σ_k log(half_k (1 − tanh² u_k)).
 

@@ -69,7 +69,7 @@ class RewardToGo(Estimator):
 class Baseline(Estimator):
     """Ψ_t = R_t − B(s_t), with the critic's V(s_t) as B (Williams 1992; Sutton & Barto 2018, section 13.4).
 
-    An action is credited with how much better the return is than expected. R_t sums only the rewards actually
+    An action is credited with the amount by which the return exceeds expectations. R_t sums only the rewards actually
     collected, so a truncated episode's return is not bootstrapped.
     """
 
@@ -139,7 +139,7 @@ class LeaveOneOut(Estimator):
     """Ψ_i = R_i − (1/(G−1)) Σ_{j≠i} R_j: the return of episode i, less the mean return of the G−1 others in its group.
 
     The episodes of a group share their start, so the mean of the others estimates V(s_0) without a critic; it does not
-    depend on the actions that it judges, so it adds no bias. Sources: Kool et al. 2019, "Buy 4 REINFORCE samples, get
+    depend on the actions that are judged, so it adds no bias. Sources: Kool et al. 2019, "Buy 4 REINFORCE samples, get
     a baseline for free!"; Ahmadian et al. 2024, "Back to Basics" (RLOO).
     """
 
@@ -164,8 +164,7 @@ class GroupMean(Estimator):
     With `divide_by_deviation` and 1/|τ_i| it is GRPO (Shao et al. 2024, "DeepSeekMath", section 4.1); with neither it
     is Dr. GRPO, (G−1)/G times `LeaveOneOut` (Liu et al. 2025, "Understanding R1-Zero-Like Training", section 3); with
     the deviation and the batch's length, and without the groups whose returns are all equal, it is DAPO (Yu et al.
-    2025,
-    section 3).
+    2025, section 3).
     """
 
     group_size: int = 8
@@ -197,9 +196,9 @@ def returns_differ(returns: Float[Array, "G K"]) -> Bool[Array, "G"]:
 class VTrace(Estimator):
     """Ψ_t = ρ_t (r_t + γ v_{t+1} − V_t), the critic's target v_t = V_t + Σ_b γ^b c_t ⋯ c_{t+b−1} ρ_{t+b} δ_{t+b}.
 
-    ρ = min(ρ̄, π/μ) and c = λ min(c̄, π/μ), for the learner's π and the behaviour policy μ. ρ̄ decides whose values are
-    learned, those of a policy between μ and π (π itself for ρ̄ = ∞); c̄ and λ decide how fast. On policy and with λ = 1
-    this is A^n up to the segment's end. Source: Espeholt et al. 2018 (IMPALA), section 4.1 and remark 2.
+    ρ = min(ρ̄, π/μ) and c = λ min(c̄, π/μ), for the learner's π and the behaviour policy μ. ρ̄ determines whose values
+    are learned, those of a policy between μ and π (π itself for ρ̄ = ∞); c̄ and λ determine how fast. On policy and
+    with λ = 1 this is A^n up to the segment's end. Source: Espeholt et al. 2018 (IMPALA), section 4.1 and remark 2.
     """
 
     rho_bar: float = 1.0
@@ -251,7 +250,7 @@ def reward_to_go(rollout: Rollout, gamma: float) -> Float[Array, "T N"]:
 
 def td_error(rollout: Rollout, values: Values, gamma: float) -> Float[Array, "T N"]:
     """δ_t = r_t + γ V(s_{t+1}) − V(s_t), where V(s_{t+1}) = 0 if the episode terminated there."""
-    # The product is inside the where, as XLA moves it there for a constant γ; so it rounds the same if γ is an input.
+    # The product is inside `where`, where XLA moves it for a constant γ, so that it rounds the same if γ is an input.
     discounted = jnp.where(rollout.terminated, 0.0, gamma * values.next_value)
     delta = rollout.reward + discounted - values.value
     return jnp.where(rollout.valid, delta, 0.0)
@@ -280,7 +279,7 @@ def over_steps(
     divide_by: LengthDivision,
     counted: Bool[Array, "M _"] | bool = True,
 ) -> Credit:
-    """Give each step the weight of its episode, scaled so that the mean over the batch's steps, which is what a descent
+    """Give each step the weight of its episode, scaled so that the mean over the batch's steps, which gradient descent
     minimises, is another mean over the K `counted` episodes (by default all):
 
         none:     (1/K) Σ_i Ψ_i Σ_t log π(a_t|s_t), the policy gradient of whole episodes

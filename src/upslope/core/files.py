@@ -31,7 +31,7 @@ def plain_file(path: Path, max_bytes: int) -> Path:
     except (OSError, ValueError) as error:
         raise UpslopeError(f"There is no file {path}. Restore it from a copy, or leave this run out.") from error
     if not stat.S_ISREG(found.st_mode):
-        raise UpslopeError(f"{path} is {kind_of(found.st_mode)}, not a plain file, so it is not read. Give a file.")
+        raise UpslopeError(f"{path} is {kind_of(found.st_mode)}, not a plain file, so it is not read. Pass a file.")
     if found.st_size > max_bytes:
         raise UpslopeError(
             f"{path} is {found.st_size:,} bytes long; upslope reads such files only up to {max_bytes:,} bytes. Give "
@@ -41,7 +41,7 @@ def plain_file(path: Path, max_bytes: int) -> Path:
 
 
 def kind_of(mode: int) -> str:
-    """Describe a file type in words, from its mode."""
+    """Describe a file type, given its mode."""
     for test, words in (
         (stat.S_ISLNK, "a symbolic link"), (stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"),
         (stat.S_ISREG, "a plain file"),
@@ -70,8 +70,8 @@ def safe_path(folder: Path, path: Path, *, is_folder: bool = False) -> Path:
             raise UpslopeError(f"{place} cannot be written: {error.strerror or error}.") from error
         if not (stat.S_ISDIR(mode) if is_folder or k < len(parts) - 1 else stat.S_ISREG(mode)):
             raise UpslopeError(
-                f"{place} is {kind_of(mode)}, and upslope writes only into files and folders of the run itself, so "
-                "nothing was changed. Remove it, or replace it with a plain file or folder."
+                f"{place} is {kind_of(mode)}, and upslope writes only into files and folders of the run "
+                "itself, so nothing was changed. Remove it, or replace it with a plain file or folder."
             )
     return path
 

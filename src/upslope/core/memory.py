@@ -1,4 +1,4 @@
-"""What is said when memory runs out."""
+"""The message for running out of memory."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,14 +8,14 @@ from upslope.errors import UpslopeError
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this machine or its accelerator has too little memory. JAX has no type of its own for it."""
+    """Whether this machine or its accelerator has too little memory. JAX has no exception type of its own for this."""
     is_from_jax = type(error).__module__.partition(".")[0] in ("jax", "jaxlib")
     return isinstance(error, MemoryError) or (is_from_jax and "RESOURCE_EXHAUSTED" in str(error))
 
 
 @contextmanager
 def memory_in_words() -> Iterator[None]:
-    """Say what to lower if memory runs out.
+    """Suggest which settings to lower if memory runs out.
 
     Raises:
         UpslopeError: there is not enough memory.

@@ -35,7 +35,7 @@ def escaped(character: str) -> str:
 
 
 def shell(*words: str | Path) -> str:
-    """A command as one types it in a shell: words with spaces or special characters are quoted."""
+    """A command as typed in a shell: words with spaces or special characters are quoted."""
     return shlex.join(map(str, words))
 
 
@@ -45,7 +45,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def unknown(role: str, name: str, known: Iterable[str], where: str = "upslope list") -> str:
-    """Say that a name is unknown and suggest similar ones; `where` is the command that lists all."""
+    """A message that a name is unknown, suggesting similar ones; `where` is the command that lists all."""
     lower = {one.lower(): one for one in sorted(known)}
     near = [lower[one] for one in get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]
     hint = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(lower.values())}."

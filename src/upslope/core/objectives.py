@@ -164,11 +164,11 @@ class DualClip(Clip):
 
 @dataclass(frozen=True)
 class SPO(Objective):
-    """L = −(Ψ ρ − |Ψ| (ρ − 1)² / 2ε), ρ = π_θ/μ: a parabola whose top lies at ρ = 1 + ε for Ψ > 0, at 1 − ε for Ψ < 0.
+    """L = −(Ψ ρ − |Ψ| (ρ − 1)² / 2ε), ρ = π_θ/μ: a parabola with its peak at ρ = 1 + ε for Ψ > 0, and at 1 − ε for Ψ <
+    0.
 
     Where `Clip` has no gradient, outside [1−ε, 1+ε], this objective pulls the ratio back (Xie et al. 2024, "Simple
-    Policy
-    Optimization"). Usual: ε = 0.2.
+    Policy Optimization"). Usual: ε = 0.2.
     """
 
     epsilon: float = 0.2
@@ -178,7 +178,7 @@ class SPO(Objective):
             raise UpslopeError(f"SPO needs 0 < ε < 1, not {self.epsilon}: it pulls the ratio to 1 ± ε.")
 
     def is_outside(self, ratio: Float[Array, "..."]) -> Bool[Array, "..."]:
-        """Where the parabola has passed its top for one of the two signs of the weight."""
+        """Where the ratio is past the parabola's peak for one of the two signs of the weight."""
         return jnp.abs(ratio - 1) > self.epsilon
 
     def loss(self, state: ObjectiveState, sample: Sample) -> Float[Array, "B"]:
@@ -191,8 +191,9 @@ class NaturalGradient(Objective):
     """L = −Ψ π_θ/μ, descended along F⁻¹∇L rather than ∇L: θ ← θ − αx, x = F⁻¹∇L, with α such that ½ (αx)ᵀF(αx) = δ.
 
     F = E[∇² KL(π_old‖π_θ)] + damping · I is the Fisher matrix of the policy, so that a step has the same length in KL
-    whatever the parameters mean. One step per batch (Kakade 2001, "A Natural Policy Gradient"; the damping and the
-    conjugate gradients that solve Fx = ∇L are those of Schulman et al. 2015, appendix C). Usual: δ 0.001 to 0.05 nats.
+    however the policy is parametrised. One step per batch (Kakade 2001, "A Natural Policy Gradient"; the damping and
+    the conjugate gradients that solve Fx = ∇L are those of Schulman et al. 2015, appendix C). Usual: δ 0.001 to 0.05
+    nats.
     """
 
     delta: float = 0.01
@@ -205,7 +206,7 @@ class NaturalGradient(Objective):
         if not self.damping >= 0:
             raise UpslopeError(f"{type(self).__name__} needs a damping ≥ 0, not {self.damping}.")
         if self.conjugate_gradient_iterations < 1:
-            raise UpslopeError(f"{type(self).__name__} needs 1 or more conjugate gradient iterations.")
+            raise UpslopeError(f"{type(self).__name__} needs at least 1 conjugate gradient iteration.")
 
     def loss(self, state: ObjectiveState, sample: Sample) -> Float[Array, "B"]:
         return -sample.weight * importance_ratio(sample)
@@ -215,7 +216,7 @@ class NaturalGradient(Objective):
 class TrustRegion(NaturalGradient):
     """The step of `NaturalGradient`, shortened until the loss falls and KL(π_old‖π_θ) ≤ δ (Schulman et al. 2015, TRPO).
 
-    It tries 1, 0.8, 0.8², … times the step, at most `backtracks` lengths, and takes no step if none of them works.
+    It tries 1, 0.8, 0.8², … times the step, at most `backtracks` lengths, and takes no step if none of them qualifies.
     """
 
     backtracks: int = 10
@@ -223,7 +224,7 @@ class TrustRegion(NaturalGradient):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.backtracks < 1:
-            raise UpslopeError(f"TrustRegion needs 1 or more lengths to try, not {self.backtracks}.")
+            raise UpslopeError(f"TrustRegion needs at least 1 length to try, not {self.backtracks}.")
 
 
 def importance_ratio(sample: Sample) -> Float[Array, "..."]:
@@ -241,9 +242,8 @@ def kl_estimate(
         k3 = e^x − 1 − x    unbiased, never negative
 
     What holds for their values does not hold for their gradients. As a term of a loss, the mean gradient of k1 is
-    E[∇log π] = 0: it teaches
-    nothing. That of k2 is ∇KL(π‖π_ref), and that of k3 is ∇KL(π_ref‖π). Source: Schulman 2020, "Approximating KL
-    Divergence"; GRPO uses k3.
+    E[∇log π] = 0: it teaches nothing. That of k2 is ∇KL(π‖π_ref), and that of k3 is ∇KL(π_ref‖π). Source: Schulman
+    2020, "Approximating KL Divergence"; GRPO uses k3.
     """
     x = reference_log_prob - log_prob
     return {"k1": lambda: -x, "k2": lambda: x**2 / 2, "k3": lambda: jnp.expm1(x) - x}[estimator]()

@@ -21,16 +21,16 @@ class Estimated(NamedTuple):
 
     value: float
     influence: PerEpisode
-    """N − 1 times the change in the estimate when each episode is added to the others (the jackknife's)."""
+    """N − 1 times the change in the estimate when each episode is added to the others (the jackknife's influence)."""
     effective: float
     """The effective number of episodes that it rests on; see `effective_number`."""
 
     def half_width(self) -> float:
         """Half the width of the 95 % interval: t_ν √(Σψ² / (N (N−1))), with the influences ψ of the N episodes.
 
-        For a plain mean √… is the usual standard error, else the jackknife's (Tukey 1958). ν is the effective number of
-        episodes less 1, because the few heavily weighted ones dominate. `benchmarks/off_policy.py` measures its
-        coverage.
+        For a plain mean √… is the usual standard error, otherwise the jackknife's (Tukey 1958). ν is the effective
+        number of episodes less 1, because the few heavily weighted ones dominate. `benchmarks/off_policy.py` measures
+        its coverage.
         """
         n = len(self.influence)
         if n < 2 or not self.effective > 1:
@@ -52,7 +52,7 @@ def normalised(log_weight: Float[np.ndarray, "... N"]) -> Float[np.ndarray, "...
 
 
 def kish(log_weight: Float[np.ndarray, "... N"]) -> Any:
-    """(Σw)² / Σw²: the number of equally weighted episodes that are worth as much (Kish 1965)."""
+    """(Σw)² / Σw²: the number of equally weighted episodes that would be worth as much (Kish 1965)."""
     w = normalised(log_weight)
     return w.shape[-1] / np.mean(w**2, axis=-1)
 
@@ -109,7 +109,7 @@ def doubly_robust(
 ) -> Estimated:
     """The mean of V̂(s_0) + Σ_t γ^t w_t δ_t, with the surprise δ_t = r_t + γ V̂(s_{t+1}) − Q̂(s_t, a_t).
 
-    Correct if the weights are, whatever Q̂ is, and if Q̂ is, whatever the weights are. Source: Jiang & Li 2016,
+    Correct if either the weights or Q̂ are correct, whatever the other is. Source: Jiang & Li 2016,
     Doubly Robust Off-policy Value Evaluation for Reinforcement Learning, eq. 10, unrolled; `weighted`: Thomas &
     Brunskill 2016, Data-Efficient Off-Policy Policy Evaluation for Reinforcement Learning, eq. 9.
     """
@@ -138,9 +138,8 @@ def ratio_test(log_ratio: PerStep, valid: Bool[np.ndarray, "T N"]) -> RatioTest:
     """The mean of the ratios of all steps, and its distance from 1 in standard errors.
 
     E_μ[ρ_t | s_t] is the probability under π of the actions that μ can take, which is 1 if these are all the actions.
-    The ρ_t − 1 of
-    successive steps are then martingale differences, whose sum has the variance Σ(ρ_t − 1)². A mean below 1 shows
-    actions that μ never takes, or probabilities that are not μ's; a mean above 1 only the latter.
+    The ρ_t − 1 of successive steps are then martingale differences, whose sum has the variance Σ(ρ_t − 1)². A mean
+    below 1 shows actions that μ never takes, or probabilities that are not μ's; a mean above 1 only the latter.
     """
     excess = np.exp(np.minimum(log_ratio[valid].astype(np.float64), 700.0)) - 1
     spread = float(np.sqrt(np.sum(excess**2)))

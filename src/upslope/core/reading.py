@@ -52,14 +52,14 @@ def read_rows(path: Path) -> Iterator[list[dict[str, Any]]]:
                 whole = [line for line in lines if line.endswith("\n")]
                 yield checked_rows(whole, before)
                 before += len(whole)
-                if len(whole) < len(lines):  # the rest of a line that is being written may be there by now
+                if len(whole) < len(lines):  # the rest of a line that was being written may have arrived by now
                     return
     except READING_ERRORS as error:
         raise damaged(path, error) from error
 
 
 def checked_rows(lines: list[str], before: int) -> list[dict[str, Any]]:
-    """Parse lines with a JSON object each; `before` lines of the file precede them."""
+    """Parse lines of one JSON object each; `before` lines of the file precede them."""
     try:
         rows = parse_json("[" + ",".join(lines) + "]")
     except json.JSONDecodeError as error:
@@ -84,7 +84,7 @@ def read_csv(path: Path, names: Sequence[str], text: Mapping[str, str] = Mapping
         for line in file:
             # NumPy's parser reads out of bounds on non-ASCII characters in a numeric column and crashes the process.
             if not line.isascii():
-                raise ValueError("it holds non-ASCII characters")
+                raise ValueError("it contains non-ASCII characters")
             if line.endswith("\n"):
                 yield line[:-1]
 

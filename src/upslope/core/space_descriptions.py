@@ -101,12 +101,12 @@ def check_fields(fields: dict[str, Any]) -> None:
     for name, value in fields.items():
         if name in ("low", "high"):
             if len(value) != math.prod(fields["shape"]) or any(map(math.isnan, value)):
-                raise ValueError(f"`{name}` does not hold a bound for each component")
+                raise ValueError(f"`{name}` does not contain a bound for each component")
         elif name == "start":
             if not all(type(x) is int and abs(x) < 2**62 for x in as_tuple(value)):
-                raise ValueError("`start` does not hold whole numbers")
+                raise ValueError("`start` does not contain whole numbers")
         elif isinstance(value, tuple) is (name == "n") or not all(type(x) is int and x > 0 for x in as_tuple(value)):
-            raise ValueError(f"`{name}` is not made of positive whole numbers")
+            raise ValueError(f"`{name}` does not consist of positive whole numbers")
         elif name == "shape" and (len(value) > MAX_DIMENSIONS or math.prod(value) > MAX_FEATURES):
             raise ValueError("`shape` is too large")
         elif name != "shape" and sum(as_tuple(value)) > MAX_FEATURES:

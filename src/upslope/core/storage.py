@@ -56,11 +56,12 @@ def load_arrays(path: Path, what: str) -> tuple[dict[str, np.ndarray], dict[str,
     """Read a file written by `save_arrays`; error messages call it a `what`.
 
     Raises:
-        UpslopeError: the file is missing, damaged, foreign, declares more than it holds, or holds pickled objects.
+        UpslopeError: the file is missing, damaged, foreign, declares more than it contains, or contains pickled
+            objects.
     """
     if not path.is_file():
         there = f"{path} is {kind_of(path.stat().st_mode)}, not a {what}" if path.exists() else ""
-        raise UpslopeError(f"{there or f'There is no {what} at {path}'}. Give a file that upslope wrote.")
+        raise UpslopeError(f"{there or f'There is no {what} at {path}'}. Pass a file written by upslope.")
     try:
         with zipfile.ZipFile(path) as archive:
             check_declared(archive, path.stat().st_size)
@@ -70,8 +71,8 @@ def load_arrays(path: Path, what: str) -> tuple[dict[str, np.ndarray], dict[str,
             raise ValueError("its meta entry is not a JSON object")
     except Exception as error:  # zipfile, its compressors and NumPy's header parser raise a dozen types
         raise UpslopeError(
-            f"{path} is not a {what} from upslope, or it is damaged: {type(error).__name__}: {brief(error)}. Give "
-            "another file, or a copy of this one from before it was damaged."
+            f"{path} is not a {what} from upslope, or it is damaged: {type(error).__name__}: "
+            f"{brief(error)}. Pass another file, or an undamaged copy of this one."
         ) from error
     return arrays, meta
 
@@ -91,7 +92,7 @@ def read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
             raise ValueError(f"{entry.filename} is an array of version {version}")
         shape, _, dtype = HEADERS[version](file)
         if dtype.hasobject:
-            raise ValueError(f"{entry.filename} holds Python objects, which could execute code when loaded")
+            raise ValueError(f"{entry.filename} contains Python objects, which could execute code when loaded")
         if dtype.kind not in "biufcUS" or not dtype.itemsize or any(type(n) is not int or n < 0 for n in shape):
             raise ValueError(f"{entry.filename} declares {dtype} {shape}")
         if math.prod(shape) * dtype.itemsize != entry.file_size - file.tell():

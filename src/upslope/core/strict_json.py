@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 MAX_DEPTH = 100
-"""Most brackets around one value of a JSON text, far fewer than Python's functions may call themselves."""
+"""Maximum nesting depth of a JSON text, far below Python's recursion limit."""
 
 
 def parse_json(text: str, max_depth: int = MAX_DEPTH) -> Any:
@@ -27,7 +27,7 @@ def parse_json(text: str, max_depth: int = MAX_DEPTH) -> Any:
 
 
 def is_deeper(value: Any, most: int) -> bool:
-    """Whether there are more lists and dictionaries around a part of a value than this."""
+    """Whether a value is nested more deeply than this."""
     level = [value] if isinstance(value, list | dict) else []
     for _ in range(most):
         inner = (x for outer in level for x in (outer.values() if isinstance(outer, dict) else outer))

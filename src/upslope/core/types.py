@@ -15,8 +15,8 @@ from jaxtyping import Array, Bool, Float, Shaped
 from upslope.core.arrays import pytree
 
 Action = Shaped[Array, "..."]
-"""An action as the policy samples it: in the environment's own units, a Box before it is clipped to its bounds, or
-before tanh squashes it; several parts are one vector of 32-bit floats."""
+"""An action as the policy samples it: in the environment's own units, a Box before it is clipped to its bounds or
+squashed by tanh; several parts form one vector of 32-bit floats."""
 Metrics = dict[str, Float[Array, "..."]]
 """Name → value, e.g. `policy/kl`."""
 

@@ -1,8 +1,8 @@
-"""The modules that users name, e.g. `mine:World`, and the folder in which a command is given.
+"""The modules that users name, e.g. `mine:World`, and the folder in which a command is run.
 
-A command may be given in a stranger's folder. So that folder is not on the search path, where a file in it could pass
-for a library or a plugin, which is imported without a question. It is put there when a module is imported because
-somebody who may say so named it, and the module is found nowhere else.
+A command may be run in a stranger's folder. That folder is therefore not on the search path, where a file in it could
+pass for a library or a plugin, which are imported without asking. It is added only to import a module that the user
+named or trusted and that is found nowhere else.
 """
 
 import os
@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 FOLDER_VARIABLE = "UPSLOPE_COMMAND_FOLDER"
-"""The environment variable that tells child processes in which folder the command was given."""
+"""The environment variable that tells child processes in which folder the command was run."""
 
 
 def offer_folder(folder: Path) -> None:
-    """Let modules that users name be found in this folder, in this process and in those that it starts."""
+    """Let modules that users name be found in this folder, by this process and those that it starts."""
     os.environ[FOLDER_VARIABLE] = str(folder)
 
 
@@ -48,7 +48,7 @@ def file_of(module: str) -> str:
 
 
 def spec_of(module: str) -> ModuleSpec | None:
-    """What Python's finders say of a module, without importing anything; None if they do not find it."""
+    """The spec of a module according to Python's finders, without importing anything; None if they do not find it."""
     places: Any = None
     names = module.split(".")
     spec = None
@@ -61,7 +61,7 @@ def spec_of(module: str) -> ModuleSpec | None:
 
 
 def one_spec(name: str, places: Any) -> ModuleSpec | None:
-    """The spec of an imported module, or of one that lies in these places."""
+    """The spec of an imported module, or of one in these places."""
     if name in sys.modules:
         return getattr(sys.modules[name], "__spec__", None)
     finders = (finder for finder in sys.meta_path if hasattr(finder, "find_spec"))
@@ -69,13 +69,14 @@ def one_spec(name: str, places: Any) -> ModuleSpec | None:
 
 
 def is_file(spec: ModuleSpec | None) -> bool:
-    """Whether a module is more than a folder without code of its own, which any other module of its name precedes."""
+    """Whether a module is more than a folder without code of its own, over which any other module of that name takes
+    precedence."""
     return spec is not None and spec.origin is not None
 
 
 @contextmanager
 def with_command_folder() -> Iterator[list[str]]:
-    """Look for modules in the command's folder too, after all others; yields the search path."""
+    """Look for modules in the command's folder as well, after all others; yields the search path."""
     before, folder = sys.path[:], os.environ.get(FOLDER_VARIABLE)
     if folder and folder not in before:
         sys.path.append(folder)

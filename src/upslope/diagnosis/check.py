@@ -1,7 +1,7 @@
 """A self-test of an environment that takes seconds, to be run before training on it.
 
-Every check is a function of an `Examined` environment that yields `Check`s; to add one, write it in `checks.py` and put
-it into `CHECKS`. A check that cannot decide reports that it was skipped, never that it passed.
+Every check is a function of an `Examined` environment that yields `Check`s; to add one, write it in `checks.py` and add
+it to `CHECKS`. A check that cannot decide reports that it was skipped, never that it passed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -48,7 +48,7 @@ class Checked:
     checks: tuple[Check, ...]
     command: str
     choices: tuple[Choice, ...] = ()
-    """The reasons for the choices in the command, and for those that upslope makes by itself."""
+    """The reasons for the choices in the command, and for those that upslope makes on its own."""
 
     @property
     def worst(self) -> Status:
@@ -106,7 +106,7 @@ def check(
 
 
 def made_with_preset(environment: Any, settings: dict[str, Any]) -> AnyEnvironment:
-    """The environment as training with its preset would make it."""
+    """The environment as training with its preset would create it."""
     return make(environment, **made_for(label(environment), {key: value for key, value in settings.items() if value}))
 
 
@@ -114,7 +114,7 @@ def without_unread(
     environment: Any, made: AnyEnvironment, settings: dict[str, Any]
 ) -> tuple[AnyEnvironment, list[tuple[str, Any]]]:
     """The environment without the parts of its observations that no network can read, and those parts by key;
-    `settings` then leave them out. Unchanged if nothing would be left."""
+    `settings` then leave them out. Unchanged if nothing would remain."""
     unread = list(unreadable(made.observation_space, ""))
     keys = tuple(key for key, _ in unread)
     if not unread or keys == ("",):
@@ -139,5 +139,5 @@ def long_trial(environment: AnyEnvironment, limit: int | None) -> Trial:
     try:
         return play(player, actions_of(environment, 0), STEPS, SECONDS)
     finally:
-        with suppress(Exception):  # closing was checked before
+        with suppress(Exception):  # closing was checked earlier
             player.close()

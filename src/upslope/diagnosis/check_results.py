@@ -18,8 +18,8 @@ class Check:
 
 @dataclass(frozen=True)
 class Choice:
-    """One choice in the proposal of a first run, and the reason."""
+    """One choice in the proposed training command, and the reason for it."""
 
     what: str
-    """A flag of the command, or what upslope chooses by itself."""
+    """A flag of the command, or a choice that upslope makes on its own."""
     why: str

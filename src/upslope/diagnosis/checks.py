@@ -31,7 +31,7 @@ from upslope.models.heads import head_of
 STEPS, SECONDS = 5000, 4.0
 """Limits of the long trial, in steps and in seconds."""
 SHORT, SHORT_SECONDS = 200, 2.0
-"""Limits of the short trials that are compared with each other, in steps and in seconds."""
+"""Limits of the short trials, which are compared with each other, in steps and in seconds."""
 PAIRS, CONTROLS, TREATED = 3, 12, 4
 """Numbers of fresh environments compared with the first, of further ones that must agree before a suspected cause is
 named, and of trials of that cause."""
@@ -62,7 +62,7 @@ class Examined:
 
     @cached_property
     def suspicion(self) -> Suspicion:
-        """What the long trial shows about a hidden state."""
+        """What the long trial reveals about a hidden state."""
         encoder = encoder_of(self.environment.observation_space, self.name)
         return memory_test(self.trial, encoder, self.environment.action_space)
 
@@ -115,14 +115,15 @@ def plain(message: str) -> str:
 
 
 REPEATS, LEAKS, SHARES = "repeats itself", "nothing leaks through reset", "instances are independent"
-UNTOLD = "cannot be decided while it does not repeat itself"
+UNTOLD = "cannot be decided while the environment is not repeatable"
 
 
 def of_repetition(e: Examined) -> Iterator[Check]:
-    """Check that the same seed and actions give the same episode, even after other episodes or beside another instance.
+    """Check that the same seed and actions give the same episode, even after other episodes or next to another
+    instance.
 
-    A rarely nondeterministic environment could seem to leak or share state, so a cause is named only if many fresh
-    environments agree with each other and those under suspicion differ from them repeatedly.
+    An occasionally nondeterministic environment could seem to leak or share state, so a cause is named only if many
+    fresh environments agree with each other and the suspect ones differ from them repeatedly.
     """
     first = e.short()
     different = count_different(e.short, first, PAIRS)
@@ -146,7 +147,7 @@ def of_repetition(e: Examined) -> Iterator[Check]:
                   "after other episodes the same seed gives a different episode",
                   "Set every attribute of the episode again in reset().")  # fmt: skip
     yield verdict(SHARES, suspects[SHARES] and count_different(partial(beside, e), first, TREATED),
-                  "stepping another instance beside it changes its episode",
+                  "stepping another instance at the same time changes its episode",
                   "Keep no state in the class, a module or a shared object.")  # fmt: skip
 
 
@@ -213,7 +214,7 @@ class SeenArray:
         return mean, std, np.isin(np.arange(mean.size), lost_in_float32(flat))
 
     def wants_normalising(self) -> bool:
-        """Whether its mean is far from 0 or its spread far from 1, and normalising can help."""
+        """Whether its mean is far from 0 or its spread far from 1, so that normalising can help."""
         if not self.is_real:
             return False
         mean, std, lost = self.scales()
@@ -255,7 +256,10 @@ def of_array(array: SeenArray) -> Iterator[Check]:
         at = int(np.flatnonzero(~finite)[0])
         size = "not finite" if not np.isfinite(seen[at]).all() else "too large for float32"
         yield Check(
-            f"observations{path}", "error", f"{size} in observation {at}", "Find where the environment divides by 0."
+            f"observations{path}",
+            "error",
+            f"{size} in observation {at}",
+            "Look for a division by 0 in the environment.",
         )
         return
     outside = float(np.mean((seen < space.low - 1e-6) | (seen > space.high + 1e-6)))
@@ -284,17 +288,17 @@ def of_array(array: SeenArray) -> Iterator[Check]:
 
 
 def of_memory(e: Examined) -> Iterator[Check]:
-    """Look for signs that past observations tell more about the next step than the present one alone."""
+    """Look for signs that past observations reveal more about the next step than the present one alone."""
     found, name = e.suspicion, "the observation tells the state"
     if not found.is_decided:
         yield Check(name, "skipped", found.words)
         return
-    remedy = "It seems to show only a part of the state: try --memory gru, and compare it with a run without."
+    remedy = "It seems to show only part of the state: try --memory gru, and compare with a run without it."
     yield Check(name, "warning" if found.is_hidden else "ok", found.words, remedy if found.is_hidden else "")
 
 
 def some(which: np.ndarray) -> str:
-    """Describe the selected features by their number and the first ones."""
+    """Describe the selected features by how many there are and by the first ones."""
     places, total = np.flatnonzero(which), len(which)
     first = ", ".join(map(str, places[:5])) + (", …" if len(places) > 5 else "")
     return f"{len(places):,} of {counted(total, 'feature')} ({first})"
@@ -310,13 +314,13 @@ def of_rewards(e: Examined) -> Iterator[Check]:
     rewards = np.asarray(e.trial.rewards)
     words = f"{rewards.min():.4g} to {rewards.max():.4g}, mean {rewards.mean():.4g}"
     if not np.isfinite(rewards).all():
-        yield Check("rewards", "error", "not finite", "Find where the environment divides by 0.")
+        yield Check("rewards", "error", "not finite", "Look for a division by 0 in the environment.")
     elif (rewards == 0).all():
         yield Check("rewards", "warning", f"all 0 in {len(rewards)} random steps",
-                    "A random policy finds nothing to learn from: shape the reward, or try --bonus rnd.")  # fmt: skip
+                    "Random actions find nothing to learn from: shape the reward, or try --bonus rnd.")  # fmt: skip
     elif np.ptp(rewards) == 0 and len(set(e.trial.lengths)) <= 1:
         yield Check("rewards", "warning", f"{words}, in episodes of one length: every return is the same",
-                    "A random policy cannot tell good from bad: shape the reward, or try --bonus rnd.")  # fmt: skip
+                    "Random actions do not reveal good from bad: shape the reward, or try --bonus rnd.")  # fmt: skip
     elif np.abs(rewards).max() > 100:
         yield Check("rewards", "warning", words, "Large: keep --normalize-rewards.")
     else:
@@ -330,9 +334,9 @@ def of_actions(e: Examined) -> Iterator[Check]:
             words = f"{box.space()}{at(key)}"
             yield Check("action range", "warning", words, "Give finite bounds: a policy's σ is relative to the range.")
     one, other = e.short(actions=0), e.short(actions=3)
-    pairs = zip(one.actions, other.actions, strict=False)  # a trial may end sooner than the other
+    pairs = zip(one.actions, other.actions, strict=False)  # one trial may end sooner than the other
     if all(jax.tree.all(jax.tree.map(np.array_equal, *pair)) for pair in pairs):
-        yield Check("actions matter", "skipped", "there is only one action")
+        yield Check("actions matter", "skipped", "there is only one possible action")
         return
     matters = not same(one, other)
     if not matters and not (one.lengths and other.lengths):
@@ -364,7 +368,7 @@ def of_ends(e: Examined) -> Iterator[Check]:
         yield Check("episodes end", "warning", f"{words}: always after {lengths[0]} steps",
                     "If that is a time limit, return truncated: the value after it is not 0.")  # fmt: skip
     elif e.limit is None and not any(terminated):
-        yield Check("episodes end", "ok", f"{words}; it truncates by itself")
+        yield Check("episodes end", "ok", f"{words}; the environment truncates them itself")
     else:
         yield Check("episodes end", "ok", f"{words}; step limit: {e.limit or 'none'}")
 
@@ -385,7 +389,7 @@ def of_speed(e: Examined) -> Iterator[Check]:
 
 
 def of_returns(e: Examined) -> Iterator[Check]:
-    """Report the return of a random policy: the first number to beat."""
+    """Report the return of a random policy, the first number to beat."""
     r = e.trial.returns
     words = f"{np.mean(r):.4g} ± {np.std(r):.3g} (deviation), {min(r):.4g} to {max(r):.4g}" if r else "no episode ended"
     yield Check("a random policy's return", "ok", words)

@@ -1,6 +1,6 @@
-"""The first contact with a Gymnasium environment: whether reset, step, render and close do what training needs.
+"""The first use of a Gymnasium environment: whether reset, step, render and close do what training needs.
 
-Each kind of fault has its own message: what was returned and what is expected. Tolerated faults give a warning.
+Each kind of fault has its own message, with what was returned and what is expected. Tolerated faults give a warning.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,7 +24,7 @@ from upslope.errors import UpslopeError
 from upslope.models.encoders import encoder_of
 
 STEPS = 20
-"""Number of steps in the first contact."""
+"""Number of steps in this first test."""
 RESET = "Return (observation, info) from reset()."
 STEP = "Return (observation, reward, terminated, truncated, info) from step()."
 MASK = "Correct the mask, or train without it: upslope train … --no-masks."
@@ -32,20 +32,20 @@ MASK = "Correct the mask, or train without it: upslope train … --no-masks."
 
 def first_contact(environment: AnyEnvironment, limit: int | None) -> list[Check]:
     """Reset and step a few times, checking each return value; nothing for a compiled environment, whose protocol was
-    checked when it was made."""
+    checked when it was created."""
     if environment.is_compiled:
         return []
     try:
         player = player_of(environment, limit)
     except UpslopeError as error:
-        return [Check("environment", "error", str(error), "Make it possible to create it more than once.")]
+        return [Check("environment", "error", str(error), "Allow more than one instance to be created.")]
     assert isinstance(player, HostPlayer)
     found = list(answers(player, environment))
     has_failed = any(check.status == "error" for check in found)
     try:
         player.close()
     except Exception as error:
-        words = "No training result is lost, but correct close()."
+        words = "This loses no training result, but correct close()."
         found.append(Check("close", "warning", f"close() raised {told(error)}", words))
     return found if has_failed else [*found, *pictures(environment)]
 
@@ -92,7 +92,7 @@ def answers(player: HostPlayer, environment: AnyEnvironment) -> Iterator[Check]:
             return
         seen += [] if mask is None else [mask]
     yield Check("step", "warning" if said else "ok", "; ".join(said) or "five values of the right types",
-                "Training reads them as intended; correct them anyway." if said else "")  # fmt: skip
+                "Training understands them as intended, but correct them anyway." if said else "")  # fmt: skip
     yield from masks(env, seen, is_late and not environment.gives_masks)
 
 
@@ -112,7 +112,7 @@ def step_failed(error: BaseException, action: Any) -> Check:
 
 
 Fault = tuple[str, str]
-"""What was returned, and the remedy, which is empty if the usual advice applies."""
+"""What was returned, and the remedy; an empty remedy means that the usual advice applies."""
 
 
 def fault_of_reset(answer: Any) -> Fault | None:
@@ -148,11 +148,11 @@ def fault_of_reward(reward: Any) -> Fault | None:
         return f"returned the reward {brief(reward)}, which is not a number", "Return a float as the reward."
     if number.size > 1:
         return (
-            f"returned a reward of shape {number.shape}, but upslope learns from one number",
-            f"Weight its parts as you choose: --wrapper '{weighing(number.size)}'.",
+            f"returned a reward of shape {number.shape}, but upslope learns from a single number",
+            f"Weight its parts as you like: --wrapper '{weighing(number.size)}'.",
         )
     if not np.isfinite(number).all():
-        return f"returned the reward {brief(reward)}, which is not finite", "Find where it divides by 0."
+        return f"returned the reward {brief(reward)}, which is not finite", "Look for a division by 0."
     return None
 
 
@@ -205,7 +205,7 @@ def fault_of_values(space: gymnasium.Space, numbers: np.ndarray) -> Fault | None
         return None
     return (
         f"returned an observation that is not in the observation space {short(space)}: {reason}",
-        "Correct the environment, or declare the space that it really has.",
+        "Correct the environment, or declare the space that it actually uses.",
     )
 
 
@@ -220,16 +220,16 @@ def masks(env: gymnasium.Env, seen: list[np.ndarray], is_late: bool) -> Iterator
 
 
 def pictures(environment: Any) -> Iterator[Check]:
-    """Check whether the environment renders pictures if it claims to; only films and the credit view need them."""
+    """Check whether the environment renders pictures if it claims to; only videos and the credit view need them."""
     try:
         player = player_of(environment, None)
         modes = player.env.metadata.get("render_modes", ()) if isinstance(player, HostPlayer) else ()
         player.close()
     except Exception:
-        modes = ()  # metadata in another form; closing was checked before
+        modes = ()  # metadata in another form; closing was checked earlier
     if "rgb_array" not in modes:
         return
-    remedy = "Only `upslope credit` and films need pictures."
+    remedy = "Only `upslope credit` and videos need pictures."
     try:
         env = environment.drawing().create()
         try:

@@ -23,19 +23,19 @@ SURE = 0.8
 FEWEST = 10
 """Iterations needed before findings are reported during training, and before a run is called healthy."""
 DECISIVE = {CRITIC, ACTING}
-"""A rule that needs one of these does not apply to a run without it, whatever else is lacking."""
+"""A rule that needs one of these does not apply to a run without it, whatever other data are missing."""
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Findings, the most certain and harmful first, and the rules that were checked."""
+    """Findings, the most certain and severe first, and the rules that were checked."""
 
     run: str
     findings: tuple[Finding, ...]
     checked: tuple[str, ...]
     """Names of the rules that could be checked."""
     unchecked: dict[str, str]
-    """Names of the rules that could not be checked, with what they lacked."""
+    """Names of the rules that could not be checked, with the data they needed."""
     too_little: str
     """The reason why the evidence is too thin to call a run healthy; empty if it is enough."""
 
@@ -106,13 +106,13 @@ def too_little(signs: Signs, num_checked: int) -> str:
         return f"it has {counted(iterations, 'iteration')}, but {FEWEST} are needed"
     if signs.is_recorded:
         command = shell("upslope", "evaluate", signs.record.path)
-        return f"it learned from recorded data and played no episodes; {command} shows more"
+        return f"it learned from recorded data and played no episodes; {command} reveals more"
     if not np.isfinite(signs.returns[0]).any():
         return f"no seed has finished {ENDS} episodes, so whether the return rises is not known"
     if signs.is_flat:
-        return "its return has not risen, and no rule says why; it may need more steps"
+        return "its return has not risen, and no rule explains why; it may need more steps"
     if num_checked < len(RULES) / 2:
-        return "it lacks the metrics that most rules need; an older version of upslope may have trained it"
+        return "it lacks the metrics that most rules need; it may have been trained by an older version of upslope"
     return ""
 
 

@@ -1,7 +1,7 @@
 """The parts of a diagnosis: findings with evidence, and the view of a run that rules use.
 
 A rule is a function `(Signs) → Finding | None` under `@rule`. To add one: write it, give its source, and plant its
-fault in `benchmarks/doctor_faults.py`, which measures how often it is right.
+fault in `benchmarks/doctor_faults.py`, which measures how often the rule is right.
 """
 
 import math
@@ -27,7 +27,7 @@ ENDS = 10
 FEW = 16
 """Fewest samples per iteration for which a standard deviation is meaningful."""
 CRITIC, ACTING = "a critic", "a policy that acts while it learns"
-"""Things that a run may lack because of its settings."""
+"""Data that a run may lack because of its settings."""
 RULES: list[Callable[["Signs"], "Finding | None"]] = []
 
 
@@ -43,7 +43,7 @@ class Evidence:
     expected: str = ""
 
     def words(self) -> str:
-        """Format as one line."""
+        """The evidence as one line."""
         shown = ", ".join(f"{x:.3g}" for x in self.values[:10])
         expected = f"; expected {self.expected}" if self.expected else ""
         return f"{self.metric} = {shown} (steps {self.steps[0]:,} to {self.steps[1]:,}{expected})"
@@ -51,22 +51,22 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong or worth knowing."""
+    """Something that is wrong or worth knowing."""
 
     cause: str
     """Its one-word name, for programs."""
     symptom: str
     likely: str
-    """The probable cause, in words."""
+    """A description of the probable cause."""
     remedy: str
     """The flag or the line of code to change."""
     certainty: float
-    """0 to 1: how often this cause is behind the signature; less if only some seeds show it."""
+    """0 to 1: how often this cause is behind the symptom; less if only some seeds show it."""
     harm: float = 1.0
-    """0 to 1: how much it keeps a run from learning."""
+    """0 to 1: how much it prevents a run from learning."""
     rivals: tuple[str, ...] = ()
     experiment: str = ""
-    """An experiment that would tell the rivals apart."""
+    """An experiment that would tell the possible causes apart."""
     evidence: tuple[Evidence, ...] = ()
 
     @property
@@ -76,17 +76,17 @@ class Finding:
 
     @property
     def rank(self) -> float:
-        """The order of findings: by certainty and harm."""
+        """The order of findings: by certainty and severity."""
         return self.certainty * self.harm
 
 
 @dataclass
 class Signs:
-    """A run as rules see it: each metric as one number per seed [S], over a part of the run."""
+    """A run as the rules see it: each metric as one number per seed [S], over part of the run."""
 
     record: Record
     lacking: set[str] = field(default_factory=set)
-    """Things that rules have needed but the run lacks, since this was last cleared."""
+    """Data that rules have needed but the run lacks, since this was last cleared."""
 
     def lacks(self, what: str, is_missing: bool) -> bool:
         """Record `what` if it is missing, and return `is_missing`."""
@@ -139,7 +139,7 @@ class Signs:
 
     @property
     def step_size(self) -> str:
-        """What scales the policy's steps, in words."""
+        """A description of what scales the policy's steps."""
         return "KL δ" if self.is_natural else "learning rate"
 
     @property
@@ -234,7 +234,7 @@ class Signs:
         """Whether the return of each seed rose by more than chance [S].
 
         Where single episodes are mostly luck, as in Blackjack, even the best policy gains less than half of their
-        standard deviation. So a small rise counts too, if it is many standard errors large.
+        standard deviation. So a small rise counts too, if it is many standard errors in size.
         """
         first, last, spread = self.returns
         spread, (_, _, _, error, later_rise, later_error) = np.maximum(spread, 1e-9), self.known_returns
@@ -249,7 +249,7 @@ class Signs:
 
     @cached_property
     def stretches(self) -> list[list[np.ndarray]]:
-        """The returns of each seed in `PARTS` stretches with equal numbers of steps; a stretch may be empty."""
+        """The returns of each seed in `PARTS` segments with equal numbers of steps; a segment may be empty."""
         edges = np.linspace(0, np.nanmax(self.record.steps), PARTS + 1)[1:-1]
         found = []
         for seed in self.record.seeds:
@@ -301,7 +301,7 @@ def rule(source: str) -> Callable[[Callable[[Signs], Finding | None]], Callable[
 def max_entropy(action: dict[str, Any]) -> float | None:
     """The entropy of the uniform policy from an action space's description, in nats; None with a Box among the actions.
 
-    It equals `ActionHead.max_entropy`, without importing JAX, which takes a large share of the time of a report.
+    It equals `ActionHead.max_entropy`, without importing JAX, which would take a large share of a report's time.
     """
     kind = action["kind"]
     if kind == "DiscreteHead":

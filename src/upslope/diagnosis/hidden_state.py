@@ -1,7 +1,8 @@
-"""Does an observation determine the state? A search for what the past, but not the present, says about the next step.
+"""Does an observation determine the state? A search for what the past, but not the present, reveals about the next
+step.
 
-In a Markov decision process (o_{t+1}, r_t, end) depends on (o_t, a_t) alone. If what was seen before helps to predict
-it, the observation leaves out a part of the state, and a memory can recover it. Randomness is no evidence: it makes
+In a Markov decision process (o_{t+1}, r_t, end) depends on (o_t, a_t) alone. If earlier observations help to predict
+it, the observation leaves out part of the state, and a memory can recover it. Randomness is no evidence: it makes
 the next step uncertain, but the past does not reduce that uncertainty.
 
 Two tests look for it. Where the same observation and action recur, a permutation test asks whether the outcome depends
@@ -26,13 +27,14 @@ SKETCH, COMPONENTS = 512, 16
 """Large observations are reduced to this many random sums of features, and these to their principal components."""
 SHUFFLES = 100
 FEW = 30
-"""With fewer recurring steps or held-out rows, nothing is decided."""
+"""With fewer recurring steps or held-out rows, there is no verdict."""
 CLEAR = 8.0
 """The number of standard deviations by which a dependence must exceed that on shuffled pasts."""
 LARGE = 0.1
 """The share of the uncertainty about the next step that the past must resolve where observations recur."""
 UNEXPLAINED, LEFT = 0.3, 0.33
-"""The share of the change that the present must leave unexplained, and the part of it that the past may leave."""
+"""The share of the change that the present must leave unexplained, and the part of it that the past may leave
+unexplained."""
 WIDTHS, RIDGES = (0.5, 1.0, 2.0), (1e-6, 1e-3, 1e-1)
 """Kernel widths relative to the median distance, and ridge penalties; the best pair is used."""
 
@@ -87,7 +89,7 @@ def memory_test(trial: Trial, encoder: ObservationEncoder, action_space: spaces.
     for past, share in shares.items():
         if share >= LARGE:
             words = (
-                f"the same observation and action led to different next steps, and {past} tells which: it resolves "
+                f"the same observation and action led to different next steps, and {past} reveals which: it resolves "
                 f"{share:.0%} of that uncertainty"
             )
             return Suspicion(words, is_hidden=True)
@@ -96,13 +98,13 @@ def memory_test(trial: Trial, encoder: ObservationEncoder, action_space: spaces.
         return Suspicion(f"no need for a memory was found: {words}")
     found = regression_test(trial, steps, encoder, action_space)
     if found is None:
-        words = f"cannot be decided from these {len(steps.now):,} steps: too few, not finite, or without change"
+        words = f"cannot be decided from these {len(steps.now):,} steps: too few, not finite, or without any change"
         return Suspicion(words, is_decided=False)
     name, past, present, remembered = found
     if present >= UNEXPLAINED and remembered <= LEFT * present:
         words = (
-            f"observation and action leave {present:.0%} of the change of {name} unexplained, but with {past} "
-            f"only {remembered:.0%}"
+            f"observation and action leave {present:.0%} of the change of {name} unexplained, but with "
+            f"{past} only {remembered:.0%}"
         )
         return Suspicion(words, is_hidden=True)
     words = f"observation and action leave {present:.0%} of the change of {name} unexplained"
@@ -113,13 +115,13 @@ PREVIOUS, FIRST = "the step before", "the first observation of the episode"
 
 
 def codes(*columns: Any) -> np.ndarray:
-    """A number for each row of these columns; equal rows have equal numbers."""
+    """An index for each row of these columns; equal rows have equal indices."""
     rows = np.stack([np.unique(x, return_inverse=True)[1].ravel() for x in columns], axis=1)
     return np.unique(rows, axis=0, return_inverse=True)[1].ravel()
 
 
 def numbered(several: list[Any]) -> np.ndarray:
-    """A number for each observation or action; equal ones have equal numbers."""
+    """An index for each observation or action; equal ones have equal indices."""
     known: dict[bytes, int] = {}
     parts = (b"|".join(np.asarray(x).tobytes() for x in jax.tree.leaves(each)) for each in several)
     return np.asarray([known.setdefault(each, len(known)) for each in parts])
@@ -190,7 +192,7 @@ def regression_test(
     trial: Trial, steps: Steps, encoder: ObservationEncoder, action_space: spaces.Space
 ) -> tuple[str, str, float, float] | None:
     """The target whose prediction gains most from the past: its name, the kind of past, and the shares of its variance
-    that are left unexplained without and with it. None if there are too few steps, or some are not finite."""
+    that are left unexplained without and with it. None if there are too few steps, or if some values are not finite."""
     chosen = np.unique(np.linspace(0, max(len(steps.now) - 1, 0), ROWS).astype(int)) if len(steps.now) else []
     if len(chosen) < 4 * FEW:
         return None
@@ -312,7 +314,7 @@ def principal(x: np.ndarray) -> np.ndarray:
 
 
 def action_features(actions: list[Any], space: spaces.Space) -> np.ndarray:
-    """The features of actions [n, D], those of all parts side by side."""
+    """The features of actions [n, D], with those of all parts concatenated."""
     if isinstance(space, spaces.Dict | spaces.Tuple):
         inner = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
         return np.concatenate([action_features([one[k] for one in actions], part) for k, part in inner], axis=1)

@@ -1,8 +1,8 @@
 """The probe ladder: does an algorithm, estimator or objective solve environments whose answer is known?
 
-Each probe fails for one reason only, so the first that fails shows where the mistake is. Probes with the same spaces
-share one compiled program, so the ladder takes seconds.
-Source: Jones (2021), Debugging RL, Without the Agonizing Pain, for the first five.
+Each probe can be failed for only one reason, so the first failure shows where the mistake is. Probes with the same
+spaces share one compiled program, so the ladder takes seconds. Source: Jones (2021), Debugging RL, Without the
+Agonizing Pain, for the first five.
 """
 
 from collections.abc import Sequence
@@ -40,17 +40,17 @@ PROBES = {
     "action": "the objective, the sign or the pairing of weights and actions",
     "both": "the pairing of observations and actions",
     "truncation": "truncation treated as termination: nothing is bootstrapped at the limit",
-    "continuous": "the Gaussian's log-probability, or actions in the wrong unit",
+    "continuous": "the Gaussian's log-probability, or actions in the wrong units",
     "multidiscrete": "the log-probabilities of several heads",
-    "multibinary": "the log-probabilities of several switches",
+    "multibinary": "the log-probabilities of several bits",
     "mask": "forbidden actions are taken, or learned from as if they were allowed",
-    "memory": "the memory's carry: lost, not restarted where an episode begins, or no gradient through it",
+    "memory": "the memory's carry: lost, not reset where an episode begins, or no gradient through it",
     "image": "how images reach a network, or images paired with other rows",
     "dict": "how the parts of an observation reach a network",
     "asymmetric": "which parts the policy and the critic read",
-    "hybrid": "how an action of several parts is assembled or split, or its log-probability",
+    "hybrid": "how an action with several parts is assembled or split, or its log-probability",
 }
-"""Maps each probe to what is at fault if it is the first to fail; from the simplest to the hardest."""
+"""Maps each probe, from the simplest to the hardest, to what is at fault if it is the first to fail."""
 GROUPS = (
     ("constant", "observation", "delay", "action", "both", "truncation"),
     ("continuous",),
@@ -65,7 +65,7 @@ GROUPS = (
 )
 """Probes grouped by their spaces."""
 NEEDS: dict[str, dict[str, Any]] = {
-    # A linear recurrence remembers from the start, and a gated one has to learn to. A rollout holds an episode.
+    # A linear recurrence remembers from the start, but a gated one has to learn to. A rollout covers an episode.
     "memory": {"memory": "lru", "memory_size": 16, "learning_rate": 3e-3, "rollout_steps": 2 * (CUE_LASTS + 1)},
     "asymmetric": {"policy_reads": ("0",)},
 }
@@ -74,7 +74,7 @@ FITTING = {
     "memory": "a model with memory",
     "asymmetric": "two separate networks of upslope's own",
 }
-"""Probes that do not fit every model, and what they need. They are left out of the ladder if the model does not fit."""
+"""Probes that do not fit every model, and what they need. They are skipped if the model does not fit."""
 FEWER_STEPS = {"memory": 20_000, "image": 20_000}
 """Steps that are enough for probes with expensive steps, if each batch is used several times."""
 SMALLER_BATCH = {"memory": {"num_envs": 4}}
@@ -86,7 +86,7 @@ LIMIT = 7
 EXACT = 0.005
 """Tolerated error of targets at time limits, relative to the values; rounding errors are a thousand times smaller."""
 FIRST = 64
-"""Number of first observations at which values and returns are judged."""
+"""Number of initial observations at which values and returns are judged."""
 
 
 @dataclass(frozen=True)
@@ -154,11 +154,11 @@ def probe(
     """
     unknown = [name for name in only if name not in PROBES]
     if unknown:
-        raise UpslopeError(f"There is no probe {', '.join(unknown)}. Known: {', '.join(PROBES)}.")
+        raise UpslopeError(f"There is no probe {', '.join(unknown)}. The probes are: {', '.join(PROBES)}.")
     if algorithm in ALGORITHMS and ALGORITHMS[algorithm].source == "recorded":
-        raise UpslopeError(f"{algorithm} learns from recorded data, but a probe has to be played. Probe another rung.")
+        raise UpslopeError(f"{algorithm} learns from recorded data, but a probe has to be played. Choose another rung.")
     if settings.get("reference") is not None:
-        raise UpslopeError("A probe is learned from scratch, so there is no reference policy. Leave --reference out.")
+        raise UpslopeError("A probe is learned from scratch, so there is no reference policy. Omit --reference.")
     settings |= {role: x for role, x in (("estimator", estimator), ("objective", objective)) if isinstance(x, str)}
     config = configure("", algorithm, is_continuous=False, use_preset=False, **settings)
     axes = (
@@ -174,9 +174,7 @@ def probe(
                 found |= probe_group(group, names, algorithm, *axes, chosen)
     for name in only:
         if name not in found:
-            raise UpslopeError(
-                f"The probe {name} needs {FITTING[name]}, and this model does not fit. Leave the probe out."
-            )
+            raise UpslopeError(f"The probe {name} needs {FITTING[name]}, and this model does not fit. Omit the probe.")
     return tuple(found[name] for name in PROBES if name in found)
 
 
@@ -250,13 +248,13 @@ def train_and_judge(task: Task, probes: tuple[Probe, ...], iterations: int, inde
 
 def best_return(probe: Probe, state: Any) -> Any:
     """The best undiscounted return from each first state."""
-    if probe.watched is not None:  # it never ends by itself, so undiscounted values are infinite
+    if probe.watched is not None:  # it never ends on its own, so undiscounted values are infinite
         return jnp.full(FIRST, probe.watched)
     return probe.exact_value(state, 1.0)
 
 
 def values_of(agent: Any, observation: Any) -> Any:
-    """V(s_0) at each first observation, in the environment's unit of reward."""
+    """V(s_0) at each first observation, in the environment's units of reward."""
     if not has_memory(agent.model):
         return agent.value(observation) / agent.reward_scale()
     outputs, _ = agent.step(observation, agent.model.start(FIRST), jnp.ones(FIRST, bool))
@@ -307,8 +305,9 @@ def defaults(algorithm: str, estimator: Estimator, objective: Objective) -> dict
     """Settings under which every rung solves every probe.
 
     The learning rate is 3e-3 for one step per batch with a critic, and 1e-3 if weights are whole returns or a batch is
-    reused. Each kind fails a probe at the other's rate: raw returns settle a bit's value too early, and a reused batch
-    unlearns `continuous` after solving it, since σ shrinks and a step of Adam moves the mean by many σ.
+    reused. Each kind fails a probe at the other's rate: with raw returns the value of a bit settles too early, and with
+    a reused batch `continuous` is unlearned after being solved, since σ shrinks and a step of Adam moves the mean by
+    many σ.
     """
     whole, is_one_step = estimator.whole_episodes, isinstance(objective, PolicyGradient)
     chosen: dict[str, Any] = {"learning_rate": 3e-3 if is_one_step and not whole else 1e-3, "num_envs": 16}

@@ -17,7 +17,7 @@ from upslope.models.encoders import encoder_of
 
 
 def advice(e: Examined, settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings to start with; `settings` are those that the environment was made with."""
+    """The settings to start with; `settings` are those that the environment was created with."""
     advised: dict[str, Any] = {"seeds": 5, **{name: value for name, value in settings.items() if value}}
     if preset_of(e.name, "ppo") is None:
         if wants_normalising(e):
@@ -30,7 +30,7 @@ def advice(e: Examined, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def logged(e: Examined) -> list[str]:
-    """The keys under which `info` had a number at the end of every episode, and which --log-info can keep."""
+    """The keys under which `info` had a number at the end of every episode, and which --log-info can log."""
     found = [set(numbers) for numbers in e.trial.info]
     return sorted(key for key in set.intersection(*found) if is_plain_key(key)) if found else []
 
@@ -53,9 +53,9 @@ def choices(e: Examined, settings: dict[str, Any], unread: Sequence[tuple[str, A
     for key, space in unread:
         yield Choice(shlex.join(["--ignore-observation", key]), f"{kind_of(space)}, which no network can read")
     if e.environment.gives_masks:
-        yield Choice("action masks", "the environment says which actions are allowed; no others are taken")
+        yield Choice("action masks", "the environment reports which actions are allowed; no others are taken")
     if e.suspicion.is_hidden:
-        yield Choice("--memory gru", f"a suspicion, to be compared with a run without it: {e.suspicion.words}")
+        yield Choice("--memory gru", f"a suspicion; compare with a run without it: {e.suspicion.words}")
     advised = advice(e, settings)
     if "normalize_observations" in advised:
         yield Choice("--normalize-observations", "some numbers are far from 0, or far larger or smaller than 1")
@@ -65,10 +65,10 @@ def choices(e: Examined, settings: dict[str, Any], unread: Sequence[tuple[str, A
 
 
 def of_info(e: Examined) -> Iterator[Choice]:
-    """What can be kept for every episode."""
+    """What can be logged for every episode."""
     success = [key for key in logged(e) if "success" in key.lower()]
     if success:
-        yield Choice(shlex.join(["--log-info", *success]), "info says at an episode's end whether it succeeded")
+        yield Choice(shlex.join(["--log-info", *success]), "at an episode's end, info reports whether it succeeded")
     others = [key for key in logged(e) if key not in success]
     if others:
         more = f", and {len(others) - MAX_SHOWN} others" if len(others) > MAX_SHOWN else ""
@@ -92,4 +92,4 @@ SIZES = {
     "impala": "images of more than 16 and fewer than 36 pixels per side",
     "nature": "images of at least 36 pixels per side",
 }
-"""Network → the images that it is chosen for."""
+"""Network → the images for which it is chosen."""

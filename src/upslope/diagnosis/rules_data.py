@@ -13,7 +13,7 @@ def loses_ends(s: Signs) -> np.ndarray:
     counts = s.record.metrics.get("episode/count")
     if s.batch < FEW or counts is None:  # too few samples to have seen an end
         return np.zeros(len(s.record.seeds), bool)
-    # Ends are looked for in some iterations only, and in some columns, at least four.
+    # Ends are looked for only in some iterations and in some columns, at least four.
     is_measured = np.isfinite(s.whole("end_share"))
     looked_at = min(1.0, 4 / s.config.num_envs) * np.where(is_measured, np.nan_to_num(counts), 0.0).sum(axis=1)
     return (s.taken("end_share", how=np.max) == 0) & (looked_at > 8)
@@ -40,17 +40,18 @@ def reset_as_successor(s: Signs) -> Finding | None:
     part = share((x > 0.9) & ~(s.taken("observation_constant") > 0.99))
     return Finding(
         "reset_as_successor", "The successor stored at an episode's end is the next episode's first observation.",
-        "The final observation was overwritten by the reset: at a time limit another state's value is bootstrapped.",
+        "The final observation was overwritten by the reset: at a time limit, training bootstraps from "
+        "another state's value.",
         "Store info['final_obs'] (same-step autoreset), or reset only after the row is written.",
         0.98 * part, 0.95, evidence=(s.evidence("reset_as_successor", x, "0"),),
-        rivals=("a task whose episodes all begin alike, and end there too",),
+        rivals=("a task whose episodes all begin alike and end in that state too",),
     ) if part else None  # fmt: skip
 
 
 @rule("Huang et al. 2022, the 37 implementation details: the first ratio is 1")
 def log_prob_mismatch(s: Signs) -> Finding | None:
     """Before the first gradient step of an update, π_θ is the policy that acted."""
-    x = s.early("log_prob_mismatch")  # later, policies that have diverged disagree by rounding
+    x = s.early("log_prob_mismatch")  # later on, diverged policies disagree because of rounding
     part = share(x > 1e-3) if not s.is_recorded else 0.0
     return Finding(
         "log_prob_mismatch", "The ratio is not 1 before the first step of an update.",
@@ -77,7 +78,7 @@ def ends_not_recorded(s: Signs) -> Finding | None:
 @rule("the definition of an advantage, Ψ = target − V (Schulman et al. 2016)")
 def credit_inconsistent(s: Signs) -> Finding | None:
     """Weight and target must agree on the advantage."""
-    if s.lacks("weights of the rewards alone", s.config.bonus != "none"):
+    if s.lacks("weights that include only the rewards", s.config.bonus != "none"):
         return None
     x = s.taken("weight_agreement")
     bias, target, mean, std = (s.whole(n) for n in ("value_bias", "target_std", "weight_mean", "weight_std"))
@@ -87,7 +88,7 @@ def credit_inconsistent(s: Signs) -> Finding | None:
     return Finding(
         "credit_inconsistent", "The weight Ψ is not target − V.",
         "The estimator's weight has the wrong sign or time step, or its target lacks V.",
-        "In your estimator return weight = A_t and target = A_t + V(s_t), both for step t.",
+        "In your estimator, return weight = A_t and target = A_t + V(s_t), both for step t.",
         0.96 * part, experiment=PROBE,
         evidence=(s.evidence("weight_agreement", x, "1"), s.evidence("(E[target − V] − E[Ψ])/σ(Ψ)", gap, "0")),
     ) if part else None  # fmt: skip
@@ -101,7 +102,8 @@ def ends_ignored(s: Signs) -> Finding | None:
     return Finding(
         "ends_ignored", "Targets at terminated steps are not the last reward.",
         "The estimator bootstraps from a terminal state, or carries credit across the reset into the episode before.",
-        "In your estimator cut the bootstrap where `rollout.terminated`, and the sum where `ends(rollout)`.",
+        "In your estimator, cut the bootstrap where `rollout.terminated` is true, and the sum where "
+        "`ends(rollout)` is.",
         0.93 * part, evidence=(s.evidence("terminal_error", x, "0"),), experiment=PROBE,
         rivals=("leak across resets", "bootstrap past death"),
     ) if part else None  # fmt: skip
@@ -109,7 +111,7 @@ def ends_ignored(s: Signs) -> Finding | None:
 
 @rule("cleanrl issue 198; Pardo et al. 2018")
 def truncation_not_bootstrapped(s: Signs) -> Finding | None:
-    """At a time limit the target is more than the last reward."""
+    """At a time limit, the target is more than the last reward."""
     applies = s.needs_critic and not s.is_whole and s.config.gamma > 0
     # Compared iteration by iteration, since a quickly mastered task meets its limit only early, when V is still small.
     more, value, mean, std, scale = (
@@ -121,8 +123,8 @@ def truncation_not_bootstrapped(s: Signs) -> Finding | None:
     part = share(x < 0.1) if applies else 0.0
     return Finding(
         "truncation_not_bootstrapped", "Targets at time limits are only the last reward.",
-        "The time limit is treated as termination: the value of the final observation is left out.",
-        "In your estimator cut the bootstrap by `rollout.terminated` only, never by `truncated`.",
+        "The time limit is treated as termination: the value of the final observation is omitted.",
+        "In your estimator, cut the bootstrap at `rollout.terminated` only, never at `truncated`.",
         0.96 * part, 0.95, evidence=(s.evidence("truncation_bootstrap / |V|", x, "about γ"),), experiment=PROBE,
     ) if part else None  # fmt: skip
 
@@ -136,7 +138,7 @@ def truncation_misread(s: Signs) -> Finding | None:
     return Finding(
         "truncation_misread", "Targets at time limits are not r + γ V(s') of the true successor s'.",
         "The estimator reads V(s') from the next row, which is another episode's, or carries its sum across the limit.",
-        "In your estimator take `values.next_value` for V(s'), and cut the sum where `ends(rollout)`.",
+        "In your estimator, take `values.next_value` for V(s'), and cut the sum where `ends(rollout)` is true.",
         0.94 * part, evidence=(s.evidence("truncation_error", x, "0"),), experiment=PROBE,
     ) if part else None  # fmt: skip
 
@@ -159,7 +161,7 @@ def return_not_propagated(s: Signs) -> Finding | None:
     return Finding(
         "return_not_propagated", "Targets are no larger than one reward, though rewards continue.",
         "The estimator does not add the rewards that follow a step.",
-        "In your estimator sum backwards: y_t = x_t + γλ y_{t+1}, with a bootstrap from V(s_{t+1}).",
+        "In your estimator, sum backwards: y_t = x_t + γλ y_{t+1}, with a bootstrap from V(s_{t+1}).",
         0.92 * part, evidence=(s.evidence("target_mean", target, f"several × {np.nanmedian(reward):.3g}", 0.5),),
         experiment="upslope probe: probe/delay fails and probe/constant passes",
     ) if part else None  # fmt: skip
@@ -192,7 +194,7 @@ def no_policy_signal(s: Signs) -> Finding | None:
     return Finding(
         "no_policy_signal", "The policy gets no gradient.",
         "All weights are equal or zero, or the objective's loss does not depend on the policy.",
-        "Return weights that differ in your estimator; in your objective keep log_prob out of stop_gradient.",
+        "In your estimator, return weights that differ; in your objective, keep log_prob out of stop_gradient.",
         0.9 * part, experiment="upslope probe: probe/action fails",
         evidence=(s.evidence("weight_std", weight, "above 0"),
                   s.evidence("policy/gradient_norm", gradient, "0.01 to 1")),

@@ -14,7 +14,7 @@ SAMPLES = 256
 LATER = 2.5
 """Threshold on the larger of two mean z², whose expectation is 1.64 without an effect; short runs scatter around it."""
 BRIEF = 30.0
-"""Seconds of training below which speed says more about the machine than about the environment."""
+"""Seconds of training below which speed reveals more about the machine than about the environment."""
 LONG = 3_000
 """Steps after which an episode that has not ended is not just a long one."""
 TINY = 0.003
@@ -24,7 +24,9 @@ TINY = 0.003
 @rule("Schulman, nuts and bolts: can a random policy ever succeed?")
 def no_reward_signal(s: Signs) -> Finding | None:
     """A return that never differs teaches nothing."""
-    nonzero = s.taken("reward_nonzero", how=np.max)  # in some iterations; episodes show them all
+    nonzero = s.taken(
+        "reward_nonzero", how=np.max
+    )  # measured only in some iterations, whereas episodes show all rewards
     is_paid = np.asarray([np.any(s.record.episodes_of(seed)["return"] != 0) for seed in s.record.seeds])
     # If episodes end at once, that is the cause, and the missing reward is its consequence.
     is_cut_off = s.lengths.size >= 50 and np.percentile(s.lengths, 95) <= 2
@@ -35,15 +37,15 @@ def no_reward_signal(s: Signs) -> Finding | None:
         return Finding(
             "no_reward_signal", f"Every episode had the same return, {np.nanmedian(x):.4g}, and the same length.",
             "The goal was never reached, or the environment pays the same whatever the policy does.",
-            "Shape the reward, or explore wider: --bonus rnd, --entropy-coefficient 0.02; or learn from --data.",
-            # A run that began with another one's policy may have begun with a perfect one.
+            "Shape the reward; explore more widely: --bonus rnd, --entropy-coefficient 0.02; or learn from --data.",
+            # A run that started from another one's policy may have started with a perfect one.
             (0.45 if s.config.start_from else 0.96) * never_differs,
             evidence=(s.evidence("episode/return", x, "differs between episodes"),), experiment=CHECK,
         )  # fmt: skip
     return Finding(
         "no_reward_signal", "No reward was ever seen.",
         "The reward is too sparse for this exploration, or the environment gives no rewards.",
-        "Shape the reward, or explore wider: --bonus rnd, --entropy-coefficient 0.02; or learn from --data.",
+        "Shape the reward; explore more widely: --bonus rnd, --entropy-coefficient 0.02; or learn from --data.",
         0.97 * part, evidence=(s.evidence("reward_nonzero", nonzero, "above 0"),), experiment=CHECK,
     ) if part else None  # fmt: skip
 
@@ -59,17 +61,18 @@ def is_always_the_same(s: Signs, seed: int) -> bool:
 
 @rule("Schulman, nuts and bolts; the taxi's and the cliff's rewards")
 def only_waits(s: Signs) -> Finding | None:
-    """The policy avoids greater costs but never reaches the goal: each step costs the same until the time limit."""
+    """The policy avoids larger costs but never reaches the goal: each step costs the same until the time limit."""
     mean, std = s.taken("reward_mean", 0.7), s.taken("reward_std", 0.7)
     ended, count = s.taken("truncated_share", 0.7, how=np.min), s.taken("episode/count", 0.7, how=np.sum)
     part = share((mean < 0) & (std < 1e-4 * np.abs(mean)) & (ended == 1) & (count > 0))
     return Finding(
-        "no_reward_signal", "In the end every step costs the same, and no episode ends by itself.",
-        "The goal is not reached, so the policy has learned to avoid greater costs, and waits for the time limit.",
-        "Train longer; explore wider: --bonus rnd, --entropy-coefficient 0.05; raise the time limit; shape the reward.",
+        "no_reward_signal", "By the end, every step costs the same, and no episode terminates.",
+        "The goal is not reached, so the policy has learned to avoid larger costs, and waits for the time limit.",
+        "Train longer; explore more widely: --bonus rnd, --entropy-coefficient 0.05; raise the time "
+        "limit; shape the reward.",
         0.7 * part, 0.95, evidence=(s.evidence("reward_mean", mean, "differs between steps", 0.7),
                                     s.evidence("truncated_share", ended, "below 1 now and then", 0.7)),
-        rivals=("a task that is a constant cost from beginning to end",), experiment=CHECK,
+        rivals=("a task with a constant cost at every step",), experiment=CHECK,
     ) if part else None  # fmt: skip
 
 
@@ -108,26 +111,26 @@ def only_costs_avoided(s: Signs) -> Finding | None:
     is_saving = (highest <= 0) & (ended > 0.99) & (explained < 0.1) & s.improved & ~depends
     part = share(is_saving) if s.needs_critic else 0.0
     return Finding(
-        "no_reward_signal", "There are only costs: no reward above 0 was ever seen, and no episode ended by itself.",
+        "no_reward_signal", "There are only costs: no reward above 0 was ever seen, and no episode terminated.",
         "The goal was never found, so the policy learns to save effort.",
-        "Explore wider: --log-std-init 1 --gamma 0.999; or shape the reward.", 0.75 * part,
+        "Explore more widely: --log-std-init 1 --gamma 0.999; or shape the reward.", 0.75 * part,
         evidence=(s.evidence("reward_max", highest, "above 0 now and then"),
                   s.evidence("critic/explained_variance", explained, "towards 1", 0.5)),
-        rivals=("a task that is a cost from beginning to end",), experiment=CHECK,
+        rivals=("a task in which all rewards are costs",), experiment=CHECK,
     ) if part else None  # fmt: skip
 
 
-@rule("Jones 2021: targets of size 1; Henderson et al. 2018 on reward scale")
+@rule("Jones 2021: targets of magnitude 1; Henderson et al. 2018 on reward scale")
 def rewards_unscaled(s: Signs) -> Finding | None:
     """A critic cannot learn targets in the thousands."""
     x = s.taken("target_max", how=lambda v: np.max(np.abs(v)))
     part = share(x > 1000) if s.needs_critic else 0.0
     return Finding(
         "rewards_unscaled", "The critic's targets are in the thousands.",
-        "Rewards are far from size 1, and a network learns such numbers only after many steps.",
+        "Rewards are far from 1 in magnitude, and a network learns such numbers only after many steps.",
         "Add --normalize-rewards, or scale the rewards down.",
         0.85 * part, 0.9, evidence=(s.evidence("target_max", x, "below 100"),),
-        rivals=("targets that explode through bootstrapping: lower --gamma",),
+        rivals=("targets that explode because of bootstrapping: lower --gamma",),
     ) if part else None  # fmt: skip
 
 
@@ -142,12 +145,12 @@ def reward_noise(s: Signs) -> Finding | None:
     is_dense = (s.taken("reward_nonzero") > 0.5) & (sides > 1.5 * std)
     part = share((ratio > 5) & (explained < 0.15) & is_dense) if s.needs_critic and s.is_flat else 0.0
     return Finding(
-        "reward_noise", "Rewards vary widely, and neither policy nor critic finds what they depend on.",
+        "reward_noise", "Rewards vary widely, and neither policy nor critic has found out what they depend on.",
         "The reward is mostly noise, or depends on what is not observed.",
-        "Average more: --num-envs 64 --rollout-steps 512; and find out what the reward depends on.",
+        "Average over more samples: --num-envs 64 --rollout-steps 512; and find out what the reward depends on.",
         0.75 * part, evidence=(s.evidence("reward_std", s.taken("reward_std")),
                                s.evidence("critic/explained_variance", explained, "towards 1", 0.5)),
-        rivals=("observations that lack what matters",), experiment=CHECK,
+        rivals=("observations without the relevant information",), experiment=CHECK,
     ) if part else None  # fmt: skip
 
 
@@ -159,9 +162,9 @@ def fake_rows(s: Signs) -> Finding | None:
     return Finding(
         "fake_rows", "The first step of every episode has reward 0, but other steps do not.",
         "The environment resets itself, and a row that belongs to no action is inserted after each end.",
-        "Use AutoresetMode.SAME_STEP or DISABLED, or leave such rows out.",
+        "Use AutoresetMode.SAME_STEP or DISABLED, or remove such rows.",
         0.9 * part, 0.8, evidence=(s.evidence("zero_after_end", x, "as at other steps"),),
-        experiment=CHECK, rivals=("a task whose first step pays nothing",),
+        experiment=CHECK, rivals=("a task whose first step has no reward",),
     ) if part else None  # fmt: skip
 
 
@@ -189,7 +192,8 @@ def episodes_end_at_once(s: Signs) -> Finding | None:
     lengths = s.taken("episode/length")
     return Finding(
         "episodes_end_at_once", "Every episode ends within two steps.",
-        "The environment terminates at once: a state left over from the previous episode, or an inverted condition.",
+        "The environment terminates immediately: a state left over from the previous episode, or an "
+        "inverted condition.",
         "Check what step() returns as terminated after a reset.", 0.6 if varies else 0.95,
         evidence=(s.evidence("episode/length", lengths),), experiment=CHECK,
     )  # fmt: skip
@@ -201,8 +205,8 @@ def limit_as_termination(s: Signs) -> Finding | None:
     if s.lacks(EPISODES, s.lengths.size < 50):
         return None
     longest = int(s.lengths.max())
-    # Equal lengths alone only give a note, since many tasks end after a fixed number of steps. If few episodes have
-    # another length, the longest must be long.
+    # Equal lengths alone give only a note, since many tasks end after a fixed number of steps. If few episodes have
+    # # another length, the longest must be long.
     num_lengths = np.unique(s.lengths).size
     if 1 < num_lengths < (3 if longest >= 8 else 5):
         return None
@@ -211,7 +215,8 @@ def limit_as_termination(s: Signs) -> Finding | None:
     part = share((at_longest > 0.15) & (truncated < 0.01)) if longest > 3 else 0.0
     return Finding(
         "limit_as_termination", f"{at_longest.mean():.0%} of episodes terminate after {longest} steps, the longest.",
-        "The environment returns terminated at its time limit, so the value there is taken to be 0.",
+        "The environment returns terminated at its time limit, so the value of the state reached there is "
+        "taken to be 0.",
         f"Return truncated at the limit, e.g. gymnasium.wrappers.TimeLimit(env, {longest}).",
         (0.85 if num_lengths > 1 else 0.45) * part, 0.8,
         evidence=(s.evidence("truncated_share", truncated, "above 0 at a time limit"),),
@@ -230,7 +235,7 @@ def observations_uninformative(s: Signs) -> Finding | None:
     return Finding(
         "observations_uninformative",
         "The observation never changes." if share(x > 0.999) else "The observation never changes within an episode.",
-        "The environment returns the same array, or a copy made before the step.",
+        "The environment returns the same array every time, or a copy made before the step.",
         "Return a new observation from each step().", 0.97 * part,
         evidence=(s.evidence("observation_constant", x, "0"), s.evidence("still", still, "well below 1")),
         experiment=CHECK,
@@ -254,7 +259,7 @@ def observations_unscaled(s: Signs) -> Finding | None:
         )  # fmt: skip
     return Finding(
         "observations_unscaled", "Observations are far from mean 0 and deviation 1.",
-        "The first layer saturates, so the networks see little of the differences.",
+        "The first layer saturates, so the networks see little of the differences between observations.",
         "Add --normalize-observations.", 0.88 * part, 0.9,
         evidence=(s.evidence("observation_mean", centre, "below 10"),
                   s.evidence("observation_std_max", width, "below 10"),
@@ -299,7 +304,7 @@ def slows_down(s: Signs) -> Finding | None:
     if len(paces) < 16:
         return None
     rates = np.asarray([np.median(part) for part in np.array_split(paces[1:], 8)])
-    # Measured from the fastest eighth on, since a run begins with compiling.
+    # Measured from the fastest eighth on, since a run begins with compilation.
     from_best = rates[int(np.argmax(rates)) :]
     ranks = np.argsort(np.argsort(from_best))
     falls = len(ranks) >= 5 and np.corrcoef(np.arange(len(ranks)), ranks)[0, 1] < -0.7

@@ -9,7 +9,7 @@ from upslope.diagnosis.findings import Finding, Signs, rule, share
 
 MASKS, MEMORY, IMAGES, KEYS = "action masks", "a memory", "a network that reads images", "several keys that vary"
 BONUS = "a bonus"
-"""Parts that a run may lack, in words."""
+"""Descriptions of parts that a run may lack."""
 
 
 def of_part(s: Signs, name: str, part: str) -> np.ndarray:
@@ -34,7 +34,7 @@ def forbidden_actions_likely(s: Signs) -> Finding | None:
         "Pass the mask wherever the policy is used; lower --learning-rate where the share rises towards 1.",
         (0.6 if is_all and s.is_flat else 0.4) * part, 0.6,
         evidence=(s.evidence("forbidden_mass", x, "below 0.5", 0.5),),
-        rivals=("a mask that allows a few of many actions", "a mask whose 0 and 1 are swapped"),
+        rivals=("a mask that allows only a few of many actions", "a mask with 0 and 1 swapped"),
     ) if part else None  # fmt: skip
 
 
@@ -45,7 +45,7 @@ def memory_saturated(s: Signs) -> Finding | None:
     part = share(x > 0.5)
     return Finding(
         "memory_saturated", "Most of the memory is at its bound, ±1, in every step.",
-        "Its inputs or weights are so large that it stays the same whatever it sees.",
+        "Its inputs or weights are so large that it stays the same whatever the input.",
         f"Add --normalize-observations, or lower --learning-rate (now {s.config.learning_rate:g}).", 0.8 * part, 0.9,
         evidence=(s.evidence("memory_saturated", x, "below 0.1", 0.5),),
     ) if part else None  # fmt: skip
@@ -68,7 +68,7 @@ def memory_dead(s: Signs) -> Finding | None:
 
 @rule("Lu et al. 2019: dying ReLU")
 def encoder_dead(s: Signs) -> Finding | None:
-    """The features of an image are the same whatever it shows."""
+    """The features of an image are the same whatever the image shows."""
     x = of_part(s, "encoder_dead", IMAGES)
     part = share(x > 0.95)
     return Finding(
@@ -82,7 +82,7 @@ def encoder_dead(s: Signs) -> Finding | None:
 
 @rule("Burda et al. 2019, section 2.3: two streams of reward")
 def bonus_drowns_reward(s: Signs) -> Finding | None:
-    """The policy follows the bonus although there are rewards, and does not get better at them."""
+    """The policy follows the bonus although there are rewards, and does not earn more of them."""
     x, found = of_part(s, "bonus/share", BONUS), s.late("reward_nonzero")
     part = share((x > 0.8) & (found > 0)) if s.is_flat else 0.0
     return Finding(
@@ -104,26 +104,27 @@ def bonus_never_fades(s: Signs) -> Finding | None:
     part = share((last > 0.7 * first) & (first > 0) & ~rises)
     return Finding(
         "bonus_never_fades", "The bonus does not fade.",
-        "States are still as new as in the beginning: the run is too short, or no two of them are treated as the same.",
+        "States are still as novel as at the beginning: the run is too short, or no two of them are "
+        "treated as the same.",
         "Train longer (--steps), or treat more observations as the same: fewer `cells` of --bonus count.", 0.55 * part,
         0.9 if s.is_flat else 0.5,
         evidence=(s.evidence("bonus/mean", first, "", 0.0, 0.1), s.evidence("bonus/mean", last, "falls", 0.8)),
-        rivals=("a world whose states are always new", "noise in the observations"),
+        rivals=("an environment whose states are always new", "noise in the observations"),
     ) if part else None  # fmt: skip
 
 
 @rule("Burda et al. 2019, Large-Scale Study of Curiosity-Driven Learning, section 5: the noisy television")
 def noisy_television(s: Signs) -> Finding | None:
-    """The policy earns more and more bonus, which an agent that comes to know its world cannot."""
+    """The policy earns more and more bonus, which it could not if states became familiar."""
     rises, x = grows(s), of_part(s, "bonus/mean", BONUS)
     part = share(rises) if s.is_flat else 0.0
     return Finding(
         "noisy_television", "The policy has found something that always surprises it.",
         "The bonus grows while the return does not: the policy stays where observations are random, which can be "
         "neither predicted nor counted.",
-        "Use --bonus count, if the random states are few; or leave the noise out: --ignore-observation.", 0.75 * part,
-        evidence=(s.evidence("bonus/mean", x, "falls", 0.5),), rivals=("a new part of the world was reached late",),
-        experiment="the same seeds with --bonus count; a film of the policy: upslope evaluate RUN --video film.mp4",
+        "Use --bonus count, if there are few random states; or remove the noise: --ignore-observation.", 0.75 * part,
+        evidence=(s.evidence("bonus/mean", x, "falls", 0.5),), rivals=("part of the environment was reached late",),
+        experiment="the same seeds with --bonus count; a video of the policy: upslope evaluate RUN --video film.mp4",
     ) if part else None  # fmt: skip
 
 
@@ -142,16 +143,16 @@ def key_drowns_others(s: Signs) -> Finding | None:
     part = 0.0 if s.config.normalize_observations else share(x > 0.99)
     key = loudest_key(s) if part else ""
     return Finding(
-        "key_drowns_others", f"One key of the observation drowns the others{key}.",
+        "key_drowns_others", f"One key of the observation drowns out the others{key}.",
         "Its numbers are so much larger that they make up almost all of the first layer's input.",
         "Add --normalize-observations.", (0.75 if s.is_flat else 0.45) * part, 0.8,
-        evidence=(s.evidence("key_share", x, "below 0.95", 0.5),), rivals=("other keys without information",),
+        evidence=(s.evidence("key_share", x, "below 0.95", 0.5),), rivals=("other keys that carry no information",),
         experiment="the same seeds with --normalize-observations",
     ) if part else None  # fmt: skip
 
 
 def loudest_key(s: Signs) -> str:
-    """Which key it is, in words; empty if the seeds do not agree."""
+    """Which key it is, as text; empty if the seeds do not agree."""
     networks = s.record.description.get("networks") or []
     convolved = {str(words).split(" read by ")[0] for words in networks}
     keys = [key for key in keys_of(s.record.description["spaces"]["observation"], "") if key not in convolved]

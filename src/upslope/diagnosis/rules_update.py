@@ -18,8 +18,8 @@ def update_too_large(s: Signs) -> Finding | None:
         return None
     kl, clipped = s.taken("policy/kl", 0.0, 0.6), s.taken("policy/clip_fraction", 0.0, 0.6)
     high, peak = (s.taken("policy/kl", how=how) for how in (lambda x: np.percentile(x, 90), np.max))
-    # After an update of more than one nat the policy may never move again, and the other signs describe that policy; a
-    # descending objective is a separate cause.
+    # After an update of more than one nat the policy may never move again, and the other signs describe that policy; an
+    # # objective of the wrong sign is a separate cause.
     part = share((kl > 0.06) | (high > 0.3) | (clipped > 0.5) & (kl > 0.03))
     burst = share((peak > 1) & ~s.descends) if s.is_flat else 0.0
     return Finding(
@@ -77,7 +77,7 @@ def entropy_dominates(s: Signs) -> Finding | None:
     part = share(x > 0.95) * (1.0 if s.is_flat else 0.85)
     return Finding(
         "entropy_dominates", "The policy stays at maximum entropy.",
-        "The entropy bonus outweighs what actions are worth.",
+        "The entropy bonus outweighs the differences between actions.",
         f"Cut --entropy-coefficient (now {s.config.entropy_coefficient:g}) to 0.01 or 0.", 0.93 * part,
         evidence=(s.evidence("relative entropy", x, "falls below 0.9", 0.5),),
     ) if part else None  # fmt: skip
@@ -99,7 +99,7 @@ def no_exploration(s: Signs) -> Finding | None:
     from_start = s.sigma is not None and share(s.sigma[:, 0] < limit) > 0
     return Finding(
         "no_exploration", "The policy is nearly deterministic from early on.",
-        "It started with one action, or settled on one early, so nothing better can be found.", remedy,
+        "It started with a single action, or settled on one early, so it cannot find anything better.", remedy,
         (0.93 if from_start else 0.88) * part, 1.0 if from_start else 0.95,
         evidence=(s.evidence(name, x, f"above {limit}", 0.0, 0.25),), experiment=SEED,
         rivals=("the learning rate is too high",),
@@ -109,7 +109,7 @@ def no_exploration(s: Signs) -> Finding | None:
 @rule("baselines issue 371")
 def actions_clipped(s: Signs) -> Finding | None:
     """Most samples of a Gaussian policy are clipped to the bounds."""
-    # Measured for the first policy, since a bad update may have the same effect later.
+    # Measured for the initial policy, since a bad update may have the same effect later.
     x = s.taken("action_clipped", 0.0, 0.2, lambda x: x[0])
     part = share(x > 0.85)
     return Finding(
@@ -123,13 +123,13 @@ def actions_clipped(s: Signs) -> Finding | None:
 
 @rule("Jones 2021; the meaning of γ")
 def horizon_too_short(s: Signs) -> Finding | None:
-    """γ discounts rewards away within a few steps of long episodes."""
+    """γ discounts rewards to nothing within a few steps of long episodes."""
     length = float(s.lengths.mean()) if s.lengths.size else np.inf
     if not (s.horizon < 3 and length > 5 * s.horizon):
         return None
     return Finding(
-        "horizon_too_short", f"γ = {s.config.gamma:g} looks {s.horizon:.1f} steps ahead; episodes have {length:.0f}.",
-        "Rewards further away count for nothing.", "Raise --gamma to 0.99.", 0.9 if s.is_flat else 0.8,
+        "horizon_too_short", f"γ = {s.config.gamma:g} looks {s.horizon:.1f} steps ahead; episodes last {length:.0f}.",
+        "Rewards further ahead count for nothing.", "Raise --gamma to 0.99.", 0.9 if s.is_flat else 0.8,
         evidence=(s.evidence("episode/length", s.taken("episode/length")),), rivals=("rewards that follow at once",),
     )  # fmt: skip
 
@@ -140,7 +140,9 @@ def batch_too_small(s: Signs) -> Finding | None:
     if s.is_whole or s.is_recorded or s.samples >= 16:
         return None
     signal, is_single = s.taken("policy_signal"), s.samples < 2
-    likely = "Gradients are mostly noise." if not is_single else "One sample has no mean and no deviation to scale by."
+    likely = (
+        "Gradients are mostly noise." if not is_single else "A single sample has no mean and no deviation to scale by."
+    )
     return Finding(
         "batch_too_small", f"Each gradient step sees {counted(max(s.samples, 1), 'sample')}.",
         likely, "Raise --num-envs or --rollout-steps, or lower --minibatches.",
@@ -178,7 +180,7 @@ def targets_impossible(s: Signs) -> Finding | None:
     part = share((too_low | too_high) & (size > 0)) if s.needs_critic else 0.0
     return Finding(
         "targets_impossible", "The critic's targets are larger than any return can be, or of the wrong sign.",
-        "The estimator adds what it should not, or the critic feeds on its own values.",
+        "The estimator adds terms that it should not, or the critic bootstraps from its own errors.",
         "Test the estimator: upslope probe. If it is sound, lower --gamma or --learning-rate.", 0.8 * part,
         evidence=(s.evidence("target_mean", x, "between the lowest and highest reward × 1/(1 − γ)", 0.5),),
         rivals=("a critic that diverges",), experiment="upslope probe",
@@ -187,15 +189,15 @@ def targets_impossible(s: Signs) -> Finding | None:
 
 @rule("Yu et al. 2025, DAPO, section 3.2: groups of equal returns have no gradient")
 def groups_equal(s: Signs) -> Finding | None:
-    """Episodes that begin alike must end differently, or comparing them says nothing."""
+    """Episodes that begin alike must have different returns, or comparing them is uninformative."""
     if s.config.estimator not in ("leave_one_out", "group_mean"):
         return None
     x = s.late("policy/equal_groups")
     part = share((x > 0.9) & ~s.improved)
     return Finding(
         "groups_equal", "Nearly all groups have equal returns, which teach nothing.",
-        "All episodes that begin alike end alike: none of them succeeds from its start.",
-        "Raise --group-size or --entropy-coefficient, or begin with a policy that solves some of them: --from.",
+        "All episodes that begin alike earn the same: none of them succeeds.",
+        "Raise --group-size or --entropy-coefficient, or start from a policy that solves some of them: --from.",
         0.7 * part, evidence=(s.evidence("policy/equal_groups", x, "below 0.9", 0.5),),
         rivals=("a task that was solved from the beginning",),
     ) if part else None  # fmt: skip
@@ -211,7 +213,7 @@ def not_finite(s: Signs) -> Finding | None:
     lost = np.asarray([len(row) > 0 and not np.isfinite(row).any() for row in last])
     return Finding(
         "not_finite", f"{lost.sum()} of {len(lost)} seeds have parameters that are no longer finite.",
-        "The networks computed numbers too large for 32 bits.",
+        "The networks produced numbers too large for 32 bits.",
         "Lower --learning-rate, and add --normalize-observations --normalize-rewards.", 0.99,
         evidence=(s.evidence("policy/loss", np.where(lost, np.nan, 0.0), "a number"),),
     ) if lost.any() else None  # fmt: skip
@@ -226,7 +228,7 @@ def modes_disagree(s: Signs) -> Finding | None:
         return None
     sampled, best = (x.mean() for x in modes)
     return Finding(
-        "modes_disagree", f"Deterministic actions get {best:.4g}, sampled ones {sampled:.4g}.",
+        "modes_disagree", f"Deterministic actions earn {best:.4g}, sampled ones {sampled:.4g}.",
         "The task needs a stochastic policy, or the policy relies on its noise.",
         "Report both, or deploy the stochastic policy.", 0.4,
         evidence=(s.evidence("evaluation: stochastic, deterministic", np.asarray([sampled, best])),),
@@ -235,7 +237,7 @@ def modes_disagree(s: Signs) -> Finding | None:
 
 
 def share_of_rise_lost(stretches: list[np.ndarray]) -> float:
-    """The share of the best stretch's gain that the last one has lost. Stretches have equal numbers of steps, since a
+    """The share of the best segment's gain that the last one has lost. Segments have equal numbers of steps, since a
     policy that collapses into short episodes plays most of its episodes after the collapse."""
     told = [part for part in stretches if len(part) >= 3]
     if len(told) < 4:
@@ -267,16 +269,16 @@ def late_collapse(s: Signs) -> Finding | None:
 
 @rule("the return itself")
 def return_falls(s: Signs) -> Finding | None:
-    """The policy ends worse than it began: updates do not move it uphill."""
+    """The policy ends up worse than it began: updates do not move it uphill."""
     first, last, _ = s.returns
     part = share(s.worsened) if not s.is_recorded else 0.0
     return Finding(
         "return_falls", f"The return fell from {np.nanmean(first):.4g} to {np.nanmean(last):.4g}.",
-        "Updates move the policy away from what is rewarded: they are too large, or based on wrong credit.",
+        "Updates move the policy away from what is rewarded: they are too large, or based on incorrect credit.",
         f"Lower {s.step_flag}, and test estimator and objective: upslope probe.",
         0.65 * part, 0.9, evidence=(s.evidence("episode/return", first, "", 0.0, 0.1),
                                     s.evidence("episode/return", last, "above the first", 0.8)),
-        rivals=("an environment that changes while it is learned", "a reward of the wrong sign"),
+        rivals=("an environment that changes during training", "a reward of the wrong sign"),
         experiment=f"the same seeds with a third of the {s.step_size}; upslope probe",
     ) if part else None  # fmt: skip
 

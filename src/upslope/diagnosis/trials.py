@@ -1,6 +1,6 @@
 """Trials of an environment: the evidence of `upslope check`.
 
-A `Player` steps one environment, compiled or on the host, as training steps it: with its reset seeds, and with actions
+A `Player` steps one environment, compiled or on the host, as training does: with its reset seeds, and with actions
 that have passed through the policy's head. `play` takes random actions for a while and records the results.
 """
 
@@ -195,7 +195,7 @@ class Trial:
     info: list[dict[str, float]] = field(default_factory=list)
     """The numbers in `info` at the end of each finished episode."""
     unfinished: int = 0
-    """Steps of the episode that was unfinished at the end."""
+    """Number of steps of the unfinished episode at the end."""
     reset_seconds: float = 0.0
     step_seconds: float = 0.0
     resets: int = 0
@@ -206,7 +206,7 @@ class Trial:
 
 
 def player_of(environment: Any, limit: int | None) -> Player:
-    """A player of a fresh environment."""
+    """A player for a fresh environment."""
     return CompiledPlayer(environment, limit) if environment.is_compiled else HostPlayer(environment, limit)
 
 

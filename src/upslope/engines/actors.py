@@ -1,11 +1,11 @@
 """Workers as actors of Ray (extra `ray`): the channel of the main process, and the actor's side.
 
-An actor serves the same `Server` as a process on this machine, and its channel carries the same messages, so the code
-that trains does not know where its workers are.
+An actor serves the same `Server` as a process on this machine, and its channel carries the same messages, so the
+training code does not know where its workers are.
 
-Every message of a worker has a number, and every call says which numbers the main process has seen. So a call whose
-answer was lost in transit is repeated: the worker does nothing twice, and resends what was not seen. Messages are
-pickled, like those through pipes, and pass only between the nodes of the cluster.
+Every message from a worker has a number, and every call states which numbers the main process has seen. So a call whose
+answer was lost in transit can be repeated: the worker does nothing twice, and resends what has not been seen. Messages
+are pickled, like those through pipes, and pass only between the nodes of the cluster.
 """
 
 import gc
@@ -42,7 +42,7 @@ Session = tuple[str, str]
 
 @dataclass
 class Call:
-    """A call of an actor's `answer` whose result is awaited, with everything needed to repeat it."""
+    """A call of an actor's `answer` whose result is pending, with everything needed to repeat it."""
 
     number: int
     request: bytes
@@ -74,7 +74,7 @@ class ActorChannel:
     def waiting_for(self) -> str:
         if self.unreachable:
             return "it cannot be reached"
-        return "it does not respond" if self.node else "it is waiting for a node with free processors, or starting"
+        return "it does not respond" if self.node else "it is waiting for a node with free processors, or starting up"
 
     def send(self, request: tuple[str, tuple[Any, ...]]) -> None:
         self.number += 1
@@ -82,7 +82,7 @@ class ActorChannel:
         self.submit(self.calls[-1])
 
     def submit(self, call: Call) -> None:
-        """Make a call, or make it again."""
+        """Make a call, possibly again."""
         # Each argument costs Ray a twentieth of a millisecond.
         packed = pickle.dumps((self.session, call.number, call.request, self.seen), protocol=5)
         call.result = self.actor.answer.remote(packed)
@@ -141,7 +141,7 @@ class ActorChannel:
         return [("ended", None)]
 
     def new_ones(self, reply: bytes) -> list[Message]:
-        """The messages of a reply that have not been seen."""
+        """The messages of a reply that have not been seen yet."""
         self.node, numbered = pickle.loads(reply)
         found = [message for number, message in numbered if number > self.seen]
         self.seen = max([self.seen, *(number for number, _ in numbered)])
@@ -174,7 +174,7 @@ class ActorChannel:
             self.give_back(self.actor)
         else:
             self.kill()
-        return bool(self.words), found  # the loss of a worker was already reported
+        return bool(self.words), found  # the loss of this worker was already reported
 
 
 def new_actor(ray: Any, placement: Placement) -> Any:
@@ -241,7 +241,7 @@ class Actor:
         try:
             what, arguments = pickle.loads(request)
         except Exception as error:  # a module is missing, or fails
-            words = f"Node {place()} of the cluster could not read what it was sent: {told(error)}"
+            words = f"Node {place()} of the cluster could not read the data that it was sent: {told(error)}"
             self.heartbeat.answer("refused", words)
             return
         if not self.is_configured:
@@ -296,7 +296,7 @@ def is_compiled(argument: Any) -> bool:
 
 @cache
 def place() -> str:
-    """Where this process is, for a message."""
+    """This process's location, for a message."""
     import ray  # pyright: ignore[reportMissingImports]
 
     return f"{ray.util.get_node_ip_address()}, process {os.getpid()}"

@@ -22,7 +22,7 @@ from upslope.learning.iteration import Task, TrainState
 
 @dataclass(frozen=True)
 class Placement:
-    """A cluster of machines, and the resources that each worker takes."""
+    """A cluster of machines, and the resources of each worker."""
 
     address: str
     """The address of a Ray cluster; `auto`: the one running here, or else this machine."""
@@ -53,7 +53,7 @@ class Resources:
 
     workers: int | None = None
     """Number of processes that share a Gymnasium environment's seeds, or step slices of a slow one; None: as many as
-    pay off."""
+    are worthwhile."""
     cluster: Placement | None = None
     """Where workers run; None: on this machine."""
     is_one_of_mixed: bool = False
@@ -71,7 +71,7 @@ def resources_of(workers: int | None, cluster: str | Placement | None = None) ->
 
 
 EVERYTHING = Resources()
-"""Use as many processes as pay off on this machine."""
+"""Use as many processes as are worthwhile on this machine."""
 EpisodeRow = tuple[int, int, float, int, tuple[float, ...]]
 """(step, seed index, return, length, numbers from info) of a finished training episode."""
 
@@ -92,7 +92,7 @@ class Chunk:
 
 def chunk_length(task: Task, chunks: int, most_steps: float | int = math.inf) -> int:
     """The number of iterations in a chunk, such that a run has about this many chunks of at most `most_steps` steps per
-    seed. It depends on the task alone, since the best agent is looked for between chunks."""
+    seed. It depends on the task alone, since the best agent is determined between chunks."""
     length = (task.max_episode_steps or 1) if task.estimator.whole_episodes else task.rollout_steps
     return max(1, int(min(task.steps // chunks, most_steps)) // (task.num_envs * length))
 
@@ -129,7 +129,7 @@ class Engine(Protocol):
         """Have every environment call one of its methods before its next reset.
 
         Raises:
-            UpslopeError: it has no such method, or its methods cannot be called while it trains.
+            UpslopeError: it has no such method, or its methods cannot be called during training.
         """
         ...
 
@@ -138,7 +138,7 @@ class Engine(Protocol):
         ...
 
     def restore(self, snapshot: dict[str, np.ndarray], say: Callable[[str], None]) -> None:
-        """Restore the environments to a snapshot; report through `say` where that is impossible."""
+        """Restore the environments to a snapshot; report through `say` those for which that is impossible."""
         ...
 
     def close(self) -> None:
@@ -155,7 +155,7 @@ def clock(phases: dict[str, float], phase: str) -> Iterator[None]:
 
 
 def not_finite(chunk: Chunk) -> np.ndarray:
-    """The rows [S] whose agent has numbers that are not finite, after the last iteration in which it learned."""
+    """The rows [S] whose agent has non-finite numbers after the last iteration in which it learned."""
     moved = chunk.steps > chunk.before
     if not chunk.metrics:
         return np.asarray(moved.any(axis=1))  # nothing was learned from these steps
@@ -173,6 +173,6 @@ def finite_seeds(agents: Any) -> np.ndarray:
 
 
 def fit_to_act(agents: Any, is_finite: np.ndarray) -> Any:
-    """The agents, with all numbers 0 in seeds that are not finite [S], since an environment may not survive their
-    actions."""
+    """The agents, with all numbers set to 0 in seeds that are not finite [S], since an environment may not survive
+    their actions."""
     return agents if is_finite.all() else where_seeds(is_finite, agents, jax.tree.map(np.zeros_like, agents))

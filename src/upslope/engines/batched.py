@@ -1,4 +1,4 @@
-"""Step vector environments: one object with N columns for each seed, which resets its episodes by itself.
+"""Step vector environments: one object with N columns for each seed, which resets its columns itself.
 
 Its autoreset mode determines how the next episode begins, and no mode may leave a transition that never happened:
 
@@ -106,7 +106,7 @@ class BatchedColumns:
         self.is_over = np.zeros(count, bool)
         """Rows whose episode has ended, until the next begins."""
         self.is_stale = np.ones(count, bool)
-        """Rows out of step with their vector environment, which has not begun, or has continued without them."""
+        """Rows out of step with their vector environment, which has not started, or has continued without them."""
         self.mark(between_episodes=True)
 
     @property
@@ -125,13 +125,13 @@ class BatchedColumns:
         return np.flatnonzero(~self.is_waiting)
 
     def close(self) -> None:
-        """Close every vector environment, once; errors in closing are only reported."""
+        """Close every vector environment, once; errors while closing are only reported."""
         if not self.is_closed:
             self.is_closed = True
             close_all(self.world.name, self.batches, lambda words: self.notices("close", words))
 
     def begin(self, rows: Sequence[int], *, afresh: bool = False) -> None:
-        """Begin a new episode in each of the rows, as the vector environment does by itself; `afresh` resets whole
+        """Begin a new episode in each of the rows, as the vector environment does itself; `afresh` resets whole
         vector environments."""
         chosen = np.zeros(len(self.episodes), bool)
         chosen[list(rows)] = True
@@ -184,7 +184,7 @@ class BatchedColumns:
         self.enter(number, rows, observation, info)
 
     def enter(self, number: int, rows: np.ndarray, observation: Any, info: Any) -> None:
-        """Take the first observations of new episodes in these rows."""
+        """Store the first observations of new episodes in these rows."""
         first = number * self.shape[1]
         self.is_over[rows] = False
         for row in rows.tolist():
@@ -195,7 +195,7 @@ class BatchedColumns:
         self.check_finite(rows.tolist(), np.zeros(len(self.episodes), np.float32), self.flat)
 
     def called(self, number: int, where: str, call: Callable[[Any], Any]) -> Any:
-        """Call a vector environment; an exception is reported with where it occurred."""
+        """Call a vector environment; an exception is reported with the place where it occurred."""
         self.row = row = number * self.shape[1]
         try:
             answer = call(self.batches[number])
@@ -286,7 +286,7 @@ class BatchedColumns:
         next_observation: Any,
         found: tuple[np.ndarray, ...],
     ) -> None:
-        """Take in what a step returned for a column."""
+        """Store what a step returned for a column."""
         self.row, episode, name = row, self.episodes[row], self.world.name
         reward, terminated, truncated = found
         reward[row] = reward_of(flags[0], name, episode)
@@ -302,7 +302,7 @@ class BatchedColumns:
             self.border.place(next_observation, row, observation, episode)
             assign(self.flat, row, jax.tree.map(lambda x: x[row], next_observation))
         if not is_over and self.limit is not None and episode.length >= self.limit:
-            # The vector environment continues on its own: only resetting all of it brings it back.
+            # The vector environment continues on its own: only resetting all of it brings the column back.
             truncated[row] = self.is_over[row] = self.is_stale[row] = True
         if self.read_info is not None and (is_over or truncated[row]):
             episode.info = self.read_info(info, episode, column)
@@ -319,8 +319,8 @@ class BatchedColumns:
     def call(self, name: str, arguments: list[Any]) -> None:
         """Refuse to call a method: a single column is never reset from outside."""
         raise UpslopeError(
-            f"{self.world.name} resets its columns by itself, so no method can be called before an episode begins. "
-            f"Train the single environments instead of the batched ones to call {name}."
+            f"{self.world.name} resets its columns itself, so no method can be called before an episode "
+            f"begins. To call {name}, train on the single environments instead of the batched ones."
         )
 
     refuse_stuck = HostColumns.refuse_stuck
@@ -333,7 +333,7 @@ class BatchedColumns:
         self.marked = begun, [length] * len(begun), copied(self.observation)
 
     def snapshot(self) -> dict[str, np.ndarray]:
-        """How often each vector environment was reset, and the observations it gave; no episode can be rebuilt."""
+        """How often each vector environment was reset, and the observations it returned; no episode can be rebuilt."""
         begun, lengths, observation = self.marked
         action = self.head.random(np.random.default_rng(0))[None]
         empty = self.head.kept(action, self.head.to_environment(action))[:0]
@@ -353,8 +353,7 @@ class BatchedColumns:
             self.begin(range(len(self.episodes)), afresh=True)
             say(
                 f"{self.world.name} cannot be put back into the {len(running)} episodes in progress, since a vector "
-                "environment resets them by itself. They begin afresh, so this run is a continuation, but not bit for "
-                "bit."
+                "environment resets them itself. They start afresh, so this run is a continuation, but not bit for bit."
             )
         self.mark(between_episodes=not running)
         return running

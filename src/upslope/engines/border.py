@@ -29,7 +29,7 @@ FIRST = 100
 EVERY = 16
 """Afterwards, every 16th observation is checked in full."""
 FEW_SPACINGS = 4.0
-"""A feature is considered lost if its standard deviation is less than this many float spacings."""
+"""A feature is considered lost if its standard deviation is less than this many spacings between floats."""
 FAR = 10.0
 """If the mean is closer to 0 than this, a tiny spread is due to rounding rather than to an offset."""
 MANY = 10_000
@@ -78,13 +78,13 @@ class Leaf:
         return frozenset({self.dtype, np.dtype(np.float64)} if self.dtype == np.float32 else {self.dtype})
 
     def wrong(self, observation: Any) -> str:
-        """Why the value cannot be stored as it is; empty if it can."""
+        """Why the value cannot be stored unchanged; empty if it can."""
         try:
             x = np.asarray(observation)
         except Exception as error:  # e.g. a tensor that records gradients
             return f"NumPy cannot read it: {told(error)}"
         if x.dtype.kind not in "fiub":
-            return f"it holds {type(observation).__name__}, not numbers" if x.ndim == 0 else f"its dtype is {x.dtype}"
+            return f"it is {type(observation).__name__}, not numbers" if x.ndim == 0 else f"its dtype is {x.dtype}"
         if self.dtype.kind == "f":
             with np.errstate(all="ignore"):
                 is_too_large = np.isfinite(x) & ~np.isfinite(x.astype(self.dtype))
@@ -202,8 +202,8 @@ class Border:
         if misfit is not None:
             what, expected, path = misfit
             raise UpslopeError(
-                f"{self.name} returned an observation{path} {kind_of(what)}, but its observation space says "
-                f"{expected}: {episode.describe()}. Correct the environment or its observation_space."
+                f"{self.name} returned an observation{path} {kind_of(what)}, but its observation space "
+                f"requires {expected}: {episode.describe()}. Correct the environment or its observation_space."
             )
 
     def misfit(self, observation: Any) -> tuple[Any, Any, str] | None:
@@ -313,7 +313,7 @@ def leaf_of(path: tuple[Any, ...], space: gymnasium.Space | None, shape: tuple[i
 
 
 WHOLE = frozenset({int, np.int64, np.int32})
-"""Index types that only need a range check."""
+"""Index types that need only a range check."""
 
 
 def stored_dtype(space: gymnasium.Space) -> np.dtype:
@@ -455,9 +455,9 @@ def flag_of(flag: Any, what: str, name: str, place: Place) -> bool:
 
 
 def raised(name: str, where: str, place: str, error: BaseException) -> str:
-    """The error message for an environment's own exception, saying where it was raised."""
+    """The error message for an environment's own exception, with the place where it was raised."""
     words, at = str(error).strip(), raised_at(error)
-    if isinstance(error, UpslopeError):  # of one of upslope's own wrappers
+    if isinstance(error, UpslopeError):  # raised in one of upslope's own wrappers
         return f"{name}: {words} — {place}."
     said = f"{name} raised {type(error).__name__} in {where}()" + (f": {words}" if words else "")
     if isinstance(error, ValueError | TypeError) and "unpack" in words and "gymnasium" in at:
@@ -471,21 +471,21 @@ def read_mask(info: Any, head: ActionHead, name: str, place: Place) -> Any:
 
 
 def flat_mask(mask: Any, head: ActionHead, name: str, describe: Callable[[], str]) -> Any:
-    """The allowed choices of a mask [M]; `describe` says where it was given.
+    """The allowed choices of a mask [M]; `describe` tells where it was returned.
 
     Raises:
         UpslopeError: the mask is missing, or does not fit the actions.
     """
     if mask is None:
         raise UpslopeError(
-            f"{name} gave no action mask in its info, though it did before: {describe()}. Give "
-            'info["action_mask"] in every answer but the last of an episode, or ignore masks with --no-masks.'
+            f"{name} returned no action mask in its info, although it did before: {describe()}. Return "
+            'info["action_mask"] from every call except the last step of an episode, or ignore masks with --no-masks.'
         )
     try:
         return head.flat_mask(mask)
     except Exception as error:
         raise UpslopeError(
-            f"{name} gave the action mask {short(mask)}, which does not fit its action space: {brief(error)}: "
+            f"{name} returned the action mask {short(mask)}, which does not fit its action space: {brief(error)}: "
             f"{describe()}. Correct it, or ignore masks with --no-masks."
         ) from error
 

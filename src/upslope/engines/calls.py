@@ -1,7 +1,7 @@
-"""Calls to environments' methods while a run trains: each environment makes them in order, before its next reset.
+"""Calls to environments' methods during training: each environment makes them in order, before its next reset.
 
-When its episode began, an environment had made the first `called` of all calls. That number is enough to rebuild it: a
-new environment makes that many before the episode is replayed, and the rest before the next one.
+When its current episode began, an environment had made the first `called` of all calls. That number is enough to
+rebuild it: a new environment makes that many before the episode is replayed, and the rest before the next one.
 """
 
 import json
@@ -19,7 +19,7 @@ Call = tuple[str, list[Any]]
 
 
 def method_of(env: gymnasium.Env, name: str, environment: str) -> Any:
-    """The method of this name, of the environment or one of its wrappers.
+    """The method with this name of the environment or one of its wrappers.
 
     Raises:
         UpslopeError: there is none.
@@ -31,8 +31,8 @@ def method_of(env: gymnasium.Env, name: str, environment: str) -> Any:
         found = None
     if not callable(found):
         raise UpslopeError(
-            f"{environment} has no method {name} to call. Give its class, or a wrapper of it, a method of this name, "
-            "which changes how the next episodes begin."
+            f"{environment} has no method {name} to call. Add a method with this name to its class or to a "
+            "wrapper, to change how later episodes begin."
         )
     return found
 
@@ -43,7 +43,7 @@ def as_array(calls: Sequence[Call]) -> np.ndarray:
 
 
 def calls_in(snapshot: Mapping[str, np.ndarray]) -> list[Call]:
-    """The calls that a snapshot holds.
+    """The calls in a snapshot.
 
     Raises:
         ValueError: they are not a list of names and arguments, or an environment has made more than there are.

@@ -26,7 +26,7 @@ from upslope.errors import UpslopeError
 LOOK_SECONDS = 60.0
 """Seconds within which a node must report its versions."""
 RELEASE_SECONDS, LOOK_AGAIN = 3.0, 0.25
-"""Seconds that workers have to release their processors once closed, and seconds between two checks for that."""
+"""Seconds that workers have to release their processors once closed, and seconds between two checks of this."""
 AUTO = "auto"
 
 
@@ -50,12 +50,12 @@ def require_ray() -> Any:
 
 
 class Cluster:
-    """A connection to a cluster, and the resources that each worker takes."""
+    """A connection to a cluster, and the resources of each worker."""
 
     def __init__(self, ray: Any, placement: Placement):
         self.ray, self.placement = ray, placement
         self.compared: set[tuple[str, str]] = set()
-        """Nodes that were compared, each with a module that it has; the module is empty for a general comparison."""
+        """Nodes that were checked, each with a module found there; the module is empty for the general comparison."""
         self.refused: set[str] = set()
         """Why nodes that joined later are not used."""
         self.idle: list[Any] = []
@@ -67,7 +67,7 @@ class Cluster:
 
     def require(self, part: Any, environment: AnyEnvironment) -> None:
         """Compare the versions and processors of all nodes with this machine's, and check for the modules that they
-        need to read what they are sent.
+        need to unpickle what they are sent.
 
         Raises:
             UpslopeError: a node differs, or lacks a module; the message names it.
@@ -91,7 +91,7 @@ class Cluster:
         """A node's facts; None if it has left in the meantime."""
         try:
             return self.ray.get(reference, timeout=LOOK_SECONDS)
-        except Exception as error:  # upslope may be missing there, or too old to answer
+        except Exception as error:  # upslope may be missing there, or too old to respond
             until = time.monotonic() + LOOK_SECONDS
             while not isinstance(error, self.ray.exceptions.RayTaskError) and time.monotonic() < until:
                 if node["NodeID"] not in {one["NodeID"] for one in self.nodes()}:
@@ -99,7 +99,7 @@ class Cluster:
                 time.sleep(LOOK_AGAIN)
             raise UpslopeError(
                 f"Node {node['NodeManagerAddress']} of the cluster cannot run upslope {version('upslope')}: "
-                f"{brief(error):.300}. Install there: {install_words()}"
+                f"{brief(error):.300}. On that node, run: {install_words()}"
             ) from error
 
     def ask_node(self, node: dict[str, Any], modules: list[str]) -> Any:
@@ -133,8 +133,8 @@ class Cluster:
         return fits(self.ray.available_resources(), self.placement.worker_cpus, self.placement.worker_gpus)
 
     def room(self, part: Any, environment: AnyEnvironment, say: Callable[[str], None]) -> int:
-        """How many more workers the cluster has room for; none if it has a node that `require` would refuse, which is
-        reported once."""
+        """How many more workers the cluster has room for; none if it contains a node that `require` would refuse, which
+        is reported once."""
         free = self.free() + len(self.idle)
         if free < 1:
             return 0
@@ -152,7 +152,7 @@ class Cluster:
         return resource_words({"CPU": self.placement.worker_cpus, "GPU": self.placement.worker_gpus})
 
     def words(self, workers: int) -> str:
-        """The line that says where training runs and what it takes."""
+        """The line that shows where training runs and the resources it uses."""
         nodes = self.nodes()
         cpus = sum(node["Resources"].get("CPU", 0) for node in nodes)
         return (
@@ -162,7 +162,7 @@ class Cluster:
         )
 
     def start_worker(self, module: str, index: int, share: str, notices: Notices) -> Worker:
-        """Start a worker in an actor, an idle one or a new one; see `StartWorker`."""
+        """Start a worker in an actor, either an idle one or a new one; see `StartWorker`."""
         try:
             actor = self.idle.pop()
         except IndexError:
@@ -228,7 +228,7 @@ def begin(ray: Any, placement: Placement) -> None:
     if files := module_files(placement.modules):
         options["runtime_env"] = {"py_modules": [str(path) for path in files]}
     joining = {name: value for name, value in options.items() if name != "include_dashboard"}
-    with suppress(AttributeError):  # a lost node's log would fill standard output; upslope says what is lost
+    with suppress(AttributeError):  # a lost node's log would flood standard output; upslope reports what is lost
         ray._private.worker._worker_logs_enabled = False
     try:
         ray.init(address=placement.address, **joining)
@@ -254,7 +254,7 @@ def module_files(modules: Iterable[Path]) -> list[Path]:
     that is not a package.
 
     Raises:
-        UpslopeError: one does not exist, or holds no module.
+        UpslopeError: one does not exist, or contains no module.
     """
     found: list[Path] = []
     for path in modules:
@@ -279,6 +279,6 @@ def fits(resources: dict[str, float], cpus: float, gpus: float) -> int:
 
 
 def resource_words(resources: dict[str, float]) -> str:
-    """Processors and accelerators in words."""
+    """A description of processors and accelerators."""
     gpus = resources.get("GPU", 0.0)
     return f"{number(resources.get('CPU', 0.0))} CPU" + (f" and {number(gpus)} GPU" if gpus else "")

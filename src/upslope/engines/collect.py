@@ -18,9 +18,9 @@ AHEAD = 64
 LARGE = 4096
 """Observations of this many bytes or more are not stored twice."""
 STEPS_PER_SUCCESSOR = 16
-"""A seed has room for one successor in this many steps; the room doubles until they fit."""
+"""Space is reserved for one successor per this many steps of a seed; it is doubled until they fit."""
 BEYOND = np.iinfo(np.int32).max
-"""The place of padding, beyond every rollout."""
+"""The index that marks padding, beyond every rollout."""
 
 
 @runtime_checkable
@@ -52,11 +52,11 @@ class Steppable(Protocol):
 
     @property
     def acting(self) -> np.ndarray:
-        """The rows whose next step is a transition; the others are reset by it."""
+        """The rows whose next step is a transition; the others are only reset by their next step."""
         ...
 
     def begin(self, rows: Sequence[int], *, afresh: bool = False) -> None:
-        """Begin a new episode in each of the rows; with `afresh` by a reset, even if the environment resets itself."""
+        """Begin a new episode in each of the rows; `afresh` forces a reset even if the environment resets itself."""
         ...
 
     def step(self, action: np.ndarray, rows: np.ndarray, next_observation: Any) -> tuple[np.ndarray, ...]:
@@ -86,7 +86,8 @@ class EndedRows(NamedTuple):
 class HostRollout:
     """A growing rollout in NumPy: a list per field, one entry [S·N, …] per step.
 
-    If it is `compact`, the true successors of large observations are kept only where the next row does not hold them.
+    If it is `compact`, the true successors of large observations are kept only where the next row does not contain
+    them.
     """
 
     def __init__(self, columns: Steppable, *, compact: bool):
@@ -115,8 +116,7 @@ class HostRollout:
 
     def stacked(self, steps: list[Any]) -> Any:
         """The steps of a field, stacked into one array for each of its arrays; the list is empty afterwards, so that
-        large
-        observations are not held twice."""
+        large observations are not held twice."""
         if isinstance(steps[0], np.ndarray):  # the usual case, without the cost of a tree traversal
             return self.in_one(steps)
         leaves, structure = [jax.tree.leaves(step) for step in steps], jax.tree.structure(steps[0])
@@ -146,8 +146,8 @@ def size_of_one(flat: Any) -> int:
 
 
 def successors_of(ends: list[EndedRows], newest: Any, shape: tuple[int, int]) -> Successors:
-    """The successors [S, K, …] that no next row holds; `newest` are those of the last step. A seed with fewer than K is
-    padded."""
+    """The successors [S, K, …] that no next row contains; `newest` are those of the last step. A seed with fewer than K
+    is padded."""
     num_seeds, num_envs = shape
     rest = np.setdiff1d(np.arange(num_seeds * num_envs), ends[-1].rows)
     at_last = EndedRows(rest, jax.tree.map(lambda x: x[rest], newest))
@@ -165,8 +165,7 @@ def successors_of(ends: list[EndedRows], newest: Any, shape: tuple[int, int]) ->
 
 def fitted(stored: Successors, size: int) -> Successors:
     """One seed's successors in a rollout of `size` steps, with K limited to a few values, so that few programs are
-    compiled.
-    It does not depend on the other seeds."""
+    compiled. The result does not depend on the other seeds."""
     count, least = int(np.sum(stored.place != BEYOND)), max(1, size // STEPS_PER_SUCCESSOR)
     capacity = least << max(0, (-(-count // least) - 1).bit_length())
 
@@ -183,7 +182,7 @@ class Act:
     def __init__(self) -> None:
         self.step = jax.jit(act_with_memory)
         self.draws: dict[Any, Any] = {}
-        """The programs that draw noise, by its number of steps and by the shapes of observations."""
+        """The programs that draw noise, by number of steps and shapes of observations."""
 
     def bind(
         self,
@@ -194,7 +193,7 @@ class Act:
         noise: np.ndarray | None = None,
     ) -> "Choose":
         """Bind agents [S], keys [S] or their data and, if the model has one, the memory of every column [S, N, …]; the
-        noise of `ahead` steps is drawn at once, unless that of the first ones is given."""
+        noise of `ahead` steps is drawn at once, except that the `noise` of the first steps may be passed in."""
         data = np.asarray(raw(keys))
         if memory is None or acts_here(agents, memory):
             return ActHere(self, agents, data, memory, ahead, noise)
@@ -224,7 +223,7 @@ class Act:
 
 
 def acts_here(agents: Any, memory: Memory) -> bool:
-    """Whether actions are chosen in NumPy: the model has no memory, and can give its policy alone."""
+    """Whether actions are chosen in NumPy: the model has no memory, and can compute its policy without the value."""
     return hasattr(agents.model, "policy") and not jax.tree.leaves(memory.carry)
 
 
@@ -325,8 +324,8 @@ def noise_at(agent: Any, policy: Any, key: jax.Array, t: Any) -> jax.Array:
 
 
 def draw_noise(agents: Any, observation: Any, ahead: int, keys: jax.Array, t: Any) -> jax.Array:
-    """The noise of the actions at t, t + 1, …: [ahead, S, N, …], for agents and observations of these shapes and keys
-    with these data."""
+    """The noise of the actions at t, t + 1, …: [ahead, S, N, …], for agents and observations of these shapes, and for
+    keys with these data."""
     like = jax.tree.map(
         lambda x: jax.numpy.zeros(x.shape, jax.dtypes.canonicalize_dtype(x.dtype)), (agents, observation)
     )

@@ -39,7 +39,7 @@ from upslope.models.head import ActionHead
 MAX_REPLAY = 100_000
 """Maximum number of actions kept for a running episode; if it is longer, a resumed run starts a new one."""
 NOT_RUNNING, TOO_LONG = -2, -1
-"""Values that replace a length in a snapshot: no episode is in progress, or it is too long to replay."""
+"""Values stored instead of a length in a snapshot: no episode is in progress, or it is too long to replay."""
 
 
 OF_ROWS, OF_ALL = ("episode", "length", "called"), ("calls",)
@@ -60,9 +60,9 @@ class HostEpisode:
         self.actions: list[Any] = []
         self.episode_return, self.length = 0.0, 0
         self.seen = self.called = 0
-        """Number of observations of the environment so far, and of calls that it had made when the episode began."""
+        """Number of observations from the environment so far, and of calls that it had made when the episode began."""
         self.info: tuple[float, ...] = ()
-        """The numbers from info at the end of the last episode."""
+        """The numbers from info at the end of the last finished episode."""
 
     def begin(self) -> Any:
         """Reset to the next episode with its own seed; return the result of `reset`."""
@@ -83,7 +83,7 @@ class HostEpisode:
 
 
 def reset_seed(seed: int, index: int, episode: int) -> int:
-    """The reset seed of an episode: below 2³¹, since many engines take a signed 32-bit integer."""
+    """The reset seed of an episode: below 2³¹, since many engines expect a signed 32-bit integer."""
     return int(np.random.SeedSequence([seed, index, episode]).generate_state(1)[0]) & (2**31 - 1)
 
 
@@ -146,7 +146,7 @@ class HostColumns:
         return all(episode.episode >= 0 for episode in self.episodes)
 
     def close(self) -> None:
-        """Close every environment, once; errors in closing are only reported."""
+        """Close every environment, once; errors while closing are only reported."""
         if not self.is_closed:
             self.is_closed = True
             environments = {id(episode.env): episode.env for episode in self.episodes}
@@ -165,7 +165,7 @@ class HostColumns:
         self.refuse_stuck()
 
     def begin_one(self, row: int, num_calls: int) -> None:
-        """Make those of the first `num_calls` calls that have not been made yet, and begin a new episode."""
+        """Make any of the first `num_calls` calls that have not been made yet, and begin a new episode."""
         self.row, episode = row, self.episodes[row]
         self.make_calls(episode, num_calls)
         try:
@@ -179,7 +179,7 @@ class HostColumns:
             self.mask[row] = read_mask(answer[1], self.head, self.world.name, episode)
 
     def make_calls(self, episode: HostEpisode, num_calls: int) -> None:
-        """Make those of the first `num_calls` calls that the environment has not made yet."""
+        """Make any of the first `num_calls` calls that the environment has not made yet."""
         for name, arguments in self.calls[episode.called : num_calls]:
             method = method_of(episode.env, name, self.world.name)
             try:
@@ -252,7 +252,7 @@ class HostColumns:
                 raise UpslopeError(nothing_allowed(self.world.name, self.episodes[stuck[0]].describe()))
 
     def check_finite(self, rows: Sequence[int], reward: np.ndarray, observation: Any) -> None:
-        """Refuse a reward or an observation that is not finite, and say where the first one is."""
+        """Refuse a reward or an observation that is not finite, naming the first one."""
         real = [x for x in jax.tree.leaves(observation) if x.dtype.kind == "f"]
         if all_finite([reward, *real]):
             return
@@ -352,8 +352,8 @@ class HostColumns:
 
 
 def one_by_one(actions: Any) -> list[Any]:
-    """Split a batch of actions into single ones: Python integers if they are whole numbers, else arrays in the space's
-    dtype; for several parts, dictionaries or tuples of these, with NumPy integers, as in their spaces."""
+    """Split a batch of actions into single ones: Python integers if they are whole numbers, otherwise arrays in the
+    space's dtype; for several parts, dictionaries or tuples of these, with NumPy integers, as in their spaces."""
     if isinstance(actions, dict):
         parts = [one_by_one_within(part) for part in actions.values()]
         return [dict(zip(actions, one, strict=True)) for one in zip(*parts, strict=True)]
@@ -435,7 +435,7 @@ def replayable(episode: HostEpisode) -> int:
 
 
 def not_finite(name: str, what: str, value: Any, episode: HostEpisode) -> str:
-    """The error message for an observation or a reward that is not finite, saying where it occurred."""
+    """The error message for a non-finite observation or reward, with the place where it occurred."""
     return (
         f"{name} returned a {what} that is not finite, {value}: {episode.describe()}. Training on it would destroy the "
         "agent; correct the environment, or clip what it returns."

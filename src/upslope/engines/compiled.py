@@ -52,16 +52,16 @@ MAX_CHUNK_STEPS = 1 << 21
 """Maximum environment steps per seed in a chunk, so that memory does not grow with the budget."""
 ACCELERATOR_ITERATIONS, ACCELERATOR_CHUNKS = 8, 10
 """On an accelerator an iteration may take less than the host needs between two chunks, so a chunk has at least this
-many iterations there, as long as the run has this many chunks."""
+many iterations there, as long as the run still has this many chunks."""
 NO_TIMEOUT: dict[str, str | bool] = {
     "xla_cpu_collective_call_warn_stuck_seconds": "1000000",
     "xla_cpu_collective_call_terminate_timeout_seconds": "1000000",
 }
-"""By default XLA aborts a process whose devices wait 40 seconds for each other; a large network may take longer."""
+"""By default XLA aborts a process whose devices wait for each other for 40 seconds; a large network may take longer."""
 
 WORTH_TWO_DEVICES = 1024
-"""Minimum samples per iteration, over all epochs, for separate devices for policy and critic to pay off. With one
-epoch they do not, since acting, which both devices repeat, is most of the work."""
+"""Minimum samples per iteration, over all epochs, for separate devices for policy and critic to be worthwhile. With one
+epoch they are not, since acting, which both devices repeat, is most of the work."""
 
 
 class Program:
@@ -82,7 +82,7 @@ class Program:
         by_seed = self.seed_sharding
         shardings = ([x.sharding for x in jax.tree.leaves(placed)], *[by_seed] * 3) if is_split(self.mesh) else by_seed
         plain = partial(self.in_plain_containers, structure)
-        with full_precision(not is_cpu_mesh(self.mesh)):  # here too: `computing` does not affect other threads
+        with full_precision(not is_cpu_mesh(self.mesh)):  # needed here too: `computing` does not affect other threads
             if self.stored is None:
                 jitted = jax.jit(plain, out_shardings=shardings)
             else:
@@ -97,7 +97,8 @@ class Program:
         return jax.device_put(state, jax.tree.map(lambda names: NamedSharding(self.mesh, names), axes))
 
     def in_plain_containers(self, structure: Any, *arguments: Any) -> Any:
-        """The program with arrays in lists, tuples and dictionaries as inputs and outputs, like a stored one."""
+        """The program with plain lists, tuples and dictionaries of arrays as inputs and outputs, like those of stored
+        programs."""
         state, (metrics, finished, *steps) = spread_seeds(self.run, self.mesh)(
             *jax.tree.unflatten(structure, arguments)
         )
@@ -146,7 +147,7 @@ class ProgramEngine:
         self.closing = Event()
         self.background = ThreadPoolExecutor(1, "chunks")
         """Dispatches chunks, one after another. Launching the kernels of an accelerator's program may keep a thread as
-        busy as the accelerator, while the main thread makes and writes the rows of the previous chunk."""
+        busy as the accelerator, while the main thread builds and writes the rows of the previous chunk."""
         self.split_state, self.join_state = jax.jit(self.parts_of), jax.jit(join_states)
 
     def start(self) -> TrainState:
@@ -225,7 +226,7 @@ class ProgramEngine:
         return rows
 
     def refuse_stuck(self, finished: Finished) -> None:
-        """Raise an error if the environment masked out every choice where an action was required."""
+        """Raise an error if the environment forbade every choice where an action was required."""
         if finished.stuck is not None and np.any(finished.stuck):
             s, i, t, n = np.argwhere(finished.stuck)[0].tolist()
             step = int(finished.length[s, i, t, n]) - 1
@@ -233,13 +234,13 @@ class ProgramEngine:
             raise UpslopeError(nothing_allowed(name_of(self.task.environment), place))
 
     def call(self, name: str, arguments: list[Any]) -> None:
-        """Refuse: nothing in a program changes once it is compiled."""
+        """Refuse, since nothing in a compiled program can change."""
         if self.data is not None:
             raise UpslopeError(f"This run learns from recorded data, so it has no environment to call {name} on.")
         raise UpslopeError(
-            f"{name_of(self.task.environment)} is compiled into the program that trains, so {name} cannot be called "
-            "while it runs. Let its state hold what changes, or train in stages: each with different env_kwargs, from "
-            "the previous stage: upslope.train(…, start_from=…)."
+            f"{name_of(self.task.environment)} is compiled into the training program, so {name} cannot be "
+            "called while it runs. Keep what changes in the environment's state, or train in stages, each "
+            "with different env_kwargs and starting from the previous one: upslope.train(…, start_from=…)."
         )
 
     def snapshot(self) -> dict[str, np.ndarray]:
@@ -249,7 +250,7 @@ class ProgramEngine:
         """Do nothing: a compiled environment's state is part of the `TrainState`."""
 
     def close(self) -> None:
-        """Begin no further program, and wait for the running one: it cannot be stopped, and the next run of this
+        """Start no further programs, and wait for the running one, which cannot be stopped: the next run of this
         process may use the same devices."""
         self.closing.set()
         self.ahead = None
@@ -269,7 +270,7 @@ class CompiledEngine(ProgramEngine):
 
 def default_length(task: Task) -> int:
     """The number of iterations in a chunk. It is larger on an accelerator, so a run that is resumed on other hardware
-    looks for its best agent at different points."""
+    determines its best agent at different points."""
     length = chunk_length(task, CHUNKS, MAX_CHUNK_STEPS)
     if not has_accelerator():
         return length
@@ -291,7 +292,7 @@ class RecordedEngine(ProgramEngine):
         def read(state: TrainState) -> tuple[TrainState, Metrics, None]:
             key = iteration_keys(state)[1]
             after, metrics = learn(partial(weigh, task), partial(move, task), state, data, key)
-            return after._replace(reference=state.reference), metrics, None  # each reading begins fresh episodes
+            return after._replace(reference=state.reference), metrics, None  # each pass starts fresh episodes
 
         return repeat(task, read, state, self.iterations)
 

@@ -40,7 +40,8 @@ class Layout:
         leaves, structure = jax.tree.flatten(state)
         if structure != self.structure:
             raise UpslopeError(
-                "An update changed the structure of the learner's state, so it cannot be updated again. An optimiser, "
+                "An update changed the structure of the learner's state, so no further update is "
+                "possible. An optimiser, "
                 "a bonus or a model of your own must return a state with the same parts as the one it was given."
             )
         return [raw(x) for x in leaves]
@@ -101,7 +102,7 @@ def unpacked(rows: Sequence[Sequence[Packed | None]]) -> dict[str, np.ndarray]:
 
 
 def on_flat(learn: Callable[..., tuple[TrainState, Metrics]], layout: Layout) -> Callable[..., tuple[Flat, Packed]]:
-    """`learn(state, …)` for the arrays of a state, to be compiled."""
+    """`learn(state, …)` as a function of a state's arrays, to be compiled."""
 
     def run(flat: Flat, *arguments: Any) -> tuple[Flat, Packed]:
         state, metrics = learn(layout.whole(flat), *arguments)

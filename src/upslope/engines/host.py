@@ -65,7 +65,7 @@ class HostEngine:
         self.split, self.stack = jax.jit(partial(split, len(seeds))), jax.jit(stack)
         self.layout: Layout | None = None
         self.learn: Callable[[Flat, Rollout, Any], tuple[Flat, Packed]] | None = None
-        """Once there is a state: its layout, and one seed's program, so that results do not depend on the number of
+        """Once there is a state, its layout; and one seed's program, so that results do not depend on the number of
         seeds."""
 
     def learning(self, layout: Layout) -> Callable[[Flat, Rollout, Any], tuple[Flat, Packed]]:
@@ -115,7 +115,7 @@ class HostEngine:
             return each, memory, Iteration(metrics, before, before, [[] for _ in each])
         agents, each, after = layout.agents_on_host(each), list(each), memory
         is_finite, rows = finite_seeds(agents), [[] for _ in each]
-        for s in np.flatnonzero(active & ~is_finite).tolist():  # lost: its steps are counted, its actions not taken
+        for s in np.flatnonzero(active & ~is_finite).tolist():  # lost: steps are counted, but actions are not taken
             each[s] = layout.after_steps(each[s], self.task.num_envs * self.task.rollout_steps)
         active &= is_finite
         if not active.any():
@@ -161,8 +161,7 @@ class HostEngine:
 
     def rollout_of(self, rollout: Rollout, s: int) -> Rollout:
         """One seed's facts [T, N]. Whole episodes are padded to one of a few lengths, so that few programs are
-        compiled;
-        the padding does not depend on the other seeds."""
+        compiled; the padding does not depend on the other seeds."""
         one = jax.tree.map(lambda x: x[s], rollout)
         stored = one.next_observation
         if isinstance(stored, Successors):
@@ -199,7 +198,7 @@ class HostEngine:
         if self.is_complete:
             self.mark()
         found = self.columns.snapshot()
-        if self.afresh:  # nothing has been learned from them yet, so the next process must hear of them again
+        if self.afresh:  # nothing has been learned from them yet, so the next process must be told of them again
             found["length"][self.afresh] = TOO_LONG
         return found
 
@@ -221,13 +220,14 @@ def columns_of(task: Task, seeds: Sequence[int], notices: Notices | None = None)
 
 
 def weigh_apart(task: Task, state: TrainState, rollout: Rollout) -> Any:
-    """`weigh`, whose results XLA computes before the move, so that the numbers equal those of two programs."""
+    """`weigh`, whose results XLA must compute before the move, so that the numbers equal those of two separate
+    programs."""
     return jax.lax.optimization_barrier(weigh(task, state, rollout))
 
 
 def move_with(task: Task, state: TrainState, rollout: Rollout, credit: Credit, key: Any) -> tuple[TrainState, Metrics]:
-    """`move`, given the data of a key; afterwards the memory says where the next rollout's episodes begin. If the
-    policy has a memory of its own, that holds more, and replaces this one."""
+    """`move`, given the data of a key; afterwards the memory marks where the next rollout's episodes begin. If the
+    policy has a memory of its own, that contains more, and replaces this one."""
     state, metrics = move(task, state, rollout, credit, jax.random.wrap_key_data(key))
     if not task.estimator.whole_episodes:
         state = state._replace(memory=state.memory._replace(fresh=episode_ends(rollout)[-1]))
@@ -291,7 +291,7 @@ SHORT, MIDDLE = 64, 512
 
 def padded_length(longest: int, limit: int | None) -> int:
     """The length to which episodes of at most `longest` steps are padded, the same for many lengths, since compiling a
-    program for each takes longer than computing with the padding. `limit` is the environment's."""
+    program for each would take longer than computing with the padding. `limit` is the environment's step limit."""
     length = SHORT if longest <= SHORT else max(MIDDLE, 1 << (longest - 1).bit_length())
     return length if limit is None else min(length, 1 << (limit - 1).bit_length())
 

@@ -1,4 +1,4 @@
-"""Numbers in `info` at an episode's end, by the keys of --log-info.
+"""Read the numbers in `info` at an episode's end that --log-info selects.
 
 A nested key is written `outer.inner`, and parts of a list or an array are counted from 0. Keys that
 contain a dot are found too.
@@ -17,11 +17,11 @@ MISSING = object()
 MAX_SHOWN = 12
 """Maximum number of keys that a notice lists."""
 NOT_NUMBERS = ("action_mask", "final_obs", "final_observation", "final_info", "episode", "TimeLimit")
-"""Parts of `info` that do not measure an episode, or that upslope keeps anyway."""
+"""Parts of `info` that do not measure an episode, or that upslope stores anyway."""
 
 
 class InfoReader:
-    """Reads the numbers of some keys; nan, with one notice for each key, where there is none."""
+    """Reads the numbers under some keys; where there is none, returns nan and shows one notice per key."""
 
     def __init__(self, keys: Sequence[str], name: str, notices: Notices):
         self.keys, self.name, self.notices = keys, name, notices
@@ -31,7 +31,7 @@ class InfoReader:
         return tuple(self.one(info, key, place, column) for key in self.keys)
 
     def one(self, info: Any, key: str, place: Place, column: int | None) -> float:
-        """The number of one key."""
+        """The number under one key."""
         found = found_in(info, key) if column is None else found_in_column(info, key, column)
         value = number_of(found)
         if value is None:
@@ -63,7 +63,7 @@ def splits(key: str) -> Iterator[tuple[str, str | None]]:
 
 
 def child_of(node: Any, key: str) -> Any:
-    """The value of a key in a mapping, or at an index of a list or an array; else `MISSING`."""
+    """The value of a key in a mapping, or at an index of a list or an array; otherwise `MISSING`."""
     if isinstance(node, Mapping):
         return node.get(key, MISSING)
     if key.isdecimal() and isinstance(node, list | tuple | np.ndarray) and dimensions(node) and int(key) < len(node):

@@ -26,7 +26,7 @@ def install_words() -> str:
 
 
 def facts(modules: Iterable[str]) -> dict[str, Any]:
-    """The facts that must agree on all machines of a run, and which of the modules are missing here."""
+    """The facts that must agree on all machines of a run, and which of these modules are missing here."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -66,10 +66,10 @@ def is_vector_feature(flag: str) -> bool:
 
 
 def difference(mine: dict[str, Any], theirs: dict[str, Any], mixed: bool) -> str:
-    """How a node differs from this machine, as the end of a sentence; empty if it does not matter."""
+    """How a node differs from this machine, as the end of a sentence; empty if no difference matters."""
     pairs = [(name, mine["versions"][name], theirs["versions"].get(name, "none")) for name in mine["versions"]]
     if other := [f"{name} {there} (here {here})" for name, here, there in pairs if here != there]:
-        return f"has different versions: {', '.join(other)}. Numbers could differ. On that node, run: {install_words()}"
+        return f"has different versions: {', '.join(other)}. Results could differ. On that node, run: {install_words()}"
     if theirs["missing"]:
         return (
             f"lacks {', '.join(theirs['missing'])}, which this run imports. Send it along with --py-module "
@@ -77,18 +77,18 @@ def difference(mine: dict[str, Any], theirs: dict[str, Any], mixed: bool) -> str
         )
     if mine["processor"] != theirs["processor"] and not mixed:
         return (
-            f"has a processor that rounds differently: {theirs['processor']}; here {mine['processor']}. A seed's "
-            "last digits would depend on where it trains. Leave the node out, or allow it with --mixed."
+            f"has a processor that rounds differently: {theirs['processor']}; here {mine['processor']}. A "
+            "seed's last digits would depend on where it trains. Remove the node, or allow it with --mixed."
         )
     return ""
 
 
 def modules_of(part: Any, environment: AnyEnvironment) -> list[str]:
-    """The packages and modules, besides Python's own, that a node must import to read what it is sent."""
+    """The packages and modules, besides Python's own, that a node must import to unpickle what it is sent."""
     found: set[str] = set()
 
     class Finder(pickle.Pickler):
-        """Notes the module of each class and function."""
+        """Records the module of each class and function."""
 
         def reducer_override(self, obj: Any) -> Any:
             found.add(getattr(obj, "__module__", None) or type(obj).__module__)

@@ -53,7 +53,7 @@ READ_BYTES = 1 << 20
 
 class MessageReader:
     """Reads the messages of one pipe, each a pickle after its length. Pickles pass only between a run's own processes,
-    through private pipes; files that are loaded hold arrays and JSON."""
+    through private pipes; files that are loaded contain arrays and JSON."""
 
     def __init__(self, pipe: int):
         os.set_blocking(pipe, False)
@@ -164,7 +164,7 @@ class PipeChannel:
         self.kill()
 
     def request_exit(self) -> None:
-        with contextlib.suppress(OSError):  # the process is dead, with requests still in the buffer
+        with contextlib.suppress(OSError):  # the process died with requests still in the buffer
             self.requests.close()
 
     def close(self) -> tuple[bool, list[Message]]:
@@ -198,7 +198,7 @@ def start_process(module: str, index: int, share: str, notices: Notices) -> Work
 
 
 class LocalChannel:
-    """Answers requests in this process, once the caller waits for the answer."""
+    """Answers requests in this process, when the caller waits for the answer."""
 
     error = UpslopeError
     place = "this process"
@@ -212,7 +212,7 @@ class LocalChannel:
         self.request = request
 
     def receive(self, seconds: float) -> Message:
-        if self.request is None:  # its answer was interrupted
+        if self.request is None:  # the previous answer was interrupted
             return "ended", None
         (what, arguments), self.request = self.request, None
         return "done", getattr(self.server, what)(*arguments)
@@ -274,7 +274,7 @@ def reduce_overhead() -> None:
     To be called once a worker's environments exist.
     """
     stop_stopwatch()
-    one_blas_thread()  # again, for libraries that the environments loaded
+    one_blas_thread()  # once more, for libraries that the environments loaded
     # Objects created so far live as long as the process, so the collector need not scan them.
     gc.freeze()
 
@@ -320,7 +320,7 @@ def notice(heartbeat: Heartbeat, kind: str, words: str) -> None:
 
 
 def answer_all(server: Any, requests: MessageReader, heartbeat: Heartbeat) -> None:
-    """Answer requests until the pipe ends; a server may have something to do in between."""
+    """Answer requests until the pipe ends; a server may have other work in between."""
     between = getattr(server, "between_requests", None)
     while True:
         if between is not None:

@@ -23,7 +23,7 @@ def engine_of(
     say: Callable[[str], None],
     stored: StoredPrograms | None = None,
 ) -> Engine:
-    """The engine for the source of the experience; `say` shows important messages."""
+    """The engine for the run's source of experience; `say` shows important messages."""
     workers = resources.workers
     if workers is not None and workers < 1:
         raise UpslopeError(f"--workers must be 1 or more, not {workers}.")
@@ -62,14 +62,15 @@ def engine_on_cluster(
     say: Callable[[str], None],
 ) -> Engine:
     """The engine whose workers are actors on a cluster."""
-    from upslope.engines.cluster import connect  # Ray is an extra
+    from upslope.engines.cluster import connect  # Ray is an optional dependency
 
     if data is not None:
         raise UpslopeError("A run that learns from recorded data trains on the machine with the data. Omit --cluster.")
     if not is_transferable(task):
         raise UpslopeError(
-            "The environment or a part of it cannot be sent to a cluster, since a node could not import it. Define it "
-            "in a module, name it as module:Name, and send the module along with --py-module. Or omit --cluster."
+            "The environment or a part of it cannot be sent to a cluster, since a node could not import "
+            "it. Define it in a module, refer to it as module:Name, and send the module along with "
+            "--py-module; or omit --cluster."
         )
     if task.devices_per_seed > placement.worker_devices:
         raise UpslopeError(

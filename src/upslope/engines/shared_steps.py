@@ -1,8 +1,8 @@
-"""Step a worker's environments through shared memory, if steps are so short that a message would take as long.
+"""Step a worker's environments through shared memory, for steps so short that a message would take as long.
 
 Neither side blocks in the operating system: the worker polls the memory for a while after each step, and the main
 process polls it until its answer arrives. After that, or if anything goes wrong, they use the worker's
-channel, which knows how to wait and what to report about a worker that hangs or has ended.
+channel, which can wait and report a worker that hangs or has ended.
 
 The order in which one process writes must be the order in which the other reads, as on x86 processors.
 """
@@ -21,7 +21,7 @@ import numpy as np
 from upslope.engines.transport import Heartbeat, Worker
 
 SPIN = 0.3e-3
-"""Seconds for which a worker polls the memory after each step for the next one."""
+"""Seconds for which a worker polls the memory for the next step after each one."""
 MARGIN = 0.05e-3
 """If fewer than this many seconds of that time remain, the worker is woken anyway."""
 PATIENCE = 1e-3
@@ -31,7 +31,7 @@ CHECKS = 20
 ALIGNMENT = 64
 """Each array begins at a multiple of this many bytes, the size of a processor's cache line."""
 ASKED, ANSWERED, FAILED = range(3)
-"""Indices of the control numbers: steps asked for and answered, and whether the last one failed."""
+"""Indices of the control numbers: steps requested and answered, and whether the last one failed."""
 SPINS_UNTIL = 0
 """Index of the time at which the worker stops polling."""
 Shapes = list[tuple[str, tuple[int, ...], str]]
@@ -71,7 +71,7 @@ class SharedSteps:
     """The main process's side."""
 
     def __init__(self, worker: Worker, arrays: dict[str, np.ndarray], begins: bool, say: Callable[[str], None]):
-        """`arrays` have the shapes and types of the arrays of a step; `begins` says whether a new episode begins
+        """`arrays` have the shapes and types of the arrays of a step; `begins` tells whether a new episode begins
         wherever one ends.
 
         Raises:
@@ -81,14 +81,14 @@ class SharedSteps:
         shapes = [(name, x.shape, x.dtype.str) for name, x in arrays.items()]
         shared = Path("/dev/shm")
         with tempfile.NamedTemporaryFile(dir=shared if shared.is_dir() else None) as file:
-            file.write(bytes(memory_size(shapes)))  # a full disk is found now, not when the memory is used
+            file.write(bytes(memory_size(shapes)))  # so that a full disk is noticed now, not when the memory is used
             file.flush()
             self.memory = StepMemory(file.fileno(), shapes)
             worker.ask("share", file.name, shapes, begins)
             worker.answer(say)
 
     def ask(self, action: np.ndarray) -> None:
-        """Ask for a step of all the worker's environments with these actions."""
+        """Request a step of all the worker's environments with these actions."""
         memory = self.memory
         memory.arrays["action"][:] = action
         self.count += 1
@@ -124,7 +124,7 @@ class StepServer:
         self.step, self.error = step, RuntimeError("No step has failed.")
 
     def serve(self, heartbeat: Heartbeat, has_request: Callable[[], bool]) -> None:
-        """Answer steps until there is a request in the channel, or until no step has been asked for in a while."""
+        """Answer steps until there is a request in the channel, or until no step has been requested for a while."""
         control, clock = self.memory.control, self.memory.clock
         clock[SPINS_UNTIL] = perf_counter() + SPIN
         while True:
@@ -139,7 +139,7 @@ class StepServer:
                     return
 
     def answer(self) -> None:
-        """Take the step that was asked for, unless it has already been taken."""
+        """Take the step that was requested, unless it has already been taken."""
         memory = self.memory
         if memory.control[ASKED] == memory.control[ANSWERED]:
             return

@@ -29,14 +29,14 @@ from upslope.learning.iteration import Task
 from upslope.models.heads import head_of
 
 STEP_OVERHEAD, CALL_OVERHEAD, JOINED_OVERHEAD = 0.3e-3, 0.5e-3, 0.08e-3
-"""Seconds of overhead per step: for all slices in processes, for each slice on a cluster, and for all slices if the
-main process steps the first."""
+"""Seconds of overhead per step: for all slices together if they are in processes, for each slice on a cluster, and for
+all slices together if the main process steps the first."""
 JOINED_BELOW = 1e-3
 """Seconds per step of an environment below which the main process steps a slice."""
 TRIAL_SECONDS = 0.25
 """Duration of an environment's timing trial."""
 STRETCHES = 10
-"""Number of stretches of steps in a trial."""
+"""Number of segments of steps in a trial."""
 MIN_SECONDS_SAVED = 3.0
 """Expected saving, in seconds, that justifies starting processes."""
 MIN_TRIAL_STEPS = 5_000
@@ -66,7 +66,7 @@ class Slicing(NamedTuple):
     """How a seed's environments are distributed."""
 
     slices: int = 1
-    """1 means that nothing is distributed."""
+    """The number of slices; 1 means that nothing is distributed."""
     is_joined: bool = False
     """Whether the main process steps the first slice."""
 
@@ -116,9 +116,9 @@ class SlicedColumns:
         self.shared: list[SharedSteps | None] | None = None if slicing.is_joined else [None for _ in self.workers]
         """The shared memory of each worker that has one; None until the first step, which shows how much it needs."""
         self.begins = not task.estimator.whole_episodes
-        """Whether a new episode begins wherever one ends, so that a worker need not be asked for it."""
+        """Whether a new episode begins wherever one ends, so that no worker needs to be asked to begin one."""
         self.begun: dict[int, tuple[Any, Any]] = {}
-        """Row → the first observation and mask of an episode that has begun in its worker, but not here."""
+        """Row → the first observation and mask of an episode that has begun in its worker but not yet here."""
 
     @property
     def here(self) -> HostColumns | None:
@@ -232,7 +232,7 @@ class SlicedColumns:
                 like |= {"mask": self.mask[rows], "first mask": self.mask[rows]}
             try:
                 memories[number] = SharedSteps(worker, like, self.begins, self.say)
-            except OSError:  # no room: the pipes are slower, and always there
+            except OSError:  # no room for it: the pipes are slower, but always available
                 break
         return memories
 
@@ -241,7 +241,7 @@ class SlicedColumns:
         self.call_all("call", [(name, arguments)] * len(self.workers))
 
     def allow(self, rows: np.ndarray | int, mask: np.ndarray | None) -> None:
-        """Record the currently allowed choices of these rows."""
+        """Store the currently allowed choices of these rows."""
         if self.mask is not None:
             self.mask[rows] = mask
 
@@ -308,7 +308,7 @@ class TrialPlace:
 
 def step_seconds(environment: HostEnvironment) -> float:
     """Measure the seconds per step of one environment with random actions, resets included: the median of short
-    stretches, so that other work on the core during a few of them does not matter."""
+    segments, so that other work on the core during a few of them does not matter."""
     instance, place, where = environment.create(), TrialPlace(), "reset"
     at: list[float] = []
     try:
@@ -344,7 +344,7 @@ class Server:
     """The slice's `HostColumns`, after `open`."""
 
     def __init__(self, is_local: bool = False):
-        """`is_local` says that this is the main process."""
+        """`is_local` is true in the main process."""
         self.is_local = is_local
         self.steps: StepServer | None = None
 
@@ -382,7 +382,7 @@ class Server:
         found = {name: x[chosen] for name, x in zip(OUTCOME, outcome, strict=True)}
         found |= {f"observation {i}": x[chosen] for i, x in enumerate(jax.tree.leaves(successor))}
         if columns.mask is not None:
-            found["mask"] = columns.mask[chosen].copy()  # beginning an episode changes it
+            found["mask"] = columns.mask[chosen].copy()  # beginning an episode overwrites it
         ended = np.flatnonzero(found["terminated"] | found["truncated"]).tolist()
         if not ended:
             return found | self.nothing[len(rows)]

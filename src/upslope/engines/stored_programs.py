@@ -1,11 +1,11 @@
 """Programs kept between runs, so that a second start neither traces nor lowers them.
 
-JAX's own cache holds what XLA compiled, but finds it only by the lowered program, and tracing and lowering take longer
+JAX's own cache stores what XLA compiled, but looks it up by the lowered program, and tracing and lowering take longer
 than everything else that a short run does before its first step. What is kept here is the lowered program, as
 `jax.export` serializes it: no pickle, no Python. It is in the private folder of compiled programs, under a hash of
 everything it was made from: settings, shapes, devices, versions, and upslope's own source.
 
-Only commands keep programs. In the user's own process any function may have been replaced, which no hash reveals.
+Only commands keep programs. In the user's own process any function may have been replaced, which no hash would reveal.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ is_command = False
 
 
 def allow_storing() -> None:
-    """Keep programs from now on; for a process that runs one of upslope's commands."""
+    """Keep programs from now on, in a process that runs one of upslope's commands."""
     global is_command
     is_command = True
 
@@ -55,7 +55,7 @@ class StoredPrograms:
         }
 
     def jitted(self, name: str, function: Callable[..., Any], arguments: list[Any], **options: Any) -> Any:
-        """`jax.jit(function, **options)` for these arguments, read from the folder, or else stored there.
+        """`jax.jit(function, **options)` for these arguments, read from the folder, or otherwise stored there.
 
         Both arguments and results consist of arrays in lists, tuples and dictionaries. `name` distinguishes programs
         with the same arguments.
@@ -71,7 +71,7 @@ class StoredPrograms:
             return jitted
         with suppress(OSError, UpslopeError):  # the disk is full, or the folder is read-only
             write_atomically(path, content)
-        # Lowered from what was kept, so that XLA's result is found under the same key next time.
+        # Lowered from what was stored, so that XLA's result is found under the same key next time.
         return jax.jit(exported.call, **options)
 
     def key(self, name: str, arguments: list[Any], options: Mapping[str, Any]) -> str:

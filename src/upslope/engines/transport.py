@@ -1,7 +1,7 @@
 """The protocol of workers: a request, its answer, signs of life in between, and errors that name a dead or hung worker.
 
-It does not know what carries its messages: a `Channel` is a pair of pipes to a process (`processes.py`), or an actor on
-a cluster (`actors.py`). The code that uses workers does not know either.
+The protocol does not depend on what carries its messages: a `Channel` is a pair of pipes to a process (`processes.py`),
+or an actor on a cluster (`actors.py`). Neither does the code that uses workers.
 """
 
 import contextlib
@@ -21,19 +21,19 @@ PATIENCE = 60.0
 LIMIT = "UPSLOPE_WORKER_LIMIT"
 """Environment variable: seconds after which a hanging worker is killed; ten minutes by default."""
 BEAT = 1.0
-"""Seconds between a worker's heartbeats. Time is counted in heartbeats, not by a clock, which keeps running while the
-machine is suspended."""
+"""Seconds between a worker's heartbeats. Time is counted in heartbeats rather than by a clock, which keeps running
+while the machine is suspended."""
 CLOSING_SECONDS = 5.0
 """Seconds that a worker may take to close its environments."""
 MAX_LOSSES = 3
 """How many times in a row the same work is restarted after its workers on a cluster were lost."""
 Message = tuple[str, Any]
-"""(kind, value): `done` with the answer, `refused` with words, `beat` with (seconds, words), `notice` with (kind,
-words), `closed`, or `ended`."""
+"""(kind, value): `done` with the answer, `refused` with a message, `beat` with (seconds, message), `notice` with (kind,
+message), `closed`, or `ended`."""
 
 
 class WorkerLostError(UpslopeError):
-    """A worker on a cluster is gone. Another one can do its work from the last checkpoint."""
+    """A worker on a cluster is gone. Another one can redo its work from the last checkpoint."""
 
 
 class ClusterGrownError(WorkerLostError):
@@ -56,7 +56,7 @@ class Channel(Protocol):
 
     @property
     def waiting_for(self) -> str:
-        """Why a worker that gives no sign of life may be silent."""
+        """Why a worker that shows no sign of life may be silent."""
         ...
 
     def send(self, request: tuple[str, tuple[Any, ...]]) -> None:
@@ -80,7 +80,7 @@ class Channel(Protocol):
         ...
 
     def interrupt(self) -> None:
-        """Call the server's `interrupt` while it is at work, or end the worker if that is impossible."""
+        """Call the server's `interrupt` while it is busy, or end the worker if that is impossible."""
         ...
 
     def request_exit(self) -> None:
@@ -178,7 +178,8 @@ class Worker:
 
 
 StartWorker = Callable[[str, int, str, Notices], Worker]
-"""Starts a worker: the module whose `Server` it runs, its number, its share of the work in words, and its notices."""
+"""Starts a worker: given the module whose `Server` it runs, its number, a description of its share of the work, and its
+notices."""
 
 
 def close_workers(workers: Sequence[Worker]) -> None:
@@ -213,7 +214,7 @@ def answers_of(workers: Sequence[Answering], say: Callable[[str], None]) -> list
 
 
 def limit() -> float:
-    """The number of seconds a worker may hang."""
+    """The number of seconds for which a worker may hang."""
     text = os.environ.get(LIMIT, "600")
     try:
         return float(text)
@@ -280,7 +281,7 @@ def answer_request(server: Any, heartbeat: Heartbeat, what: str, arguments: Sequ
 def current_call(columns: Any) -> str:
     """The environment of a `HostColumns` that is currently being called; empty if none is."""
     if columns is None:
-        return "it is creating its environments"
+        return "it is still creating its environments"
     row = columns.row
     if row is None:
         return ""
@@ -303,7 +304,8 @@ class Stragglers:
             self.slow[number] = self.slow.get(number, 0) + 1 if taken > self.RATIO * typical > 0 else 0
             if self.slow[number] == self.TIMES:
                 say(
-                    f"{worker.describe()} is slow: {taken:.2f} s for a seed where the others take {typical:.2f} s, in "
-                    f"each of {self.TIMES} chunks. All others wait for it. Is something else running there?"
+                    f"{worker.describe()} is slow: {taken:.2f} s per seed where the others take "
+                    f"{typical:.2f} s, in each of {self.TIMES} chunks. All others wait for it. Is "
+                    "something else running there?"
                 )
                 self.slow[number] = -(10**9)  # once

@@ -3,7 +3,7 @@
 A row of the program is one seed of one trial, with the numbers of its task as inputs (`learning/varied.py`). Rows are
 distributed over the devices and computed like the seeds of a run, so a trial's numbers are the same as when it runs
 alone. A trial
-that has ended leaves its rows to the next one, and the program stays.
+that has ended hands its rows to the next one, and the program is kept.
 """
 
 from collections.abc import Callable, Sequence
@@ -104,6 +104,6 @@ class TrialsEngine(ProgramEngine):
         self.rows_now = self.rows_now._replace(state=state._replace(steps=spent))
 
     def advance_all(self, may_continue: Callable[[], bool] = never) -> Chunk:
-        """Advance all trials by a chunk. Its arrays and episodes are by row; see `places`."""
+        """Advance all trials by a chunk, whose arrays and episodes are by row; see `places`."""
         self.rows_now, chunk = self.advance(self.rows_now, may_continue)
         return chunk

@@ -53,7 +53,7 @@ class WorkersEngine:
         start_worker: StartWorker = start_process,
         has_room: Callable[[], int] | None = None,
     ):
-        """`has_room` says how many more workers a cluster has room for now; without it, their number is fixed."""
+        """`has_room` returns how many more workers a cluster now has room for; without it, their number is fixed."""
         self.task, self.seeds, self.say = task, seeds, say
         self.stragglers = Stragglers()
         self.has_room = has_room
@@ -63,7 +63,7 @@ class WorkersEngine:
         names = [f"seeds {', '.join(map(str, share))}" for share in shares]
         self.counts = [len(share) for share in shares]
         self.state: TrainState | None = None
-        """The state that the workers hold; None if they may hold a different one."""
+        """The state that the workers have; None if they may have a different one."""
         self.is_complete = True
         notices = notices_to(say)
         self.workers: list[Worker] = []
@@ -105,7 +105,7 @@ class WorkersEngine:
         return self.state, join(list(chunks))
 
     def look_for_room(self) -> None:
-        """Stop if a cluster has grown enough for every worker to give seeds away."""
+        """Stop if a cluster has grown enough for every worker to hand over seeds."""
         if self.has_room is None or not self.is_complete or perf_counter() - self.looked < LOOK_SECONDS:
             return
         self.looked = perf_counter()

@@ -22,10 +22,9 @@ class CompiledEnvironment(ABC):
     """An environment written in JAX: pure, unbatched, and without automatic resets.
 
     `reset(key) → (state, observation)` begins an episode; `step(key, state, action) → (state, Transition)` applies one
-    action. A state is a pytree of arrays whose shapes and dtypes never change. Discrete actions count from 0; those of
-    a Dict or Tuple are a dictionary or tuple of arrays.
-    `max_episode_steps` is the time limit: upslope counts the steps and sets `truncated`, so an environment only reports
-    `terminated`. The spaces are Gymnasium's.
+    action. A state is a pytree of arrays whose shapes and dtypes never change. Discrete actions are counted from 0;
+    those of a Dict or Tuple are a dictionary or tuple of arrays. `max_episode_steps` is the time limit: upslope counts
+    the steps and sets `truncated`, so an environment only reports `terminated`. The spaces are Gymnasium's.
     """
 
     observation_space: Space[Any]
@@ -79,7 +78,7 @@ def info_shapes(environment: CompiledEnvironment) -> dict[str, Any]:
     for name, value in found.items():
         if getattr(value, "shape", None) != ():
             raise BrokenEnvironmentError(
-                f"episode_info() of a compiled environment gives {name} as {value}, not as a number."
+                f"episode_info() of a compiled environment returns {name} as {value}, not as a number."
             )
     return found
 
@@ -103,7 +102,7 @@ class HostEnvironment:
     batch: Callable[[int], gymnasium.vector.VectorEnv] | None = None
     """Creates several environments as one object, which steps and resets them itself; None if that is impossible."""
     kind: str = ""
-    """What creates the batches, and how they begin the next episode."""
+    """What creates the batches, and how they start the next episode."""
     is_compiled: ClassVar[bool] = False
 
     @property

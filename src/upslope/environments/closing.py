@@ -22,7 +22,8 @@ def close_all(name: str, environments: Iterable[Any], say: Callable[[str], None]
     if errors:
         how_many = "" if len(every) == 1 else f" of {len(errors)} of {counted(len(every), 'environment')}"
         say(
-            f"warning: {name} raised {told(errors[0])} in close(){how_many}. No result is lost, but what it opened may "
+            f"warning: {name} raised {told(errors[0])} in close(){how_many}. No result is lost, but "
+            "resources that it opened may "
             "still be open."
         )
     if interrupts:

@@ -58,14 +58,14 @@ keyword arguments. Every constructor can be called without arguments."""
 
 
 def make_compiled(request: Request) -> CompiledEnvironment:
-    """Create a compiled environment by name, or refuse and suggest similar names."""
+    """Create a compiled environment by name; for an unknown one, suggest similar names."""
     name = request.name.removeprefix(COMPILED_PREFIX)
     if ":" in name:
         return make_own(request, name)
     if name not in COMPILED:
         raise UpslopeError(
             f'There is no compiled environment "{request.name}". {near(request.name, compiled_names())} '
-            f"Gymnasium's own environments run on the host: leave out the prefix {COMPILED_PREFIX}"
+            f"Gymnasium's own environments run on the host: omit the prefix {COMPILED_PREFIX}"
         )
     try:
         environment = COMPILED[name](**request.env_kwargs)
@@ -89,8 +89,8 @@ def make_own(request: Request, name: str) -> CompiledEnvironment:
     environment = call(own, name, request.env_kwargs)
     if not isinstance(environment, CompiledEnvironment):
         raise BrokenEnvironmentError(
-            f"{name} returned a {type(environment).__name__}, not an upslope.CompiledEnvironment. Subclass that, or "
-            f"leave out the prefix {COMPILED_PREFIX} for a Gymnasium environment."
+            f"{name} returned a {type(environment).__name__}, not an upslope.CompiledEnvironment. Subclass "
+            f"that, or omit the prefix {COMPILED_PREFIX} for a Gymnasium environment."
         )
     return finished(environment, request)
 
@@ -110,7 +110,7 @@ def check_protocol(environment: CompiledEnvironment, name: str) -> None:
     """Trace reset and step once, without computing anything, and check what they return against the spaces.
 
     Raises:
-        BrokenEnvironmentError: a shape, dtype or structure is not what JAX or the spaces need.
+        BrokenEnvironmentError: a shape, dtype or structure is not what JAX or the spaces require.
     """
     for role in ("observation_space", "action_space"):
         space = getattr(environment, role, None)
@@ -156,7 +156,7 @@ def check_mask(environment: CompiledEnvironment, name: str) -> None:
     except Exception as error:
         raise BrokenEnvironmentError(
             f"{name}.action_mask(state) does not fit the action space {environment.action_space}: {told(error)}. "
-            "Correct it, or leave masks out with --no-masks."
+            "Correct it, or ignore masks with --no-masks."
         ) from error
 
 
@@ -222,7 +222,7 @@ def shown(tree: Any) -> str:
 
 
 class Word(str):
-    """Text whose repr has no quotes."""
+    """Text whose repr omits the quotes."""
 
     __slots__ = ()
 

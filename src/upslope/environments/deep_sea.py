@@ -1,4 +1,4 @@
-"""A grid in which one sequence of actions out of 2^N finds the treasure, to test exploration."""
+"""A grid in which only one of 2^N sequences of actions finds the treasure, to test exploration."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +18,7 @@ MAX_SIZE = 1000
 
 @dataclass(frozen=True, eq=False)
 class DeepSea(CompiledEnvironment):
-    """A diver sinks one row per step through `size` × `size` cells; a treasure lies in the lower right one.
+    """A diver sinks one row per step through `size` × `size` cells; a treasure lies in the lower right cell.
 
     Each step moves one column to the right or the left, and one row down; the left wall stops the diver. Which of the
     two actions leads right is drawn for each cell from `seed`, unless `randomize_actions` is false: then it is action 1
@@ -28,8 +28,7 @@ class DeepSea(CompiledEnvironment):
 
     The episode terminates after `size` steps. Only always going right finds the treasure, with a return of
     1 − `move_cost`; always going left earns 0, and a random policy finds it once in 2^size episodes. The observation is
-    the
-    cell, row · size + column, and size² after the last step. Source: Osband et al. (2020), Behaviour Suite for
+    the cell, row · size + column, and size² after the last step. Source: Osband et al. (2020), Behaviour Suite for
     Reinforcement Learning, https://arxiv.org/abs/1908.03568, section 2.3, its deterministic version.
     """
 
@@ -39,7 +38,7 @@ class DeepSea(CompiledEnvironment):
     move_cost: float = 0.01
     max_episode_steps: int | None = None
     leads_right: Bool[np.ndarray, "N N"] = field(init=False)
-    """Whether action 1 leads to the right in this cell; else action 0 does."""
+    """Whether action 1 leads to the right in this cell; otherwise action 0 does."""
     observation_space: spaces.Space[Any] = field(init=False)
     action_space: spaces.Space[Any] = field(init=False, default_factory=lambda: spaces.Discrete(2))
 

@@ -29,7 +29,7 @@ PICTURES = {"render_mode": "rgb_array"}
 
 @dataclass(frozen=True)
 class Maker:
-    """Creates the environments of a request; it can be sent to another process if the request gives a name."""
+    """Creates the environments of a request. Can be sent to another process if the request consists of a name."""
 
     request: Request
     spec: Any = None
@@ -43,7 +43,7 @@ class Maker:
         return self.without_ignored(with_mask_in_info(wrap(self.bare(), request.wrappers, request.name)))
 
     def without_ignored(self, made: Any) -> Any:
-        """An environment without the parts of its observations that are left out."""
+        """An environment without the ignored parts of its observations."""
         request = self.request
         if not request.ignored or not isinstance(made, gymnasium.Env):
             return made
@@ -69,7 +69,8 @@ class Maker:
         return own if attribute and callable(own) else None
 
     def with_pictures(self) -> "Maker":
-        """A maker of the same environments with rendering; a factory that takes no `render_mode` decides for itself."""
+        """A maker of the same environments with rendering; a factory without a parameter `render_mode` decides for
+        itself."""
         create = self.callable()
         if create is not None and not accepts(create, "render_mode"):
             return self
@@ -102,7 +103,7 @@ def host_environment(maker: Maker, env: Any) -> HostEnvironment:
 
 
 def spec_of(env: Any) -> EnvSpec | None:
-    """The specification with which Gymnasium made an environment; a user's own attribute may have the same name."""
+    """The specification from which Gymnasium created an environment; a user's own attribute may have the same name."""
     return env.spec if isinstance(env.spec, EnvSpec) else None
 
 
@@ -119,8 +120,8 @@ def drawing(maker: Maker) -> HostEnvironment:
     environment = host_environment(maker, env)
     if mode != PICTURES["render_mode"]:
         raise UpslopeError(
-            f'{environment.name} was made with render_mode={mode!r}, but pictures need "rgb_array". Let its class or '
-            "factory take the argument render_mode."
+            f'{environment.name} was created with render_mode={mode!r}, but pictures need "rgb_array". Let its '
+            "class or factory accept the argument render_mode."
         )
     return environment
 
@@ -152,7 +153,7 @@ def not_an_environment(env: Any) -> str:
     if isinstance(env, gymnasium.vector.VectorEnv):
         return (
             f"{what}, which is several environments at once. Prefix the name of its factory: "
-            "vector:module:Name; or give a factory of single environments, and upslope makes --num-envs of them."
+            "vector:module:Name; or pass a factory of single environments, from which upslope creates --num-envs."
         )
     if "gym" in modules:
         return (
@@ -163,7 +164,7 @@ def not_an_environment(env: Any) -> str:
         return f"{what}, not a gymnasium.Env. Convert it in a function of your own, e.g. with the package shimmy."
     if callable(getattr(env, "reset", None)) and callable(getattr(env, "step", None)):
         return f"{what}, which has reset() and step() but is not a gymnasium.Env. Make it a subclass of gymnasium.Env."
-    return f"{what}, not a gymnasium.Env. Give a Gymnasium id, or a callable that returns one environment."
+    return f"{what}, not a gymnasium.Env. Pass a Gymnasium id, or a callable that returns one environment."
 
 
 def create_by_id(request: Request, spec: Any = None) -> gymnasium.Env:
@@ -181,7 +182,7 @@ def create_by_id(request: Request, spec: Any = None) -> gymnasium.Env:
         raise UpslopeError(f'There is no environment "{name}": {one_line(error)} {hint(name, module)}') from error
     except Exception as error:
         raise BrokenEnvironmentError(
-            f"{name} could not be made with {kwargs or 'no arguments'}: {told(error)}.{fitting(name)}"
+            f"{name} could not be created with {kwargs or 'no arguments'}: {told(error)}.{fitting(name)}"
         ) from error
 
 
@@ -195,8 +196,8 @@ def hint(name: str, module: Any) -> str:
     register = next((each for each in vars(module) if each.startswith("register")), None) if module else None
     if register and callable(getattr(module, register)):
         return (
-            f"{module.__name__} does not register its ids on import. Call {module.__name__}.{register}() in a module "
-            "of your own, and name that module: mymodule:Id."
+            f"{module.__name__} does not register its ids on import. Call {module.__name__}.{register}() "
+            "in a module of your own, and use that module's name: mymodule:Id."
         )
     own = vars(module) if module else {}
     mine = [f"{module.__name__}:{each}" for each, x in own.items() if is_own(each, x, module)]

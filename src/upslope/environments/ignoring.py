@@ -38,7 +38,9 @@ def ignoring(environment: Any, keys: tuple[str, ...], name: str) -> Any:
             )
     left = kept_space(space, frozenset(keys))
     if left is None:
-        raise UpslopeError(f"Without {', '.join(keys)}, nothing is left of the observations of {name}. Keep a part.")
+        raise UpslopeError(
+            f"Without {', '.join(keys)}, nothing is left of the observations of {name}. Keep at least one part."
+        )
     keep = keeper_of(space, frozenset(keys))
     if isinstance(environment, CompiledEnvironment):
         return CompiledWithout(environment, left, keep)
@@ -95,7 +97,7 @@ def kept_space(space: gymnasium.Space, keys: frozenset[str], prefix: str = "") -
 
 def keeper_of(space: gymnasium.Space, keys: frozenset[str], prefix: str = "") -> Keep:
     """A function that removes the parts under these keys from an observation of the space; a malformed observation is
-    returned unchanged, so that it is refused in its original form."""
+    returned unchanged, so that the error shows its original form."""
     left = [
         (index, keeper_of(part, keys, f"{prefix}{index}/"))
         for index, part in parts_of(space)
@@ -127,7 +129,7 @@ class HostWithout(gymnasium.Wrapper):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         """Reset, with those parts removed from the observation."""
-        more = {} if options is None else {"options": options}  # which an environment need not take
+        more = {} if options is None else {"options": options}  # which an environment need not accept
         return self.answer(self.env.reset(seed=seed, **more), 2)
 
     def step(self, action: Any) -> Any:
@@ -135,7 +137,8 @@ class HostWithout(gymnasium.Wrapper):
         return self.answer(self.env.step(action), 5)
 
     def answer(self, answer: Any, size: int) -> Any:
-        """Filter the observation of an answer; a malformed one is returned unchanged, to be refused as it is."""
+        """Filter the observation in a return value; a malformed one is returned unchanged, to be refused in its
+        original form."""
         return (self.keep(answer[0]), *answer[1:]) if is_tuple(answer, size) else answer
 
 

@@ -1,4 +1,4 @@
-"""Find action masks wherever environments provide them, and move them to one place.
+"""Find action masks, wherever environments provide them, and move them to a common place.
 
 On the host that is `info["action_mask"]`; an environment with a method `action_masks()`, or with a key `action_mask`
 in its observations, gets a wrapper that moves the mask there. A compiled environment has a method
@@ -56,7 +56,7 @@ def mask_in(info: Any) -> Any:
 class MaskInInfo(gymnasium.Wrapper):
     """Moves the mask from an environment's observation, or from its method, to its info.
 
-    A malformed answer is passed on unchanged, so that the caller can report what is wrong with it.
+    A malformed return value is passed on unchanged, so that the caller can report what is wrong with it.
     """
 
     def __init__(self, env: gymnasium.Env):
@@ -73,7 +73,7 @@ class MaskInInfo(gymnasium.Wrapper):
         return self.moved(self.env.step(action))
 
     def moved(self, answer: Any) -> Any:
-        """The answer of reset or step, with the mask in info."""
+        """The return value of reset or step, with the mask in info."""
         if not isinstance(answer, tuple) or len(answer) not in (2, 5) or not isinstance(answer[-1], Mapping):
             return answer
         observation, *between, info = answer
@@ -82,7 +82,7 @@ class MaskInInfo(gymnasium.Wrapper):
             observation, shown = apart(observation)
             mask = shown if mask is None else mask
         elif mask is None and self.method is not None and not any(map(bool, between[1:])):
-            mask = self.method()  # not at an end, where there may be no mask
+            mask = self.method()  # except at an end, where there may be no mask
         # Vector environments gather info in arrays, and an integer array cannot hold None.
         return (observation, *between, info if mask is None else {**info, KEY: mask})
 

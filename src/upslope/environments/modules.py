@@ -15,7 +15,7 @@ from upslope.environments.base import BrokenEnvironmentError
 from upslope.errors import UpslopeError
 
 MADE_WITH_ARGUMENTS = "(…)"
-"""Suffix of names that do not identify their object completely."""
+"""Suffix for names that do not fully identify their object."""
 
 
 def import_module(name: str, asked: str) -> Any:
@@ -66,7 +66,7 @@ def lost(name: str) -> str:
     if "<locals>" in attribute:
         return "it is defined inside a function"
     if attribute.endswith(MADE_WITH_ARGUMENTS):
-        return "it was made with arguments of its own, which its name does not show"
+        return "it was created with arguments that its name does not show"
     if module == "__main__":
         return "it is defined in a script or notebook, not in a module"
     return ""
@@ -121,8 +121,8 @@ def call(create: Callable[..., Any], name: str, env_kwargs: dict[str, Any]) -> A
     """Call a user's class or factory to create an environment, or report that it failed."""
     if isinstance(create, gymnasium.Env):
         raise UpslopeError(
-            f"{name} is one environment, but training needs several, each made anew. Pass its class, its id, or a "
-            'function that makes one, e.g. lambda: gymnasium.make("CartPole-v1").'
+            f"{name} is one environment, but training needs several, each newly created. Pass its class, its id, or a "
+            'function that creates one, e.g. lambda: gymnasium.make("CartPole-v1").'
         )
     try:
         return create(**env_kwargs)
@@ -130,8 +130,8 @@ def call(create: Callable[..., Any], name: str, env_kwargs: dict[str, Any]) -> A
         raise
     except Exception as error:
         raise BrokenEnvironmentError(
-            f"{name} could not be made from {env_kwargs or 'no arguments'}: {told(error)}. Correct it, or give its "
-            "arguments with --env-kwargs."
+            f"{name} could not be created with {env_kwargs or 'no arguments'}: {told(error)}. Correct it, "
+            "or pass its arguments with --env-kwargs."
         ) from error
 
 

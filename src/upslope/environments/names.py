@@ -1,4 +1,4 @@
-"""What names reveal without an import: similar names, foreign namespaces, wrappers' arguments."""
+"""What can be told from names without importing anything: similar names, foreign namespaces, wrappers' arguments."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -21,8 +21,8 @@ def registered_by(environment: str) -> str:
         return ""
     namespace = environment.partition("/")[0]
     return (
-        f"Ids that begin with {namespace}/ are registered by a package of their own: install it, and name its module "
-        f"too, module:{environment}."
+        f"Ids that begin with {namespace}/ are registered by a package of their own: install it, and add "
+        f"the name of its module: module:{environment}."
     )
 
 

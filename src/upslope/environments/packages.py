@@ -2,7 +2,7 @@
 
 Without trust, a name in a run's config.json can import these packages and no others, just as it can name registered
 ids: the table is fixed, only installed packages are imported, never a module of the same name in the current folder,
-and their ids take the same arguments as registered ids. Training shows what was imported and records its version.
+and their ids take the same arguments as registered ids. Training reports what was imported and records its version.
 """
 
 import importlib
@@ -24,7 +24,8 @@ class Package:
     module: str
     """The module that registers them."""
     install: str
-    """What pip installs: the package, then dependencies that it does not declare or needs in older versions."""
+    """What pip installs: the package, then dependencies that it does not declare or of which it needs older
+    versions."""
     ids: str
     """A regular expression for the beginning of its ids."""
 
@@ -94,7 +95,7 @@ def register(environment: str) -> None:
     Raises:
         UpslopeError: the package is not installed, or cannot be imported.
     """
-    import gymnasium  # not needed by callers that only look up an id's package, e.g. a help text
+    import gymnasium  # not needed by callers that only look up an id's package, e.g. for a help text
 
     package = package_of(environment)
     if package is None or environment in gymnasium.registry:
@@ -121,7 +122,7 @@ def register(environment: str) -> None:
 
 
 def registered_version(environment: str) -> dict[str, str]:
-    """The package of the table that was imported for an id, by name, with its version; empty if there is none."""
+    """The name and version of the package in the table that was imported for an id; empty if there is none."""
     package = package_of(environment.rpartition(":")[2])
     if package is None or package.module not in sys.modules:
         return {}
@@ -140,8 +141,8 @@ def remedy_of(error: ImportError) -> str:
     if top != name and find_spec(top) is not None:
         found = version(top) if top == "gymnasium" else "installed"
         return (
-            f"The {found} version of {top} has no {name}, so the package was made for a different one. Look for a "
-            f"release that works with the version of {top} that upslope needs."
+            f"The {found} version of {top} has no {name}, so the package was written for a different one. "
+            f"Look for a release that works with the version of {top} that upslope needs."
         )
     return f"Install it: pip install {DISTRIBUTIONS.get(top, top)}"
 

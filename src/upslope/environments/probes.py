@@ -1,4 +1,4 @@
-"""Probe environments: each is small enough for its correct value to be known, and fails for one reason only.
+"""Probe environments: each is small enough for its correct value to be known, and can be failed for only one reason.
 
 A learner that fails `probe/constant` has a broken critic loss; one that first fails at `probe/observation`
 does not see its observation; at `probe/delay`, its discount or bootstrap is wrong; at `probe/action`, its
@@ -30,8 +30,8 @@ class Probe(CompiledEnvironment):
 
     `draw(key)` gives s_0; `answer(state, action)` gives s', r and whether the episode ends; `value(state, gamma)` is
     V*(s); `show(state)` is what is observed, by default the state itself. A one-step probe returns the state it started
-    from, not zeros: a learner that wrongly bootstraps past the end then sees a value that feeds on itself and misses V*
-    visibly.
+    from, not zeros: a learner that wrongly bootstraps past the end then sees a value that feeds back into itself and
+    clearly misses V*.
     """
 
     observation_space: spaces.Space[Any]
@@ -208,7 +208,7 @@ def memory() -> Probe:
     """11 steps: the first shows −1, 0 or +1, and the last rewards the action 0, 1 or 2 that stands for it: V* = γ¹⁰.
 
     All other steps show 0; in the last, r = 1 for that action, else −1. The state is (cue, time). If the cue is 0, a
-    memory that is not restarted confuses the episode with the previous one.
+    memory that is not reset confuses the episode with the previous one.
     """
 
     def draw(key: PRNGKeyArray) -> Observation:
@@ -225,12 +225,13 @@ def memory() -> Probe:
     def show(state: Observation) -> Any:
         return jnp.where(state[1] == 0, state[:1], 0.0)
 
-    # One step more than an episode has, so that it terminates by itself.
+    # One step more than an episode has, so that it terminates on its own.
     return Probe(_box(-1.0), spaces.Discrete(3), draw, answer, value, max_episode_steps=CUE_LASTS + 2, show=show)
 
 
 def image() -> Probe:
-    """One step, a 4 × 4 image with one bright cell, r = 1 for the action that names its quarter, else −1: V* = 1.
+    """One step, a 4 × 4 image with one bright cell, r = 1 for the action that stands for its quadrant, otherwise −1: V*
+    = 1.
 
     The image consists of bytes, and the state is the number of the bright cell.
     """
@@ -251,7 +252,8 @@ def image() -> Probe:
 
 
 def dictionary() -> Probe:
-    """One step, a Dict of two signs and an index, r = 1 for the action that names index and sign, else −1: V* = 1.
+    """One step, a Dict of two signs and an index, r = 1 for the action that stands for index and sign, otherwise −1: V*
+    = 1.
 
     All are random; the right action, from 0 to 3, is 2 · which, plus 1 if the sign at that index is +1.
     """

@@ -48,7 +48,7 @@ def make(
     `max_episode_steps` replaces the limit of an environment given by its id; for all others, the collecting code
     applies it.
     `wrappers` are applied in order, the first innermost; the parts of observations under the keys `ignore_observation`
-    are then left out. Without `masks`, every action is taken to be allowed.
+    are then removed. Without `masks`, every action is treated as allowed.
 
     Raises:
         UpslopeError: the name is unknown (similar names are listed), a dependency is missing, or the environment

@@ -111,7 +111,7 @@ class Tabular(CompiledEnvironment):
         With `horizon` q and v at time t are those with H − t steps to go. An estimator that drops γ^t
         estimates something else unless γ = 1. (S&B eq. 13.5 and 13.8)
         """
-        from scipy.special import softmax  # takes 0.2 s to import, and only exact gradients need it
+        from scipy.special import softmax  # takes 0.2 s to import, and is needed only for exact gradients
 
         policy = softmax(np.asarray(logits, np.float64), axis=-1)
         probability = self._by_state(policy)
@@ -168,7 +168,7 @@ class Tabular(CompiledEnvironment):
         if gamma >= 1 and not can_end.all():
             raise UpslopeError(
                 f"With gamma={gamma} this policy has no exact return over infinite time: state "
-                f"{np.argmin(can_end)} never reaches an end. Use gamma < 1, or give a horizon."
+                f"{np.argmin(can_end)} never reaches an end. Use gamma < 1, or set a horizon."
             )
         return np.linalg.inv(np.eye(len(self.start)) - gamma * self._chain_under(probability))
 

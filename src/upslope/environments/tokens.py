@@ -14,10 +14,10 @@ def tokens(digits: int = 2, length: int = 6, prompts: int = 5) -> Tabular:
 
     Action k < `digits` writes the digit k + 1, action `digits` ends the sequence. A sequence that reaches `length`
     tokens without the end token stops there, and is wrong. The prompt is one of 1 … `prompts`, drawn with equal
-    probability; most have right answers
-    of several lengths. The observation is the prompt with everything written so far: (prompt − 1) · K + prefix, with
-    the K prefixes in tree order, where digit k after prefix i makes the prefix digits · i + k + 1; the last
-    observation of all is the end. Every sequence can be enumerated: with the defaults 127 for each prompt.
+    probability; most have right answers of several lengths. The observation combines the prompt with everything written
+    so far: (prompt − 1) · K + prefix, with the K prefixes in tree order, where digit k after prefix i makes the prefix
+    digits · i + k + 1; the last observation of all is the end. Every sequence can be enumerated: with the defaults 127
+    for each prompt.
     """
     whole = all(isinstance(x, int) for x in (digits, length, prompts))
     if not (whole and digits >= 1 and 2 <= length <= MAX_STATES and 1 <= prompts <= digits * (length - 1)):
@@ -52,5 +52,5 @@ def tokens(digits: int = 2, length: int = 6, prompts: int = 5) -> Tabular:
         start=start,
         terminal=np.arange(over + 1) == over,
         observation_of=np.arange(over + 1),
-        max_episode_steps=length + 1,  # never reached, so that no end is a truncation
+        max_episode_steps=length + 1,  # never reached, so no end is a truncation
     )

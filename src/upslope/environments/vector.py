@@ -73,8 +73,8 @@ class VectorMaker:
         if made.num_envs != num_envs:
             close_all(name, [made])
             raise BrokenEnvironmentError(
-                f"{name} was called with num_envs={num_envs} and made {made.num_envs}. Let the factory make as many "
-                "as its argument num_envs says."
+                f"{name} was called with num_envs={num_envs} and created {made.num_envs}. Let the factory "
+                "create as many as its argument num_envs specifies."
             )
         mode_of(made, name)
         return made
@@ -97,8 +97,8 @@ class VectorMaker:
         refuse_around(request, "its own factory")
         if not accepts(own, "num_envs"):
             raise UpslopeError(
-                f"{request.name} takes no argument num_envs, so its number of environments cannot be set. Let "
-                "the factory take num_envs, and make that many."
+                f"{request.name} takes no argument num_envs, so its number of environments cannot be set. "
+                "Let the factory accept num_envs, and create that many."
             )
         limit = {"max_episode_steps": request.max_episode_steps} if accepts(own, "max_episode_steps") else {}
         limit = {name: value for name, value in limit.items() if value is not None}
@@ -108,7 +108,7 @@ class VectorMaker:
             raise
         except Exception as error:
             raise BrokenEnvironmentError(
-                f"{request.name} could not be made from {request.env_kwargs or 'no arguments'}: {told(error)}."
+                f"{request.name} could not be created from {request.env_kwargs or 'no arguments'}: {told(error)}."
             ) from error
 
     def by_id(self, num_envs: int) -> VectorEnv:
@@ -136,7 +136,7 @@ class VectorMaker:
             raise UpslopeError(words) from error
         except Exception as error:
             raise BrokenEnvironmentError(
-                f"{request.name} could not be made with {request.env_kwargs or 'no arguments'}: {told(error)}."
+                f"{request.name} could not be created with {request.env_kwargs or 'no arguments'}: {told(error)}."
             ) from error
 
     def needs_dressing(self, spec: Any) -> bool:
@@ -158,7 +158,7 @@ def dress(request: Request, env: gymnasium.Env) -> gymnasium.Env:
 
 
 def refuse_around(request: Request, origin: str) -> None:
-    """Refuse options that only apply to single environments."""
+    """Refuse options that apply only to single environments."""
     asked = {"--wrapper": request.wrappers, "--ignore-observation": request.ignored}
     given = [flag for flag, value in asked.items() if value]
     if given:
@@ -184,11 +184,11 @@ def pooled(request: Request, num_envs: int) -> VectorEnv:
     try:
         return EnvPool(partial(envpool.make, target, env_type="gymnasium", num_envs=num_envs, **kwargs), num_envs)
     except Exception as error:
-        raise UpslopeError(f"{request.name} could not be made by EnvPool: {told(error)}.") from error
+        raise UpslopeError(f"{request.name} could not be created by EnvPool: {told(error)}.") from error
 
 
 class EnvPool(VectorEnv):
-    """Environments of EnvPool, which takes its seed on creation, so a reset with a seed creates them anew.
+    """EnvPool's environments. EnvPool takes its seed on creation, so a reset with a seed creates them anew.
 
     After the end of an episode, EnvPool's next step resets it and ignores the action (NEXT_STEP).
     """
@@ -231,7 +231,7 @@ def mode_of(envs: VectorEnv, name: str) -> AutoresetMode:
     """How a vector environment begins the next episode.
 
     Raises:
-        UpslopeError: its metadata do not say.
+        UpslopeError: its metadata do not specify it.
     """
     mode = (envs.metadata or {}).get("autoreset_mode")
     try:
@@ -239,8 +239,8 @@ def mode_of(envs: VectorEnv, name: str) -> AutoresetMode:
     except ValueError:
         known = ", ".join(str(each) for each in AutoresetMode)
         raise BrokenEnvironmentError(
-            f'{name} has metadata["autoreset_mode"] = {mode!r}, which must say what the step after an end does. Set '
-            f"it to one of {known}."
+            f'{name} has metadata["autoreset_mode"] = {mode!r}, which must specify what the step after an end does. '
+            f"Set it to one of {known}."
         ) from None
 
 
@@ -264,7 +264,7 @@ def final_observation(info: Any, row: int, name: str, place: Callable[[], str]) 
     if value is None:
         raise UpslopeError(
             f'{name} reset an episode in the step that ended it, but info["final_obs"] does not contain its final '
-            f"observation: {place()}. Without it no value can be bootstrapped at a time limit: provide it, or reset in "
+            f"observation: {place()}. Without it, training cannot bootstrap at a time limit: provide it, or reset in "
             "the next step (AutoresetMode.NEXT_STEP)."
         )
     return value
@@ -291,7 +291,7 @@ def column_of(info: Any, row: int) -> Mapping[str, Any]:
 
 
 def part_of(info: Any, row: int) -> dict[str, Any]:
-    """Each value's row; `_key` says in which environments a key is given."""
+    """Each value's row; `_key` marks the environments for which a key is given."""
     found: dict[str, Any] = {}
     for key, value in info.items() if isinstance(info, Mapping) else ():
         has = info.get(f"_{key}")
@@ -393,7 +393,7 @@ RESETS = {
     AutoresetMode.SAME_STEP: "in the step that ends an episode",
     AutoresetMode.DISABLED: "when upslope requests it",
 }
-"""How episodes are reset, in words."""
+"""How episodes are reset, as text."""
 
 
 def drawn(maker: VectorMaker) -> HostEnvironment:
@@ -408,8 +408,8 @@ def drawn(maker: VectorMaker) -> HostEnvironment:
     try:
         if env.render_mode != PICTURES["render_mode"]:
             raise UpslopeError(
-                f'{environment.name} was made with render_mode={env.render_mode!r}, but pictures need "rgb_array". Let '
-                "its factory take the argument render_mode."
+                f"{environment.name} was created with render_mode={env.render_mode!r}, but pictures need "
+                '"rgb_array". Let its factory accept the argument render_mode.'
             )
     finally:
         close_all(environment.name, [env])

@@ -29,7 +29,7 @@ class WeightedReward(gymnasium.Wrapper):
         """Step, with the weighted sum as the reward and its parts in `info["reward_parts"]`."""
         answer: Any = self.env.step(action)
         if not isinstance(answer, tuple) or len(answer) != 5:
-            return answer  # so that it is refused as it is
+            return answer  # so that it is refused in its original form
         observation, terminated, truncated, info = answer[0], *answer[2:]
         reward: Any = answer[1]
         parts = np.ravel(reward)
@@ -61,8 +61,8 @@ def wrap(environment: Any, texts: tuple[str, ...], name: str) -> Any:
         kind, is_compiled = wrapper_of(wrapper), isinstance(environment, CompiledEnvironment)
         if is_compiled and ":" not in wrapper:
             raise UpslopeError(
-                f"{name} is compiled, but {wrapper} wraps Gymnasium environments. Leave it out, or name a wrapper of "
-                "your own for compiled environments as module:Name."
+                f"{name} is compiled, but {wrapper} wraps Gymnasium environments. Omit it, or name a "
+                "wrapper of your own for compiled environments as module:Name."
             )
         try:
             wrapped = kind(environment, **arguments)

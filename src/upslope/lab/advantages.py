@@ -107,7 +107,7 @@ def advantages(seed: int = 0, episodes: int = 8_000) -> Outcome:
 
 
 def curves(x: Sequence[float | int], parts: Float[np.ndarray, "K G 2"]) -> tuple[Line, ...]:
-    """Curves of the squared bias, the variance, and their sum, the mean squared error."""
+    """Curves of the squared bias, the variance and their sum, the mean squared error."""
     squared_bias, variance = parts.mean(axis=1).T
     return (
         Line("squared_bias", x, np.maximum(squared_bias, 0.0)),

@@ -1,4 +1,4 @@
-"""What exploration costs in the deep sea: by entropy alone, and with a bonus that counts visits."""
+"""What exploration costs in the deep sea: with entropy alone, and with a bonus that counts visits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -36,7 +36,7 @@ EPISODES = 16
 DOUBLING: Interval = (0.8, 1.2)
 """The range in which log₂ of the factor per row counts as 1."""
 POWER: Interval = (0.0, 4.0)
-"""Exponents that count as a power of N; between 10 and 30 rows, 2^N would have an exponent of 13."""
+"""Exponents that count as a power of N; between 10 and 30 rows, 2^N would correspond to an exponent of 13."""
 
 
 @dataclass(frozen=True, eq=False)

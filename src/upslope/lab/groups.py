@@ -1,4 +1,4 @@
-"""What dividing by a group's deviation and by an episode's length does to a policy gradient, exactly.
+"""What dividing by a group's deviation and by an episode's length does to a policy gradient, computed exactly.
 
 In a world of tokens every sequence can be enumerated. The weight of an episode depends on itself and on the others of
 its group only through returns and lengths, so the expected update is a finite sum over the groups that differ in these.
@@ -159,7 +159,7 @@ class Kinds(NamedTuple):
 
 @cache
 def kinds_of(prompt: int, group_size: int) -> Kinds:
-    """The kinds of a prompt's episodes."""
+    """The kinds of episodes of a prompt."""
     kinds = sorted({(total, float(len(states))) for states, _, total in paths(prompt)})
     others = np.array(list(combinations_with_replacement(range(len(kinds)), group_size - 1)))
     counts = np.stack([(others == kind).sum(axis=1) for kind in range(len(kinds))], axis=1)
@@ -242,7 +242,7 @@ def variance_of_critic(sequences: Sequences) -> float:
 
 def growths(size: int, policies: int, seed: int) -> Float[np.ndarray, "P 2 2"]:
     """How fast wrong and right answers grow longer under random policies, by the update that divides by the length, and
-    along ∇J. Prompts that have right answers of one length only are left out."""
+    along ∇J. Prompts whose right answers all have the same length are left out."""
     generator, divided = np.random.default_rng(seed), GroupMean(size, divide_by_length="episode")
     found = []
     for _ in range(policies):
@@ -267,7 +267,8 @@ def cosine(left: Float[np.ndarray, "..."], right: Float[np.ndarray, "..."]) -> f
 
 
 def groups(seed: int = 0, size: int = 8, policies: int = 64) -> Outcome:
-    """Without divisions a group's gradient is unbiased; the deviation weighs prompts, and the length turns it."""
+    """Without divisions a group's gradient is unbiased; dividing by the deviation reweights prompts, and dividing by
+    the length turns it."""
     sequences = [sequences_of(prompt, a_policy()) for prompt in range(PROMPTS)]
     estimators = {
         "leave_one_out": LeaveOneOut(size),

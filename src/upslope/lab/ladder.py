@@ -48,7 +48,7 @@ class Ladder:
     """The folder with a run directory for each rung."""
     comparison: Comparison
     left_out: dict[str, str]
-    """Rungs that were not trained or failed, with the reason."""
+    """Rungs that were not trained or that failed, with the reason."""
     report: Path | None
     """The report on the ladder; None without the extra `report`."""
 
@@ -142,9 +142,7 @@ def ladder_folder(folder: Path, label: str, name: str | None, resume: bool) -> P
     """The folder that holds the rungs' run directories."""
     if name is None:
         if resume:
-            raise UpslopeError(
-                "--resume needs the --name of the ladder to continue. Give it: `ls runs` shows the names."
-            )
+            raise UpslopeError("--resume needs the --name of the ladder to continue. `ls runs` shows the names.")
         return free_name(folder, f"{label}-ladder")
     path = folder / check_name(name)
     if path.exists() and not resume:
@@ -162,7 +160,7 @@ def train_rung(
     display: LadderDisplay,
     resources: Resources,
 ) -> dict[str, str]:
-    """Train one rung to its end, resuming where it stopped. If it fails, show and return the reason."""
+    """Train one rung to completion, resuming where it stopped. If it fails, show and return the reason."""
     try:
         session = Session(RungDisplay(display, rung), resources, watch=Watch)
         directory = RunDirectory(path)
@@ -187,7 +185,7 @@ def evaluate_rung(
     environment: EnvironmentLike,
     cluster: str | Placement | None = None,
 ) -> None:
-    """Evaluate a finished rung, unless it has already been evaluated by at least this number of episodes."""
+    """Evaluate a finished rung, unless it has already been evaluated with at least this number of episodes."""
     if has_evaluated(path, episodes):
         return
     display.mark(rung, "evaluating")
@@ -200,7 +198,7 @@ def evaluate_rung(
 
 
 def has_evaluated(path: Path, episodes: int) -> bool:
-    """Whether every seed has at least this number of evaluation episodes in both modes; an evaluation by fewer keeps
+    """Whether every seed has at least this number of evaluation episodes in both modes; an evaluation with fewer keeps
     the others. Those that `upslope evaluate` added with other environment seeds do not count."""
     record = read_record(path)
     for rows in (evaluation_of(record, mode) for mode in MODES):
@@ -211,8 +209,8 @@ def has_evaluated(path: Path, episodes: int) -> bool:
 
 
 def score_by(episodes: int) -> Score:
-    """How runs are scored that were asked for this number of evaluation episodes: 0 scores by training episodes, even
-    if an earlier call has evaluated them."""
+    """How runs are scored for this requested number of evaluation episodes: 0 scores by training episodes, even
+    if an earlier call has evaluated the runs."""
     return "auto" if episodes else "training"
 
 
@@ -225,7 +223,8 @@ def is_finished(path: Path) -> bool:
 
 
 def runs_to_credit(comparison: Comparison, configs: Mapping[str, Config]) -> Sequence[Path]:
-    """The runs of the best rung with a critic, since some estimators need one; without any, those of the best rung."""
+    """The runs of the best rung with a critic, since some estimators need one; if there is none, those of the best
+    rung."""
 
     def rank(group: Group) -> tuple[bool, float]:
         return estimator_of(configs[group.algorithm]).needs_critic, float(np.nan_to_num(group.mean.value, nan=-np.inf))

@@ -26,7 +26,7 @@ BAR_WIDTH = 12
 CURVE_WIDTH = 20
 FINISHED = "finished"
 PAUSE = 30.0
-"""Seconds between the lines of a rung without a terminal."""
+"""Seconds between a rung's lines if there is no terminal."""
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Row:
 
 
 class LadderDisplay:
-    """Shows all rungs while they train one after another; use it as a context manager."""
+    """Shows all rungs while they are trained one after another; use it as a context manager."""
 
     def __init__(self, title: str, rungs: Sequence[str], quiet: bool) -> None:
         self.title, self.rows = title, {rung: Row() for rung in rungs}
@@ -127,7 +127,7 @@ class RungDisplay(Display):
 
 
 def left_out_lines(left_out: Mapping[str, str]) -> list[str]:
-    """One line per reason for leaving rungs out, with its rungs."""
+    """One line per reason for leaving out rungs, with the rungs concerned."""
     reasons: dict[str, list[str]] = {}
     for rung, reason in left_out.items():
         reasons.setdefault(reason, []).append(rung)

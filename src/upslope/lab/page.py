@@ -71,7 +71,7 @@ def finding_view(finding: Finding, outcome: Outcome, entry: dict[str, Any], word
 
 
 def figure(panel: Panel, words: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
-    """A panel as a Plotly figure; `words` has its titles, `names` the names of the curves."""
+    """A panel as a Plotly figure; `words` contains its titles, `names` the names of the curves."""
     names_shown = list(dict.fromkeys(line.name for line in panel.lines))
     draw = bars if panel.is_bars else curve
     traces = []

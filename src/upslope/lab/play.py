@@ -70,7 +70,7 @@ def run_in_threads(measurements: Sequence[Callable[[], Any]]) -> list[Any]:
     """Run independent measurements in threads: most of their time is spent in XLA, which releases the lock."""
 
     def run(measure: Callable[[], Any]) -> Any:
-        with full_precision(jax.default_backend() != "cpu"):  # `computing` applies to its own thread only
+        with full_precision(jax.default_backend() != "cpu"):  # `computing` applies only to its own thread
             return measure()
 
     with ThreadPoolExecutor(num_cores()) as pool:

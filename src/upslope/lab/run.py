@@ -21,7 +21,7 @@ from upslope.runs.directory import versions
 STYLES = {"supported": "green", "refuted": "red", "undecided": "yellow"}
 
 MOST_SEED = 2**31 - 10_000
-"""The largest seed: an experiment also draws with those that follow it, which must fit 32 bits."""
+"""The largest seed: an experiment also uses the seeds that follow it, which must fit in 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ def select(names: Sequence[str]) -> list[Experiment]:
 
 
 def check_seed(seed: int) -> None:
-    """Refuse a seed that the experiments cannot count on from."""
+    """Refuse a seed from which the experiments cannot count up."""
     if not 0 <= seed <= MOST_SEED:
-        raise UpslopeError(f"--seed must be from 0 to {MOST_SEED:,}, not {reprlib.repr(seed)}. Give another one.")
+        raise UpslopeError(f"--seed must be from 0 to {MOST_SEED:,}, not {reprlib.repr(seed)}. Choose another one.")
 
 
 def run(names: Sequence[str], language: Language, seed: int, quick: bool, console: Console) -> list[Result]:

@@ -102,7 +102,7 @@ def gaussian(mean: float, std: float) -> DiagonalGaussian:
 
 
 def catch_fish(seed: int, repetitions: int, largest: int) -> tuple[np.ndarray, np.ndarray]:
-    """Catch fish in lake B; return their weights and weights × ρ, each [R, n]."""
+    """Catch fish in lake B; return their weights, and their weights × ρ, each [R, n]."""
     caught = play(lake(), table_agent(np.log(np.stack([LAKE_B, LAKE_B]))), seed, repetitions * largest)
     target = table_agent(np.log(np.stack([LAKE_A, LAKE_A]))).policy(caught.observation[0]).log_prob(caught.action[0])
     zeros = jnp.zeros_like(target)

@@ -52,7 +52,7 @@ def resampled_shares(
 def seeds(
     seed: int = 0, pool: int = 128, iterations: int = 14, counts: Sequence[int] = (1, 3, 5, 10), draws: int = 2000
 ) -> Outcome:
-    """Compare two settings that truly differ, with 1, 3, 5 and 10 seeds drawn from many."""
+    """Compare two settings that really differ, with 1, 3, 5 and 10 seeds drawn from many."""
     # The pools have different seeds, because shared seeds would correlate the results.
     pools = (range(seed, seed + pool), range(seed + pool, seed + 2 * pool))
     names = ("baseline", "to_go")

@@ -1,5 +1,5 @@
-"""What a screen of noise does to a bonus: one for prediction error stays with it, and one for counts does if the
-screens never end."""
+"""What a noisy screen does to a bonus: a bonus for prediction error gets stuck at the screen, and so does one for
+counts if the screens never end."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -27,14 +27,15 @@ from upslope.models.build import perceptrons_for
 
 ROOMS, BITS, STEPS = 16, 16, 64
 ENDLESS = 2**BITS
-"""So many screens that hardly any is seen twice."""
+"""A number of screens so large that hardly any is seen twice."""
 HALF_UP: Interval = (0.5, np.inf)
 HALF_DOWN: Interval = (-np.inf, 0.5)
 
 
 @dataclass(frozen=True, eq=False)
 class Television(CompiledEnvironment):
-    """A corridor of rooms with a television in one, `at`: action 2 shows a random one of `screens` pictures there.
+    """A corridor of rooms with a television in one, `at`: action 2 shows one of `screens` pictures there, chosen at
+    random.
 
     Actions 0 and 1 lead to the neighbouring rooms, where the screen is dark. There are no rewards. The observation is
     the room and the picture of `BITS` bits; picture number k is k times an odd number, in binary.

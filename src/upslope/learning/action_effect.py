@@ -11,7 +11,7 @@ from upslope.core.estimators import ends
 from upslope.core.types import Rollout
 
 LARGEST = 4096
-"""The largest number of values that are examined in each array of an observation."""
+"""The largest number of values examined in each array of an observation."""
 
 
 def action_effect(batch: Any, rollout: Rollout) -> Float[Array, ""]:

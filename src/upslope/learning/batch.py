@@ -1,6 +1,6 @@
 """Convert a rollout to a batch: facts and credit [T, N] → units from which minibatches are drawn.
 
-Without memory a unit is one step, and a batch has B = T·N of them. With memory a unit is a stretch of L consecutive
+Without memory a unit is one step, and a batch has B = T·N of them. With memory a unit is a sequence of L consecutive
 steps, whose initial carry is computed with the parameters before the update.
 """
 
@@ -20,11 +20,11 @@ from upslope.models.agent import Agent, no_fresh
 from upslope.models.model import Carry, Memory, Model, Outputs, allowed, has_memory, unroll
 
 NEVER = 1e6
-"""log μ in padding, so that no ratio π/μ is infinite there, however probable the policy finds the action 0."""
+"""log μ in padding, so that no ratio π/μ is infinite there, however probable action 0 is under the policy."""
 
 
 class Batch(NamedTuple):
-    """B units: arrays [B] if a unit is one step, [B, L] if it is a stretch of L steps."""
+    """B units: arrays [B] if a unit is one step, [B, L] if it is a sequence of L steps."""
 
     features: Any
     action: Shaped[Array, "B ..."]
@@ -84,7 +84,7 @@ def batch_of(
 
 
 def masked(tree: Any, valid: Bool[Array, "T N"], value: float = 0.0) -> Any:
-    """Arrays [T, N, …] with zeros or another value in padding, which may hold anything: a gradient through nan or
+    """Arrays [T, N, …] with zeros or another value in padding, which may contain anything: a gradient through nan or
     infinity is nan even where the loss is masked."""
 
     def one(x: Array) -> Array:
@@ -99,7 +99,7 @@ def inputs_of(batch: Batch) -> tuple[Any, Carry, Array, Array | None]:
 
 
 def as_units(x: Shaped[Array, "T N ..."], length: int | None) -> Shaped[Array, "B ..."]:
-    """[T, N] → [B] without memory, else [B, L]; the last stretches are padded with zeros, marked invalid."""
+    """[T, N] → [B] without memory, otherwise [B, L]; the last sequences are padded with zeros and marked invalid."""
     if length is None:
         return x.reshape(-1, *x.shape[2:])
     x = jnp.concatenate([x, jnp.zeros((-len(x) % length, *x.shape[1:]), x.dtype)])
@@ -117,7 +117,7 @@ def in_time(x: Shaped[Array, "B ..."], shape: tuple[int, ...], length: int | Non
 
 
 def carries_at(model: Model, features: Any, memory: Memory, rollout: Rollout, length: int) -> Carry:
-    """The carry at the start of each stretch, with the current parameters; no gradient flows through it."""
+    """The carry at the start of each sequence, with the current parameters; no gradient flows through it."""
     over_time = features, beginnings(rollout, memory)
     first, after = (
         memory.carry,

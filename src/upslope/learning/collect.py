@@ -4,8 +4,8 @@
 successor observation, and starts the next episode itself. For whole-episode estimators every column holds one
 episode from its start to its end, and the steps after the end are padding (`valid` is false).
 
-If the seed is split over devices (`split.py`), each has its share of the columns here; it draws the random numbers for
-all columns and uses its own.
+If the seed is split over devices (`split.py`), each device steps its share of the columns here; it draws the random
+numbers for all columns and uses its own.
 """
 
 from functools import partial
@@ -24,9 +24,9 @@ from upslope.models.head import ActionHead
 from upslope.models.model import Carry
 
 STEPS_TOGETHER = 4
-"""Steps per round of the loop on an accelerator, where each round costs a launch of its own."""
+"""Steps per round of the loop on an accelerator, where each round costs a separate launch."""
 MAX_RESET_BYTES = 1 << 24
-"""Bytes per seed up to which, on an accelerator, every step's fresh episodes are made before the first step: all of
+"""Bytes per seed up to which, on an accelerator, every step's fresh episodes are created before the first step: all of
 them in a few kernels, instead of a few kernels in each step."""
 
 
@@ -45,8 +45,8 @@ class Randomness(NamedTuple):
     """The random inputs of one step of N columns."""
 
     noise: Any
-    """Noise from which the policy's actions are sampled; if some is held, the keys of this step's noise and of the held
-    noise."""
+    """Noise from which the policy's actions are sampled; if part of it is held, the keys of this step's noise and of
+    the held noise."""
     keys: Key[Array, "N"]
     """Keys for the environment's transitions."""
 
@@ -142,7 +142,8 @@ def collect_episodes(
     vmapped: bool = False,
 ) -> tuple[Rollout, Finished]:
     """One whole episode in each of N columns, padded to `max_episode_steps`; in each group of `group_size` neighbouring
-    columns, all begin with the same reset. The N columns are those of all devices, if the seed is split over them."""
+    columns, all begin with the same reset. If the seed is split over devices, the N columns are those of all
+    devices."""
     begin_key, act_key = jax.random.split(key)
 
     def step(carry: tuple[EnvState, Array], randomness: Randomness) -> tuple[Any, tuple[Rollout, Finished]]:
@@ -171,7 +172,7 @@ def draw_randomness(agent: Acting, columns: EnvState, keys: Key[Array, "T"]) -> 
     """
     keys, head = split_each(keys), agent.head
     transition_keys = own_part(split_each(keys[:, 1], columns.length.shape[0] * num_shares()), axis=1)
-    if head.num_features:  # a matrix for each column, which is drawn where it is used
+    if head.num_features:  # one matrix per column, which is drawn where it is used
         noise = keys[:, 0], keys[head.held_since(jnp.arange(len(keys))), 0]
         return Randomness(noise, transition_keys)
     noise = jax.vmap(lambda key: own_part(policy_of_all(agent, columns).noise(key)))(keys[:, 0])
@@ -255,5 +256,5 @@ def info_of(world: CompiledEnvironment, state: Any, keys: tuple[str, ...]) -> Fl
 
 
 def where_rows(mask: Bool[Array, "N"], chosen: Any, otherwise: Any) -> Any:
-    """`chosen` in rows where the mask is true, else `otherwise`, for each array of a pytree."""
+    """`chosen` in rows where the mask is true, `otherwise` elsewhere, for each array of a pytree."""
     return jax.tree.map(lambda a, b: jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - 1)), a, b), chosen, otherwise)

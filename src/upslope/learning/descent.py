@@ -18,7 +18,7 @@ from upslope.learning.split import num_shares, own_rows, own_valid, summed
 from upslope.learning.vectors import concatenate_leaves
 
 MAX_COPY_BYTES = 1 << 26
-"""Bytes of a seed's batch up to which an accelerator makes a copy of it, in the order of its minibatches."""
+"""Bytes of a seed's batch up to which an accelerator copies it into the order of its minibatches."""
 MINIBATCHES_TOGETHER = 4
 """Maximum number of minibatches per round of the loop on an accelerator."""
 MIN_SPLIT = 1024
@@ -81,8 +81,8 @@ def descend(
     """Minimise the mean of `loss` over epochs of shuffled, disjoint minibatches.
 
     `must_stop` receives the means of the loss's other values; the descent stops before the first minibatch for which it
-    returns true. If the division leaves a remainder, each epoch omits different samples. `renew` draws random parts
-    of the batch anew for each epoch.
+    returns true. If the division leaves a remainder, each epoch omits different samples. `renew` redraws the random
+    parts of the batch for each epoch.
     """
     num_units = batch.weight.shape[0]
     size = num_units // plan.minibatches

@@ -24,8 +24,8 @@ from upslope.core.reading import brief
 from upslope.errors import UpslopeError
 
 SEEDS, NETWORKS, ENVIRONMENTS = "seeds", "networks", "environments"
-"""The axes of a mesh. Seeds are spread over the first. The second has two devices, for policy and critic, or one; in
-its place a mesh may have the third, over which each seed's environments are split."""
+"""The axes of a mesh. Seeds are spread over the first. The second has two devices, for policy and critic, or one;
+instead of it a mesh may have the third, over which each seed's environments are split."""
 VMAPPED_SEEDS = "vmapped"
 """The vmapped axis of seeds within one device."""
 
@@ -78,7 +78,7 @@ def full_precision(is_accelerator: bool) -> AbstractContextManager[Any]:
 def configure_jax(*, on_host: bool) -> None:
     """Configure dispatch and the compilation cache of this process."""
     # Acting on the host waits for every result, so dispatching each call to another thread only adds overhead.
-    # Asynchronous dispatch pays off for long programs on several devices.
+    # Asynchronous dispatch is worthwhile for long programs on several devices.
     jax.config.update("jax_cpu_enable_async_dispatch", not on_host)
     if jax.config.values["jax_compilation_cache_dir"] is None:
         folder = usable_cache()
@@ -139,7 +139,7 @@ def use_cores(count: int) -> None:
 
 
 allowed_cores: int | None = None
-"""How many cores this process may use; None: all that the system gives it."""
+"""How many cores this process may use; None: all that the system allows it."""
 
 
 def num_cores() -> int:
@@ -156,9 +156,8 @@ def cache_folder() -> Path:
 
 
 def assign_seeds(num_seeds: int, is_worth_two: bool, per_seed: int = 1) -> list[tuple[slice, Mesh]]:
-    """Assign seeds to devices, `per_seed` to each: as many full rounds over all devices as possible, then the rest.
-
-    The rest is a separate program. If it leaves enough CPU cores idle and `is_worth_two`, each of its seeds gets two,
+    """Assign seeds to devices, `per_seed` to each: as many full rounds over all devices as possible, then the rest. The
+    rest forms a separate program. If it leaves enough CPU cores idle and `is_worth_two`, each of its seeds gets two,
     one for the policy and one for the critic.
 
     Raises:
@@ -170,8 +169,8 @@ def assign_seeds(num_seeds: int, is_worth_two: bool, per_seed: int = 1) -> list[
         kind = "processor cores" if devices[0].platform == "cpu" else "devices"
         raise UpslopeError(
             f"--devices-per-seed {per_seed} splits each seed over {per_seed} devices, but this process has only "
-            f"{len(devices)} {kind}. The number is part of a run, because it sets how sums are rounded: train where "
-            f"there are {per_seed}, or start a new run with at most {len(devices)}."
+            f"{len(devices)} {kind}. The number is part of a run, because it determines how sums are "
+            f"rounded: train where there are {per_seed}, or start a new run with at most {len(devices)}."
         )
     rest, axis = num_seeds % at_once, NETWORKS if per_seed == 1 else ENVIRONMENTS
     is_pair = per_seed == 1 and is_worth_two and 2 * rest <= len(devices) and devices[0].platform == "cpu"

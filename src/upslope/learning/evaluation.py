@@ -19,7 +19,7 @@ STATES_PER_NEW = 16
 
 
 def evaluate(agent: Agent, rollout: Rollout, memory: Memory | None = None, vmapped: bool = False) -> Values:
-    """V(s_t) and V(s_{t+1}); the latter from the true successor, also at an episode's end.
+    """V(s_t) and V(s_{t+1}); the latter from the true successor, even at an episode's end.
 
     Where s_{t+1} is the next row's observation, that row's value is reused.
     """
@@ -65,7 +65,7 @@ def log_probs(agent: Agent, rollout: Rollout, memory: Memory | None = None, vmap
 
 def evaluate_with_memory(agent: Agent, rollout: Rollout, memory: Memory) -> Values:
     """`evaluate` with memory: V(s_{t+1}) takes one more step from the carry after step t, in the same episode."""
-    if isinstance(rollout.next_observation, Successors):  # rows of their own, which belong to no column's device
+    if isinstance(rollout.next_observation, Successors):  # separate rows, which belong to no column's device
         return evaluate_columns(agent, rollout, memory)
     return columns_shared(partial(evaluate_columns, agent), rollout, memory)
 

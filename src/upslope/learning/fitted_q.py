@@ -74,7 +74,7 @@ class Steps(NamedTuple):
     reward: Float[Array, "M"]
     terminated: Bool[Array, "M"]
     following: Int[Array, "M"]
-    """The place of s_{t+1} among the states."""
+    """The index of s_{t+1} among the states."""
 
     def at(self, rows: Int[Array, "B"]) -> tuple[Any, Distribution]:
         """The states of these rows, and π there."""
@@ -99,7 +99,8 @@ class ActionValues:
         return self.outputs((observation, self.head.to_compiled(action)))[:, 0]
 
     def expected(self, observation: Any, policy: Distribution, key: PRNGKeyArray, samples: int) -> Float[Array, "B"]:
-        """E_{a~π(·|s)}[Q̂(s, a)]: a sum over the choices of a Discrete action, else the mean over sampled actions."""
+        """E_{a~π(·|s)}[Q̂(s, a)]: a sum over the choices of a Discrete action, otherwise the mean over sampled
+        actions."""
         if isinstance(self.head, DiscreteHead):
             return jnp.sum(probabilities(policy, self.head.n) * self.outputs(observation), axis=-1)
 
@@ -129,7 +130,7 @@ def start_values(
     returns: Float[np.ndarray, "M"],
     key: PRNGKeyArray,
 ) -> ActionValues:
-    """A fresh network, which gives about the mean of the recorded returns everywhere.
+    """A fresh network, whose output is about the mean of the recorded returns everywhere.
 
     `settings` are the networks' `hidden_sizes`, `activation` and `encoders`. Real-valued inputs are normalised with the
     statistics of the recorded ones.
@@ -155,12 +156,12 @@ def start_values(
 
 
 def spread_of(returns: Float[np.ndarray, "M"]) -> float:
-    """The standard deviation of returns, or a small fraction of their size if they hardly differ."""
+    """The standard deviation of returns, or a small fraction of their magnitude if they hardly differ."""
     return max(float(returns.std()), 1e-3 * float(np.abs(returns).max()), 1e-6)
 
 
 def encoder_of_actions(head: ActionHead) -> ObservationEncoder:
-    """The encoder of actions as a compiled environment gets them: clipped, and with choices that start at 0."""
+    """The encoder of actions as a compiled environment receives them: clipped, and with choices counted from 0."""
     if isinstance(head, DiscreteHead):
         return DiscreteEncoder(head.n)
     if isinstance(head, MultiDiscreteHead):
@@ -184,7 +185,7 @@ def fit(
 ) -> ActionValues:
     """Q̂ of each fold [F], fitted to the steps whose rows it lists, each as often as any other.
 
-    Targets stay within what the recorded rewards allow, [min(r, 0), max(r, 0)] / (1−γ), so that none diverges.
+    Targets are kept within what the recorded rewards allow, [min(r, 0), max(r, 0)] / (1−γ), so that none diverges.
     """
     keys = jax.random.split(key, len(folds))
 

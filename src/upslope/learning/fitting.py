@@ -25,7 +25,7 @@ class Examples(NamedTuple):
 
     features: Any
     weight: Float[Array, "B"]
-    """A number for each example, e.g. its target or its weight."""
+    """One number per example, e.g. its target or its weight."""
     valid: Bool[Array, "B"]
     """Examples that are not valid have no effect."""
 

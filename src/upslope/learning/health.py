@@ -2,7 +2,7 @@
 
 They are computed about `POINTS` times per run, so that they cost little and rows stay small. `upslope doctor` reads
 them. A metric that is undefined for a batch (no episode ended, no bounds) is nan, and rows omit it. On the device all
-series are reduced together to one vector, which the host converts to named metrics: many small reductions, each with
+series are reduced together into one vector, which the host converts to named metrics: many small reductions, each with
 its own kernel, would take longer to compile than the update.
 Source of most: Jones (2021), Debugging RL, Without the Agonizing Pain. Other sources are named where they are used.
 """
@@ -66,7 +66,7 @@ class UpdateData(NamedTuple):
     descents: dict[str, Any]
     """The state of each group's descent."""
     rollout: Rollout
-    """The rollout, with rewards in the learner's unit."""
+    """The rollout, with rewards in the learner's units."""
     credit: Credit
     batch: Any
     """Rollout and credit, flattened, with features and the policy before the update."""
@@ -271,7 +271,7 @@ def bootstrap_errors(
     gamma: float, rollout: Rollout, credit: Credit, values: Values, has_value: Bool[Array, "T N"]
 ) -> tuple[Float[Array, "T N"], Bool[Array, "T N"]]:
     """|target − r − γ V(s_{t+1})| at time limits, with the true successor; and a mask of those steps. It is 0 for every
-    estimator that bootstraps there and carries nothing back from the next episode."""
+    estimator that bootstraps there and carries nothing over from the next episode."""
     is_cut = rollout.truncated & ~rollout.terminated & has_value
     return jnp.abs(credit.target - rollout.reward - gamma * values.next_value), is_cut
 
@@ -358,7 +358,7 @@ def group_statistics(name: str, seen: UpdateData, batch: Any) -> Float[Array, "3
 
 
 def unique_entry(state: Any, name: str) -> Any:
-    """The only entry of this name in an optimiser's state; None if there is none or more than one."""
+    """The only entry with this name in an optimiser's state; None if there is none or more than one."""
     found = [value for _, value in optax.tree.get_all_with_path(state, name)]
     return found[0] if len(found) == 1 else None
 

@@ -18,9 +18,9 @@ PARTS = "health_of_parts"
 """Name of their vector among an update's metrics."""
 NAMES = ("forbidden_mass", "memory_saturated", "memory_dead", "encoder_dead", "key_share", "key_index")
 SAMPLES = 128
-"""Number of samples used, in whole stretches where there is a memory."""
+"""Number of samples used, in whole sequences if there is a memory."""
 STILL = 1e-6
-"""A variance below this counts as none: a deviation of 0.001 where numbers are at most 1 in size."""
+"""A variance below this counts as none: a deviation of 0.001 where numbers are at most 1 in magnitude."""
 
 
 def has_parts(model: Any, batch: Any) -> bool:
@@ -113,7 +113,7 @@ def of_encoders(model: Any, batch: Any) -> Float[Array, ""]:
 
 
 def keyed_features(model: Any) -> list[tuple[str, int]]:
-    """(key, number of features) of each part of an observation that enters the first layer as it is; none for a user's
+    """(key, number of features) of each part of an observation that enters the first layer unchanged; none for a user's
     model."""
     encoder = getattr(model, "encoder", None)
     if not isinstance(encoder, ObservationEncoder):
@@ -128,7 +128,7 @@ def parts_by_key(encoder: ObservationEncoder) -> Iterator[tuple[str, Observation
 
 
 def of_keys(model: Any, batch: Any) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The largest share of one key in the variance of all features that enter the first layer, and its place
+    """The largest share of one key in the variance of all features that enter the first layer, and its index
     among the keys; nan unless two keys vary."""
     vector: Any = batch.features[0] if isinstance(model, Composed) else batch.features
     spread = variances(vector.reshape(batch.valid.size, -1), batch.valid.reshape(-1, 1))

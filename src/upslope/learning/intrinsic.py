@@ -41,7 +41,8 @@ class Intrinsic:
     gamma: float
     """γ of intrinsic returns."""
     is_episodic: bool = False
-    """Whether intrinsic returns end with the episode. If not, dying costs what could still have been found."""
+    """Whether intrinsic returns end with the episode. If not, dying costs the bonus that could still have been
+    found."""
 
 
 class Stream(NamedTuple):
@@ -52,7 +53,7 @@ class Stream(NamedTuple):
     critic: Fitted | None
     """The intrinsic critic; None if the estimator reads no values."""
     statistics: RunningStatistics
-    """Statistics of the discounted intrinsic return, which give the bonus its unit."""
+    """Statistics of the discounted intrinsic return, which determine the bonus's unit."""
     discounted_return: Float[Array, "N"]
     target: Float[Array, "T N"] | None = None
     """The intrinsic critic's target, from `weigh` to `move`."""
@@ -135,7 +136,7 @@ def paid_by(
         )
     if kinds_of(after) != kinds_of(state):
         raise UpslopeError(
-            f"The bonus {name} returned a state whose arrays differ from those it got: {kinds_of(after)[1]}, not "
+            f"The bonus {name} returned a state whose arrays differ from those it was given: {kinds_of(after)[1]}, not "
             f"{kinds_of(state)[1]}. Shapes and dtypes of a state must never change."
         )
     return jnp.asarray(paid, jnp.float32), after
@@ -149,12 +150,12 @@ def kinds_of(state: Any) -> tuple[Any, list[str]]:
 
 class Joined(NamedTuple):
     """The order of time without the steps that did not happen, in which a return continues from one episode to the
-    next: in each column, the valid steps come first, then the others."""
+    next: in each column the valid steps come first, then the others."""
 
     order: Int[Array, "T N"]
-    """The step in each place."""
+    """The step at each position."""
     place: Int[Array, "T N"]
-    """The place of each step."""
+    """The position of each step."""
 
     def together(self, x: Shaped[Array, "T N ..."]) -> Shaped[Array, "T N ..."]:
         """From the order of the rollout to this one."""
@@ -175,8 +176,8 @@ def joined_steps(valid: Bool[Array, "T N"]) -> Joined:
 
 def without_ends(rollout: Rollout, joined: Joined) -> Rollout:
     """The copy whose return continues from one episode to the next, in the joined order."""
-    # No sum may stop at the step between two episodes that some vector environments spend on a reset. What the
-    # estimator does not read is not computed.
+    # No sum may stop at the step that some vector environments spend on a reset between two episodes. What the
+    # # estimator does not read is not computed.
     copy = jax.tree.map(joined.together, rollout._replace(next_observation=successor_of(rollout)))
     none = jnp.zeros_like(copy.terminated)
     return copy._replace(terminated=none, truncated=none)
@@ -193,8 +194,8 @@ def intrinsic_values(
 ) -> Values:
     """V(s_t) and V(s_{t+1}) of the intrinsic critic, 0 if there is none; in the joined order, if there is one.
 
-    Unless the return ends with the episode, V after an end is that of the next episode's first state. In the last step,
-    where that is not known, it is the mean over the first states of the rollout, if it has any.
+    Unless the return ends with the episode, V after an end is that of the next episode's first state. At the last step,
+    where that is not known, it is the mean over the first states in the rollout, if there are any.
     """
     if stream.critic is None:
         return Values(jnp.zeros_like(rollout.reward), jnp.zeros_like(rollout.reward))
@@ -216,7 +217,7 @@ def as_critic(agent: Agent, critic: Fitted) -> Agent:
 
 
 def share_of(added: Float[Array, "T N"], others: Float[Array, "T N"], valid: Bool[Array, "T N"]) -> Float[Array, ""]:
-    """The share of the bonus in the size of all Ψ: E|bonus| / (E|bonus| + E|environment|)."""
+    """The share of the bonus in the magnitude of Ψ: E|bonus| / (E|bonus| + E|environment|)."""
     mine, theirs = mean(jnp.abs(added), valid), mean(jnp.abs(others), valid)
     return mine / jnp.maximum(mine + theirs, 1e-12)
 

@@ -50,7 +50,7 @@ QUICK: dict[str, Any] = {
 """Compiler options for faster compilation, used for programs that run once and for training on CPU cores. They also
 enable 512-bit vectors where a core has them; by default XLA uses 256 bits. `XLA_FLAGS` takes precedence."""
 OF_BONUS, OF_INTRINSIC_CRITIC = 0x626F6E75, 0x63726974
-"""What is folded into an iteration's key for the bonus and its critic."""
+"""The number folded into an iteration's key for the bonus and its critic."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,10 @@ class Task:
     imitation_iterations: int
     schedules: Schedules = CONSTANT
     clip_rewards: float | None = None
-    """Largest size of a reward that the learner sees; the rollout and the episodes' returns keep the environment's."""
+    """Largest magnitude of a reward that the learner sees; the rollout and the episodes' returns keep the
+    environment's."""
     log_info: tuple[str, ...] = ()
-    """Keys of the numbers in `info` that are kept for every finished episode."""
+    """Keys of the numbers in `info` that are stored for every finished episode."""
     group_size: int = 1
     """G, the number of neighbouring columns whose whole episodes begin alike."""
     intrinsic: Intrinsic | None = None
@@ -106,7 +107,7 @@ class TrainState(NamedTuple):
     learner: Learner
     columns: EnvState | None
     """The running episodes of a compiled environment; None on the host or with whole episodes. If a seed is
-    split over devices, each device holds its share of them, and all of everything else."""
+    split over devices, each device holds its share of them, and a full copy of everything else."""
     memory: Memory
     """The model's memory in each column at the start of the next rollout."""
     discounted_return: Float[Array, "N"]
@@ -172,7 +173,7 @@ def fresh_streams(task: Task, keys: Sequence[PRNGKeyArray]) -> list[Any]:
 
 
 def begin_training(task: Task, acts: bool, fresh: Fresh, keys: Key[Array, "3"]) -> TrainState:
-    """The initial state of one seed with these networks. The first of its three keys was used to make them."""
+    """The initial state of one seed with these networks. The first of its three keys was used to create them."""
     _, begin_key, key = keys
     agent, stream = fresh
     keeps_episodes = acts and task.environment.is_compiled and not task.estimator.whole_episodes
@@ -230,8 +231,8 @@ def learn(weigh: Weigh, move: Move, state: TrainState, rollout: Rollout, key: An
 
 
 def weigh(task: Task, state: TrainState, rollout: Rollout) -> tuple[TrainState, Rollout, Credit, Metrics]:
-    """Facts → credit, with the critic's explained variance. The returned rollout has rewards in the learner's unit; the
-    given rollout keeps the environment's."""
+    """Facts → credit, with the critic's explained variance. The returned rollout has rewards in the learner's units;
+    the given rollout keeps the environment's."""
     rollout = with_clipped_rewards(rollout, task.clip_rewards)
     agent = state.learner.agent
     carry = state.discounted_return
@@ -272,7 +273,7 @@ def with_bonus(
 
 
 def equal_groups(rollout: Rollout, gamma: float, group_size: int) -> Float[Array, ""]:
-    """The share of groups whose returns are all equal, so comparing them says nothing."""
+    """The share of groups whose returns are all equal, so comparing them is uninformative."""
     return jnp.mean(~returns_differ(returns_in_groups(rollout, gamma, group_size)))
 
 
@@ -284,7 +285,7 @@ def with_clipped_rewards(rollout: Rollout, limit: float | None) -> Rollout:
 def move(
     task: Task, state: TrainState, rollout: Rollout, credit: Credit, key: PRNGKeyArray
 ) -> tuple[TrainState, Metrics]:
-    """Credit → a better agent; then update the normaliser with the observations, for the next iteration.
+    """Credit → a better agent; then update the normaliser with the observations for the next iteration.
 
     The normaliser is updated last: with new statistics π_θ would differ from the policy that acted, and the ratio would
     not start at 1.

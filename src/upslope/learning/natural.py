@@ -69,8 +69,7 @@ def natural_step(objective: NaturalGradient, mean_kl: Any, parameters: Array, gr
 
 def line_search(objective: TrustRegion, means: Any, start: Array, step: Array) -> tuple[Array, Array, Array]:
     """The first fraction 1, 0.8, 0.8², … of the step at which the loss falls and the KL is at most δ, or 0; how many
-    were
-    tried; and how far the loss fell."""
+    were tried; and how far the loss fell."""
     before = means(start)[0]
 
     def attempt(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:

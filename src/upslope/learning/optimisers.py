@@ -44,7 +44,7 @@ DIRECTIONS: dict[str, Callable[[], optax.GradientTransformation]] = {
 
 
 def schedule_of(name: str | Schedule) -> Schedule | None:
-    """Look up a schedule by name; a user's own is returned as it is."""
+    """Look up a schedule by name; a user's own is returned unchanged."""
     if not isinstance(name, str):
         return name
     if name not in SCHEDULES:
@@ -93,7 +93,7 @@ class Optimiser:
             raise UpslopeError(unknown("optimiser", self.name, DIRECTIONS))
         parts = [optax.clip_by_global_norm(self.max_grad_norm), DIRECTIONS[self.name]()]
         if self.name == "adamw":
-            # Optax asks whether a float is 0, which an input of the program cannot answer (`learning/varied.py`).
+            # Optax tests whether a float is 0, which is impossible for an input of the program (`learning/varied.py`).
             decay = self.weight_decay if type(self.weight_decay) is float else jnp.float32(self.weight_decay)
             parts.append(optax.add_decayed_weights(decay))
         return optax.chain(*parts)

@@ -1,4 +1,4 @@
-"""Discounted returns forwards in time, whose spread is the unit in which a learner sees rewards."""
+"""Discounted returns computed forwards in time, whose spread is the unit in which the learner sees rewards."""
 
 import jax
 import jax.numpy as jnp

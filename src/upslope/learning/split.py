@@ -2,14 +2,14 @@
 
     act     each device steps its share of the columns, with the random numbers that they would have on one device; then
             the facts [T, N] are gathered, so that every device has the whole rollout
-    weigh   on every device alike; where rows are independent (V, log π), each device computes its share of them
+    weigh   on every device alike; where rows are independent (V, log π), each device computes only its share of them
     move    every device draws the same minibatches; each differentiates its share of the rows, and the gradients, and
-            the means that decide on an early stop, are summed
+            the means that determine an early stop, are summed
 
 So one seed has the same minibatches on any number of devices, and whatever looks at a whole batch (normalisers,
 standardised weights, groups of episodes, bonuses, a user's own parts) sees all of it. Numbers differ only because a sum
-over the rows adds its terms in a different order, and a product of fewer rows may round differently. Each device holds
-the whole rollout; what is split is the environments' states, the work, and the activations.
+over the rows adds its terms in a different order, and a product with fewer rows may round differently. Each device
+holds the whole rollout; what is split is the environments' states, the work, and the activations.
 
 Outside such a mesh nothing here has any effect.
 """
@@ -47,7 +47,7 @@ def own_part(tree: Any, axis: int = 0) -> Any:
 
 
 def of_all(tree: Any) -> Any:
-    """As many columns as all devices have, for what depends only on their number: this device's, repeated."""
+    """As many columns as all devices have together, for what depends only on their number: this device's, repeated."""
     shares = num_shares()
     return tree if shares == 1 else jax.tree.map(lambda x: jnp.concatenate([x] * shares), tree)
 

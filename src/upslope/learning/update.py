@@ -47,8 +47,9 @@ from upslope.models.model import (
 )
 
 NEEDS_OWN_PARAMETERS = (
-    "{} measures steps by the policy's own Fisher matrix, so the policy cannot share parameters with the critic. Leave "
-    "out --shared-trunk (in a model of your own, give the groups `policy` and `value`), or use --objective clip."
+    "{} measures steps by the policy's own Fisher matrix, so the policy cannot share parameters with the "
+    "critic. Omit --shared-trunk (in a model of your own, define the groups `policy` and `value`), or use "
+    "--objective clip."
 )
 
 
@@ -69,7 +70,7 @@ class Update:
     value_clip: float | None = None
     rpo_alpha: float = 0.0
     sequence_length: int | None = None
-    """L, the steps in a stretch if the model has memory; None means the whole rollout."""
+    """L, the number of steps in a sequence if the model has memory; None means the whole rollout."""
     apart: bool = False
     """Whether policy and critic descend on separate devices along the mesh axis `NETWORKS`; the results are equal."""
     vmapped: bool = False
@@ -83,7 +84,7 @@ class Update:
         return self.target_kl is not None or self.min_effective_sample_size is not None
 
     def has_gone_too_far(self, distance: "Distance") -> Bool[Array, ""]:
-        """Whether the policy has left the region in which the batch is informative."""
+        """Whether the policy has left the region in which the batch is informative about it."""
         too_far = jnp.bool_(False)
         if self.target_kl is not None:
             too_far |= distance.kl > self.target_kl
@@ -93,11 +94,11 @@ class Update:
         return too_far
 
     def stretch(self, steps: int, columns: int) -> int:
-        """L for a rollout [T, N]: by default T, or less if there would be fewer stretches than minibatches."""
+        """L for a rollout [T, N]: by default T, or less if there would be fewer sequences than minibatches."""
         return self.sequence_length or max(1, steps // math.ceil(self.minibatches / columns))
 
     def check_minibatches(self, steps: int, columns: int, *, has_memory: bool) -> None:
-        """Refuse more minibatches than a rollout [T, N] has units: steps, or stretches of L steps if there is memory.
+        """Refuse more minibatches than a rollout [T, N] has units: steps, or sequences of L steps if there is memory.
 
         Raises:
             UpslopeError: a minibatch would be empty.
@@ -105,8 +106,8 @@ class Update:
         length = min(self.stretch(steps, columns), steps) if has_memory else 1
         units = columns * math.ceil(steps / length)
         if self.minibatches > units:
-            kind = "samples of" if length == 1 else f"stretches of --sequence-length {length} in"
-            remedy = "raise --rollout-steps" if length == 1 else "the length of a stretch"
+            kind = "samples of" if length == 1 else f"sequences of --sequence-length {length} in"
+            remedy = "raise --rollout-steps" if length == 1 else "the length of a sequence"
             raise UpslopeError(
                 f"--minibatches {self.minibatches} is more than the {units} {kind} an iteration ({columns} "
                 f"environments × {steps} steps). Lower it, or {remedy}."
@@ -118,7 +119,7 @@ class Update:
 
 
 def plain_update(**changes: Any) -> Update:
-    """A plain update with these changes: one epoch, one batch, practically no clipping."""
+    """A plain update with these changes: one epoch, one minibatch, practically no clipping."""
     fields: dict[str, Any] = {
         "objective": PolicyGradient(),
         "needs_critic": True,
@@ -282,7 +283,7 @@ def descend_groups(
 
 
 def losses_of(objective: Objective, state: ObjectiveState, sample: Sample) -> Float[Array, "..."]:
-    """The objective's loss of each sample. The objective receives flat arrays, even if units are stretches of steps."""
+    """The objective's loss of each sample. The objective receives flat arrays, even if units are sequences of steps."""
     return objective.loss(state, jax.tree.map(jnp.ravel, sample)).reshape(sample.weight.shape)
 
 
@@ -294,7 +295,7 @@ def with_shifts(head: Any, alpha: float, batch: Batch, key: PRNGKeyArray) -> Bat
 
 def critic_loss(clip: float | None, value: Float[Array, "..."], batch: Batch) -> Float[Array, "..."]:
     """½ (V − target)²; with a clip ε the larger of that and ½ (V_old + clip(V − V_old, ±ε) − target)², so that moving V
-    further than ε gains nothing (Schulman et al. 2017, their code; Huang et al. 2022, detail 9)."""
+    further than ε brings no gain (Schulman et al. 2017, their code; Huang et al. 2022, detail 9)."""
     loss = squared_error(value, batch.target)
     if clip is None or batch.old_value is None:
         return loss

@@ -1,10 +1,10 @@
-"""Tasks that differ only in numbers, as one program: learning rates, discounts and coefficients become its inputs.
+"""Several tasks that differ only in numbers, as one program: learning rates, discounts and coefficients become inputs.
 
-An ordinary program holds its hyperparameters as constants, and so do its formulas: `1 - epsilon` or `gamma * lambda_`
-is computed once, in Python's double precision, while the program is traced. Here a task's field holds a `Varied` number
-instead. Arithmetic with other numbers gives another `Varied` number, and where it meets an array, it becomes an input
-of the program, whose value is computed outside it for each task, also in double precision. A task's numbers are thus
-the constants of its own program, and no formula has to know about `Varied`.
+An ordinary program contains its hyperparameters as constants, and so do its formulas: `1 - epsilon` or `gamma *
+lambda_` is computed once, in Python's double precision, while the program is traced. Here a task's field holds a
+`Varied` number instead. Arithmetic with other numbers gives another `Varied` number, and where it meets an array, it
+becomes an input of the program, whose value is computed outside it for each task, also in double precision. A task's
+numbers are thus the constants of its own program, and no formula needs to be aware of `Varied`.
 """
 
 import copy
@@ -33,7 +33,7 @@ MAX_INPUTS = 64
 class Varied(float):
     """A number that a program takes as an input.
 
-    It passes for a float whose value is nan, so that code which overlooks it gives results that nobody believes.
+    It passes for a float whose value is nan, so that code that overlooks it gives results that are obviously wrong.
     """
 
     text: str
@@ -56,14 +56,14 @@ class Varied(float):
         return self.text
 
     def refuse(self, *_: Any) -> Any:
-        raise UndecidedError(f"{self.text} decides what is computed, so it cannot be an input of the program.")
+        raise UndecidedError(f"{self.text} determines what is computed, so it cannot be an input of the program.")
 
-    # Not `__float__`: JAX calls it to check any float's size, and then asks for the array above.
+    # Not `__float__`: JAX calls it to check any float's magnitude, and then requests the array above.
     __bool__ = __int__ = __index__ = __round__ = __floor__ = __ceil__ = __hash__ = refuse  # pyright: ignore
 
 
 class UndecidedError(TypeError):
-    """Code asked for the value of a number that differs between the tasks of a program."""
+    """Code requested the value of a number that differs between the tasks of a program."""
 
 
 def arithmetic(symbol: str, operation: Callable[[Any, Any], Any], *, is_reflected: bool) -> Callable[..., Any]:
@@ -99,13 +99,13 @@ jax.tree_util.register_pytree_node(Varied, lambda x: ((x.read(x),), None), lambd
 
 @dataclass(eq=False)
 class Inputs:
-    """The inputs of a program that stand for numbers, in the order in which its formulas meet them."""
+    """The inputs of a program that stand for numbers, in the order in which its formulas use them."""
 
     columns: dict[str, tuple[int, Callable[[Sequence[float]], float]]] = field(default_factory=dict)
     """The formula's text → its column, and its value for the numbers of a task."""
 
     def reading(self, row: Float[Array, "K"]) -> Read:
-        """Read numbers from a row of the program's inputs; a formula that is met for the first time gets a column."""
+        """Read numbers from a row of the program's inputs; a formula that occurs for the first time gets a column."""
 
         def read(number: Varied) -> Any:
             column, _ = self.columns.setdefault(number.text, (len(self.columns), number.value))
@@ -165,7 +165,7 @@ STARTING = ("log_std_init",)
 
 
 def flatten(part: Any, path: Path = ()) -> dict[Path, Any]:
-    """The fields of a task and of the dataclasses in it, by path; the environment is left whole."""
+    """The fields of a task and of the dataclasses in it, by path; the environment is not taken apart."""
     if path == ("model",):
         settings = {k: v for k, v in part.settings.items() if k not in STARTING}
         return {path: dataclasses.replace(part, settings=settings)}

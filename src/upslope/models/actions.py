@@ -15,7 +15,7 @@ from upslope.models.head import ActionHead
 
 
 def action_features(head: ActionHead, action: Shaped[Array, "B ..."]) -> Float[Array, "B A"]:
-    """Sampled actions as the environment takes them: choices one-hot, real numbers in units of their half range."""
+    """Sampled actions as the environment receives them: choices one-hot, real numbers in units of their half range."""
     space = counted_from_zero(head.space())
     parts = encoder_of(space, "action").leaves(head.to_compiled(action))
     ranges = encoder_of(space, "action").leaves(leaf_spaces(space))
@@ -39,7 +39,7 @@ def scaled(encoder: ObservationEncoder, x: Any, space: gymnasium.Space) -> Float
 
 
 def counted_from_zero(space: gymnasium.Space) -> gymnasium.Space:
-    """The space with choices that begin at 0, as compiled environments take them."""
+    """The space with choices counted from 0, as compiled environments receive them."""
     if isinstance(space, spaces.Discrete):
         return spaces.Discrete(int(space.n))
     if isinstance(space, spaces.MultiDiscrete):

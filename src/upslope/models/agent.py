@@ -69,8 +69,8 @@ class Agent:
     def reward_scale(self) -> Float[Array, ""]:
         """1/σ of the running discounted return: the factor that converts the environment's rewards to the learner's.
 
-        It is 1 without reward normalisation, and until a reward has been seen. A return whose σ is below about 1e-4
-        stays small, since 1e-8 is added to the variance."""
+        It is 1 without reward normalisation, and until a reward has been seen. Scaled returns stay small if σ is below
+        about 1e-4, since 1e-8 is added to the variance."""
         if not self.normalize_rewards:
             return jnp.float32(1.0)
         variance = self.return_statistics.variance

@@ -25,7 +25,7 @@ from upslope.models.description import OF_THE_POLICY
 from upslope.models.head import ActionHead
 
 PRACTICALLY_INFINITE = 1e30
-"""Bounds at least this large count as no bounds."""
+"""Bounds at least this large are treated as no bounds."""
 LOG_STD = (-5.0, 2.0)
 """Bounds of a log σ that depends on the state, in units of the half range. Source: Yarats & Kostrikov 2020, PyTorch
 implementation of Soft Actor-Critic, `log_std_bounds`."""
@@ -78,14 +78,14 @@ class BoxHead(ActionHead):
 
     @cached_property
     def scaling(self) -> tuple[np.ndarray, np.ndarray]:
-        """(centre, half range) for each component: of its range, or of a stretch of length 2 at its only bound; (0, 1)
-        if it has no bound, or if both are equal."""
+        """(centre, half range) for each component: of its range, or of an interval of length 2 next to its only bound;
+        (0, 1) if it has no bound, or if both are equal."""
         low, high = self.range
         return ((low + high) / 2).astype(np.float32), ((high - low) / 2).astype(np.float32)
 
     @cached_property
     def range(self) -> tuple[np.ndarray, np.ndarray]:
-        """(low, high) of the range in which a policy begins to act; see `scaling`."""
+        """(low, high) of the range in which an initial policy acts; see `scaling`."""
         low, high = np.asarray(self.low), np.asarray(self.high)
         has_low, has_high = (np.abs(x) < PRACTICALLY_INFINITE for x in (low, high))
         is_open, gives_scale = ~has_low & ~has_high, high > low

@@ -89,14 +89,14 @@ class ModelSpec:
         return models
 
     def call(self, key: PRNGKeyArray) -> Any:
-        """Make the user's model and check that it has the required methods."""
+        """Create the user's model and check that it has the required methods."""
         assert self.own is not None
         name = name_of_model(self.own)
         try:
             made = self.own(self.encoder.space(), self.head.space(), key=key, **self.settings)
         except Exception as error:
             raise UpslopeError(
-                f"The model {name} could not be made: {type(error).__name__}: {brief(error)}. It is called as "
+                f"The model {name} could not be created: {type(error).__name__}: {brief(error)}. It is called as "
                 f"{name}(observation_space, action_space, key=key, **model_kwargs)."
             ) from error
         missing = [method for method in METHODS if not callable(getattr(made, method, None))]
@@ -138,7 +138,7 @@ class ModelSpec:
             raise TypeError("step() must return (upslope.Outputs(policy, value), carry) with a distribution as policy")
         action = outputs.policy.mode()
         if action.shape != (2, *self.head.sample_shape):
-            raise TypeError(f"actions have shape {action.shape[1:]}, but the space needs {self.head.sample_shape}")
+            raise TypeError(f"actions have shape {action.shape[1:]}, but the space requires {self.head.sample_shape}")
         outputs.policy.log_prob(action)
         return outputs.value, carry
 
@@ -170,7 +170,7 @@ def refuse_views_of_trunk(settings: Mapping[str, Any], views: Views) -> None:
     if settings.get("shared_trunk") and views != (WHOLE, WHOLE):
         raise UpslopeError(
             f"{' and '.join(FLAGS.values())} choose what each network reads, but with --shared-trunk there is "
-            "only one network. Remove one of the two, or leave parts out for both with --ignore-observation."
+            "only one network. Remove one of the two, or hide parts from both with --ignore-observation."
         )
 
 
@@ -188,7 +188,7 @@ def least_numbers(spec: ModelSpec) -> int:
 
 
 def unusual_parts(spec: ModelSpec) -> list[str]:
-    """What upslope's own networks have beyond two perceptrons, in words."""
+    """A description of what upslope's own networks have beyond two perceptrons."""
     if spec.own is not None:
         return []
     images, settings = networks_of(spec.encoder, spec.settings.get("encoders", ())), spec.settings

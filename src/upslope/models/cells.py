@@ -1,6 +1,6 @@
-"""Cells of observations: each observation gets one of a fixed number of cells, so that an array can count visits.
+"""Map each observation to one of a fixed number of cells, so that an array can count visits.
 
-If few values are possible, each has a cell of its own. Others are hashed: whole numbers (boards of a grid world,
+If few values are possible, each has its own cell. Otherwise they are hashed: whole numbers (boards of a grid world,
 several choices) by their exact values, and real numbers and pictures by the signs of random projections, so that
 observations close to each other share a cell (Charikar 2002; Tang et al. 2017, #Exploration,
 https://arxiv.org/abs/1611.04717, section 2.2).
@@ -30,10 +30,11 @@ from upslope.models.encoders import (
 WORD = 32
 """Bits in a word; signs are packed into words."""
 PICTURE_SIDE = 36
-"""Images with a shorter side are compared exactly: they are more likely grid-world boards than pictures."""
+"""Images with a shorter side than this are compared exactly: they are more likely to be grid-world boards than
+pictures."""
 MANY = 8
 """The number of features above which those that begin at 0 are measured from 0 rather than from the middle of their
-range: otherwise, most features of a sparse observation would be alike, and decide all signs."""
+range: otherwise, most features of a sparse observation would be alike, and would determine all signs."""
 
 
 @pytree
@@ -83,8 +84,8 @@ class Cells:
 def cells_of(
     encoder: ObservationEncoder, space: gymnasium.Space, count: int, bits: int, generator: np.random.Generator
 ) -> Cells:
-    """The cells of an observation space: one for each observation if at most `count` are possible, else `count` by a
-    hash. `bits`, a multiple of 32, is the number of signs of a real-valued part: the more, the smaller its cells."""
+    """The cells of an observation space: one for each observation if at most `count` are possible, otherwise `count` by
+    a hash. `bits`, a multiple of 32, is the number of signs of a real-valued part: the more, the smaller its cells."""
     leaves = [(key, inner, part) for key, inner, part in encoder.leaves(leaf_spaces(space))]
     sizes = [num_values(inner) for _, inner, _ in leaves]
     finite = [size for size in sizes if size is not None]
@@ -140,9 +141,10 @@ def is_whole(encoder: ObservationEncoder) -> bool:
 
 
 def range_of(encoder: ObservationEncoder, space: gymnasium.Space) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(centre, half range) for each feature, or one pair for all: from its bounds if they are finite, else 0 and 1."""
+    """(centre, half range) for each feature, or one pair for all: from its bounds if they are finite, otherwise 0 and
+    1."""
     if not isinstance(encoder, BoxEncoder) or not isinstance(space, spaces.Box):
-        return (0.5,), (0.5,)  # a picture's features are from 0 to 1
+        return (0.5,), (0.5,)  # a picture's features range from 0 to 1
     low, high = (np.asarray(x, np.float64).ravel() for x in (space.low, space.high))
     is_finite = (np.abs(low) < 1e6) & (np.abs(high) < 1e6) & (high > low)
     begins_at_zero = (low == 0).all() and low.size > MANY

@@ -148,7 +148,7 @@ class MultiDiscreteHead(ActionHead):
 
 @dataclass(frozen=True)
 class MultiBinaryHead(ActionHead):
-    """Several independent binary switches."""
+    """Several independent bits."""
 
     shape: tuple[int, ...]
     sample_dtype = np.int8
@@ -178,12 +178,12 @@ class MultiBinaryHead(ActionHead):
         if x.shape != self.shape or x.dtype == bool:
             return super().flat_mask(mask)
         if isinstance(x, np.ndarray) and not np.isin(x, (0, 1, 2)).all():
-            raise ValueError("it may hold only 0 and 1, which fix a switch, and 2, which leaves it free")
+            raise ValueError("it may contain only 0 and 1, which fix a bit, and 2, which leaves it free")
         return namespace(x).stack([x != 1, x != 0], axis=-1).reshape(-1)
 
     @property
     def mask_form(self) -> str:
-        return f"({self.num_choices},), two for each switch, or {self.shape} with 0, 1 and 2"
+        return f"({self.num_choices},), two for each bit, or {self.shape} with 0, 1 and 2"
 
     def allows_some(self, mask: Bool[Array, "... M"]) -> Any:
         return mask.reshape(*mask.shape[:-1], -1, 2).any(axis=-1).all(axis=-1)

@@ -88,7 +88,8 @@ class Reading(equinox.Module):
     """(key, network) of each image in the observation."""
 
     def prepare(self, observation: Any) -> Features:
-        """Encode all arrays but images, which keep their values, with channels last, until `floating` converts them."""
+        """Encode all arrays except images, which keep their values, with channels last, until `floating` converts
+        them."""
         leaves = list(self.encoder.leaves(observation))
         convolved = dict(self.networks)
         vectors = [encoder.encode(x) for key, encoder, x in leaves if key not in convolved]
@@ -219,14 +220,15 @@ def networks_of(encoder: ObservationEncoder, wanted: Sequence[str] = ()) -> tupl
             raise UpslopeError(unknown("encoder", network, [*NETWORKS, PERCEPTRON]))
         if "=" in words and key not in images:
             raise UpslopeError(
-                f"--encoder {words}: the observation has no image `{key}`. Its images: {', '.join(images) or 'none'}."
+                f"--encoder {words}: the observation has no image `{key}`. The images are: "
+                f"{', '.join(images) or 'none'}."
             )
         found |= {name: network for name in images if "=" not in words or name == key}
     for key, network in found.items():
         height, width, _ = images[key].size
         if network != PERCEPTRON and min(height, width) < NETWORKS[network][2]:
             raise UpslopeError(
-                f"--encoder {network} takes images of at least {NETWORKS[network][2]} pixels per side, but the "
+                f"--encoder {network} requires images of at least {NETWORKS[network][2]} pixels per side, but the "
                 f"environment's are {height} × {width}. Use `impala`, `board` or `perceptron`."
             )
     return tuple((key, network) for key, network in found.items() if network != PERCEPTRON)

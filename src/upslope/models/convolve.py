@@ -51,7 +51,7 @@ def by_products(x: Float[Array, "B H W C"], kernel: Float[Array, "O C k k"], str
 
 
 def squares(x: Float[Array, "B H W C"], side: int) -> Array:
-    """Rearrange squares of pixels into channels, [B, H/s, W/s, s²·C]. Pixels that do not fill a square are cut off."""
+    """Rearrange squares of pixels into channels, [B, H/s, W/s, s²·C]. Pixels that do not fill a square are dropped."""
     if side == 1:
         return x
     batch, height, width, channels = x.shape[0], x.shape[1] // side, x.shape[2] // side, x.shape[3]

@@ -18,7 +18,7 @@ OF_THE_POLICY = {"of_the_policy": True}
 
 
 def unsupported(name: str, role: str, space: gymnasium.Space, key: str = "") -> str:
-    """Say which space cannot be used, why, and what to do; `key` names a part of the whole space."""
+    """Report which space cannot be used, why, and what to do; `key` names a part of the whole space."""
     place = f" at `{key}`" if key else ""
     if isinstance(space, gymnasium.spaces.Box):
         return (
@@ -31,7 +31,7 @@ def unsupported(name: str, role: str, space: gymnasium.Space, key: str = "") -> 
 
 
 def unread_parts(name: str, space: gymnasium.Space, parts: Sequence[tuple[str, gymnasium.Space]]) -> str:
-    """Say which parts of an observation are unsupported and what to do; the key "" means the whole space."""
+    """Report which parts of an observation are unsupported and what to do; the key "" means the whole space."""
     if [key for key, _ in parts] == [""]:
         return unsupported(name, "observation", space)
     told = " and ".join(f"`{key}` ({kind_of(part)})" for key, part in parts)
@@ -44,7 +44,7 @@ def unread_parts(name: str, space: gymnasium.Space, parts: Sequence[tuple[str, g
 
 
 def kind_of(space: gymnasium.Space) -> str:
-    """Describe an unsupported space in words."""
+    """Describe an unsupported space."""
     kind = type(space).__name__
     if isinstance(space, gymnasium.spaces.Dict | gymnasium.spaces.Tuple):
         return f"a {kind} without parts, with keys that are not strings, or more than {MAX_DEPTH} deep"

@@ -1,6 +1,6 @@
 """Observation encoders: from an environment's arrays to a network's input features.
 
-An `ObservationEncoder` is a small hashable record, kept in config.json, so that a saved agent can be rebuilt without
+An `ObservationEncoder` is a small hashable record, stored in config.json, so that a saved agent can be rebuilt without
 its environment. To support another kind of space, add a record here and to `ENCODERS`.
 """
 
@@ -173,9 +173,8 @@ def image_layout(shape: tuple[int, ...], *, is_bytes: bool) -> ImageLayout | Non
     """The layout of images of this shape, or None if images cannot have this shape.
 
     Bytes with two axes form a grey image. With three axes, the shorter of the first and the last holds the channels;
-    the
-    last does if they are equal. A fourth axis, in front, holds frames. An image has at least 5 cells per side if it
-    holds floats, and at least 3 if it holds bytes.
+    the last does if they are equal. A fourth axis, in front, holds frames. An image has at least 5 cells per side if it
+    consists of floats, and at least 3 if it consists of bytes.
     """
     if len(shape) == 2 and is_bytes:
         layout = ImageLayout(shape, 0, 1)
@@ -350,7 +349,7 @@ class TupleEncoder(CompositeEncoder):
 def check_choices(name: str, x: np.ndarray, sizes: Any, refuse: Refuse) -> None:
     """Refuse values other than integers in [0, `sizes`)."""
     if x.dtype.kind not in "iub" or (x < 0).any() or (x >= sizes).any():
-        raise refuse(f"`{name}` must hold integers from 0 to below {np.asarray(sizes).tolist()}")
+        raise refuse(f"`{name}` must contain integers from 0 to below {np.asarray(sizes).tolist()}")
 
 
 def encoder_of(space: gymnasium.Space, name: str) -> ObservationEncoder:
@@ -372,7 +371,7 @@ def unreadable(space: gymnasium.Space, key: str, depth: int = 0) -> Iterator[tup
     if parts and has_names and depth < MAX_DEPTH:
         for index, part in parts:
             yield from unreadable(part, f"{key}/{index}" if key else str(index), depth + 1)
-    elif not isinstance(space, READ) or not np.prod(space.shape or (1,)):  # without a number there is nothing to read
+    elif not isinstance(space, READ) or not np.prod(space.shape or (1,)):  # without any number there is nothing to read
         yield key, space
 
 

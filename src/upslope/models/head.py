@@ -1,10 +1,9 @@
 """The interface of action heads.
 
 A head converts a network's outputs to a distribution over actions, and actions to the environment's form. It is a small
-hashable record, kept in config.json, and defines the shape of an action, its check and its description. An action with
-several parts stays one vector all the way from the policy to the file; `to_environment` and `to_compiled` give it the
-structure of its
-space.
+hashable record, stored in config.json, and defines the shape of an action, its check and its description. An action
+with several parts stays one vector all the way from the policy to the file; `to_environment` and `to_compiled` give it
+the structure of its space.
 """
 
 from abc import ABC, abstractmethod
@@ -35,7 +34,7 @@ class ActionHead(ABC):
     sample_dtype: Any = np.int32
     """The dtype of an action as the policy samples it."""
     num_features = 0
-    """H, the number of activations of the policy's last hidden layer, if the distribution reads them, else 0."""
+    """H, the number of activations of the policy's last hidden layer, if the distribution reads them, otherwise 0."""
     noise_every = 1
     """The number of steps for which the noise of a sample is held; 0 for a whole rollout or episode."""
 
@@ -87,7 +86,7 @@ class ActionHead(ABC):
         sb3-contrib, which puts all choices in one array.
 
         Raises:
-            ValueError: the mask has another form, or holds values other than 0 and 1.
+            ValueError: the mask has another form, or contains values other than 0 and 1.
         """
         if not self.num_choices:
             raise ValueError("actions of this space cannot be forbidden")
@@ -178,13 +177,13 @@ def as_flags(mask: Any) -> Any:
     """Convert zeros and ones to booleans.
 
     Raises:
-        ValueError: the mask holds other values; traced arrays are not checked.
+        ValueError: the mask contains other values; traced arrays are not checked.
     """
     x = as_array(mask)
     if x.dtype.kind not in "biuf":
-        raise ValueError(f"it holds {x.dtype}, not numbers or booleans")
+        raise ValueError(f"it consists of {x.dtype}, not numbers or booleans")
     if x.dtype.kind != "b" and isinstance(x, np.ndarray) and not ((x == 0) | (x == 1)).all():
-        raise ValueError("it holds numbers other than 0 and 1")
+        raise ValueError("it contains numbers other than 0 and 1")
     return x.astype(bool)
 
 

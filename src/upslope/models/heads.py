@@ -38,7 +38,7 @@ def head_of_part(space: gymnasium.Space, name: str, key: str, depth: int = 0) ->
     if isinstance(space, spaces.Dict | spaces.Tuple):
         return product_head(space, name, key, depth)
     if space.shape is not None and 0 in space.shape:
-        raise UpslopeError(f"{name} takes actions{at(key)} that hold no numbers, {space}. Leave that part out.")
+        raise UpslopeError(f"{name} takes actions{at(key)} that contain no numbers, {space}. Remove that part.")
     if isinstance(space, spaces.Discrete):
         return DiscreteHead(int(space.n), int(space.start))
     if isinstance(space, spaces.Box):
@@ -113,12 +113,13 @@ def with_policy(
         return with_boxes(head, lambda box: made(box.shape, box.low, box.high, box.dtype, state_std))
     if head.boxes and state_std:
         raise UpslopeError(
-            "--state-dependent-std lets the network output σ, but with --head gsde σ follows from its last hidden "
-            "layer. Leave one of them out."
+            "--state-dependent-std lets the network output σ, but with --head gsde σ follows from its "
+            "last hidden layer. Omit one of the two."
         )
     if head.boxes and not hidden_sizes:
         raise UpslopeError(
-            "--head gsde makes noise from the last hidden layer, but there is none. Give --hidden-sizes, e.g. 64 64."
+            "--head gsde derives its noise from the last hidden layer, but there is none. Set "
+            "--hidden-sizes, e.g. to 64 64."
         )
     features = hidden_sizes[-1] if hidden_sizes else 0
     return with_boxes(

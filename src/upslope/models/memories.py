@@ -113,7 +113,7 @@ class LinearRecurrence(Cell):
 
 
 def gated(kind: Any, inputs: int, size: int, key: PRNGKeyArray, draw: np.random.Generator) -> Gated:
-    """A GRU or LSTM with orthogonal recurrent weights for each gate, and with an LSTM's forget gate open (bias 1)."""
+    """A GRU or LSTM with orthogonal recurrent weights for each gate; an LSTM's forget gate starts open (bias 1)."""
     layer = kind(inputs, size, key=key)
     gates = layer.weight_hh.shape[0] // size
     recurrent = np.concatenate([orthogonal(draw, size, size, 1.0) for _ in range(gates)])

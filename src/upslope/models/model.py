@@ -19,7 +19,7 @@ POLICY, VALUE, SHARED = "policy", "value", "shared"
 
 
 class Outputs(NamedTuple):
-    """A model's outputs for N states: π(·|s) and V(s), the latter in the learner's unit of reward."""
+    """A model's outputs for N states: π(·|s) and V(s), the latter in the learner's units of reward."""
 
     policy: Distribution
     value: Float[Array, "N"]
@@ -91,7 +91,7 @@ def unroll(
         outputs = jax.tree.map(lambda x: x.reshape(*fresh.shape, *x.shape[1:]), outputs)
         return outputs._replace(policy=allowed(outputs.policy, mask)), ()
 
-    if hasattr(model, "unroll"):  # upslope's own run all but the memory as one batch
+    if hasattr(model, "unroll"):  # upslope's own models run everything but the memory as one batch
         outputs, after = model.unroll(features, carry, fresh)  # pyright: ignore[reportAttributeAccessIssue]
         return outputs._replace(policy=allowed(outputs.policy, mask)), after
 
@@ -118,10 +118,12 @@ def group_places(model: Model) -> dict[str, list[int]]:
     numbered: Any = jax.tree.unflatten(structure, map(Place, range(len(leaves))))
     places = {name: jax.tree.leaves(subtree) for name, subtree in numbered.groups().items()}
     if set(places) not in ({POLICY, VALUE}, {SHARED}):
-        raise ValueError(f"groups() gives {sorted(places)}; it must give `policy` and `value`, or `shared` alone")
+        raise ValueError(f"groups() returns {sorted(places)}; it must return `policy` and `value`, or `shared` alone")
     taken = sorted(place for mine in places.values() for place in mine)
     if taken != list(range(len(leaves))):
-        raise ValueError("groups() must give every parameter once: some are left out or belong to two groups")
+        raise ValueError(
+            "groups() must return every parameter exactly once, but some are missing or belong to two groups"
+        )
     return places
 
 

@@ -212,7 +212,7 @@ class DictHead(ProductHead):
         return {key: part for (key, _), part in zip(self.parts, parts, strict=True)}
 
     def parts_of_mask(self, mask: Any) -> list[Any] | None:
-        """Parts without choices may be left out, or be None."""
+        """Parts without choices may be omitted, or be None."""
         if not isinstance(mask, Mapping):
             return None
         keys, needed = [key for key, _ in self.parts], [key for key, head in self.parts if head.num_choices]

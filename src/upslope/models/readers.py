@@ -1,6 +1,6 @@
 """Networks that map an observation to numbers but are not part of an agent, for exploration bonuses.
 
-They are built from the same parts as the agent's, so that images, boards and observations of several parts work.
+They are built from the same parts as the agent's, so that images, boards and observations with several parts work.
 """
 
 from collections.abc import Sequence

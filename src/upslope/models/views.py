@@ -98,12 +98,14 @@ def views_of(encoder: ObservationEncoder, networks: Sequence[tuple[str, str]], s
 def view_of(encoder: ObservationEncoder, networks: Sequence[tuple[str, str]], wanted: Sequence[str], flag: str) -> View:
     """The parts of an observation under these keys; `networks` lists the images for convolutional networks."""
     if not wanted:
-        raise UpslopeError(f"{flag} names no part, but a network that reads nothing cannot learn. Name a part.")
+        raise UpslopeError(
+            f"{flag} names no part, but a network that reads nothing cannot learn. Name at least one part."
+        )
     columns, images = places_of(encoder, networks)
     parts, sizes = dict(parts_of(encoder)), vectors_of(encoder)
     chosen = [stretch for key in wanted for stretch in part_under(key, parts, sizes, flag)]
     keys, seen = {key for key, _, _ in chosen}, tuple(sorted({images[key] for key, _, _ in chosen if key in images}))
-    # Merged, so that parts that are named twice or contain each other are read once, in the observation's order.
+    # Merged, so that parts that are named twice or contain each other are read only once, in the observation's order.
     spans = joined((columns[key] + start, columns[key] + stop) for key, start, stop in chosen if key in columns)
     total = sum(inner.num_features for key, inner, _ in encoder.leaves(encoder.shapes) if key in columns)
     if sum(stop - start for start, stop in spans) == total and len(seen) == len(images):
@@ -160,7 +162,7 @@ def part_under(key: str, parts: Mapping[str, list[Stretch]], sizes: Mapping[str,
             return [(array, first, last + 1)]
     names = [name for name in parts if name]
     names += [f"{array}/0-{size - 1}" if array else f"0-{size - 1}" for array, size in sizes.items()]
-    has = f"Their parts: {listed(names)}" if names else "They have no parts: leave the flag out"
+    has = f"Their parts: {listed(names)}" if names else "They have no parts: omit the flag"
     near = get_close_matches(key, names, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise UpslopeError(f"{flag} {key}: the observations have no such part.{hint} {has}.")

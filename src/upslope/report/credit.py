@@ -52,7 +52,7 @@ def policy_key(credit: EpisodeCredit) -> dict[str, Any]:
 
 
 def key_of_part(part: Part) -> tuple[str, str, int]:
-    """The text for the panel of a part of an action, what its colours stand for, and how many there are."""
+    """The text for the panel of a part of an action, what its colours stand for, and how many colours there are."""
     policy = part.policy
     if "mean" in policy:
         words = "each dimension's mean and the area ±σ around it; points are the actions taken"
@@ -62,7 +62,7 @@ def key_of_part(part: Part) -> tuple[str, str, int]:
         return words, "dimension", policy["median"].shape[1]
     if "probability" in policy:
         return "probabilities of the actions; points mark the one taken", "action", policy["probability"].shape[1]
-    return "the probability of the action taken, over all its choices", "", 0
+    return "the joint probability of all choices in the action taken", "", 0
 
 
 def panels_of(credit: EpisodeCredit) -> list[tuple[str, list[dict[str, Any]], dict[str, Any]]]:
@@ -101,7 +101,7 @@ def mask_panel(credit: EpisodeCredit) -> tuple[str, list[dict[str, Any]], dict[s
 
 
 def memory_part(figures: Figures, credit: EpisodeCredit, title: str) -> dict[str, Any]:
-    """What the memory kept: the influence of each observation on later decisions, and how far back it lies."""
+    """What the memory kept: the influence of each observation on later decisions, and how far back it is."""
     assert credit.influence is not None and credit.influence_steps is not None
     size, decisions = credit.influence.astype(np.float64), credit.influence_steps
     steps = np.arange(size.shape[1])

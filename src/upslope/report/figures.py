@@ -13,7 +13,7 @@ import numpy as np
 
 NUM_COLOURS = 7
 DASHES = ("solid", "dash", "dot", "dashdot")
-"""Dash styles; after seven runs the colours repeat with the next one."""
+"""Dash styles; after seven runs the colours repeat with the next style."""
 LEGEND_BELOW = {"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0, "x": 0, "xanchor": "left"}
 """Position of a legend at the bottom of the figure, below the axis labels."""
 

@@ -25,7 +25,7 @@ from upslope.report.tables import comparison_part, settings_part
 from upslope.runs.directory import RunDirectory
 
 REPORT_PICTURES, CREDIT_PICTURES = 1_200_000, 2_500_000
-"""Bytes of pictures in a page, over all runs."""
+"""Total bytes of pictures in a page, for all runs together."""
 LINE_STYLES: dict[str, str] = dict(zip(DASHES, ("solid", "dashed", "dotted", "dashed"), strict=True))
 """The CSS line style for each of Plotly's dash styles."""
 
@@ -46,7 +46,7 @@ def write_report(
     It only reads run directories, so it is quick and executes none of their code. Evaluation episodes and credit are
     shown if `upslope evaluate` and `upslope credit` have stored them. With `credit`, an episode is played first for
     each run without stored credit, which takes seconds per run. `score`, `normalize` and `metric` are those of
-    `upslope.compare`; "threshold" makes each environment, to measure a random policy. For "threshold" and `credit`,
+    `upslope.compare`; "threshold" creates each environment, to measure a random policy. For "threshold" and `credit`,
     `trust` allows the code that a run's config.json names, as in `upslope.evaluate`. For `credit`, pass the runs'
     `environment` if it cannot be found by name.
 
@@ -54,7 +54,7 @@ def write_report(
         UpslopeError: a folder is missing, no run can be read, or the output cannot be written.
     """
     path = page_path(output, "report.html")
-    plotly_script()  # fail before anything is read if Plotly is missing
+    plotly_script()  # fail before reading anything if Plotly is missing
     records, left_out = read_records(runs, with_evaluations=True)
     names = unique_names(records)
     called = {record.path: name for record, name in zip(records, names, strict=True)}
@@ -137,7 +137,8 @@ def add_credit(runs: Sequence[Path], *, environment: Any = None, trust: bool = F
 def compared(
     records: Sequence[Record], score: Score, normalize: Normalize | None, trust: bool = False, metric: str = "return"
 ) -> tuple[Comparison | None, Sequence[str]]:
-    """Compare the runs that have a score, and return warnings too; if it fails, the reason is a warning."""
+    """Compare the runs that have a score, and return warnings too; if the comparison fails, the reason becomes a
+    warning."""
     scored = [r for r in records if len(r.episodes) or len(r.evaluations)]
     warnings = [
         f"{r.path} is not in the comparison: it has no finished training episode and was not evaluated. Run "

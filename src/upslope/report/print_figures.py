@@ -42,7 +42,7 @@ from upslope.runs.directory import versions
 Kind = Literal["curves", "comparison", "profile"]
 SUFFIXES = (".pdf", ".svg", ".png")
 MARK = "Made by upslope"
-"""The creator that every figure names, because only figures of upslope are replaced."""
+"""The creator that every figure names, because only upslope's own figures are replaced."""
 LARGEST = 1 << 28
 """Bytes of a file that are searched for the mark."""
 LINES = ("-", "--", ":", "-.")
@@ -55,7 +55,7 @@ class Drawn:
 
     path: Path
     notes: tuple[str, ...]
-    """What it shows, and what a reader must know."""
+    """A description of what the figure shows, and caveats."""
 
 
 @dataclass
@@ -88,19 +88,19 @@ def figure(
 ) -> Drawn:
     """Draw a figure for a paper or a slide, with the numbers of `upslope.compare` and of the report.
 
-    Runs that differ only in their seeds are one line. Areas and bars are 95 % intervals of the mean over seeds. The
-    colours can be told apart with any colour vision. The same runs and versions give the same bytes.
+    Runs that differ only in their seeds form one line. Areas and bars are 95 % intervals of the mean over seeds. The
+    colours are distinguishable with any colour vision. The same runs and versions give identical bytes.
 
     Args:
         runs: run directories, or archives of `upslope.bundle`.
-        output: the file: .pdf, .svg or .png, or a folder for figure.pdf; only an older figure of upslope is replaced.
+        output: the file: .pdf, .svg or .png, or a folder for figure.pdf; only an older upslope figure is replaced.
         kind: "curves", a metric over environment steps; "comparison", the scores of the seeds with their mean;
             "profile", the share of seeds whose normalised score exceeds τ.
         size: "column" (3.25 inches wide), "page" (6.75 inches) or "slide".
         metric: for curves, a metric of metrics.jsonl; by default the mean return of the last 100 training episodes.
         labels: names for the groups of runs, in the order of the runs.
         score, normalize, trust: as in `upslope.compare`; a profile is normalised by "range" by default.
-        style: a Matplotlib style sheet; fonts, colours, lines and sizes are taken from it, and nothing is run.
+        style: a Matplotlib style sheet; fonts, colours, lines and sizes are taken from it; no code is run.
 
     Raises:
         UpslopeError: Matplotlib is missing, nothing can be drawn, or the output cannot be written.
@@ -129,18 +129,20 @@ def figure(
 def refuse_unread(kind: Kind, metric: str | None, score: Score, normalize: Normalize | None) -> None:
     """Raise an error if a setting would have no effect."""
     if kind != "curves" and metric is not None:
-        raise UpslopeError(f"--metric is for --kind curves; a {kind} shows scores, which --score chooses.")
+        raise UpslopeError(f"--metric applies to --kind curves; a {kind} shows scores, which --score chooses.")
     if kind == "curves" and (score != "auto" or normalize is not None):
-        raise UpslopeError("--score and --normalize are for --kind comparison and profile; curves show a --metric.")
+        raise UpslopeError("--score and --normalize apply to --kind comparison and profile; curves show a --metric.")
     if kind == "comparison" and normalize is not None:
-        raise UpslopeError("--normalize is for --kind profile; a comparison shows each environment in its own unit.")
+        raise UpslopeError(
+            "--normalize applies to --kind profile; a comparison shows each environment in its own units."
+        )
 
 
 def figure_path(output: str | Path) -> Path:
     """The file to write a figure to: `figure.pdf` if `output` is a folder; a name without a suffix gets `.pdf`.
 
     Raises:
-        UpslopeError: the suffix is unknown, the folder is missing, or an existing file is not a figure of upslope.
+        UpslopeError: the suffix is unknown, the folder is missing, or an existing file is not an upslope figure.
     """
     path = Path(output)
     if path.is_dir() or str(output).endswith(("/", "\\")):
@@ -148,12 +150,12 @@ def figure_path(output: str | Path) -> Path:
     if not path.suffix:
         path = path.with_suffix(".pdf")
     if path.suffix.lower() not in SUFFIXES:
-        raise UpslopeError(f"A figure is a {', '.join(SUFFIXES)} file, but {path} is not. Give --output such a name.")
+        raise UpslopeError(f"A figure is a {', '.join(SUFFIXES)} file, but {path} is not. Pass --output such a name.")
     if not path.parent.is_dir():
         raise UpslopeError(f"There is no folder {path.parent} to write {path.name} into. Create it first.")
     if (path.exists() or path.is_symlink()) and not is_figure(path):
         raise UpslopeError(
-            f"{path} exists and is not a figure of upslope, so it is not replaced. Give another --output."
+            f"{path} exists and is not an upslope figure, so it is not replaced. Choose another --output."
         )
     return path
 
@@ -172,7 +174,8 @@ def curve_panels(records: Sequence[Record], metric: str | None) -> tuple[list[Pa
     notes += [f"left out: {record.path} has nothing to draw" for record in records if not has_metric(record, metric)]
     if not members:
         raise UpslopeError(
-            "None of these runs has a finished training episode, so there is no learning curve. Give another --metric."
+            "None of these runs has a finished training episode, so there is no learning curve. Choose another "
+            "--metric."
         )
     about = explain(metric or "episode/return")
     title = "return" if metric is None else about.title
@@ -196,8 +199,8 @@ def has_metric(record: Record, metric: str | None) -> bool:
 
 
 def curves_of(member: Member, metric: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """(steps [P], values [S, P]) of all seeds of a group, on steps that all its runs cover; of a single run the
-    report's."""
+    """(steps [P], values [S, P]) of all seeds of a group, on steps that all its runs cover; for a single run, those of
+    the report."""
     records = member.records
     if metric is None:
         end = min(min(float(record.config.steps), np.nanmax(record.steps)) for record in records)
@@ -250,8 +253,8 @@ def rename(panels: Sequence[Panel], labels: Sequence[str]) -> None:
         return
     if len(labels) != len(names) or len(set(labels)) < len(labels):
         raise UpslopeError(
-            f"There are {counted(len(labels), 'label')} for {counted(len(names), 'group')} of runs. Give each one of "
-            f"its own, in this order: {', '.join(names)}."
+            f"There are {counted(len(labels), 'label')} for {counted(len(names), 'group')} of runs. Give one for "
+            f"each, in this order: {', '.join(names)}."
         )
     called = dict(zip(names, labels, strict=True))
     for panel in panels:
@@ -267,7 +270,7 @@ def length_of_names(panels: Sequence[Panel], form: Format) -> int:
 def notes_on_names(panels: Sequence[Panel], form: Format) -> list[str]:
     """A note if names are shortened."""
     is_shortened = any(len(name) > length_of_names(panels, form) for name in names_of(panels))
-    return ["long names are shortened; --labels gives others"] if is_shortened else []
+    return ["long names are shortened; --labels sets others"] if is_shortened else []
 
 
 def drawn(panels: Sequence[Panel], form: Format, style: Style, suffix: str) -> tuple[bytes, list[str]]:
@@ -284,7 +287,7 @@ def drawn(panels: Sequence[Panel], form: Format, style: Style, suffix: str) -> t
 
 
 def metadata_of(suffix: str) -> dict[str, Any]:
-    """The mark, and no date, so that the same runs give the same bytes."""
+    """Metadata with the mark but no date, so that the same runs give identical bytes."""
     creator = f"{MARK} {versions()['upslope']}"
     if suffix == "png":
         return {"Software": creator}
@@ -338,7 +341,7 @@ def height_of_panel(panel: Panel, form: Format) -> float:
 
 
 def line_of(place: int, style: Style) -> dict[str, Any]:
-    """The colour and line of the group at this place."""
+    """The colour and line style of the group with this index."""
     colours = style.colours
     return {"color": colours[place % len(colours)], "linestyle": LINES[place // len(colours) % len(LINES)]}
 
@@ -398,7 +401,7 @@ def add_legend(whole: Any, entries: Sequence[tuple[str, dict[str, Any]]]) -> Non
     renderer, legend = whole.canvas.get_renderer(), None
     for columns in range(len(entries), 0, -1):
         options = {"ncols": columns, "handlelength": 1.4, "columnspacing": 1.0, "handletextpad": 0.5}
-        # A name that begins with _ would be left out, so the names are set afterwards.
+        # A name that begins with _ would be omitted, so the names are set afterwards.
         legend = whole.legend(handles, ["x"] * len(entries), loc="outside lower center", **options)
         for text, (name, _) in zip(legend.get_texts(), entries, strict=True):
             text.set_text(name)

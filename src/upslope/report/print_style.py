@@ -13,7 +13,7 @@ from upslope.errors import UpslopeError
 
 Size = Literal["column", "page", "slide"]
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Colours that people with any colour vision can tell apart: those of Okabe & Ito 2008, Color Universal Design, without
+"""Colours that are distinguishable with any colour vision: those of Okabe & Ito 2008, Color Universal Design, without
 yellow, which is too pale for a line."""
 FAMILIES = (
     *(
@@ -32,7 +32,8 @@ FAMILIES = (
     *("figure.constrained_layout.", "figure.edgecolor", "figure.facecolor", "figure.figsize", "pdf.fonttype"),
     *("savefig.dpi", "savefig.edgecolor", "savefig.facecolor", "savefig.transparent", "svg.fonttype", "text.color"),
 )
-"""The settings that a style sheet may change. Others name modules, programs and folders, or do not concern a file."""
+"""The settings that a style sheet may change. Others name modules, programs and folders, or are irrelevant to a
+file."""
 LONGEST_CYCLE = 10_000
 """Characters of a colour cycle."""
 
@@ -54,7 +55,7 @@ class Format:
     name_length: int
     """The maximum number of characters in a name."""
     row_name_length: int
-    """The maximum number of characters in a name beside a row."""
+    """The maximum number of characters in a name next to a row."""
 
 
 FORMATS: dict[Size, Format] = {
@@ -67,7 +68,7 @@ FORMATS: dict[Size, Format] = {
 
 @dataclass(frozen=True)
 class Style:
-    """Matplotlib's settings, the colours of lines, and what was left out of a style sheet."""
+    """Matplotlib's settings, the colours of lines, and the settings that were ignored in a style sheet."""
 
     settings: dict[str, Any]
     colours: tuple[str, ...] = PALETTE
@@ -81,9 +82,8 @@ def require_matplotlib() -> None:
 
 
 def style_of(size: Size, sheet: str | Path | None) -> Style:
-    """The settings of a figure of this size, whatever the user's own matplotlibrc says, and those of a style sheet.
-
-    Fonts are embedded in a PDF as TrueType, which publishers ask for, and drawn as outlines in an SVG.
+    """The settings of a figure of this size, whatever the user's own matplotlibrc contains, and those of a style sheet.
+    Fonts are embedded in a PDF as TrueType, as publishers require, and drawn as outlines in an SVG.
     """
     import matplotlib
 
@@ -104,20 +104,20 @@ def style_of(size: Size, sheet: str | Path | None) -> Style:
 def sheet_of(path: Path) -> Style:
     """What a Matplotlib style sheet sets.
 
-    It is read here line by line: Matplotlib would also take settings that import a module, start a program or read
-    another file.
+    It is read here line by line, because Matplotlib would also accept settings that import a module, start a program or
+    read another file.
 
     Raises:
-        UpslopeError: the file cannot be read, or holds something that is not a setting.
+        UpslopeError: the file cannot be read, or contains something that is not a setting.
     """
     from matplotlib import RcParams, rcParamsDefault
 
     if not path.exists():
-        raise UpslopeError(f"There is no style sheet {path}. Give the path of a text file with Matplotlib's settings.")
+        raise UpslopeError(f"There is no style sheet {path}. Pass the path of a text file with Matplotlib settings.")
     try:
         text = plain_file(path, MAX_SETTINGS).read_text("utf-8")
     except (OSError, ValueError) as error:
-        raise UpslopeError(f"{path} cannot be read as a style sheet: {brief(error)}. Give a text file.") from error
+        raise UpslopeError(f"{path} cannot be read as a style sheet: {brief(error)}. Pass a text file.") from error
     settings: Any = RcParams()
     colours, left_out = PALETTE, []
     for number, line in enumerate(text.split("\n"), 1):
@@ -206,5 +206,5 @@ def missing_glyphs(messages: list[str]) -> list[str]:
         return []
     return [
         f"the font has no glyph for {counted(len(set(missing)), 'character')} in these names. Choose another in a "
-        "style sheet (`font.family: Noto Sans CJK SC`), or give --labels"
+        "style sheet (`font.family: Noto Sans CJK SC`), or set --labels"
     ]

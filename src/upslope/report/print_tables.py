@@ -24,9 +24,9 @@ LATEX = {
     **{letter: f"\\{letter}" for letter in "{}$&#_%"},
     **{"^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "`": r"\textasciigrave{}", "|": r"\textbar{}"},
     **{"<": r"\textless{}", ">": r"\textgreater{}"},
-    **{"[": "{[}", "*": "{*}"},  # after the end of a row, these would be read as its arguments
+    **{"[": "{[}", "*": "{*}"},  # after the end of a row, LaTeX would read these as its arguments
 }
-"""Replacements for characters that LaTeX would take for commands."""
+"""Replacements for characters that LaTeX would interpret as commands."""
 FORMULA = tuple("=+-@\t\r\n＝＋－＠")
 """The first characters of cells that a spreadsheet would treat as formulas: OWASP, CSV Injection."""
 
@@ -34,16 +34,16 @@ FORMULA = tuple("=+-@\t\r\n＝＋－＠")
 def table(runs: str | Path | Sequence[str | Path], format: Format = "latex", *, score: Score = "auto") -> str:
     """A table of the scores of runs, as text: mean, interquartile mean and median with 95 % intervals, seeds and steps.
 
-    Runs that differ only in their seeds are one row. The numbers and the digits are those of `upslope.compare`, which
+    Runs that differ only in their seeds form one row. The numbers and the digits are those of `upslope.compare`, which
     also gives reasons to doubt them; CSV has all digits.
 
     Args:
         runs: run directories, or archives of `upslope.bundle`.
-        format: "latex" (with the package booktabs), "markdown" or "csv".
+        format: "latex" (with the booktabs package), "markdown" or "csv".
         score: how a seed is scored, as in `upslope.compare`.
 
     Raises:
-        UpslopeError: what `upslope.compare` refuses.
+        UpslopeError: in the same cases as `upslope.compare`.
     """
     coerce("format", format, Format)
     return table_of(compare(runs, score=score), format)
@@ -112,7 +112,7 @@ def with_ends(estimate: Estimate) -> list[float | str]:
 
 
 def latex_text(text: str) -> str:
-    """Text that LaTeX shows as it is; two hyphens would become a dash."""
+    """Text that LaTeX shows unchanged; two hyphens would become a dash."""
     return "".join(LATEX.get(letter, letter) for letter in readable(text)).replace("--", "-{-}")
 
 
@@ -126,12 +126,12 @@ def latex_number(words: str) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """Text that Markdown shows as it is."""
+    """Text that Markdown shows unchanged."""
     escaped = readable(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", escaped)
 
 
 def csv_text(text: str) -> str:
-    """Text that no spreadsheet takes for a formula."""
+    """Text that no spreadsheet interprets as a formula."""
     shown = readable(text)
     return f"'{shown}" if shown.lstrip(" ").startswith(FORMULA) else shown

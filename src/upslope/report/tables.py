@@ -17,7 +17,7 @@ from upslope.report.figures import LEGEND_BELOW, Figures, Html, axis, mean_and_b
 LONG = 30
 """Settings with more characters may wrap over several lines."""
 MANY_PROFILES = 4
-"""With more profiles, their intervals are not drawn; they are in the output of `--json`."""
+"""With more profiles than this, their intervals are not drawn; they are in the output of `--json`."""
 
 
 class Table(NamedTuple):
@@ -117,7 +117,7 @@ def score_figure(figures: Figures, groups: Sequence[Group], titles: dict[str, st
 
 
 def single_tick_axis(scores: np.ndarray) -> dict[str, Any]:
-    """Axis settings with a single tick if all scores are the same, e.g. with one seed; else empty."""
+    """Axis settings with a single tick if all scores are the same, e.g. with one seed; otherwise empty."""
     known = scores[np.isfinite(scores)]
     if not len(known) or np.ptp(known) > 0:
         return {}
@@ -179,7 +179,7 @@ def settings_part(records: Sequence[Record], names: Sequence[str]) -> dict[str, 
 
 
 def networks_table(records: Sequence[Record], names: Sequence[str]) -> Table:
-    """What reads the observations, what remembers them, and what is forbidden."""
+    """The networks that read the observations, the memory, and whether actions are masked."""
     rows = [["networks", *map(layers_of, records)]]
     rows += [["images", *map(readers_of, records)]]
     rows += [["memory", *map(memory_of, records)]]
@@ -202,7 +202,7 @@ def layers_of(record: Record) -> str:
 
 
 def readers_of(record: Record) -> str:
-    """Which network reads which image, from config.json; runs of older versions do not say."""
+    """Which network reads which image, from config.json; runs of older versions do not record it."""
     parts = record.description.get("networks")
     if not isinstance(parts, list):
         return UNKNOWN

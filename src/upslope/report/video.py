@@ -58,7 +58,7 @@ def film(
     with warnings.catch_warnings():
         # JAX warns about every fork; this one only starts ffmpeg.
         warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
-        # Write to a temporary name first, so that a full disk does not leave a partial film.
+        # Write to a temporary name first, so that a full disk does not leave a partial video.
         temporary = path.with_name(f".{path.stem[:200]}.{token_hex(4)}.mp4")
         try:
             imageio.mimwrite(temporary, frames, fps=env.metadata.get("render_fps", 30), macro_block_size=2)
@@ -69,14 +69,14 @@ def film(
 
 
 def video_path(path: str | Path) -> Path:
-    """The file to write a film to; it and the required packages are checked before an episode is played."""
+    """The file to write a video to; it and the required packages are checked before an episode is played."""
     if find_spec("imageio") is None or find_spec("imageio_ffmpeg") is None:
         raise UpslopeError('Video needs imageio and ffmpeg: pip install "upslope[video]".')
     path = Path(path) if Path(path).suffix else Path(f"{path}.mp4")
     if path.suffix != ".mp4":
-        raise UpslopeError(f"A film is an .mp4 file, but {path} has another suffix. Give another --video.")
+        raise UpslopeError(f"A video is an .mp4 file, but {path} has another suffix. Choose another --video.")
     if path.exists():
-        raise UpslopeError(f"{path} exists already, and nothing is overwritten. Give another --video.")
+        raise UpslopeError(f"{path} exists already, and nothing is overwritten. Choose another --video.")
     if not path.parent.is_dir():
         raise UpslopeError(f"There is no folder {path.parent} to write {path.name} into. Create it first.")
     return path

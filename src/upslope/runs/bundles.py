@@ -1,4 +1,4 @@
-"""Pack runs into one archive to send, and read such archives with the caution that a stranger's file needs.
+"""Pack runs into one archive to share, and read such archives with the caution that a stranger's file requires.
 
 bundle.json        format, and for each run its command, versions and the hashes of its files
 REPEAT.md          the same for people: the commands that repeat the runs
@@ -33,7 +33,7 @@ CHECKPOINTS = ("checkpoints/best.npz", "checkpoints/last.npz")
 FOLDERS = ("", "checkpoints")
 SUFFIX = ".zip"
 MAX_ARCHIVE, MAX_UNPACKED = (1 << 32) - 1, 1 << 33
-"""Maximum sizes of an archive and of all that it holds, in bytes."""
+"""Maximum sizes of an archive and of its unpacked contents, in bytes."""
 MAX_ENTRIES, MAX_LISTING, MAX_CONTENTS = 20_000, 1 << 24, 1 << 24
 """Maximum number of files in an archive, and maximum sizes of their list and of `bundle.json`, in bytes."""
 MAX_NAME = 200
@@ -41,7 +41,7 @@ END, END_64 = b"PK\x05\x06", b"PK\x06\x07"
 """The first bytes of an archive's last record, and of the record before it in an archive beyond 4 GiB."""
 END_SIZE, END_64_SIZE, MAX_COMMENT = 22, 20, 1 << 16
 EPOCH = (1980, 1, 1, 0, 0, 0)
-"""The timestamp of every file in an archive, so that the same runs give the same bytes."""
+"""The timestamp of every file in an archive, so that the same runs give identical bytes."""
 HELD: list[TemporaryDirectory[str]] = []
 """The folders of unpacked archives, which are removed when the process ends."""
 
@@ -51,8 +51,8 @@ def bundle(
 ) -> Path:
     """Pack runs into one archive, with their versions and the commands that repeat them.
 
-    `upslope.compare`, `figure`, `table` and the commands report, doctor and compare read it unchanged. The same runs
-    give the same bytes.
+    `upslope.compare`, `figure`, `table` and the commands report, doctor and compare read it directly. The same runs
+    give identical bytes.
 
     Args:
         runs: run directories.
@@ -60,7 +60,7 @@ def bundle(
         checkpoints: also pack the checkpoints, so that the policies can be loaded and evaluated once it is unpacked.
 
     Raises:
-        UpslopeError: a folder is not a run or holds links, or the output exists or cannot be written.
+        UpslopeError: a folder is not a run or contains links, or the output exists or cannot be written.
     """
     paths = [Path(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
     if not paths:
@@ -88,8 +88,8 @@ def bundle(
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else brief(error)
         raise UpslopeError(
-            f"Could not write {path}: {why}. Free disk space, choose a writable folder, or leave the checkpoints out: "
-            "--no-checkpoints."
+            f"Could not write {path}: {why}. Free disk space, choose a writable folder, or omit the "
+            "checkpoints: --no-checkpoints."
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -108,11 +108,11 @@ def archive_path(output: str | Path) -> Path:
     if not path.suffix:
         path = path.with_suffix(SUFFIX)
     if path.suffix.lower() != SUFFIX:
-        raise UpslopeError(f"An archive is a {SUFFIX} file, but {path} is not one. Give --output such a name.")
+        raise UpslopeError(f"An archive is a {SUFFIX} file, but {path} is not one. Pass --output such a name.")
     if not path.parent.is_dir():
         raise UpslopeError(f"There is no folder {path.parent} to write {path.name} into. Create it first.")
     if path.exists() or path.is_symlink():
-        raise UpslopeError(f"{path} exists already, and nothing is overwritten. Give another --output.")
+        raise UpslopeError(f"{path} exists already, and nothing is overwritten. Choose another --output.")
     return path
 
 
@@ -139,7 +139,7 @@ def files_of(directory: RunDirectory, checkpoints: bool) -> dict[str, Path]:
     training, rows are packed after the checkpoints, which need the rows before them.
 
     Raises:
-        UpslopeError: it is not a run, or a file is a link, which could lead to a file that nobody meant to send.
+        UpslopeError: it is not a run, or a file is a link, which could lead to a file that nobody meant to share.
     """
     directory.config()
     found = {}
@@ -154,7 +154,7 @@ def files_of(directory: RunDirectory, checkpoints: bool) -> dict[str, Path]:
 
 
 def description_of(name: str, directory: RunDirectory, there: Mapping[Path, str]) -> dict[str, Any]:
-    """What the archive says about a run, except its files; `there` holds the names of all runs in it."""
+    """The archive's description of a run, except its files; `there` contains the names of all runs in it."""
     description = directory.read()
     command, note = repeating(name, directory, there)
     return {
@@ -185,14 +185,14 @@ def repeating(name: str, directory: RunDirectory, there: Mapping[Path, str]) -> 
         try:
             inherited = inherited_from(source.config, config.environment, config.algorithm, wanted_preset(config))
         except UpslopeError:
-            notes += ["Settings that it took over from there may be missing here; config.json has them all."]
+            notes += ["Settings that it inherited from there may be missing here; config.json has them all."]
     is_continuous = spaces_of(directory)[1].is_continuous
     command = command_of(config, is_continuous=is_continuous, inherited=inherited)
     return f"{command} --name {shlex.quote(name)}", " ".join(dict.fromkeys(notes))
 
 
 def called_in(there: Mapping[Path, str], run: Path, checkpoint: str) -> tuple[str | None, str]:
-    """Another run by its name in an archive, or None if the archive lacks it; and a note that says which."""
+    """Another run's name in an archive, or None if the archive lacks it; and a note about it."""
     name = there.get(run.resolve())
     if name is None:
         return None, f"It needs the run {run}, which is not in this archive."
@@ -203,7 +203,7 @@ def repeat_text(runs: Sequence[dict[str, Any]]) -> str:
     """The commands that repeat the runs, for people."""
     lines = ["# How these runs were made", ""]
     lines += [
-        "`upslope report` reads this archive as it is. Each command trains its run again; where it names a file or"
+        "`upslope report` reads this archive directly. Each command trains its run again; where it names a file or"
     ]
     lines += ["somebody's own module, you need that too. Other versions or processors may round differently."]
     for run in runs:
@@ -262,8 +262,8 @@ def unpacked(run: str | Path) -> list[Path]:
     except Exception as error:  # zipfile and zlib raise a dozen types
         holder.cleanup()
         raise UpslopeError(
-            f"{path} is not an upslope archive, or it is damaged: {brief(error)}. Nothing in it was kept. Make one "
-            "with upslope bundle, or unpack it yourself and give the folders."
+            f"{path} is not an upslope archive, or it is damaged: {brief(error)}. Nothing in it was kept. "
+            "Make one with upslope bundle, or unpack it yourself and pass the folders."
         ) from error
     HELD.append(holder)
     return [folder / name for name in dict.fromkeys(entry.filename.split("/")[0] for entry in entries)]
@@ -307,7 +307,7 @@ def check(archive: zipfile.ZipFile, size: int) -> list[zipfile.ZipInfo]:
     for entry in entries:
         name = entry.filename
         if name.lower() in seen:
-            raise ValueError(f"it holds {name} twice")
+            raise ValueError(f"it contains {name} twice")
         seen.add(name.lower())
         kind = stat.S_IFMT(entry.external_attr >> 16)
         if kind not in (0, stat.S_IFDIR if entry.is_dir() else stat.S_IFREG):
@@ -317,7 +317,7 @@ def check(archive: zipfile.ZipFile, size: int) -> list[zipfile.ZipInfo]:
         if is_of_a_run(name) and not entry.is_dir():
             found.append(entry)
         elif name not in (CONTENTS, REPEAT) and not (entry.is_dir() and is_of_a_run(name)):
-            raise ValueError(f"it holds {name!r}, which belongs to no run")
+            raise ValueError(f"it contains {name!r}, which belongs to no run")
     return found
 
 
@@ -329,7 +329,7 @@ def is_of_a_run(name: str) -> bool:
 
 
 def check_contents(archive: zipfile.ZipFile) -> None:
-    """Check that an archive was written by `bundle`, in a version that this one can read.
+    """Check that an archive was written by `bundle`, by a version that this one can read.
 
     Raises:
         ValueError, KeyError: another program or version did.

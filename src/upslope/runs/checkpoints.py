@@ -34,7 +34,7 @@ def load_checkpoint(
     `content` of the file if it has been read before.
 
     Raises:
-        UpslopeError: the file is missing, damaged, of another version, or holds another state.
+        UpslopeError: the file is missing, damaged, of another version, or contains another state.
     """
     arrays, meta = load_arrays(path, "checkpoint") if content is None else content
     is_old = meta.get("kind") == "checkpoint" and meta.get("format") == 1

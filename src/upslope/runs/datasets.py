@@ -4,8 +4,8 @@ The format, for writing your own: a `.npz` with `meta` (JSON text) and, for M st
 `observation` [M, …], `action` [M, …], `reward` [M], `length` [E], `terminated` [E] (false: truncated),
 `final_observation` [E, …], and, if known, `behaviour_log_prob` [M], log μ(a|s) in the environment's units, and
 `action_mask` [M, K], the allowed choices, with the K choices of all components of an action concatenated.
-Discrete actions count from 0; a Box action is flattened, and stored as sampled, before clipping to its bounds. An
-action of several parts is one vector of floats: the parts, flattened, in the order of their keys. If `meta` has
+Discrete actions are counted from 0; a Box action is flattened, and stored as sampled, before clipping to its bounds. An
+action with several parts is one vector of floats: the parts, flattened, in the order of their keys. If `meta` has
 `"squashed": true`, Box actions are stored before tanh: the environment got centre + half range · tanh(number).
 """
 
@@ -25,9 +25,9 @@ from upslope.models.head import ActionHead
 from upslope.runs.minari_datasets import is_minari, read_minari
 
 DATASET_FORMAT = 4
-"""Format 4 may hold actions of several parts, and squashed ones; without them it equals 3. Format 3 may hold action
-masks, which learners must respect; without them it equals 2. Format 2 may hold observations of several arrays; with a
-single array it equals 1."""
+"""Format 4 may contain actions with several parts, and squashed ones; without them it equals 3. Format 3 may contain
+action masks, which learners must respect; without them it equals 2. Format 2 may contain observations with several
+arrays; with a single array it equals 1."""
 READABLE_FORMATS = (1, 2, 3, 4)
 """Formats that can be read."""
 MAX_PADDING = 200
@@ -78,7 +78,7 @@ def load_dataset(
     """Read a dataset as a rollout [T, N], one episode per column, padded to the longest.
 
     Raises:
-        UpslopeError: the file is not a dataset, is damaged, does not fit the spaces, holds a non-finite number, or
+        UpslopeError: the file is not a dataset, is damaged, does not fit the spaces, contains a non-finite number, or
             lacks the log-probabilities that importance sampling needs or the masks that the environment provides.
     """
     return as_learnable(path, *read_recorded(path), encoder, head, needs_behaviour, needs_masks=needs_masks)
@@ -120,7 +120,7 @@ def as_learnable(
 
 def as_the_head_samples(path: str | Path, action: np.ndarray, head: ActionHead, *, was_squashed: bool) -> np.ndarray:
     """Recorded actions [M, …] as this head would have sampled them. The environment got the same actions, and densities
-    are in its units, so `behaviour_log_prob` holds for both.
+    are in its units, so `behaviour_log_prob` is valid for both.
 
     Raises:
         UpslopeError: squashing cannot give these actions, since they are not within the bounds.
@@ -200,7 +200,7 @@ def check_dataset(
         raise refuse(f"it lacks {', '.join(missing)}")
     length = arrays["length"]
     if length.ndim != 1 or length.dtype.kind not in "iu" or length.size == 0 or int(length.min()) < 1:
-        raise refuse("`length` must hold the number of steps, at least 1, of one or more episodes")
+        raise refuse("`length` must contain the number of steps, at least 1, of one or more episodes")
     # Python integers do not overflow.
     steps, episodes = sum(length.tolist()), length.shape[0]
     expected = {
@@ -216,9 +216,9 @@ def check_dataset(
         if name in arrays and arrays[name].shape != shape:
             raise refuse(f"`{name}` has shape {arrays[name].shape}, but this environment needs {shape}")
         if name in arrays and arrays[name].dtype.kind not in "biuf":
-            raise refuse(f"`{name}` does not hold numbers")
+            raise refuse(f"`{name}` does not contain numbers")
         if name in arrays and not fits_32_bits(arrays[name]):
-            raise refuse(f"`{name}` holds a value that is not finite, or too large for 32 bits")
+            raise refuse(f"`{name}` contains a value that is not finite, or too large for 32 bits")
     check_padding([arrays[name] for name in expected if name in arrays], length, refuse)
     for which in ("observation", "final_observation"):
         encoder.check(which, arrays, refuse)
@@ -235,15 +235,15 @@ def check_padding(arrays: list[np.ndarray], length: np.ndarray, refuse: Refuse) 
     if longest * episodes > MAX_PADDING * (steps + 10_000) or padded > max(SMALL, MAX_PADDED * size):
         raise refuse(
             f"its longest episode has {longest:,} steps but the mean is {steps / episodes:.1f}, and all are padded to "
-            f"the longest: {size / 2**20:,.1f} MB of arrays would take {padded / 2**20:,.0f} MB of memory. Leave the "
-            "longest episodes out, or split it into files of episodes of similar length"
+            f"the longest: {size / 2**20:,.1f} MB of arrays would take {padded / 2**20:,.0f} MB of memory. "
+            "Remove the longest episodes, or split it into files of episodes of similar length"
         )
 
 
 def check_masks(mask: np.ndarray, action: np.ndarray, head: ActionHead, refuse: Refuse) -> None:
     """Raise an error if a mask has values other than 0 and 1, or forbids the action taken."""
     if not ((mask == 0) | (mask == 1)).all():
-        raise refuse("`action_mask` must hold 0 and 1")
+        raise refuse("`action_mask` must contain only 0 and 1")
     forbidden = np.flatnonzero(~head.permits(mask.astype(bool), action))
     if len(forbidden):
         raise refuse(f"the action of step {forbidden[0]} is forbidden by its `action_mask`")

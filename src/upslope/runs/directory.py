@@ -47,9 +47,9 @@ EPISODE_COLUMNS = ("step", "seed", "return", "length")
 EVALUATION_COLUMNS = ("seed", "mode", "checkpoint", "environment_seed", "return", "length", "terminated")
 EVALUATION_TEXT = {"mode": "U16", "checkpoint": "U8"}
 INFO = "info/"
-"""The prefix of columns that hold numbers from `info`."""
+"""The prefix of columns of numbers from `info`."""
 STOP = "stop/return"
-"""The key under which the last row of a seed that reached --stop-at-return holds the return that it reached."""
+"""The key under which the last row of a seed that reached --stop-at-return records the return that it reached."""
 MAX_HINTED = 5
 """Maximum number of runs that a hint lists."""
 PACKAGES = ("upslope", "jax", "jaxlib", "optax", "gymnasium", "numpy")
@@ -81,8 +81,8 @@ class RunDirectory:
     ) -> None:
         """Create the folder with its first files atomically; refuse a folder that is not empty.
 
-        `lineage` describes the run that this one begins with, and `fill` writes further first files.
-        `is_mixed` says that seeds may train on different processors, whose last digits differ.
+        `lineage` describes the run that this one starts from, and `fill` writes further initial files.
+        `is_mixed` means that seeds may train on different processors, whose last digits differ.
 
         It is created under a temporary name and then renamed, so that of two runs with the same name the second fails,
         and a killed process never leaves an incomplete run.
@@ -205,7 +205,7 @@ class RunDirectory:
         try:
             return Config(**canonical(before_there_were(description["spaces"], settings) | settings))
         except (TypeError, ValueError, AttributeError, UpslopeError) as error:
-            raise UpslopeError(f"{self.path / 'config.json'} does not hold a config: {brief(error)}.") from error
+            raise UpslopeError(f"{self.path / 'config.json'} does not contain a config: {brief(error)}.") from error
 
     def append(self, path: Path, text: str) -> None:
         """Append rows; if the disk is full, the last checkpoint stays valid."""
@@ -289,14 +289,14 @@ class RunDirectory:
         return path
 
     def evaluations_at(self, step: int) -> Path:
-        """The file for evaluations of the agent at this step, which is no longer that of a checkpoint."""
+        """The file for evaluations of the agent at this step, of which there is no longer a checkpoint."""
         return self.path / f"evaluation-at-step-{step}.csv"
 
     def set_aside_evaluations(self, aside: Path) -> Path | None:
-        """Rename evaluation.csv, whose agents are not those of the run's end; return its new path, or None if there is
-        none."""
+        """Rename evaluation.csv, whose agents are not those at the end of the run; return its new path, or None if
+        there is none."""
         path = safe_path(self.path, self.evaluation_path)
-        with self.exclusive():  # an evaluation that is being stored is set aside too
+        with self.exclusive():  # an evaluation that is just being stored is set aside too
             return path.replace(safe_path(self.path, aside)) if path.exists() else None
 
     @contextmanager
@@ -315,10 +315,10 @@ class RunDirectory:
 
 
 def before_there_were(spaces: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of versions that offered no choice: they used no masks and read images with perceptrons."""
+    """The settings of versions that had no such options: they used no masks and read images with perceptrons."""
     if "encoder" in settings:
         return {"masks": False}
-    # Imported here, since these import JAX, which takes a second, and reports on newer runs do not need it.
+    # Imported here because they import JAX, which takes a second, and reports on newer runs do not need it.
     from upslope.models.composed import PERCEPTRON, networks_of
     from upslope.models.description import from_json
     from upslope.models.encoders import ENCODERS
@@ -326,12 +326,12 @@ def before_there_were(spaces: dict[str, Any], settings: dict[str, Any]) -> dict[
     try:
         has_images = bool(networks_of(from_json(spaces["observation"], ENCODERS)))
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
-        has_images = False  # refused where the spaces are read
+        has_images = False  # this is refused where the spaces are read
     return {"masks": False} | ({"encoder": [PERCEPTRON]} if has_images else {})
 
 
 def info_columns(config: Config) -> tuple[str, ...]:
-    """The columns of the numbers from `info` that a run keeps of every episode."""
+    """The columns of the numbers from `info` that a run stores for every episode."""
     return tuple(INFO + key for key in config.log_info)
 
 
@@ -352,7 +352,7 @@ def repaired(content: str, columns: Sequence[str] = EVALUATION_COLUMNS) -> tuple
 
 def with_these(whole: str, added: str) -> str:
     """The rows of an evaluation file with these at its end: for each seed, mode, checkpoint and environment seed, they
-    stand for the first episodes, and stored episodes after them follow."""
+    replace the first episodes, and stored episodes beyond them follow."""
     header, *lines = whole.splitlines()
     new, stored = by_episodes(added.splitlines()), by_episodes(lines)
     kept = [line for line in lines if episodes_key(line) not in new]
@@ -392,7 +392,7 @@ def not_a_run(path: Path) -> str:
     if inside:
         why, hint = (
             "it has no config.json",
-            f"It holds runs: {', '.join(inside[:MAX_HINTED])}{' …' * (len(inside) > MAX_HINTED)}",
+            f"It contains runs: {', '.join(inside[:MAX_HINTED])}{' …' * (len(inside) > MAX_HINTED)}",
         )
     elif path.exists():
         why, hint = "it has no config.json" if path.is_dir() else "it is a file", "`ls runs` lists your runs."
@@ -442,11 +442,11 @@ def versions(environment: str = "") -> dict[str, str]:
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{k}" for port in ("com", "lpt") for k in range(1, 10))}
 """File names that Windows reserves."""
 MAX_NAME = 200
-"""Maximum length in bytes; files beside a run extend its name a little, and file systems allow 255."""
+"""Maximum length in bytes; files next to a run have slightly longer names, and file systems allow 255."""
 
 
 def check_name(name: str) -> str:
-    """Return the name of a run or a race, if it is valid as the name of a single folder.
+    """Return the name of a run or a ladder, if it is valid as the name of a single folder.
 
     Raises:
         UpslopeError: it is in another folder, or a file system would reject it.
@@ -455,7 +455,7 @@ def check_name(name: str) -> str:
     if len(name.encode("utf-8", "replace")) > MAX_NAME:
         why = f"has {len(name):,} characters, and at most {MAX_NAME} bytes are allowed"
     elif not name.strip() or not name.isprintable():
-        why = "is empty, or holds characters that cannot be printed"
+        why = "is empty, or contains characters that cannot be printed"
     elif name.startswith(".") or "/" in name or "\\" in name:
         why = "is in another folder or hidden; --folder sets where runs are stored"
     elif name.split(".")[0].lower() in RESERVED or name != name.strip():

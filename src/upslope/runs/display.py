@@ -87,11 +87,11 @@ class Snapshot:
     finding: str = ""
     """The doctor's latest finding, in one line."""
     notice: str = ""
-    """What is wrong with the run as seen from outside, in one line."""
+    """What is wrong with the run, as seen from outside, in one line."""
     age: float = 0.0
     """Seconds since this was the run's state, if the run is watched from outside."""
     stopped: Sequence[bool] = ()
-    """Which seeds have stopped before their budget was spent; empty if none has."""
+    """Which seeds have stopped before their budget was spent; empty if none have."""
 
     @property
     def spent(self) -> list[int]:
@@ -165,7 +165,7 @@ def time_words(snapshot: Snapshot) -> str:
     """Elapsed time, remaining time and the total speed of all seeds."""
     spent = clock(snapshot.elapsed)
     if not math.isfinite(snapshot.steps_per_second):
-        return spent if snapshot.fraction == 1 else f"{spent}, compiling included · time left not known yet"
+        return spent if snapshot.fraction == 1 else f"{spent}, including compilation · time left not known yet"
     return f"{spent} · {clock(snapshot.seconds_left)} left · {number(snapshot.steps_per_second)} steps/s"
 
 
@@ -258,7 +258,7 @@ def diagnostic_rows(table: Table, snapshot: Snapshot) -> None:
 
 
 def phase_rows(table: Table, snapshot: Snapshot, width: int) -> None:
-    """One bar divided by phase. Spaces separate the pieces, so that it is readable without colour."""
+    """One bar divided by phase. Spaces separate the pieces, so that it can be read without colour."""
     spent = {name: seconds for name, seconds in snapshot.phases.items() if seconds > 0}
     other = snapshot.elapsed - sum(spent.values())
     if spent and other > 0.01 * snapshot.elapsed:
@@ -315,7 +315,7 @@ class Display:
         """Store the current state; cheap enough to call after each iteration."""
 
     def recall(self, snapshots: Sequence[Snapshot]) -> None:
-        """Take in the earlier states of a run that began before it was shown."""
+        """Add the earlier states of a run that began before it was shown."""
 
     def message(self, text: str) -> None:
         """Show an important message, for example a warning."""
@@ -435,7 +435,7 @@ class PlainDisplay(Display):
 
     def message(self, text: str) -> None:
         text = readable(text)
-        # A StringIO has no encoding and holds any character.
+        # A StringIO has no encoding and can contain any character.
         if not (getattr(self.stream, "encoding", None) or "utf-8").lower().startswith("utf"):
             text = text.translate(TO_ASCII).encode("ascii", "replace").decode()
         print(text, file=self.stream, flush=True)
@@ -457,13 +457,14 @@ class QuietDisplay(Display):
 
 
 def choose(quiet: bool, stream: Any = None) -> Display:
-    """The display that suits the output: quiet if requested, live on a capable terminal or notebook, else plain."""
+    """The display that suits the output: quiet if requested, live on a capable terminal or notebook, otherwise
+    plain."""
     if quiet:
         return QuietDisplay()
     output = sys.stdout if stream is None else stream
     console = PlainTextConsole(file=output)
     if console.is_jupyter and stream is None:
-        from upslope.runs.notebooks import NotebookDisplay  # which builds on this module
+        from upslope.runs.notebooks import NotebookDisplay  # imported here because it builds on this module
 
         return NotebookDisplay()
     if output.isatty() and console.encoding.startswith("utf") and not console.is_dumb_terminal:

@@ -161,12 +161,12 @@ def evaluate(
 ) -> Evaluations:
     """Run every seed's agent for `episodes` fresh episodes in both modes, and store them in `evaluation.csv`.
 
-    Returns `{"stochastic": …, "deterministic": …}`. Where more of these episodes are stored already, the further ones
+    Returns `{"stochastic": …, "deterministic": …}`. If more of these episodes are already stored, the further ones
     are kept. An episode is truncated after `max_episode_steps`, by default at the run's or the environment's own limit;
-    if there is none, at 10,000 steps, with a notice. Episodes under another limit than that have other returns, so
-    they are returned but not stored as the run's. `environment` and `model` are needed only if the run's cannot be
-    found by name, as in `upslope.resume`. As in `upslope.train`, `cluster` says where workers run; each evaluates some
-    of the seeds. `trust` allows the code named by the run's config.json; registered Gymnasium ids, upslope's own
+    if there is none, at 10,000 steps, with a notice. Episodes under a different limit have different returns, so
+    they are returned but not stored with the run. `environment` and `model` are needed only if the run's cannot be
+    found by name, as in `upslope.resume`. As in `upslope.train`, `cluster` determines where workers run; each evaluates
+    some of the seeds. `trust` allows the code named by the run's config.json; registered Gymnasium ids, upslope's own
     environments and runs trained on this machine do not need it.
 
     Raises:
@@ -203,8 +203,8 @@ def played_steps(meta: Mapping[str, Any], checkpoint: Which) -> Any:
 
 
 def file_of_rows(directory: RunDirectory, checkpoint: Which, steps: Any) -> Path:
-    """The file for episodes of agents of these steps: evaluation.csv only if the checkpoint still holds these agents,
-    since training may have replaced it while they were played."""
+    """The file for episodes of agents at these steps: evaluation.csv only if the checkpoint still contains these
+    agents, since training may have replaced it in the meantime."""
     path = directory.last if checkpoint == "last" else directory.best
     if played_steps(load_arrays(path, "checkpoint")[1], checkpoint) == steps:
         return directory.evaluation_path
@@ -212,17 +212,17 @@ def file_of_rows(directory: RunDirectory, checkpoint: Which, steps: Any) -> Path
 
 
 def store(directory: RunDirectory, rows: Iterator[tuple[Any, ...]], place: Callable[[], Path]) -> list[str]:
-    """Store evaluation episodes with the run; the notice if they cannot be written, or are of an agent that was trained
-    further meanwhile."""
+    """Store evaluation episodes with the run; return a notice if they cannot be written, or if their agent was trained
+    further in the meantime."""
     try:
         path = directory.add_evaluation(rows, place)
-    except (UpslopeError, OSError) as error:  # results that took long to compute are shown all the same
-        return [f"not stored: {str(error).rstrip('.')}. The results are shown, but the run does not keep them."]
+    except (UpslopeError, OSError) as error:  # results that took long to compute are shown anyway
+        return [f"not stored: {str(error).rstrip('.')}. The results are shown, but they are not kept with the run."]
     if path == directory.evaluation_path:
         return []
     return [
-        f"the run was trained further during this evaluation, so its episodes are kept in {path.name} and do not count "
-        "as the run's. Evaluate it again when it has finished."
+        f"the run was trained further during this evaluation, so its episodes are stored in {path.name} "
+        "and do not count as the run's. Evaluate it again when it has finished."
     ]
 
 
@@ -236,7 +236,7 @@ def evaluating(cluster: str | Placement | None, environment: Any) -> AbstractCon
 
 
 def trusted_settings(environment: EnvironmentLike | None, model: Callable[..., Any] | None = None) -> set[str]:
-    """The settings of a run that need no trust: those that only learning reads, and those passed by the user."""
+    """The settings of a run that need no trust: those used only in learning, and those passed by the user."""
     passed = {"environment": environment, "model": model}
     return {*LEARNING, *(name for name, part in passed.items() if part is not None)}
 
@@ -252,17 +252,18 @@ def limit_of(config: "Config | RunSeeds", environment: Any) -> int:
 
 
 def lines_of_limit(own: Config, config: Config, environment: Any, given: EnvironmentLike | None) -> list[str]:
-    """The notice that episodes under this config's limit are not the run's; none if its `own` config has the same."""
+    """The notice that episodes under this config's limit are not the run's; none if its `own` config has the same
+    limit."""
     if config == own:
         return []
-    # The limit of an environment given by its id is replaced where it is made.
+    # The limit of an environment given by its id is replaced where it is created.
     as_trained = environment if own.max_episode_steps is not None else environment_of(own, given)
     limits = limit_of(config, environment), limit_of(own, as_trained)
     if len(set(limits)) == 1:
         return []
     return [
         f"not stored: these episodes are truncated after {limits[0]:,} steps and the run's after {limits[1]:,}, so "
-        "their returns cannot be its score. Leave out --max-episode-steps to store an evaluation."
+        "their returns cannot be its score. Omit --max-episode-steps to store an evaluation."
     ]
 
 
@@ -275,7 +276,7 @@ def evaluate_seeds(
     offset: int,
     notices: Notices | None = None,
 ) -> tuple[Evaluation, int]:
-    """The evaluation of these seeds in one mode, and how many of its episodes were cut."""
+    """The evaluation of these seeds in one mode, and how many of its episodes were cut short."""
     infos: list[np.ndarray] = []
     # Pictures of all steps of all episodes would not fit into memory.
     seen = dict.fromkeys(("observation", "next_observation", "action", "behaviour_log_prob", "action_mask"))
@@ -292,17 +293,18 @@ def num_cut(config: "Config | RunSeeds", environment: Any, rollouts: Sequence[Ro
 
 
 def cut_lines(config: Config, count: int, mode: str = "") -> list[str]:
-    """The notice about this number of episodes that were cut."""
+    """The notice about this number of episodes that were cut short."""
     if not count:
         return []
     return [
-        f"{counted(count, f'{mode} episode'.strip())} cut at {LIMIT:,} steps, since {config.environment} has no limit "
+        f"{counted(count, f'{mode} episode'.strip())} cut off at {LIMIT:,} steps, since "
+        f"{config.environment} has no limit "
         "of its own; the returns cover only these steps. Set another limit with --max-episode-steps."
     ]
 
 
 def ended_at_limit(rollout: Rollout) -> int:
-    """The number of episodes that terminated by themselves exactly on step `LIMIT`."""
+    """The number of episodes that terminated exactly on step `LIMIT`."""
     terminated = np.asarray(rollout.terminated & rollout.valid)
     return int(terminated[..., LIMIT - 1 : LIMIT, :].sum())
 
@@ -365,15 +367,15 @@ def record(
 
 
 def require_free(path: Path) -> None:
-    """Refuse to write a dataset where one exists, or where there is no folder for it."""
+    """Refuse to write a dataset where one exists, or into a folder that does not exist."""
     if is_minari(path):
         new_folder(path)
         return
     if path.exists():
-        raise UpslopeError(f"{path} exists already, and nothing is overwritten. Give another --output.")
+        raise UpslopeError(f"{path} exists already, and nothing is overwritten. Choose another --output.")
     if not path.parent.is_dir():
         raise UpslopeError(
-            f"There is no folder {path.parent} to write {path.name} into. Create it, or give another --output."
+            f"There is no folder {path.parent} to write {path.name} into. Create it, or choose another --output."
         )
     require_writable(path.parent)
 
@@ -386,8 +388,8 @@ def require_writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise UpslopeError(
-            f"No file can be created in {folder}: {error.strerror or error}. Make it writable, or give an --output in "
-            "another folder."
+            f"No file can be created in {folder}: {error.strerror or error}. Make it writable, or choose "
+            "an --output in another folder."
         ) from error
 
 
@@ -463,14 +465,14 @@ def compiled_episodes(
         rollout, finished = collect_episodes(environment, agent, key, num_envs, limit, log_info)
         if finished.info is None:
             return rollout, None
-        # Every episode ends once, at the limit at the latest.
+        # Every episode ends exactly once, at the limit at the latest.
         return rollout, jnp.sum(jnp.where(finished.done[..., None], finished.info, 0.0), axis=0)
 
     return jax.lax.map(one_seed, (agents, keys))
 
 
 def refuse_stuck(environment: CompiledEnvironment, head: ActionHead, rollout: Rollout) -> None:
-    """Raise an error if a compiled environment masked out every choice where an action was required."""
+    """Raise an error if a compiled environment forbade every choice where an action was required."""
     if rollout.action_mask is not None:
         stuck = np.argwhere(np.asarray(rollout.valid) & ~np.asarray(head.allows_some(rollout.action_mask)))
         if len(stuck):
@@ -493,7 +495,9 @@ def host_episodes(
     head = agents.head.in_space(environment.action_space)
     memory = jax.vmap(lambda model: start_memory(model, batches[0]))(agents.model)
     act, active, is_finite = Act(), np.ones(len(seeds), bool), finite_seeds(agents)
-    agents = fit_to_act(agents, is_finite)  # the episodes of a diverged agent are played, but have no return
+    agents = fit_to_act(
+        agents, is_finite
+    )  # the episodes of a diverged agent are played, but their returns do not count
     columns = columns_for(environment, encoder, head, seeds, batches[0], limit, notices, log_info)
     try:
         for number, n in enumerate(batches):

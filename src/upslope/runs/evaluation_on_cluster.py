@@ -30,7 +30,9 @@ def on_cluster(placement: str | Placement, environment: Any) -> Iterator[Evaluat
     from upslope.engines.cluster import connect
 
     if not (environment.is_compiled or environment.is_named):
-        raise UpslopeError("The environment cannot be sent to a cluster. Name it as module:Name, or omit --cluster.")
+        raise UpslopeError(
+            "The environment cannot be sent to a cluster. Refer to it as module:Name, or omit --cluster."
+        )
     where = resources_of(None, placement).cluster
     assert where is not None
     cluster = connect(where)

@@ -16,7 +16,7 @@ ROLE = "method of the environment"
 
 
 class Following:
-    """A run between two chunks of training. A function `f(state)` gets it after every chunk: on the host after each
+    """A run between two chunks of training. A function `f(state)` receives it after every chunk: on the host after each
     iteration, in a compiled environment about a hundred times per run.
 
     Attributes:
@@ -50,16 +50,16 @@ class Following:
     def call(self, name: str, *arguments: Any) -> None:
         """Call this method of every environment at its next reset, e.g. to make its episodes harder.
 
-        Calls are kept in the checkpoint, so that a resumed run makes them again. Arguments are numbers, text, and lists
-        and dictionaries of them; a tuple arrives as a list.
+        Calls are kept in the checkpoint, so that a resumed run makes them again. Arguments can be numbers, text, and
+        lists and dictionaries of these; a tuple arrives as a list.
 
         Raises:
             UpslopeError: the environments have no such method, or cannot be called, since they are compiled or
-                batched; or an argument cannot be kept.
+                batched; or an argument cannot be stored.
         """
         given = kept_arguments(name, arguments)
         self._call(name, given)
-        allow([request_of(name, given)])  # what is called on this machine is trusted when the run is resumed
+        allow([request_of(name, given)])  # calls made on this machine are trusted when the run is resumed
 
     def stop(self) -> None:
         """Stop after this chunk, as Ctrl-C does: everything is saved, and `upslope.resume` continues."""
@@ -70,7 +70,7 @@ def kept_arguments(name: str, arguments: Sequence[Any]) -> list[Any]:
     """The arguments as a checkpoint keeps them.
 
     Raises:
-        UpslopeError: the name is not that of a public method, or an argument cannot be kept.
+        UpslopeError: the name is not that of a public method, or an argument cannot be stored.
     """
     if not isinstance(name, str) or not name.isidentifier() or name.startswith("_"):
         raise UpslopeError(f"state.call() takes the name of a method, not {readable(repr(name))}.")
@@ -79,8 +79,8 @@ def kept_arguments(name: str, arguments: Sequence[Any]) -> list[Any]:
         return parse_json(json.dumps(plain, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
         raise UpslopeError(
-            f"state.call({name!r}, …) got an argument that a checkpoint cannot keep: {error}. Pass numbers, text, or "
-            "lists and dictionaries of them."
+            f"state.call({name!r}, …) received an argument that a checkpoint cannot store: {error}. Pass "
+            "numbers, text, or lists and dictionaries of these."
         ) from error
 
 

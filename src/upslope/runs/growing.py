@@ -1,4 +1,4 @@
-"""Read the tables of a run directory while they grow, also over a network share: files are reopened each time, and
+"""Read the tables of a run directory while they grow, even over a network share: files are reopened each time, and
 nothing is locked or written."""
 
 import json
@@ -38,7 +38,7 @@ class GrowingTable:
         return [line.decode("utf-8", "replace").removesuffix("\n") for line in lines]
 
     def content(self) -> bytes:
-        """The bytes after the last line that was read, if that line is still there; else all bytes."""
+        """The bytes after the last line that was read, if that line is still there; otherwise all bytes."""
         with self.path.open("rb") as file:
             file.seek(self.position - len(self.anchor))
             self.has_restarted = file.read(len(self.anchor)) != self.anchor
@@ -49,7 +49,7 @@ class GrowingTable:
 
 
 def is_last(row: dict[str, Any], budget: int) -> bool:
-    """Whether a row is its seed's last: its budget of steps is spent, or the row says that the seed has stopped."""
+    """Whether a row is its seed's last: its budget of steps is spent, or the row records that the seed has stopped."""
     return row["step"] >= budget or STOP in row
 
 

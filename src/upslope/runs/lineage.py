@@ -1,7 +1,7 @@
-"""Begin a run with the agent of another: which settings it inherits, what is taken over, and how that is recorded.
+"""Start a run from the agent of another: which settings and state it inherits, and how that is recorded.
 
-The source is read once, before training. Everything that was taken over is in the new run's first checkpoint, so the
-run can be resumed when its source is gone.
+The source is read once, before training. Everything that is inherited is in the new run's first checkpoint, so the
+run can be resumed even if its source is gone.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ NEVER_INHERITED = ("environment", "algorithm", "preset", "devices_per_seed", "pr
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint of a run with which another run begins."""
+    """A checkpoint of a run from which another run starts."""
 
     text: str
     directory: RunDirectory
@@ -80,13 +80,13 @@ class Source:
                 return digest, content
 
     def digest(self) -> str:
-        """The SHA-256 of the checkpoint as it is now."""
+        """The SHA-256 of the checkpoint in its current state."""
         with self.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     @property
     def prefix(self) -> str:
-        """The place of the agent in the file: `best` holds agents alone, `last` the whole state."""
+        """The location of the agent in the file: `best` contains only agents, `last` the whole state."""
         return ".learner.agent" if any(name.startswith("state.learner.agent") for name in self.content[0]) else ""
 
     def steps(self) -> list[int]:
@@ -126,10 +126,11 @@ def request_from(
     trust: bool = False,
     ask: bool = False,
 ) -> dict[str, Any]:
-    """The arguments of `prepare` for a run that begins with another's agent.
+    """The arguments of `prepare` for a run that starts from another's agent.
 
-    The settings that the agent was built with are always inherited, those that make the environment if the environment
-    is, and all others if the algorithm is and no preset is named. `parts` are the roles for which an object was passed.
+    The settings that the agent was built with are always inherited, those that create the environment if the
+    environment is, and all others if the algorithm is and no preset is named. `parts` are the roles for which an object
+    was passed.
 
     Raises:
         UpslopeError: there is no such run, or it names code that is not trusted.
@@ -163,7 +164,7 @@ def inherited_from(config: Config, environment: str, algorithm: str, preset: boo
 
 
 def taken_over(config: Config, task: Task, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
-    """The initial state [S] with what is taken over from the run that the config names, and the lineage for
+    """The initial state [S] with what is inherited from the run that the config names, and the lineage for
     config.json.
 
     Raises:
@@ -172,7 +173,7 @@ def taken_over(config: Config, task: Task, state: TrainState) -> tuple[TrainStat
     source = source_of(str(config.start_from))
     require_same_agent(source, config, task)
     seeds = seeds_of(source, config)
-    if source.path.is_file():  # else the message says which checkpoints there are
+    if source.path.is_file():  # otherwise the message lists the existing checkpoints
         check_checkpoint_size(source.path, source.config, task.model)
     index = np.asarray([source.config.seed_list().index(seed) for seed in seeds])
     keeps = tuple(
@@ -215,7 +216,7 @@ def different_spaces(source: Source, config: Config, task: Task) -> list[str]:
 def different_settings(source: Source, config: Config, names: Iterable[str]) -> list[str]:
     """Which of these settings are not those of the source."""
     both = {name: (getattr(source.config, name), getattr(config, name)) for name in names}
-    return [f"{flag_of(name)} was {old}, and is {new}" for name, (old, new) in both.items() if old != new]
+    return [f"{flag_of(name)} was {old}, and is now {new}" for name, (old, new) in both.items() if old != new]
 
 
 def require_same_agent(source: Source, config: Config, task: Task) -> None:
@@ -228,26 +229,25 @@ def require_same_agent(source: Source, config: Config, task: Task) -> None:
         )
     if changed := different_settings(source, config, NETWORKS):
         raise UpslopeError(
-            f"The networks of {source.directory.path} cannot change: {'; '.join(changed)}. Leave that out to continue "
-            "with its agent, or leave --from out to train a new one."
+            f"The networks of {source.directory.path} cannot change: {'; '.join(changed)}. Omit that to "
+            "continue with its agent, or omit --from to train a new one."
         )
     if source.config.normalize_observations and not config.normalize_observations:
         raise UpslopeError(
             f"The networks of {source.directory.path} read normalised observations, so --no-normalize-observations "
-            "would show them numbers that they have never seen. Leave it out; --fresh-normalisers restarts the "
-            "statistics."
+            "would show them numbers that they have never seen. Omit it; --fresh-normalisers restarts the statistics."
         )
 
 
 def seeds_of(source: Source, config: Config) -> list[int]:
-    """The seed of the source with which each seed begins."""
+    """The seed of the source from which each seed starts."""
     known = source.config.seed_list()
     wanted = config.seed_list() if config.from_seed is None else [config.from_seed] * config.seeds
     if missing := [seed for seed in wanted if seed not in known]:
         there = f"seed {known[0]}" if len(known) == 1 else f"the seeds {known[0]} to {known[-1]}"
         remedy = (
-            "Seed k begins with seed k of the other run: change --seed and --seeds, or let every seed begin with the "
-            f"same agent: --from-seed {known[0]}."
+            "Seed k starts from seed k of the other run: change --seed and --seeds, or let every seed "
+            f"start from the same agent: --from-seed {known[0]}."
         )
         remedy = remedy if config.from_seed is None else "Change --from-seed."
         raise UpslopeError(f"{source.directory.path} has {there} and no seed {missing[0]}. {remedy}")
@@ -255,7 +255,7 @@ def seeds_of(source: Source, config: Config) -> list[int]:
 
 
 def agent_of(source: Source, fresh: Agent, index: np.ndarray, keeps: tuple[bool, ...]) -> Agent:
-    """The agents [S] of the source in these rows; statistics that are not kept are the `fresh` agents'."""
+    """The agents [S] of the source in these rows; statistics that are not inherited are the `fresh` agents'."""
     keeps_observations, keeps_rewards = keeps
     wanted = fresh if keeps_observations else replace(fresh, normaliser=None)
     like = jax.tree.map(lambda x: jnp.zeros((source.config.seeds, *x.shape[1:]), x.dtype), wanted)
@@ -263,8 +263,8 @@ def agent_of(source: Source, fresh: Agent, index: np.ndarray, keeps: tuple[bool,
     found = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[index]), found)
     if not all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(found.model)):
         raise UpslopeError(
-            f"{source.path} holds an agent whose parameters are not finite, so no training can begin with it. Take "
-            f"the best checkpoint: {source.directory.path}@best."
+            f"{source.path} contains an agent whose parameters are not finite, so no training can start "
+            f"from it. Use the best checkpoint: {source.directory.path}@best."
         )
     return replace(
         found,
@@ -277,7 +277,7 @@ def optimisers_of(
     source: Source, config: Config, fresh: dict[str, Any], index: np.ndarray
 ) -> tuple[dict[str, Any], list[str]]:
     """The state of each group's optimiser, and the groups whose state is the source's: those of the same optimiser,
-    where the checkpoint holds it."""
+    where the checkpoint contains it."""
     if config.fresh_optimiser or not source.prefix or source.config.optimiser != config.optimiser:
         return fresh, []
     states = {name: optimiser_of(source, name, state, index) for name, state in fresh.items()}
@@ -286,7 +286,7 @@ def optimisers_of(
 
 
 def optimiser_of(source: Source, group: str, fresh: Any, index: np.ndarray) -> Any:
-    """The state [S] of a group's optimiser in these rows; None if the checkpoint does not hold one of this form."""
+    """The state [S] of a group's optimiser in these rows; None if the checkpoint does not contain one of this form."""
     leaves = []
     for name, leaf in named_leaves({group: fresh}):
         found = source.content[0].get(f"state.learner.optimisers{name}")
@@ -298,13 +298,13 @@ def optimiser_of(source: Source, group: str, fresh: Any, index: np.ndarray) -> A
 
 
 def lines_of_lineage(lineage: Mapping[str, Any]) -> list[str]:
-    """The lines about a run's beginning that are shown before training."""
+    """The lines about a run's starting point that are shown before training."""
     seeds: Sequence[int] = lineage["seeds"]
     shared = len(seeds) > 1 and len(set(seeds)) == 1
     whose = f"all with its seed {seeds[0]}" if shared else counted(len(seeds), "agent")
     at = sorted({f"{n:,}" for n in lineage["steps"]}, key=lambda text: int(text.replace(",", "")))
-    anew = f"; begun anew: {', '.join(lineage['begun_anew'])}" if lineage["begun_anew"] else ""
+    anew = f"; started afresh: {', '.join(lineage['begun_anew'])}" if lineage["begun_anew"] else ""
     return [
-        f"begins with {lineage['run']}@{lineage['checkpoint']} ({lineage['algorithm']}) at step {' and '.join(at)}, "
-        f"{whose}; taken over: {', '.join(lineage['taken_over'])}{anew}"
+        f"starts from {lineage['run']}@{lineage['checkpoint']} ({lineage['algorithm']}) at step {' and '.join(at)}, "
+        f"{whose}; inherited: {', '.join(lineage['taken_over'])}{anew}"
     ]

@@ -35,7 +35,7 @@ from upslope.runs.tracking.process import Tracking
 CHECKPOINT_SECONDS = 10.0
 """Minimum seconds between two writes of `last`; it is also written whenever training stops."""
 MIN_DURATION = 1e-6
-"""Lower bound on durations in seconds, in case the clock stands still or goes back."""
+"""Lower bound on durations in seconds, in case the clock stands still or goes backwards."""
 WINDOW = 100
 """A seed's return is the mean over this many of its last finished training episodes."""
 BEST_AFTER = 20
@@ -95,7 +95,7 @@ def begin_progress(state: TrainState, seeds: list[int]) -> Progress:
 
 
 class SpeedMeter:
-    """Total environment steps per second of all seeds, without the first chunk, which includes compiling."""
+    """Total environment steps per second of all seeds, without the first chunk, which includes compilation."""
 
     def __init__(self) -> None:
         self.started, self.ended, self.steps = perf_counter(), 0.0, 0
@@ -103,7 +103,7 @@ class SpeedMeter:
         self.recent: deque[float] = deque(maxlen=RECENT)
 
     def rate(self, steps: int) -> float:
-        """The mean rate after a chunk of `steps` steps; after the first chunk, its own rate, compiling included."""
+        """The mean rate after a chunk of `steps` steps; after the first chunk, its own rate, including compilation."""
         before, self.ended = self.ended, perf_counter()
         if not self.first_ended:
             self.first_ended = self.ended
@@ -114,7 +114,7 @@ class SpeedMeter:
 
     @property
     def recent_rate(self) -> float:
-        """The median rate of the last chunks, robust to one that compiles again; nan while there are too few."""
+        """The median rate of the last chunks, which is robust to one that recompiles; nan while there are too few."""
         return median(self.recent) if len(self.recent) >= MIN_RECENT else math.nan
 
 
@@ -185,7 +185,7 @@ class Loop:
     def follow(self, state: TrainState, chunk: Chunk, progress: Progress) -> bool:
         """Call the user's function; return whether it asked to stop. If it raises, save first.
 
-        It is called before a checkpoint is written, so that what it did is in the checkpoint.
+        It is called before a checkpoint is written, so that the checkpoint includes its effects.
         """
         assert self.on_iteration is not None
         steps, returns = chunk.steps[:, -1].copy(), np.asarray(mean_of(progress, 0))
@@ -241,7 +241,7 @@ class Loop:
         return state._replace(steps=jnp.asarray(np.where(stopping, np.maximum(steps, self.config.steps), steps)))
 
     def keep_best(self, state: TrainState, chunk: Chunk, progress: Progress, stopping: np.ndarray) -> None:
-        """A hundred times per run, and where a seed stops, keep its agent if its window is the best so far."""
+        """A hundred times per run, and when a seed stops, keep its agent if its window is the best so far."""
         checks = chunk.steps[:, -1] * BEST_CHECKS // self.config.steps
         is_due, progress.checks = (checks > progress.checks) | stopping, checks
         if not is_due.any():
@@ -278,7 +278,7 @@ class Loop:
         self.write_checkpoint(self.directory.last, state, self.engine.snapshot(), meta)
 
     def write_checkpoint(self, path: Path, tree: Any, snapshot: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
-        """Write a checkpoint; if that fails, the error says how to resume."""
+        """Write a checkpoint; if that fails, the error explains how to resume."""
         try:
             save_checkpoint(path, tree, snapshot, meta)
         except UpslopeError as error:
@@ -310,7 +310,7 @@ class Loop:
         )
 
     def check_finite(self, chunk: Chunk, progress: Progress) -> None:
-        """Report, once per seed, numbers that are no longer finite; stop when all seeds are affected."""
+        """Report, once per seed, that parameters are no longer finite; stop when all seeds are affected."""
         for s in np.flatnonzero(not_finite(chunk)).tolist():
             if s not in progress.broken:
                 progress.broken.add(s)

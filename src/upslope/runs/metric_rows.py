@@ -34,7 +34,7 @@ class Ended:
         """Number, mean return, mean length and mean numbers of info of the episodes that ended in (before, after]."""
         first, last = np.searchsorted(self.steps, [before, after], side="right")
         count = int(last - first)
-        # A diverged agent may be paid nan; the means of the iterations after it are not affected.
+        # A diverged agent may receive nan as its reward; the means of later iterations are not affected.
         is_known = count and self.not_finite[last] == self.not_finite[first]
         mean_return = (self.returns[last] - self.returns[first]) / count if is_known else None
         mean_length = (self.lengths[last] - self.lengths[first]) / count if count else None
@@ -53,9 +53,9 @@ def metric_rows(
     log_info: Sequence[str] = (),
     stopped: Mapping[int, float] = NONE,
 ) -> Iterator[str]:
-    """One JSON line per iteration, numbered from `iteration`, and seed. Values that are not finite become null, except
-    that health metrics are then omitted. `stopped` holds the return at which seeds stop, by their index; it is written
-    to their last rows."""
+    """One JSON line per iteration and seed; iterations are numbered from `iteration`. Values that are not finite become
+    null, except that health metrics are then omitted. `stopped` contains the return at which seeds stop, by their
+    index; it is written to their last rows."""
     health = {name: x for name, x in chunk.metrics.items() if name.startswith(PREFIX)}
     other = {name: x for name, x in chunk.metrics.items() if name not in health}
     values, health_values = (
@@ -85,5 +85,5 @@ def last_finite(x: np.ndarray) -> list[float]:
 
 
 def finite(x: float) -> float | None:
-    """The number, or None if it is not finite and JSON cannot hold it."""
+    """The number, or None if it is not finite, since JSON cannot represent it."""
     return x if math.isfinite(x) else None

@@ -1,8 +1,8 @@
 """Datasets of Minari, the Farama Foundation's format and library of recorded episodes (extra `minari`).
 
 Only data are read: a dataset whose spaces are not in its metadata is refused, since Minari would create the environment
-that it names to find them; so is any format other than HDF5. Actions are those that the environment got, without
-the probabilities with which they were taken.
+that it names to find them out; so is any format other than HDF5. Actions are those that the environment received,
+without the probabilities with which they were taken.
 """
 
 import json
@@ -53,7 +53,7 @@ def minari(module: str = "minari") -> Any:
 
 
 def folder_of(where: str | Path) -> tuple[str, Path]:
-    """The name of a dataset, and the folder that holds it on this machine if there is one.
+    """The name of a dataset, and its folder on this machine if there is one.
 
     Raises:
         UpslopeError: the name is not one of Minari's, or the library is not installed.
@@ -71,7 +71,7 @@ def folder_of(where: str | Path) -> tuple[str, Path]:
 
 
 def read_minari(where: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays of a dataset, as upslope keeps them, and what is known about it. Nothing is downloaded.
+    """The arrays of a dataset, as upslope stores them, and what is known about it. Nothing is downloaded.
 
     Raises:
         UpslopeError: it is not on this machine, is damaged, or cannot be read without running code.
@@ -144,8 +144,8 @@ def episode_arrays(episode: Mapping[str, Any], shapes: Any, head: ActionHead) ->
 
 
 def sampled(head: ActionHead, taken: Any) -> np.ndarray:
-    """Actions [T, …] that the environment got, in the form in which a policy samples them: choices from 0, and parts
-    one after another. Clipping is not undone."""
+    """Actions [T, …] that the environment received, in the form in which a policy samples them: choices counted from 0,
+    and parts one after another. Clipping is not undone."""
     if isinstance(head, ProductHead):
         parts = [sampled(part, taken[key]) for key, part in head.children]
         return np.concatenate([x.reshape(len(x), -1).astype(np.float32) for x in parts], axis=-1)
@@ -171,14 +171,14 @@ def write_minari(
     """Write whole-episode rollouts [T, N] as a Minari dataset, and return its folder.
 
     Raises:
-        UpslopeError: there is one of this name, or Minari cannot store these spaces.
+        UpslopeError: there is already one with this name, or Minari cannot store these spaces.
     """
     name, folder = new_folder(where)
     library, buffer = minari(), minari("minari.data_collector").EpisodeBuffer
     episodes = [buffer(**one) for rollout in rollouts for one in buffers(rollout, head)]
     described = f"recorded by upslope in {meta['environment']}: {meta['algorithm']}, seed {meta['seed']}"
     try:
-        with warnings.catch_warnings():  # about an author and a link that are missing
+        with warnings.catch_warnings():  # Minari warns about a missing author and link
             warnings.simplefilter("ignore")
             library.create_dataset_from_buffers(
                 name,
@@ -201,7 +201,7 @@ def new_folder(where: str | Path) -> tuple[str, Path]:
     """The name and the folder of a dataset that does not exist yet."""
     name, folder = folder_of(where)
     if folder.exists():
-        raise UpslopeError(f"Minari already has a dataset {name}, and nothing is overwritten. Give another --output.")
+        raise UpslopeError(f"Minari already has a dataset {name}, and nothing is overwritten. Choose another --output.")
     return name, folder
 
 

@@ -1,4 +1,4 @@
-"""What a notebook shows: training's panel, redrawn in its place, and a run as a page of HTML."""
+"""What a notebook shows: training's panel, redrawn in place, and a run as HTML."""
 
 import io
 import time
@@ -32,7 +32,7 @@ TABLES = ("metrics", "episodes", "evaluation")
 
 
 class NotebookDisplay(Display):
-    """One output of a notebook's cell that is redrawn in its place; it stays when the run has ended."""
+    """An output of a notebook's cell that is redrawn in place; it remains when the run has ended."""
 
     def __init__(self) -> None:
         self.title = ""
@@ -82,7 +82,7 @@ class NotebookDisplay(Display):
 
 
 def html_of(renderable: RenderableType) -> str:
-    """What rich draws, as HTML."""
+    """The output of rich, as HTML."""
     console = PlainTextConsole(
         record=True, width=WIDTH, file=io.StringIO(), color_system="truecolor", force_jupyter=False, force_terminal=True
     )
@@ -141,7 +141,7 @@ def curves(episodes: np.ndarray, config: Config) -> str:
 
 
 def curve_of(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At some of the episodes, the steps and the mean return of the last 100 episodes up to then."""
+    """The steps of some of the episodes, and the mean return of the last 100 episodes up to each."""
     rows = rows[np.argsort(rows["step"], kind="stable")]
     total = np.concatenate([[0.0], np.cumsum(rows["return"], dtype=np.float64)])
     last = np.arange(1, len(rows) + 1)

@@ -39,7 +39,7 @@ Which = Literal["best", "last"]
 class Policy:
     """π(a|s) of one trained agent, with its normaliser.
 
-    Call it with one observation or a batch: `policy(observation)` gives the action (deterministic unless
+    Call it with one observation or a batch: `policy(observation)` returns the action (deterministic unless
     `deterministic=False`) in the environment's units, clipped to its bounds. A model with memory keeps it between
     calls, one memory per row of a batch: call `policy.reset()` when episodes begin.
 
@@ -86,8 +86,8 @@ class Policy:
         """(action, log π(a|s)); for a Box the log-density of the action before clipping, or after squashing.
 
         Raises:
-            UpslopeError: the observation has neither the shape of the space nor that with one batch axis; or the mask
-                of allowed actions is missing, does not fit, or allows none.
+            UpslopeError: the observation has neither the shape of the space nor that shape with one batch axis; or the
+                mask of allowed actions is missing, does not fit, or allows none.
         """
         if self.needs_mask and mask is None and isinstance(observation, dict) and KEY in observation:
             observation, mask = apart(observation)
@@ -107,8 +107,8 @@ class Policy:
         return (taken, log_prob) if is_batch else (jax.tree.map(first, taken), log_prob[0])
 
     def as_batch(self, observation: Any, group: str) -> tuple[Any, bool]:
-        """The observation with a batch axis, and whether it already had one. What this group of the model does not
-        read may be missing, and is then 0."""
+        """The observation with a batch axis, and whether it already had one. Parts that this group of the model does
+        not read may be missing, and are then 0."""
         shapes, view = self.encoder.shapes, view_in(self.agent.model, group)
         try:
             # Map over the structure of the shapes, since an observation or a part of it may be a list of numbers.
@@ -127,7 +127,7 @@ class Policy:
 
     @cached_property
     def choices(self) -> dict[str, Leaf]:
-        """The parts of observations that hold indices of choices, by key."""
+        """The parts of observations that consist of indices of choices, by key."""
         parts = self.encoder.leaves(leaf_spaces(self.encoder.space()))
         leaves = {key: leaf_of((), space, space.shape or ()) for key, _, space in parts}
         return {key: leaf for key, leaf in leaves.items() if leaf.is_index}
@@ -148,7 +148,7 @@ class Policy:
         if mask is None:
             if self.needs_mask:
                 raise UpslopeError(
-                    "This policy was trained with action masks, and without one it would choose forbidden actions. "
+                    "This policy was trained with action masks, and without a mask it would choose forbidden actions. "
                     'Pass it: policy(observation, mask=info["action_mask"]).'
                 )
             return None
@@ -158,14 +158,14 @@ class Policy:
         except TypeError:  # a number
             given = []
         if len(given) != count:
-            raise UpslopeError(f"There are {count} observations and {len(given)} masks. Give one mask for each.")
+            raise UpslopeError(f"There are {count} observations but {len(given)} masks. Pass one mask for each.")
         try:
             masks: Any = np.stack([head.flat_mask(one) for one in given])
         except ValueError as error:
             raise UpslopeError(f"The mask does not fit the actions of this policy: {brief(error)}.") from error
         if not head.allows_some(masks).all():
             row = int(np.flatnonzero(~head.allows_some(masks))[0])
-            raise UpslopeError(f"The mask of row {row} allows no action, so none can be chosen. Allow one.")
+            raise UpslopeError(f"The mask of row {row} allows no action, so none can be chosen. Allow at least one.")
         return masks
 
     def structured(self, observation: Any) -> Any:
@@ -190,7 +190,8 @@ class Policy:
         known = jax.tree.leaves(self.memory)[0].shape[0]
         if known != count:
             raise UpslopeError(
-                f"This policy remembers {known} episodes, but got {count} observations. Call policy.reset() when new "
+                f"This policy remembers {known} episodes, but received {count} observations. Call "
+                "policy.reset() when new "
                 "episodes begin."
             )
         policy, self.memory = self.step(self.agent, batch, self.memory, fresh, mask)
@@ -234,7 +235,7 @@ def load(
 
     Args:
         run: the run directory.
-        seed: one of the run's seeds; by default the one with the best training return. This is selection by result:
+        seed: one of the run's seeds; by default the one with the best training return. This selects by outcome:
             to assess an algorithm, evaluate all seeds.
         checkpoint: `best` (highest mean return over its last 20 to 100 training episodes) or `last`.
         random_seed: for `deterministic=False`.
@@ -242,7 +243,7 @@ def load(
         trust: allows importing the custom model that the run's config.json names; nothing else is imported.
 
     Raises:
-        UpslopeError: no such run, seed or checkpoint, or one that is damaged or of another version.
+        UpslopeError: there is no such run, seed or checkpoint, or it is damaged or of another version.
     """
     directory = RunDirectory(run)
     config = directory.config()
@@ -290,8 +291,8 @@ def load_agents(
 
 
 def check_checkpoint_size(path: Path, config: Config, spec: ModelSpec, more: int = 0) -> None:
-    """Raise an error if a config describes more numbers, plus `more` per seed, than the checkpoint holds, before memory
-    for them is allocated. A custom model's size is known only once it is created."""
+    """Raise an error if a config describes more numbers, plus `more` per seed, than the checkpoint contains, before
+    memory for them is allocated. A custom model's size is known only once it is created."""
     check_size(path, config.seeds * (least_numbers(spec) + more))
 
 

@@ -1,4 +1,4 @@
-"""The reference policy of a run: read from another run once, and then kept in the run's own checkpoints."""
+"""The reference policy of a run: read once from another run, and then kept in the run's own checkpoints."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from upslope.runs.policy import check_checkpoint_size
 
 
 def with_reference(config: Config, task: Task, state: TrainState) -> tuple[TrainState, str]:
-    """The initial state [S] with the reference policies that the config names, and what to say about them.
+    """The initial state [S] with the reference policies that the config names, and the notes to show about them.
 
     Raises:
         UpslopeError: the run is missing or damaged, or its agent has other spaces, networks or seeds.
@@ -20,7 +20,7 @@ def with_reference(config: Config, task: Task, state: TrainState) -> tuple[Train
     source = source_of(str(config.reference), "--reference")
     require_same_networks(source, config, task)
     seeds = seeds_of(source, config)
-    if source.path.is_file():  # else the message says which checkpoints there are
+    if source.path.is_file():  # otherwise the message lists the existing checkpoints
         check_checkpoint_size(source.path, source.config, task.model)
     index = np.asarray([source.config.seed_list().index(seed) for seed in seeds])
     keeps = config.normalize_observations, False
@@ -36,7 +36,7 @@ def with_reference(config: Config, task: Task, state: TrainState) -> tuple[Train
 
 
 def require_same_networks(source: Source, config: Config, task: Task) -> None:
-    """Refuse a run whose policy does not fit the environment, or cannot be held by networks like this run's."""
+    """Refuse a run whose policy does not fit the environment, or does not have the same networks as this run."""
     if different := different_spaces(source, config, task):
         raise UpslopeError(
             f"The policy of {source.directory.path} cannot be the reference in {config.environment}, since it needs "
@@ -45,8 +45,8 @@ def require_same_networks(source: Source, config: Config, task: Task) -> None:
         )
     if changed := different_settings(source, config, (*NETWORKS, "normalize_observations")):
         raise UpslopeError(
-            f"A reference policy has the same networks as the run that it is kept in, but in {source.directory.path} "
-            f"{'; '.join(changed)}. Train with its settings, or begin with its agent: --from "
+            "A reference policy must have the same networks as the run that uses it, but in "
+            f"{source.directory.path} {'; '.join(changed)}. Train with its settings, or start from its agent: --from "
             f"{readable(str(source.directory.path))}."
         )
 

@@ -22,7 +22,7 @@ from upslope.runs.loop import WINDOW, Progress, begin_progress
 from upslope.runs.policy import check_scores, is_list
 
 MAX_COUNT, MAX_NUMBER = 2**62, 1e60
-"""The largest count, also in seconds, and the largest return of a checkpoint; no training reaches either."""
+"""The largest count or number of seconds, and the largest return, in a checkpoint; no training reaches either."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class ResumePoint:
     state: TrainState
     progress: Progress
     snapshot: dict[str, np.ndarray]
-    """The data that environments on the host need to continue; else empty."""
+    """The data that environments on the host need to continue; otherwise empty."""
     sizes: dict[str, int]
     """The sizes of the growing files at the checkpoint."""
     step: int
     is_followed: bool = False
-    """Whether a function of the user's was called between chunks."""
+    """Whether the user's own function was called between chunks."""
 
     def is_finished(self, config: Config) -> bool:
         """Whether every seed's budget is spent."""
@@ -60,7 +60,8 @@ def resume_point_of(
     check_scores(directory.best, scores, config.seeds)
     if not all(map(is_possible, [*scores["best_return"], *scores["best_step"]])):
         raise UpslopeError(
-            f"{directory.best} is damaged: its best_return or best_step holds a number that training cannot produce. "
+            f"{directory.best} is damaged: its best_return or best_step contains a number that training "
+            "cannot produce. "
             "Restore it from a copy."
         )
     problem = problem_of(meta, config.seeds) or snapshot_problem(snapshot, config, task, needs_snapshot)
@@ -134,7 +135,7 @@ def is_possible(value: float | int | None) -> bool:
 
 
 def is_count(value: Any) -> bool:
-    """Whether the value is a whole number, not negative, that fits where numbers are counted."""
+    """Whether the value is a non-negative whole number that fits where numbers are counted."""
     return type(value) is int and 0 <= value <= MAX_COUNT
 
 
@@ -156,7 +157,7 @@ def snapshot_problem(snapshot: dict[str, np.ndarray], config: Config, task: Task
     episode, length, actions = (snapshot[n] for n in ("episode", "length", "actions"))
     for name, numbers, minimum in (("episode", episode, -1), ("length", length, NOT_RUNNING)):
         if numbers.shape != (count,) or numbers.dtype.kind != "i" or numbers.min() < minimum:
-            return f"`{name}` must hold one integer for each of {count} environments"
+            return f"`{name}` must contain one integer for each of {count} environments"
     for name, leaf in named.items():
         shown = snapshot[name]
         if shown.shape != (config.seeds, config.num_envs, *leaf.shape) or shown.dtype.kind not in "biuf":

@@ -37,7 +37,10 @@ def require_same_spaces(
     pairs = zip(("observation", "action"), trained, (encoder, head), strict=True)
     differences = [words for role, old, new in pairs for words in differences_of(role, old, new)]
     if has_masks(directory) != environment.gives_masks:
-        words = ("it gave action masks, and gives none now", "it gave no action masks, and gives them now")
+        words = (
+            "it provided action masks, but provides none now",
+            "it provided no action masks, but provides them now",
+        )
         differences.append(words[environment.gives_masks])
     if differences:
         raise UpslopeError(
@@ -54,12 +57,14 @@ def differences_of(role: str, trained: Any, now: Any, key: str = "") -> list[str
         inner = [(f"{key}/{name}" if key else str(name), part, new[name]) for name, part in old.items()]
         return [words for place, part, other in inner for words in differences_of(role, part, other, place)]
     if old and new:
-        return [f"{what} had the parts {short(', '.join(map(str, old)))}, and have {short(', '.join(map(str, new)))}"]
+        return [
+            f"{what} had the parts {short(', '.join(map(str, old)))}, and now have {short(', '.join(map(str, new)))}"
+        ]
     if type(trained) is not type(now):
         kinds = [type(x).__name__.removesuffix("Encoder").removesuffix("Head") for x in (trained, now)]
-        return [f"{what} were {kinds[0]}, and are {kinds[1]}"]
+        return [f"{what} were {kinds[0]}, and are now {kinds[1]}"]
     return [
-        f"the {field.name} of {what} was {short(old)}, and is {short(new)}"
+        f"the {field.name} of {what} was {short(old)}, and is now {short(new)}"
         for field in fields(trained)
         if (old := getattr(trained, field.name)) != (new := getattr(now, field.name)) and field.name not in UNRECORDED
     ]

@@ -9,7 +9,7 @@ from typing import Any
 
 SAME_REQUEST = 0.5
 """Seconds within which a repeated signal counts as the same request, since `timeout` signals the process and then its
-process group, so that the process receives two."""
+process group, so that the process receives two signals."""
 
 
 class Interrupted(BaseException):

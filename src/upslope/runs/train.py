@@ -107,7 +107,7 @@ def resume_run(
     config: Config, task: Task, directory: RunDirectory, session: Session, notes: list[str], *, trust: bool = False
 ) -> Run:
     """Resume from the last checkpoint; `notes` are shown unless the run is already finished. `trust` allows the calls
-    of environments' methods that it holds."""
+    of environments' methods that it contains."""
     first = partial(resume_once, config, task, directory, session, notes, trust=trust)
     return through_losses(first, config, task, directory, session, trust=trust)
 
@@ -123,7 +123,7 @@ def through_losses(
 ) -> Run:
     """Train; if a cluster loses workers or grows, continue from the last checkpoint with the workers available.
 
-    Since a resumed run equals an uninterrupted one, this changes no number.
+    Since a resumed run equals an uninterrupted one, this does not change the results.
     """
     try:
         again = partial(resume_once, config, task, directory, session, [], trust=trust)
@@ -137,7 +137,7 @@ def through_losses(
 
 
 def attempts(first: Callable[[], Run], again: Callable[[], Run], session: Session, directory: RunDirectory) -> Run:
-    """Train until it is done, or until workers were lost too often at the same checkpoint. Calls made by this process's
+    """Train until done, or until workers have been lost too often at the same checkpoint. Calls made by this process's
     own `on_iteration` are trusted already; those in a stranger's checkpoint need the user's consent each time."""
     attempt, losses, before = first, 0, ""
     while True:
@@ -160,7 +160,7 @@ def last_step(directory: RunDirectory) -> str:
 
 
 def begin_once(config: Config, task: Task, directory: RunDirectory, session: Session) -> Run:
-    """Train from scratch, with the workers that there are."""
+    """Train from scratch, with the workers available."""
     require_trackers(session.trackers)
     check_sources(config, task)
     with computing(on_host=is_on_host(config, task)), closing(engine_for(config, task, session)) as engine:
@@ -175,7 +175,7 @@ def begin_once(config: Config, task: Task, directory: RunDirectory, session: Ses
         head = head_of(task.environment.action_space, config.environment)
         spaces = described_spaces(task.model.encoder, head, has_masks=task.environment.gives_masks)
         parts = unusual_parts(task.model)
-        # What another run's agent gives is kept from the start, since that run may be deleted.
+        # What is inherited from another run's agent is stored from the start, since that run may be deleted.
         takes = lineage or config.reference is not None
         save = partial(save_first, engine, config, session, state, progress) if takes else lambda _: None
         is_mixed = session.resources.is_mixed
@@ -188,8 +188,8 @@ def begin_once(config: Config, task: Task, directory: RunDirectory, session: Ses
 
 
 def check_sources(config: Config, task: Task) -> None:
-    """Refuse a run to begin with or to refer to that does not fit, or whose config describes more than its checkpoint
-    holds, before memory for its networks is allocated."""
+    """Refuse a run to start from or to refer to that does not fit, or whose config describes more than its checkpoint
+    contains, before memory for its networks is allocated."""
     if config.start_from is not None:
         source = source_of(config.start_from)
         require_same_agent(source, config, task)
@@ -201,7 +201,7 @@ def check_sources(config: Config, task: Task) -> None:
 
 
 def check_source_size(source: Source, task: Task) -> None:
-    """Refuse a checkpoint too small for the networks; one that is missing is told with those that there are."""
+    """Refuse a checkpoint too small for the networks; if it is missing, list those that exist."""
     if source.path.is_file():
         check_checkpoint_size(source.path, source.config, task.model)
 
@@ -216,7 +216,7 @@ def save_first(
 def resume_once(
     config: Config, task: Task, directory: RunDirectory, session: Session, notes: list[str], *, trust: bool = False
 ) -> Run:
-    """Resume as `resume_run` does, with the workers that there are."""
+    """Resume as `resume_run` does, with the workers available."""
     require_trackers(session.trackers)
     head = head_of(task.environment.action_space, config.environment)
     require_same_spaces(directory, task.model.encoder, head, task.environment)
@@ -232,14 +232,16 @@ def resume_once(
         directory.truncate(point.sizes)
         if point.is_finished(config):
             with session.display as display:
-                tracking_of(directory, session).close()  # which sends what the trackers do not have yet
+                tracking_of(directory, session).close()  # this sends what the trackers do not have yet
                 display.finish(None, finished_lines(config, directory))
             return Run(directory.path, config, tuple(config.seed_list()), np.asarray(mean_of(point.progress, 0)))
         lines = [f"resuming {directory.path} at step {point.step:,} of {config.steps:,}", *notes]
         if aside := directory.set_aside_evaluations(directory.evaluations_at(point.step)):
-            lines.append(f"its evaluation so far is of the agent at step {point.step:,}: kept as {aside.name}")
+            lines.append(
+                f"its evaluation so far belongs to the agent at step {point.step:,}, and is kept as {aside.name}"
+            )
         if point.is_followed and session.on_iteration is None:
-            lines.append("on_iteration was given before but not now, so nothing is called between iterations now")
+            lines.append("on_iteration was passed before but not now, so nothing is called between iterations")
         if point.snapshot:
             engine.restore(point.snapshot, session.display.message)
         with directory.marked_mixed() if session.resources.is_mixed else nullcontext():
@@ -284,14 +286,14 @@ def run_loop(
     progress: Any,
     lines: list[str],
 ) -> Run:
-    """Run the loop inside the display; if it is stopped, the exception says how to resume."""
+    """Run the loop inside the display; if it is stopped, the exception explains how to resume."""
     seeds, display = config.seed_list(), session.display
     watch = None if session.watch is None or display.is_quiet else session.watch(directory.path)
     tracking = tracking_of(directory, session)
     loop = Loop(engine, directory, config, display, watch, tracking, session.on_iteration)
     try:
         with display:
-            with suppress(BrokenPipeError):  # the first update handles it, when there is something to save
+            with suppress(BrokenPipeError):  # the first update handles it, once there is something to save
                 display.start(title_of(config), lines)
             state, progress = loop.run(state, progress)
             onward = f"stopped by on_iteration; resume it:  {call_of('resume', config, directory)}"
@@ -304,28 +306,28 @@ def run_loop(
         words = f"Stopped immediately. Resume from the last checkpoint with: {call_of('resume', config, directory)}"
         raise KeyboardInterrupt(words) from None
     finally:
-        for line in lines_of_evaluations(directory):  # of a run that stopped before its end
+        for line in lines_of_evaluations(directory):  # those of a run that stopped before its end
             unless_closed(display.message)(line)
         tracking.close()
     return Run(directory.path, config, tuple(seeds), np.asarray(mean_of(progress, 0)))
 
 
 def lines_of_evaluations(directory: RunDirectory) -> list[str]:
-    """Set aside the evaluations made while the run trained, whose agents were trained further, and say so."""
+    """Set aside the evaluations made during training, whose agents were trained further, and report it."""
     if not directory.evaluation_path.exists():
         return []
     try:
         steps = load_arrays(directory.last, "checkpoint")[1]["steps"]
         aside = directory.set_aside_evaluations(directory.path / f"evaluation-up-to-step-{max(steps)}.csv")
     except (UpslopeError, OSError) as error:
-        return [f"evaluation.csv is of agents before the last, and could not be renamed: {brief(error)}"]
+        return [f"evaluation.csv belongs to earlier agents, and could not be renamed: {brief(error)}"]
     if aside is None:
         return []
-    return [f"evaluations made during training are of agents before the last, and do not count: kept as {aside.name}"]
+    return [f"evaluations made during training belong to earlier agents and do not count: kept as {aside.name}"]
 
 
 def tracking_of(directory: RunDirectory, session: Session) -> Tracking:
-    """The trackers of a session, in processes that send what the run holds and they do not have."""
+    """The trackers of a session, in processes that send what the run contains and the trackers do not have yet."""
     display = session.display
     inform = (lambda line: None) if display.is_quiet else display.message
     return Tracking(directory.path, session.trackers, session.project, display.message, inform)
@@ -348,7 +350,9 @@ def opening_lines(config: Config, directory: RunDirectory) -> list[str]:
         note = recorded[1].get("note") if recorded else None
         made = words_of(recorded[1].get("making", {})) if recorded else []
         adds = f", with {' '.join(made)}" if made else ""
-        adds += "" if config.start_from else "; --no-preset turns it off"  # else it is that of the run before
+        adds += (
+            "" if config.start_from else "; --no-preset disables it"
+        )  # otherwise it is the preset of the previous run
         lines.append(f"preset: {config.preset}" + (f" ({note})" if note else "") + f"{adds}")
     if reason := lost(config.environment):
         lines.append(
@@ -373,7 +377,7 @@ def source_lines(config: Config) -> list[str]:
 def lines_of_task(config: Config, task: Task) -> list[str]:
     """The notes on the task that are shown before training begins."""
     kind = "" if task.environment.is_compiled else task.environment.kind
-    batched = [f"batched: {kind}; its episodes cannot be replayed, so a resumed run begins new ones"] if kind else []
+    batched = [f"batched: {kind}; its episodes cannot be replayed, so a resumed run starts new ones"] if kind else []
     return [
         *batched,
         *lines_of_masks(config, task),
@@ -394,7 +398,7 @@ def lines_of_batch(task: Task) -> list[str]:
     one = sum(math.prod(inner.shapes) * (1 if isinstance(inner, ImageEncoder) else 4) for inner in parts)
     steps = (task.max_episode_steps or 0) if whole else task.rollout_steps
     once = not task.environment.is_compiled and one >= LARGE
-    copies = 1 + 1 / STEPS_PER_SUCCESSOR if once else 2  # else each has its successor beside it
+    copies = 1 + 1 / STEPS_PER_SUCCESSOR if once else 2  # otherwise each is stored together with its successor
     size = copies * one * steps * task.num_envs
     if size < LARGE_BATCH:
         return []
@@ -404,10 +408,10 @@ def lines_of_batch(task: Task) -> list[str]:
 def lines_of_masks(config: Config, task: Task) -> list[str]:
     """The note that masks are used, or that there are none to ignore."""
     if task.environment.gives_masks:
-        return ["masks: only the actions that the environment allows are taken; --no-masks ignores its masks"]
+        return ["masks: only actions that the environment allows are taken; --no-masks ignores its masks"]
     if config.masks or task.environment.ignores_masks:
         return []
-    return [f"--no-masks changes nothing: {config.environment} gives no action masks"]
+    return [f"--no-masks has no effect: {config.environment} provides no action masks"]
 
 
 def lines_of_networks(task: Task) -> list[str]:
@@ -417,11 +421,11 @@ def lines_of_networks(task: Task) -> list[str]:
 
 
 def lines_of_one_sample(task: Task) -> list[str]:
-    """The note that weights are not standardised if a batch holds a single step."""
+    """The note that weights are not standardised if a batch consists of a single step."""
     is_single = not task.estimator.whole_episodes and task.num_envs * task.rollout_steps == 1
     if not (is_single and task.update.normalize_advantage):
         return []
-    return ["a batch is one step, whose weight cannot be standardised, so it is used unchanged"]
+    return ["a batch is a single step, whose weight cannot be standardised, so it is used unchanged"]
 
 
 def finished_lines(config: Config, directory: RunDirectory) -> list[str]:
@@ -429,7 +433,7 @@ def finished_lines(config: Config, directory: RunDirectory) -> list[str]:
     longer = replace(config, steps=min(2 * config.steps, MAX_STEPS))
     is_continuous = spaces_of(directory)[1].is_continuous
     stops = "" if config.stop_at_return is None else f" or reached a return of {config.stop_at_return:g}"
-    # The defaults of a run that began with another are that run's, so no short command describes it.
+    # The defaults of a run that started from another are that run's, so no short command describes it.
     command = [] if config.start_from else [f"    {command_of(longer, is_continuous=is_continuous)}"]
     return [
         f"{directory.path} is finished: each seed has spent its {config.steps:,} steps{stops}, so nothing was changed. "

@@ -1,4 +1,4 @@
-"""Show a run that is training elsewhere: its display, from nothing but the rows in its directory."""
+"""Show a run that is training elsewhere, using only the rows in its directory."""
 
 import math
 import reprlib
@@ -23,19 +23,19 @@ WINDOW = 100
 SILENT_SECONDS, LONGER = 60.0, 10.0
 """A run seems to have stopped after this many seconds without a row, and this many times its longest pause so far."""
 MOMENT = 5.0
-"""Seconds that pass between the last row of a run and its end."""
+"""Seconds that may pass between the last row of a run and its end."""
 FIRST_SECONDS = 600.0
 """Seconds that the first rows may take, since a program is compiled before them."""
 NOT_SHOWN = (PREFIX, "time/", "episode/")
 """Prefixes of metrics that the display does not show, or takes from elsewhere."""
 MAX_COUNT = 2**53
-"""The largest number of steps, iterations or seconds that is shown; no training reaches it."""
+"""The largest number of steps, iterations or seconds that is displayed; no training reaches it."""
 LOCKS = Path("/proc/locks")
-"""Where Linux lists the files that processes of this machine have locked."""
+"""Where Linux lists the files that processes on this machine have locked."""
 
 
 class History:
-    """What is known of a run from its rows so far."""
+    """What the rows so far reveal about a run."""
 
     def __init__(self, directory: RunDirectory):
         self.directory, self.config = directory, directory.config()
@@ -43,7 +43,7 @@ class History:
         self.restart()
 
     def restart(self) -> None:
-        """Forget everything: a resumed run has cut its tables back."""
+        """Forget everything, because a resumed run has truncated its tables."""
         self.metrics, self.episodes = (
             GrowingTable(self.directory.metrics_path),
             GrowingTable(self.directory.episodes_path),
@@ -61,7 +61,7 @@ class History:
         return self.over == set(self.seeds)
 
     def read(self) -> list[Snapshot]:
-        """The new states of the run since the last call, the last one and enough of those before it to draw a curve."""
+        """The run's new states since the last call: the latest one, and enough earlier ones to draw a curve."""
         lines = self.metrics.read()
         if self.metrics.has_restarted:
             self.restart()
@@ -121,7 +121,7 @@ class History:
         )
 
     def add_times(self, row: dict[str, Any]) -> None:
-        """Note the times of a chunk, where they are numbers that a clock can show."""
+        """Record the times of a chunk if they are numbers that can be displayed."""
         elapsed, rate, iteration = (row.get(n) for n in ("time/elapsed", "time/steps_per_second", "iteration"))
         if is_shown(elapsed):
             if self.elapsed:
@@ -141,15 +141,15 @@ class History:
 
 
 def is_shown(value: Any) -> TypeGuard[int | float]:
-    """Whether the value is a number, not negative, that the display can show."""
+    """Whether the value is a non-negative number that can be displayed."""
     return isinstance(value, int | float) and 0 <= value <= MAX_COUNT
 
 
 class Silence:
     """Judges from outside whether a run is still training.
 
-    At first the last row's age is that of the file, so a network share with a wrong clock misleads it; later it is the
-    time since a new row was seen. On Linux the lock that training holds says more, if training runs on this machine.
+    At first the age of the last row is taken to be that of the file, so it is wrong if a network share's clock is;
+    later it is the time since a new row was seen. If training runs on this machine and on Linux, its lock tells more.
     """
 
     def __init__(self, history: History, now: Callable[[], float]):
@@ -182,7 +182,7 @@ class Silence:
         if self.seconds <= self.limit:
             return ""
         pause = self.history.longest_pause
-        usual = f", and the longest pause before was {clock(pause)}" if pause else ""
+        usual = f", and the longest pause before that was {clock(pause)}" if pause else ""
         told = f"no new row for more than {clock(self.limit)}{usual}"
         if is_alive:
             return f"{told}. Its process is still running: an environment may be hanging"
@@ -190,8 +190,8 @@ class Silence:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process of this machine holds the lock of a run, as Linux lists it; trying the lock would get in the
-    way of training."""
+    """Whether a process on this machine holds a run's lock, according to Linux's list; trying to take the lock would
+    interfere with training."""
     try:
         node = path.stat().st_ino
         lines = LOCKS.read_text("ascii").splitlines()
@@ -210,7 +210,7 @@ def watch(
 ) -> None:
     """Show a run until it has spent its budget. Nothing in its directory is written or locked.
 
-    `look` gives the doctor's finding. `sleep` and `now` are the clock.
+    `look` returns the doctor's finding. `sleep` and `now` are the clock.
 
     Raises:
         UpslopeError: this is not a run directory, or it is damaged.
@@ -219,7 +219,7 @@ def watch(
     silence, state = Silence(history, now), history.snapshot()
     has_rows = False
     with display:
-        display.start(title_of(history.config), [f"watching {run}; Ctrl-C leaves it alone"])
+        display.start(title_of(history.config), [f"watching {run}; Ctrl-C stops watching, not the run"])
         while True:
             new = history.read()
             if new:

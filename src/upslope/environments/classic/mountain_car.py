@@ -45,7 +45,7 @@ class MountainCarContinuous(CompiledEnvironment):
         r = 100 · terminated − 0.1 u²
 
     The left wall stops the car. The episode terminates where x ≥ 0.45 and v ≥ `goal_velocity`. Doing nothing
-    has a return of 0, a local optimum; a good policy reaches about 95.
+    yields a return of 0, a local optimum; a good policy reaches about 95.
     Source: Moore (1990); Gymnasium's continuous_mountain_car.py.
     """
 

@@ -42,7 +42,8 @@ def ids() -> Iterable[str]:
 
 
 def create(name: str, env_kwargs: dict[str, Any]) -> Craftax:
-    """Create a world; arguments that name static parameters, e.g. the map's size, set those; the rest set others."""
+    """Create a world; arguments that name static parameters, e.g. the map's size, set those, and the rest set the
+    others."""
     inner = module("craftax.craftax_env").make_craftax_env_from_name(name, auto_reset=False)
     static = inner.static_env_params
     named = {field.name for field in fields(type(static))}

@@ -1,9 +1,9 @@
 """Jumanji: puzzles, packing and routing (Bonnet et al. 2023, https://github.com/instadeepai/jumanji).
 
-The last step of an episode looks the same at a true end and at the environment's `time_limit`. So each step is also
-taken by a copy without that limit: an end there is `terminated`, and the limit is upslope's `max_episode_steps`. The
-compiler merges what both compute. The `action_mask` of an observation becomes the mask; if it covers combinations of
-components, as in Minesweeper, the action is one choice among all combinations.
+The last step of an episode looks the same at a true end and at the environment's `time_limit`. Each step is therefore
+also taken by a copy without that limit: an end there is `terminated`, and the limit is upslope's `max_episode_steps`.
+The compiler merges what both have in common. The `action_mask` of an observation becomes the mask; if it covers
+combinations of components, as in Minesweeper, the action is one choice among all combinations.
 """
 
 import copy
@@ -31,7 +31,7 @@ from upslope.environments.sources.wrapping import (
 from upslope.errors import UpslopeError
 
 MOST_KINDS = 64
-"""The largest number of values that is encoded one-hot; counters with more values are read as numbers."""
+"""The largest number of values that is encoded one-hot; counters with more values are treated as numbers."""
 
 
 class Jumanji(CompiledEnvironment):
@@ -87,7 +87,8 @@ def parts_of(spec: Any) -> dict[str, Any]:
 
 
 def space_of(spec: Any) -> spaces.Space:
-    """The space of a specification: boards of integers are bytes, choices among few values Discrete, others numbers."""
+    """The space of a specification: boards of integers become bytes, choices among few values Discrete, and everything
+    else numbers."""
     specs = module("jumanji.specs")
     if parts := parts_of(spec):
         return spaces.Dict({name: space_of(part) for name, part in parts.items() if name != KEY})
@@ -106,7 +107,8 @@ def space_of(spec: Any) -> spaces.Space:
 
 
 def actions_of(inner: Any) -> tuple[tuple[int, ...], spaces.Space]:
-    """The number of values of each component if they are combined into one choice, else (); and the action space."""
+    """The number of values of each component if they are combined into one choice, otherwise (); and the action
+    space."""
     specs = module("jumanji.specs")
     spec, masks = inner.action_spec, parts_of(inner.observation_spec).get(KEY)
     if isinstance(spec, specs.DiscreteArray):

@@ -2,7 +2,7 @@
 
 An environment's `done` means termination. The time limit is `episode_length` of its config, in physics steps, and
 each action lasts `action_repeat` of these; only the library's training wrapper reads both. Here the limit is upslope's
-`max_episode_steps`. The physics is MJX in JAX unless `impl` says otherwise.
+`max_episode_steps`. The physics is MJX in JAX unless `impl` selects another.
 """
 
 from collections.abc import Iterable

@@ -49,8 +49,8 @@ def source_of(prefix: str, ids: Callable[[], Iterable[str]], create: Maker) -> S
 
 
 def import_library(library: Library) -> None:
-    """Import a library, or say how to install it. Its callers leave out the current folder, where another module may
-    have its name."""
+    """Import a library, or explain how to install it. Its callers exclude the current folder, where another module may
+    have the same name."""
     if importlib.util.find_spec(library.package) is None:
         raise UpslopeError(
             f"{library.prefix}: names environments of {library.package}, which is not installed. Install it: "
@@ -86,7 +86,7 @@ def created(create: Maker, full_name: str, name: str, env_kwargs: dict[str, Any]
         raise
     except Exception as error:
         what, remedy = (f" from {env_kwargs}", " Correct --env-kwargs.") if env_kwargs else ("", "")
-        raise UpslopeError(f"{full_name} could not be made{what}: {told(error)}.{remedy}") from error
+        raise UpslopeError(f"{full_name} could not be created{what}: {told(error)}.{remedy}") from error
 
 
 def raw(key: PRNGKeyArray) -> Array:

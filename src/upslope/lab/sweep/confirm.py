@@ -1,7 +1,7 @@
-"""Compare the winner of a sweep with the defaults: both trained anew, on seeds that no trial has seen.
+"""Compare the winner of a sweep with the defaults: both are retrained, on seeds that no trial has seen.
 
-The best of many trials is partly the luckiest, so its score in the sweep is optimistic. Fresh seeds do not know that it
-won.
+The best of many trials is partly the luckiest, so its score in the sweep is optimistic. Its score on fresh seeds is
+not.
 """
 
 from collections.abc import Callable
@@ -64,7 +64,7 @@ def confirm(
     resources: Resources,
     display: Callable[[], Display],
 ) -> Confirmation:
-    """Train and evaluate the winner and the default on fresh seeds, or continue what was begun, and compare them.
+    """Train and evaluate the winner and the default on fresh seeds, or continue what was started, and compare them.
 
     Raises:
         KeyboardInterrupt: Ctrl-C was pressed; everything is saved.

@@ -1,7 +1,7 @@
-"""The folder of a sweep: its own alone, so that nothing of anyone else's is overwritten or deleted.
+"""The folder of a sweep, which belongs to it alone, so that nothing else is overwritten or deleted.
 
-A file names the study whose trials the folder holds, wherever the storage is. A folder that is neither empty nor this
-study's is refused, and so is a link inside it.
+A file names the study whose trials the folder contains, wherever the storage is. A folder that is neither empty nor
+this study's is refused, and so is a link inside it.
 """
 
 import json
@@ -18,11 +18,11 @@ FILES = (MARK, STORAGE, "winner.yaml", "report.html")
 
 
 def make_folder(path: Path, storage: str) -> bool:
-    """Create the sweep's folder, or take one that is empty, marked, or holds the storage. Return whether it holds
-    more than the storage, but no mark, as folders of earlier versions do: `claim` then asks the study.
+    """Create the sweep's folder, or accept one that is empty, marked, or contains the storage. Return whether it
+    contains more than the storage but no mark, as folders of earlier versions do: `claim` then asks the study.
 
     Raises:
-        UpslopeError: the folder cannot be created, is a run, holds a link, or holds something else.
+        UpslopeError: the folder cannot be created, is a run, or contains a link or something else.
     """
     if (path / "config.json").exists():
         raise UpslopeError(f"{path} is a run, not a sweep. Choose another --name.")
@@ -35,7 +35,7 @@ def make_folder(path: Path, storage: str) -> bool:
     safe_path(path, path / TRIALS_FOLDER, is_folder=True)
     database = database_in(path, storage)
     names = [found.name for found in path.iterdir()]
-    # Another process may be about to begin the same sweep: SQLite adds journals, and the mark is written beside itself.
+    # Another process may be starting the same sweep: SQLite adds journals, and the mark is first a temporary file.
     others = [name for name in names if not name.startswith((f".{MARK}.", database or MARK))]
     if MARK in names or not others:
         return False
@@ -77,8 +77,9 @@ def marked(mark: Path) -> str | None:
 def of_another(path: Path) -> UpslopeError:
     """The error for a folder that is not this sweep's."""
     return UpslopeError(
-        f"{path} is not empty, and what it holds is not of this sweep's study, so nothing in it is changed. To "
-        "continue the sweep that wrote it, give the --storage that it had; otherwise choose another --name or --folder."
+        f"{path} is not empty, and its contents do not belong to this sweep's study, so nothing in it is "
+        "changed. To continue the sweep that wrote it, pass the same --storage; otherwise choose another "
+        "--name or --folder."
     )
 
 
@@ -93,6 +94,6 @@ def trial_folder(trials: Path, number: int) -> Path:
     if path.exists() and any(path.iterdir()):
         config = path / "config.json"
         if config.is_symlink() or not config.is_file():
-            raise UpslopeError(f"{path} holds something other than a run, so it is not replaced. Move it elsewhere.")
+            raise UpslopeError(f"{path} contains something other than a run, so it is not replaced. Move it elsewhere.")
         shutil.rmtree(path, ignore_errors=True)
     return path

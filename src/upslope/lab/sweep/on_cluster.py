@@ -1,9 +1,8 @@
 """Trials on a cluster: each worker trains one after another, those of a compiled environment with the same programs.
 
 Only the main process uses the study and writes files. A trial on the host is a run in a temporary folder, whose files
-the
-worker sends back. A trial whose worker is lost is trained again by another one, with the same settings and seeds, so
-its result is the same.
+the worker sends back. A trial whose worker is lost is trained again by another one, with the same settings and seeds,
+so its result is the same.
 """
 
 import json
@@ -47,7 +46,7 @@ def train_on_cluster(
     ended: Callable[[int], None],
     say: Callable[[str], None],
 ) -> None:
-    """Train trials in workers on a cluster until all have begun and ended.
+    """Train trials in workers on a cluster until all have ended.
 
     Raises:
         UpslopeError: the environment or a part cannot be sent to the cluster, or a node differs.
@@ -57,7 +56,7 @@ def train_on_cluster(
 
     task = setup.task(setup.default)
     if not is_transferable(task):
-        raise UpslopeError("The environment or a part of it cannot be sent to a cluster. Name it as module:Name.")
+        raise UpslopeError("The environment or a part of it cannot be sent to a cluster. Refer to it as module:Name.")
     cluster = connect(placement)
     cluster.require(task, task.environment)
     capacity = cluster.capacity()
@@ -87,13 +86,13 @@ class Trials:
         self.setup, self.study, self.folder, self.start_worker = setup, study, folder, start_worker
         self.ended, self.say, self.is_mixed = ended, say, is_mixed
         self.lock = threading.Lock()
-        """Held while the study is asked or told."""
+        """Held while the study is being used."""
         self.is_stopped = False
         self.started = 0
         self.threads: list[threading.Thread] = []
         self.workers: dict[int, Worker] = {}
         self.starting: set[int] = set()
-        """The indices of workers that have not answered yet, whose room the cluster may still count as free."""
+        """The indices of workers that have not answered yet, whose resources the cluster may still count as free."""
         self.pruned: set[int] = set()
         self.losses: dict[str, int] = {}
         self.errors: list[BaseException] = []
@@ -123,7 +122,7 @@ class Trials:
             raise self.errors[0]
 
     def go_on(self, most: float, has_room: Callable[[], int]) -> bool:
-        """Start workers where there is room; return whether any is at work, or will be."""
+        """Start workers where there is room; return whether any is working, or will be."""
         alive = self.alive()
         with self.lock:
             left = self.study.left()
@@ -187,7 +186,7 @@ class Trials:
             self.ended(trial.number)
 
     def keep(self, number: int, files: dict[str, bytes]) -> None:
-        """Write the run that a worker sent, unless something else is in its place: its score counts all the same."""
+        """Write the run that a worker sent, unless something else is in its place; its score counts anyway."""
         try:
             path = trial_folder(self.folder, number)
         except UpslopeError as error:
@@ -211,7 +210,7 @@ class Trials:
         return Notices(show)
 
     def lost(self, trial: Any, words: str) -> None:
-        """Put the trial of a lost worker back, unless its workers are lost again and again."""
+        """Put the trial of a lost worker back, unless its workers keep getting lost."""
         settings = json.dumps(trial.params, sort_keys=True, default=str)
         self.losses[settings] = self.losses.get(settings, 0) + 1
         with self.lock:
@@ -235,7 +234,7 @@ class Trials:
 
 
 REPORT = "report "
-"""The prefix of the kind of a notice that reports a trial's recent return."""
+"""Prefix of the kind of notice that reports a trial's recent return."""
 
 
 @dataclass
@@ -277,7 +276,7 @@ class Server:
         return self.is_interrupted
 
     def train_in_program(self, setup: Setup, number: int, drawn: dict[str, Any]) -> Outcome:
-        """Train a trial of a compiled environment, with a program that earlier trials may have left."""
+        """Train a trial of a compiled environment, possibly with a program left by earlier trials."""
         trial = OneTrial(number, drawn, self.report)
         if self.programs is None:
             self.programs = Programs(setup, trial, 1, lambda _: None)
@@ -332,7 +331,7 @@ class OneTrial:
         self.outcome = Outcome("complete", score=score)
 
     def prune(self, trial: Any, reason: str = "") -> None:
-        """Note that the trial was given up."""
+        """Note that the trial was stopped early."""
         self.outcome = Outcome("pruned", reason)
 
     def fail(self, trial: Any, reason: str) -> None:

@@ -74,7 +74,7 @@ def fresh_part(figures: Figures, confirmation: Confirmation) -> dict[str, Any]:
 
 
 def winner_table(winner: Told, default: Config) -> Table:
-    """The winner's settings beside the defaults'."""
+    """The winner's settings next to the defaults."""
     rows = [
         [name.rstrip("_"), setting_words(value), setting_words(getattr(default, name))]
         for name, value in winner.drawn.items()
@@ -110,7 +110,7 @@ def history_figure(figures: Figures, trials: Sequence[Told], reference: float) -
 
 
 def plain(name: str) -> dict[str, Any]:
-    """The settings that all traces of the history share."""
+    """The options that all traces of the history share."""
     return {
         "type": "scatter",
         "name": name,
@@ -140,7 +140,7 @@ def parallel_figure(figures: Figures, complete: Sequence[Told], space: Space) ->
 
 
 def dimension(name: str, parameter: Parameter, drawn: Sequence[Any]) -> dict[str, Any]:
-    """One axis: logarithmic for such a range, a place for each choice."""
+    """One axis: logarithmic for a logarithmic range, with one position per choice otherwise."""
     label = escape(name.rstrip("_"))
     if isinstance(parameter, Choices):
         words = parameter.words
@@ -155,7 +155,7 @@ def dimension(name: str, parameter: Parameter, drawn: Sequence[Any]) -> dict[str
 
 
 def importance_figure(figures: Figures, importances: Mapping[str, float]) -> Html:
-    """The importances as horizontal bars, the largest on top."""
+    """The importances as horizontal bars, the largest at the top."""
     names = list(importances)[::-1]
     trace = {
         "type": "bar",
@@ -171,13 +171,13 @@ def importance_figure(figures: Figures, importances: Mapping[str, float]) -> Htm
 
 
 def space_table(space: Space, default: Config) -> Table:
-    """What is searched, next to the defaults."""
+    """The space that is searched, next to the defaults."""
     rows = [[name.rstrip("_"), extent(p), setting_words(getattr(default, name))] for name, p in space.searched.items()]
     return Table(["setting", "searched", "default"], rows, "The space")
 
 
 def extent(parameter: Parameter) -> str:
-    """A range or choices in words."""
+    """A description of a range or choices."""
     if isinstance(parameter, Choices):
         return ", ".join(setting_words(x) or "none" for x in parameter.words)
     low, high = setting_words(parameter.low), setting_words(parameter.high)

@@ -29,14 +29,14 @@ PATIENCE = 30.0
 def train_on_host(
     setup: Setup, study: Study, folder: Path, workers: int | None, ended: Callable[[int], None], say: Callable[..., Any]
 ) -> None:
-    """Train trials, one process per core, until all have begun and ended.
+    """Train trials, one process per core, until all have ended.
 
     Raises:
         KeyboardInterrupt: Ctrl-C was pressed; trials in progress are put back.
     """
     count = min(workers or num_cores(), max(study.left(), 1))
     if count > 1 and not is_transferable(setup.task(setup.default)):
-        say("training one trial after another: the environment or a part cannot be sent to another process")
+        say("training one trial after another, since the environment or a part cannot be sent to another process")
         count = 1
     if count == 1:
         train_here(setup, study, folder, workers, ended)

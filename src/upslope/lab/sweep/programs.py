@@ -24,7 +24,8 @@ from upslope.runs.loop import WINDOW
 from upslope.runs.signals import stop_on_signal
 
 AT_ONCE, AT_ONCE_ON_ACCELERATOR = 8, 64
-"""Trials trained at once by default. More of them fill an accelerator; fewer let samplers learn from each other."""
+"""Trials trained at once by default. More of them fill an accelerator; with fewer, samplers learn from more of the
+results."""
 
 
 @dataclass
@@ -44,7 +45,7 @@ class Active:
 
 @runtime_checkable
 class Trials(Protocol):
-    """What a `Study` is to programs: it gives trials, and is told their results."""
+    """The interface of a `Study` for programs: it provides trials and receives their results."""
 
     total: int
 
@@ -74,7 +75,7 @@ class Trials(Protocol):
 
 
 class Programs:
-    """Trains the trials of a study until all have begun and ended."""
+    """Trains the trials of a study until all have ended."""
 
     def __init__(self, setup: Setup, study: Trials, at_once: int | None, say: Callable[[int], None]):
         """`say` is called with the number of each trial that has ended."""
@@ -83,10 +84,11 @@ class Programs:
         self.engines: list[tuple[TrialsEngine, list[Active]]] = []
         self.paths: tuple[Path, ...] | None = None
         self.num_alone = 0
-        """Trials to train one by one: a program that failed with several of them does not say which of them it was."""
+        """Trials to train one by one: a program that failed with several of them does not reveal which one was at
+        fault."""
 
     def run(self) -> None:
-        """Train; may be called again, and keeps its programs until it is closed.
+        """Train; may be called again, since programs are kept until `close`.
 
         Raises:
             KeyboardInterrupt: Ctrl-C was pressed; trials in progress are put back.
@@ -138,7 +140,7 @@ class Programs:
             self.paths = number_paths(self.setup)
         try:
             self.place(trial, task, at_once, self.paths)
-        except UndecidedError:  # in a user's own part, which branches on a number: a program for each trial
+        except UndecidedError:  # a user's own part branches on a number, so each trial needs a program of its own
             for engine, active in self.engines:
                 if not active:
                     engine.close()
@@ -189,7 +191,8 @@ class Programs:
                     self.end(active, one, self.study.prune)
 
     def lose(self, engine: TrialsEngine, active: list[Active], reason: str) -> None:
-        """Fail the trial that could not be trained; of several, train each again alone, to see which one it was."""
+        """Fail the trial that could not be trained; if there were several, train each again alone to find out which one
+        it was."""
         is_alone = len(active) == 1
         for one in list(active):
             engine.stop(one.slot)
@@ -215,7 +218,7 @@ def number_paths(setup: Setup) -> tuple[Path, ...]:
         for value in (getattr(setup.default, name), *parameter.ends()):
             try:
                 tasks.append(setup.task(replace(setup.default, **{name: value})))
-            except UpslopeError:  # it needs another value of another setting
+            except UpslopeError:  # it requires another setting to have another value
                 continue
         for first, second in combinations(tasks, 2):
             family = Family(first, ()).joined(second)

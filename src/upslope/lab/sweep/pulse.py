@@ -1,4 +1,4 @@
-"""Signs of life: which process trains a trial, and whether it still does."""
+"""Signs of life: which process is training a trial, and whether it still is."""
 
 import math
 import os
@@ -11,8 +11,8 @@ from typing import Any
 from upslope.lab.sweep.samplers import require_optuna
 
 PULSE_SECONDS, LOST_SECONDS = 60.0, 600.0
-"""Seconds between two signs of life of a trial, and without one before its process on another machine counts as
-gone."""
+"""Seconds between two signs of life of a trial, and seconds without one after which its process on another machine
+counts as gone."""
 
 
 def this_process() -> str:
@@ -21,14 +21,14 @@ def this_process() -> str:
 
 
 class Pulse:
-    """Records in the storage, once in a while, that the trials of this process are still in progress."""
+    """Records in the storage, from time to time, that the trials of this process are still in progress."""
 
     def __init__(self, storage: Any):
         self.storage, self.trials, self.lock = storage, set(), threading.Lock()
         self.thread: threading.Thread | None = None
 
     def add(self, trial: int) -> None:
-        """Record it for this trial from now on."""
+        """Start recording it for this trial."""
         self.write(trial)
         with self.lock:
             self.trials.add(trial)
@@ -37,7 +37,7 @@ class Pulse:
                 self.thread.start()
 
     def beat(self) -> None:
-        """Record it until the process ends."""
+        """Keep recording it until the process ends."""
         while True:
             time.sleep(PULSE_SECONDS)
             with self.lock:
@@ -63,8 +63,9 @@ def was_put_back(trial: Any) -> bool:
 
 
 def is_gone(attributes: Mapping[str, Any], first_seen: float = math.inf) -> bool:
-    """Whether the process that trains a trial has ended: by its pulse, and on this machine by its id too, which another
-    process may have by now. Without any sign of life it counts as gone some time after it was first seen."""
+    """Whether the process that was training a trial has ended, judged by its signs of life and, on this machine, also
+    by its id, which another process may have by now. Without any sign of life it counts as gone some time after it was
+    first seen."""
     if time.time() - float(attributes.get("alive", first_seen)) > LOST_SECONDS:
         return True
     machine, _, number = str(attributes.get("process", "")).rpartition(":")

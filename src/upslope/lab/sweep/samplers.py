@@ -1,6 +1,6 @@
 """Optuna's samplers, pruners and distributions.
 
-Optuna is imported inside functions, since it is an extra.
+Optuna is imported inside functions, since it is an optional dependency.
 """
 
 import inspect
@@ -26,7 +26,7 @@ OPTIONS: Mapping[str, Any] = {
     "warn_independent_sampling": False,
     "warn_asynchronous_seeding": False,
 }
-"""Arguments of samplers and pruners that take them; all others keep Optuna's defaults."""
+"""Arguments for the samplers and pruners that accept them; all others keep Optuna's defaults."""
 NONE = "none"
 
 
@@ -58,7 +58,7 @@ def pruners() -> dict[str, type]:
 
 
 def parts_of(module: Any, ending: str) -> dict[str, type]:
-    """The classes of a module that are made without further arguments, by lower-case name without the ending."""
+    """The classes of a module that can be created without further arguments, by lower-case name without the suffix."""
     kinds = {name: getattr(module, name) for name in module.__all__ if name.endswith(ending)}
     return {
         name.removesuffix(ending).lower(): kind
@@ -68,8 +68,8 @@ def parts_of(module: Any, ending: str) -> dict[str, type]:
 
 
 def is_complete(kind: type) -> bool:
-    """Whether a class can be made with the arguments that it gets here. Some have defaults for all, and refuse these;
-    one whose package is missing counts, since that package can be installed."""
+    """Whether a class can be created with the arguments that it gets here. Some have defaults for all arguments, but
+    refuse them; a class whose package is missing counts, since that package can be installed."""
     try:
         with_options(kind, OPTIONS)
     except (TypeError, ValueError):
@@ -80,7 +80,7 @@ def is_complete(kind: type) -> bool:
 
 
 def with_options(kind: type, options: Mapping[str, Any]) -> Any:
-    """Make a sampler or a pruner with the options that it takes."""
+    """Create a sampler or a pruner with the options that it accepts."""
     taken = inspect.signature(kind).parameters
     with without_warnings():
         return kind(**{key: value for key, value in options.items() if key in taken})
@@ -94,7 +94,7 @@ def named(role: str, name: str, known: Mapping[str, type]) -> type:
 
 
 def made(role: str, name: str, known: Mapping[str, type], **more: Any) -> Any:
-    """Make a sampler or a pruner with the options that it takes."""
+    """Create a sampler or a pruner with the options that it accepts."""
     kind = named(role, name, known)
     try:
         return with_options(kind, {**OPTIONS, **more})
@@ -103,14 +103,14 @@ def made(role: str, name: str, known: Mapping[str, type], **more: Any) -> Any:
 
 
 def refuse_endless(sampler: str, space: Space) -> None:
-    """Refuse a sampler that tries everything, if a range holds more numbers than can be tried."""
+    """Refuse a sampler that tries everything if a range contains more numbers than can be tried."""
     if not issubclass(named("sampler", sampler, samplers()), require_optuna().samplers.BruteForceSampler):
         return
     endless = [name.rstrip("_") for name, p in space.searched.items() if isinstance(p, Range) and not p.is_finite]
     if endless:
         raise UpslopeError(
             f"The sampler {sampler} tries every value, but the space has ranges without a step: {', '.join(endless)}. "
-            "Give each a step or choices in a --space file, or choose another --sampler, e.g. tpe."
+            "Give each of them a step or choices in a --space file, or choose another --sampler, e.g. tpe."
         )
 
 
@@ -121,7 +121,7 @@ def needs_package(role: str, name: str, error: ImportError) -> UpslopeError:
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """Silence Optuna's notes on experimental parts, which are no news to a user who chose them by name."""
+    """Silence Optuna's warnings about experimental parts, which the user has chosen by name."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -130,7 +130,8 @@ def without_warnings() -> Iterator[None]:
 def sampler_of(name: str, seed: int) -> Any:
     """A sampler whose suggestion for a trial depends on the seed, the trial's number and the results before it.
 
-    Hence a sweep that was stopped continues as it would have, and processes that share a storage draw different trials.
+    Hence a stopped sweep continues as it would have done otherwise, and processes that share a storage draw different
+    trials.
     """
     optuna = require_optuna()
     has_seed = "seed" in inspect.signature(named("sampler", name, samplers())).parameters and name != "qmc"
@@ -166,7 +167,7 @@ def sampler_of(name: str, seed: int) -> Any:
         def after_trial(self, study: Any, trial: Any, state: Any, values: Any) -> None:
             try:
                 self.of(trial).after_trial(study, trial, state, values)
-            except RuntimeError:  # it wanted to stop a study that does not run its own loop: nothing is left to try
+            except RuntimeError:  # it tried to stop a study that does not run its own loop: nothing is left to try
                 self.is_exhausted = True
 
     return PerTrial()

@@ -16,7 +16,7 @@ from upslope.lab.sweep.space import Space, read_space, shipped_space
 from upslope.learning.iteration import Task
 
 SELECTING = ("estimator", "objective", "optimiser", "memory", "shared_trunk", "model", "head")
-"""Settings that decide which others are read."""
+"""Settings that determine which others are used."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def setup_of(
     """The setup of a sweep; `settings` replace what the space fixes.
 
     Raises:
-        UpslopeError: a setting or the space is invalid, or nothing reads it.
+        UpslopeError: a setting or the space is invalid, or nothing uses it.
     """
     if algorithm in ALGORITHMS and ALGORITHMS[algorithm].source == "recorded":
         raise UpslopeError(
@@ -68,11 +68,11 @@ def setup_of(
     asked = fixed | canonical(settings)
     default, made, _, parts = configured(environment, algorithm, preset=preset, settings=asked)
     if default.data is not None:
-        raise UpslopeError("A sweep scores trials by their own episodes, and recorded data have none. Leave out data.")
+        raise UpslopeError("A sweep scores trials by their own episodes, and recorded data have none. Omit data.")
     if default.reference is not None:
-        raise UpslopeError("The trials of a sweep have no reference policy. Leave out reference.")
+        raise UpslopeError("The trials of a sweep have no reference policy. Omit reference.")
     if default.start_from:
-        raise UpslopeError("Every trial of a sweep starts from scratch, not from another run. Leave out start_from.")
+        raise UpslopeError("Every trial of a sweep starts from scratch, not from another run. Omit start_from.")
     task = task_of(default, made, parts)
     refuse_unread(asked, default, task)
     if given is None:
@@ -80,7 +80,7 @@ def setup_of(
         is_read = [name for name in shipped.searched if not missing_reader(name, default, task)]
         return Setup(default, made, shipped.only([name for name in is_read if name not in asked]))
     if twice := [name for name in given.searched if name in asked]:
-        raise UpslopeError(f"{', '.join(twice)} is searched by the space and also set. Leave one of the two out.")
+        raise UpslopeError(f"{', '.join(twice)} is searched by the space and also set. Omit one of the two.")
     if not set(given.searched) & set(SELECTING):
         refuse_unread(given.searched, default, task)
     check_ends(given, default)
@@ -88,7 +88,7 @@ def setup_of(
 
 
 def check_ends(space: Space, default: Config) -> None:
-    """Refuse a range or a choice whose ends a config does not allow."""
+    """Refuse a range or choices whose extremes a config does not allow."""
     for name, parameter in space.searched.items():
         for end in parameter.ends():
             try:
@@ -96,4 +96,4 @@ def check_ends(space: Space, default: Config) -> None:
                 estimator_of(config)
                 objective_of(config)
             except UpslopeError as error:
-                raise UpslopeError(f"The space holds {name} = {end}. {error}") from error
+                raise UpslopeError(f"The space contains {name} = {end}. {error}") from error

@@ -25,9 +25,9 @@ from upslope.core.messages import unknown
 from upslope.errors import UpslopeError
 
 GIVEN_BY_THE_COMMAND = ("environment", "algorithm", "steps", "seeds", "seed", "preset", "data")
-"""Settings that a space cannot hold: trials are compared on one task, budget and set of seeds."""
+"""Settings that a space cannot contain: trials are compared on one task, budget and set of seeds."""
 OF_THE_TASK = ("env_kwargs", "wrappers", "ignore_observation", "masks", "max_episode_steps")
-"""Settings that change what is to be learned, so that trials which differ in them have no common score."""
+"""Settings that change what is to be learned, so that trials that differ in them have no common score."""
 RANGE, CHOICES = {"low", "high", "log", "step"}, {"choices"}
 FORM = (
     "a space: `setting: {low: …, high: …, log: true}`, `setting: {choices: […]}`, or `setting: value`, which is fixed"
@@ -36,7 +36,7 @@ FORM = (
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from low to high, both included; evenly spread over their logarithms if `log`."""
+    """Numbers from low to high, both included; evenly distributed on a logarithmic scale if `log`."""
 
     low: int | float
     high: int | float
@@ -46,7 +46,7 @@ class Range:
 
     @property
     def is_finite(self) -> bool:
-        """Whether there is a last digit, so that all values can be listed."""
+        """Whether the values are finite in number, so that all can be listed."""
         return self.is_whole or self.step is not None
 
     def ends(self) -> tuple[Any, ...]:
@@ -158,7 +158,7 @@ def shipped() -> dict[str, Any]:
 
 
 def space_of(entries: Mapping[str, Any], place: str) -> Space:
-    """The space that a mapping describes; `place` names it in messages."""
+    """The space described by a mapping; `place` names it in messages."""
     searched: dict[str, Parameter] = {}
     fixed: dict[str, Any] = {}
     for written, entry in entries.items():
@@ -166,7 +166,7 @@ def space_of(entries: Mapping[str, Any], place: str) -> Space:
             name = field_of(str(written))
             is_searched = isinstance(entry, Mapping) and bool(set(map(str, entry)) & (RANGE | CHOICES))
             if name in GIVEN_BY_THE_COMMAND:
-                raise UpslopeError(f"{written} is the same for all trials; give it to the command instead.")
+                raise UpslopeError(f"{written} is the same for all trials; pass it to the command instead.")
             if name in searched or name in fixed:
                 raise UpslopeError(f"{written} appears twice.")
             if is_searched:
@@ -181,14 +181,14 @@ def space_of(entries: Mapping[str, Any], place: str) -> Space:
 
 
 def field_of(written: str) -> str:
-    """The field of `Config` for a name as it is written in a file or a flag.
+    """The field of `Config` for a name as written in a file or a flag.
 
     Raises:
         UpslopeError: there is no such setting.
     """
     name = "lambda_" if written == "lambda" else written.replace("-", "_")
     if name not in get_type_hints(Config):
-        canonical({written: None})  # which knows other libraries' names too, and always refuses
+        canonical({written: None})  # it knows other libraries' names too, and always refuses
     return name
 
 
@@ -209,12 +209,12 @@ def choices_of(name: str, entry: Mapping[str, Any]) -> Choices:
     """The choices of a setting, in its type."""
     values = entry["choices"]
     if len(entry) > 1:
-        raise UpslopeError(f"{name} has choices and a range. Give one of the two.")
+        raise UpslopeError(f"{name} has both choices and a range. Give one of the two.")
     if not isinstance(values, list | tuple) or not values:
         raise UpslopeError(f"the choices of {name} must be a list of values, e.g. {{choices: [0.98, 0.99]}}.")
     found = tuple(canonical({name: value})[name] for value in values)
     if any(a == b for k, a in enumerate(found) for b in found[:k]):
-        raise UpslopeError(f"the choices of {name} hold a value twice.")
+        raise UpslopeError(f"the choices of {name} contain a value twice.")
     return Choices(found)
 
 
@@ -235,7 +235,7 @@ def range_of(name: str, entry: Mapping[str, Any]) -> Range:
     if not low < high:
         raise UpslopeError(f"the range of {name} is empty: low {low} is not below high {high}.")
     if log and low <= 0:
-        raise UpslopeError(f"the range of {name} starts at {low}, which has no logarithm. Raise low, or leave out log.")
+        raise UpslopeError(f"the range of {name} starts at {low}, which has no logarithm. Raise low, or omit log.")
     if step is not None and (log or not 0 < step <= high - low):
         why = "log and step exclude each other" if log else f"a step of {step} does not fit into it"
         raise UpslopeError(f"the range of {name}: {why}.")
@@ -243,7 +243,7 @@ def range_of(name: str, entry: Mapping[str, Any]) -> Range:
 
 
 def number_kind(hint: Any) -> type | None:
-    """int or float for a setting that is a number, or a number or None; None for all others."""
+    """int or float for a setting that is a number or an optional number; None for all others."""
     kinds = set(get_args(hint)) - {NoneType} if get_origin(hint) is UnionType else {hint}
     return next((kind for kind in (float, int) if kinds == {kind}), None)
 
@@ -256,6 +256,6 @@ def refuse_code(space: Space, place: str) -> None:
         is_code = name in ROLES and (name in ("env_kwargs", "wrappers") or names_code(str(value)))
         if is_code or name == "model_kwargs":
             raise UpslopeError(
-                f"{place} sets {name} to {value!r}, but a space file neither names code nor says how to make an "
-                "environment. Give it to the command, or pass the space from Python as a dictionary."
+                f"{place} sets {name} to {value!r}, but a space file may not name code or specify how to "
+                "create an environment. Pass it to the command, or pass the space from Python as a dictionary."
             )

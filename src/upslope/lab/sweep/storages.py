@@ -13,12 +13,13 @@ from upslope.lab.sweep.samplers import require_optuna, without_warnings
 BUSY_SECONDS = 60
 """Seconds for which a process waits for another one that writes to the same SQLite file."""
 BEGIN_SECONDS, AGAIN_SECONDS = 30.0, 0.5
-"""Seconds for which a process waits for another one that makes the tables or begins the study, and between checks."""
+"""Seconds for which a process waits for another one that is creating the tables or the study, and seconds between
+checks."""
 
 
 def storage_of(storage: str) -> Any:
-    """The storage at a URL. SQLite waits while another process writes; this function waits for one that makes the same
-    tables."""
+    """The storage at a URL. SQLite waits while another process writes; this function waits for one that is creating the
+    same tables."""
     optuna = require_optuna()
     arguments = {"connect_args": {"timeout": BUSY_SECONDS}} if storage.startswith("sqlite") else {"pool_pre_ping": True}
     until = time.monotonic() + BEGIN_SECONDS
@@ -29,27 +30,27 @@ def storage_of(storage: str) -> Any:
                 if storage.startswith("sqlite"):
                     lock_at_once(found.engine)
                 return found
-            except Exception as error:  # each database driver has its own kinds
+            except Exception as error:  # each database driver has its own exceptions
                 if not is_made_twice(error) or time.monotonic() > until:
                     raise
             time.sleep(AGAIN_SECONDS)
 
 
 def lock_at_once(engine: Any) -> None:
-    """Let transactions of SQLite take the lock where they begin, not where they first write: otherwise two processes
-    could read that a trial is waiting, and both take it."""
+    """Let SQLite transactions take the lock when they begin, not when they first write: otherwise two processes
+    could both read that a trial is waiting, and both take it."""
     from sqlalchemy import event
 
     def connect(connection: Any, _: Any) -> None:
-        connection.isolation_level = None  # the driver begins no transaction by itself
+        connection.isolation_level = None  # the driver begins no transaction on its own
 
     event.listen(engine, "connect", connect)
     event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
-    engine.dispose()  # connections that were made before
+    engine.dispose()  # connections that were made earlier
 
 
 def is_made_twice(error: Exception) -> bool:
-    """Whether a table or row could not be made since another process has just made it."""
+    """Whether a table or row could not be created because another process has just created it."""
     return type(error).__name__ == "IntegrityError" or "already exists" in str(error)
 
 
@@ -60,16 +61,16 @@ def sqlite_url(path: Path) -> str:
 
 @contextmanager
 def storage_errors(storage: str) -> Iterator[None]:
-    """Turn the errors of a database into one message, without the password that a URL may hold."""
+    """Turn the errors of a database into one message, without the password that a URL may contain."""
     try:
         yield
     except UpslopeError:
         raise
-    except Exception as error:  # each database driver has its own kinds
+    except Exception as error:  # each database driver has its own exceptions
         scheme = storage.partition(":")[0] if "://" in storage else "?"
         words = brief(error).replace(storage, f"{scheme}://…")
         raise UpslopeError(
-            f"The storage {scheme}://… cannot be used: {type(error).__name__}: {words}. Give --storage a URL like "
+            f"The storage {scheme}://… cannot be used: {type(error).__name__}: {words}. Pass --storage a URL such as "
             "sqlite:///study.db or postgresql+psycopg://user@host/database, and install its driver (pip install "
             '"psycopg[binary]").'
         ) from error

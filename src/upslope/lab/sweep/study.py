@@ -1,4 +1,4 @@
-"""The trials of a sweep, which Optuna suggests and keeps; a sweep uses Optuna only through this module."""
+"""The trials of a sweep, which Optuna suggests and stores; a sweep uses Optuna only through this module."""
 
 import json
 import math
@@ -67,18 +67,18 @@ class Study:
         description: Mapping[str, Any],
         first: Mapping[str, Any] | None = None,
     ):
-        """`description` says what must be the same in all processes and calls; `first` are the settings of a new
+        """`description` is what must be the same in all processes and calls; `first` are the settings of a new
         study's first trial.
 
         Raises:
-            UpslopeError: the storage cannot be used, or holds a sweep of this name with another description.
+            UpslopeError: the storage cannot be used, or contains a sweep of this name with another description.
         """
         optuna = require_optuna()
         self.space, self.access, self.total, self.states = space, access, access.total, optuna.trial.TrialState
         self.distributions = {name: distribution_of(p) for name, p in space.searched.items()}
         sampler, pruner = sampler_of(access.sampler, access.seed), made("pruner", access.pruner, pruners())
         self.is_new = False
-        """Whether this process has begun the study."""
+        """Whether this process created the study."""
         with storage_errors(access.storage):
             self.storage = storage_of(access.storage)
             place: dict[str, Any] = {"storage": self.storage, "study_name": access.name}
@@ -101,20 +101,19 @@ class Study:
         """Trial of another process → when this process first saw it running."""
 
     def announce(self, trial: Any) -> None:
-        """Record whose trial it is before its settings are drawn, which may fail or be interrupted."""
+        """Record to whom the trial belongs before its settings are drawn, which may fail or be interrupted."""
         self.begun = trial._trial_id
         self.storage.set_trial_user_attr(trial._trial_id, "process", this_process())
         self.pulse.add(trial._trial_id)
 
     def trials(self) -> list[Any]:
-        """All trials that count: those put back are not among them."""
+        """All trials that count, which excludes those put back."""
         found = self.study.get_trials(deepcopy=False)
         return [t for t in found if t.state != self.states.WAITING and not was_put_back(t)]
 
     def begin(self, description: str, first: Mapping[str, Any] | None, until: float) -> str:
         """Write the study's description and its first trial, and return the stored description. Of several processes,
-        only
-        the one that created the study writes; another writes only if nothing has been written by `until`."""
+        only the one that created the study writes; another writes only if nothing has been written by `until`."""
         while (kept := self.study.user_attrs.get("sweep")) is None and time.monotonic() < until:
             time.sleep(AGAIN_SECONDS)
         if kept is None:
@@ -126,8 +125,8 @@ class Study:
         return kept
 
     def identity(self) -> str:
-        """What tells this study from all others, even of the same name. One that an earlier version began gets it
-        now."""
+        """What distinguishes this study from all others, even of the same name. A study created by an earlier version
+        gets it now."""
         if "id" not in self.study.user_attrs:
             self.study.set_user_attr("id", token_hex(8))
         return self.study.user_attrs["id"]
@@ -159,8 +158,8 @@ class Study:
         return trial
 
     def report(self, trial: Any, part: int, value: float) -> bool:
-        """Report the recent return after a part of the budget, numbered 1 to `REPORTS`; return whether to give it
-        up."""
+        """Report the recent return after a part of the budget, numbered 1 to `REPORTS`; return whether to prune
+        it."""
         if not math.isfinite(value):
             return False
         with self.unless_ended() as still:
@@ -168,7 +167,7 @@ class Study:
         if not still:
             return True
         with without_warnings():
-            return bool(trial.should_prune())  # some pruners return NumPy's
+            return bool(trial.should_prune())  # some pruners return NumPy booleans
 
     def complete(self, trial: Any, score: float) -> None:
         """Report the score of a finished trial. If there is none, no episode has ended, and it is reported as
@@ -180,7 +179,8 @@ class Study:
             self.prune(trial, "no episode ended")
 
     def prune(self, trial: Any, reason: str = "") -> None:
-        """Report that a trial was given up. Samplers then avoid the region around it, as they do for a bad trial."""
+        """Report that a trial was stopped early. Samplers then avoid the region around it, as they do for a bad
+        trial."""
         self.end(trial, self.states.PRUNED, reason)
 
     def fail(self, trial: Any, reason: str) -> None:
@@ -197,7 +197,7 @@ class Study:
     def unless_ended(self) -> Iterator[list[bool]]:
         """Do nothing to a trial that has ended, e.g. because another process assumed that this process was gone and put
         the trial back.
-        The list that is yielded is then empty."""
+        The yielded list is then empty."""
         still = [True]
         try:
             yield still
@@ -217,7 +217,7 @@ class Study:
         return bool(still)
 
     def running(self) -> list[Any]:
-        """The trials on which a process is at work."""
+        """The trials on which a process is working."""
         return [t for t in self.trials() if t.state == self.states.RUNNING]
 
     def put_back_lost(self) -> int:
@@ -268,7 +268,7 @@ class Study:
 
 
 def differing(name: str, kept: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Say how a sweep of this name differs from the requested one."""
+    """The error message if a sweep of this name differs from the requested one."""
     differ = [key for key in now if kept.get(key) != now[key]]
     words = ", ".join(f"{key} was {json.dumps(kept.get(key))}, now {json.dumps(now[key])}" for key in differ)
     return (

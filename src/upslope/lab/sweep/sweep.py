@@ -51,7 +51,7 @@ class Sweep:
     config: Config | None
     """The winner's config, on the seeds of the trials."""
     confirmation: Confirmation | None
-    """The winner against the default on fresh seeds; None if the default itself won, or without fresh seeds."""
+    """The winner compared with the default on fresh seeds; None if the default itself won, or without fresh seeds."""
     is_default: bool
     """Whether the winner has the default settings."""
     report: Path | None
@@ -83,7 +83,7 @@ def sweep(
     """Search an algorithm's settings, and compare the winner with the defaults on seeds that no trial has seen.
 
     All trials have the same environment, budget and seeds, and a trial's score is the mean over seeds of the last 100
-    training returns. Then the best trial's settings and the defaults are trained anew on fresh seeds and compared.
+    training returns. Then the best trial's settings and the defaults are retrained on fresh seeds and compared.
     The same call continues a sweep that was stopped; several processes may call it at once.
 
     Args:
@@ -99,8 +99,8 @@ def sweep(
         pruner: Optuna's pruner by its name: median, hyperband, successivehalving, wilcoxon, none.
         storage: the URL of an Optuna database; by default a SQLite file in the sweep's folder.
         name: the name of the sweep's folder and of the study; by default derived from environment and algorithm.
-        fresh_seeds: seeds on which winner and default are trained anew; 0 leaves that out.
-        evaluation_episodes: fresh episodes per seed and mode by which these are compared; 0: by training returns.
+        fresh_seeds: seeds on which winner and default are retrained; 0 skips this.
+        evaluation_episodes: fresh episodes per seed and mode on which these are compared; 0 compares training returns.
         preset: start from the environment's tuned settings, as in `upslope.train`.
         workers: processes that train trials of a Gymnasium environment; by default one per core.
         at_once: trials that one program of a compiled environment trains at once; by default 8, or 64 on an
@@ -134,7 +134,7 @@ def sweep(
         say(line)
     try:
         train_trials(setup, study, path, resources, at_once, say)
-        with RunDirectory(path).exclusive():  # of several processes, the first does what is left
+        with RunDirectory(path).exclusive():  # of several processes, the first one does the rest
             return finish(setup, study, path, fresh_seeds, evaluation_episodes, environment, resources, quiet)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Stopped and saved. Repeat the command to continue.") from None
@@ -150,7 +150,7 @@ def check_engine(setup: Setup, resources: Resources, at_once: int | None) -> Non
     is_compiled = setup.environment.is_compiled
     if setup.default.devices_per_seed > 1 or "devices_per_seed" in setup.space.searched:
         raise UpslopeError(
-            "The trials of a sweep share the devices, so none is split over several. Leave --devices-per-seed out."
+            "The trials of a sweep share the devices, so none is split over several. Omit --devices-per-seed."
         )
     if resources.cluster is not None and at_once is not None:
         raise UpslopeError("On a cluster each worker trains one trial at a time, and --workers sets their number.")
@@ -161,17 +161,17 @@ def check_engine(setup: Setup, resources: Resources, at_once: int | None) -> Non
 
 
 def default_name(config: Config) -> str:
-    """The name of a sweep that was not given one. It is the same each time, so that the same command continues it."""
+    """The default name of a sweep, which is always the same, so that the same command continues it."""
     label = f"{config.environment}-{config.algorithm}-sweep"
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in label).strip("-.")[: MAX_NAME // 4]
 
 
 def no_words(text: str) -> None:
-    """Say nothing."""
+    """Print nothing."""
 
 
 def opening_lines(setup: Setup, study: Study, path: Path) -> list[str]:
-    """What is searched, and how."""
+    """A description of what is searched, and how."""
     config, access, before = setup.default, study.access, len(study.trials())
     title = (
         f"sweep of {config.algorithm} on {config.environment} · {counted(study.total, 'trial')} · "
@@ -186,7 +186,7 @@ def opening_lines(setup: Setup, study: Study, path: Path) -> list[str]:
 def train_trials(
     setup: Setup, study: Study, path: Path, resources: Resources, at_once: int | None, say: Callable[[str], None]
 ) -> None:
-    """Train trials until all have ended, those of other processes too."""
+    """Train trials until all have ended, including those of other processes."""
 
     def ended(number: int) -> None:
         say(trial_words(study, number))
@@ -194,7 +194,7 @@ def train_trials(
     told = False
     while True:
         if lost := study.put_back_lost():
-            say(f"{counted(lost, 'trial')} of a process that is gone: trained again")
+            say(f"{counted(lost, 'trial')} of a process that is gone will be trained again")
         if study.left():
             if resources.cluster is not None:
                 place = path / TRIALS_FOLDER, resources.cluster
@@ -256,7 +256,7 @@ def trial_words(study: Study, number: int) -> str:
 
 
 def write_settings(setup: Setup, config: Config, path: Path) -> None:
-    """Write the settings that a config's run reads as a file for `upslope train --config`."""
+    """Write the settings that a config's run uses to a file for `upslope train --config`."""
     plain = {name: list(x) if isinstance(x, tuple) else x for name, x in config.to_json().items()}
     left_out, task = ("environment", "seeds", "seed", "preset", "data"), setup.task(config)
     settings = {n: x for n, x in plain.items() if n not in left_out and not missing_reader(n, config, task)}

@@ -18,11 +18,11 @@ from upslope.runs.train import Session, begin
 
 
 class PrunedError(Exception):
-    """The pruner has given up a trial."""
+    """The pruner has stopped a trial."""
 
 
 class TrialDisplay(Display):
-    """Reports a trial's recent return to the study, and passes nothing on to the screen."""
+    """Reports a trial's recent return to the study, and shows nothing on the screen."""
 
     is_quiet = True
 
@@ -33,7 +33,7 @@ class TrialDisplay(Display):
         """Show nothing."""
 
     def message(self, text: str) -> None:
-        """Show nothing: a trial's warnings are in its run."""
+        """Show nothing, since a trial's warnings are stored with its run."""
 
     def finish(self, snapshot: Snapshot | None, lines: Sequence[str]) -> None:
         """Show nothing."""

@@ -1,4 +1,4 @@
-"""The words of a sweep's summary and page."""
+"""The text of a sweep's summary and page."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -44,8 +44,8 @@ def sentence(winner: Told, confirmation: Confirmation) -> str:
     """The verdict on fresh seeds."""
     verdicts = {
         "better": "beats the defaults",
-        "worse": "is worse than the defaults, so its place in the sweep was luck. Keep the defaults",
-        "undecided": "does not clearly beat the defaults; more --fresh-seeds, or more trials, may settle it",
+        "worse": "is worse than the defaults, so its rank in the sweep was luck. Keep the defaults",
+        "undecided": "does not clearly beat the defaults; more --fresh-seeds or more trials may settle the question",
     }
     seeds = len(confirmation.winner.seeds)
     scores = f"{confirmation.winner.mean.words()} against {confirmation.default.mean.words()}"

@@ -14,7 +14,7 @@ from upslope.models.build import ModelSpec
 
 
 class Setting(NamedTuple):
-    """What a bonus can know before the first step."""
+    """What a bonus is given before the first step."""
 
     observation_space: gymnasium.Space
     model: ModelSpec
@@ -54,8 +54,8 @@ def flat_rows(tree: Any) -> Any:
 
 
 def valid_rows(tree: Any, valid: Bool[Array, "B"]) -> Any:
-    """The rows [B, …] of each array, 0 where they are not valid: padding may hold any value, and a gradient through nan
-    is nan even where the loss is masked."""
+    """The rows [B, …] of each array, 0 where they are not valid: padding may contain any value, and a gradient through
+    nan is nan even where the loss is masked."""
 
     def one(x: Array) -> Array:
         return jnp.where(valid.reshape(-1, *(1,) * (x.ndim - 1)), x, jnp.zeros((), x.dtype))
@@ -68,7 +68,7 @@ def check_fitting(bonus: Any) -> None:
     for name in ("features", "width", "epochs", "minibatches"):
         value = getattr(bonus, name)
         if type(value) is not int or value < 1:
-            raise UpslopeError(f"{name} of {type(bonus).__name__} must be an integer from 1, not {value!r}.")
+            raise UpslopeError(f"{name} of {type(bonus).__name__} must be a positive integer, not {value!r}.")
     for name, most in {"learning_rate": 1e3, "share": 1.0}.items():
         value = getattr(bonus, name, most)
         if not isinstance(value, int | float) or not 0 < value <= most:

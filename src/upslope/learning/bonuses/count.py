@@ -1,4 +1,4 @@
-"""`count`: a step is rewarded for how rarely its successor has been visited."""
+"""`count`: reward a step for how rarely its successor has been visited."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -31,10 +31,10 @@ class Count(Bonus):
     """r_t = 1/√n(s_{t+1}), where n counts the visits to a state, this one included.
 
     `scope`: visits since training began (lifelong, the default), in the running episode (episodic), or the product of
-    both rewards. States are told apart by their cells: exactly if there are at most `cells` states, else by a hash,
-    for real numbers by the signs of `bits` random projections. Several visits in a batch are counted in the order of
-    time, then of columns. Source: Strehl & Littman (2008), An Analysis of Model-Based Interval Estimation for Markov
-    Decision Processes; by hashes: Tang et al. (2017), #Exploration, https://arxiv.org/abs/1611.04717.
+    both rewards. States are distinguished by their cells: exactly if there are at most `cells` states, otherwise by a
+    hash, which for real numbers uses the signs of `bits` random projections. Several visits in a batch are counted in
+    the order of time, then of columns. Source: Strehl & Littman (2008), An Analysis of Model-Based Interval Estimation
+    for Markov Decision Processes; by hashes: Tang et al. (2017), #Exploration, https://arxiv.org/abs/1611.04717.
     """
 
     scope: str = "lifelong"
@@ -45,7 +45,9 @@ class Count(Bonus):
     def __post_init__(self) -> None:
         check_hash(self.cells, self.bits)
         if self.scope not in SCOPES:
-            raise UpslopeError(f"The scope of counts is {', '.join(SCOPES[:-1])} or {SCOPES[-1]}, not {self.scope!r}.")
+            raise UpslopeError(
+                f"The scope of counts must be {', '.join(SCOPES[:-1])} or {SCOPES[-1]}, not {self.scope!r}."
+            )
 
     def start(self, setting: Setting, key: PRNGKeyArray) -> Counts:
         space, encoder = setting.observation_space, setting.model.encoder

@@ -52,18 +52,18 @@ def start_statistics(reader: Reader, setting: Setting) -> Any:
 
 
 def floats_of(reader: Reader, observation: Any, valid: Bool[Array, "B"]) -> Any:
-    """What a reader reads of B observations, as floats; 0 where they are not valid."""
+    """What a reader reads from B observations, as floats; 0 where they are not valid."""
     return valid_rows(reader.floating(reader.prepare(observation)), valid)
 
 
 def updated(statistics: Any, floats: Any, valid: Bool[Array, "B"]) -> Any:
-    """The statistics with these rows."""
+    """The statistics updated with these rows."""
     one = lambda mine, x: mine.update(x[None], valid[None])  # noqa: E731
     return jax.tree.map(one, statistics, floats, is_leaf=lambda node: isinstance(node, RunningStatistics))
 
 
 def normalised(statistics: Any, floats: Any) -> Any:
-    """The rows in standard deviations, clipped."""
+    """The rows in units of standard deviations, clipped."""
     one = lambda mine, x: jnp.clip(mine.normalise(x), -CLIP, CLIP)  # noqa: E731
     return jax.tree.map(one, statistics, floats, is_leaf=lambda node: isinstance(node, RunningStatistics))
 

@@ -1,4 +1,4 @@
-"""`icm`: a step is rewarded for how badly its successor is predicted, in features that reveal which action was
+"""`icm`: reward a step for how badly its successor is predicted, in features that reveal which action was
 taken."""
 
 from dataclasses import dataclass, field, replace
@@ -116,7 +116,7 @@ class ICM(Bonus):
 
 
 def prediction_error(networks: Curious, steps: Steps) -> tuple[Float[Array, "B"], Float[Array, "B F"]]:
-    """½ ‖φ̂ − φ(s')‖², and (φ(s), φ(s')) side by side."""
+    """½ ‖φ̂ − φ(s')‖², and (φ(s), φ(s')) concatenated."""
     now, after = networks.encode.of_floats(steps.now), networks.encode.of_floats(steps.after)
     predicted = networks.predict(jnp.concatenate([now, steps.told], axis=-1))
     return 0.5 * jnp.sum((predicted - after) ** 2, axis=-1), jnp.concatenate([now, after], axis=-1)

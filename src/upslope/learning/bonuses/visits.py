@@ -9,13 +9,13 @@ from jaxtyping import Array, Bool, Int
 from upslope.errors import UpslopeError
 
 MAX_NUMBERS = 1 << 28
-"""The largest number of values that are kept about the running episodes."""
+"""The largest number of values stored about the running episodes."""
 
 
 class EpisodeVisits(NamedTuple):
     """The visits to C cells in the running episode of each of N columns.
 
-    A count belongs to the episode whose number is stored beside it, so a new episode need not clear the table.
+    A count belongs to the episode whose number is stored with it, so a new episode need not clear the table.
     """
 
     episode: Int[Array, "N"]

@@ -1,1 +1,1 @@
-"""From a trained policy to a file that acts without upslope: NumPy, C, or ONNX."""
+"""Export a trained policy to a file that acts without upslope: NumPy, C, or ONNX."""

@@ -26,7 +26,7 @@ def files_of(plan: Plan, path: Path) -> dict[Path, bytes]:
     """The header at this path.
 
     Raises:
-        UpslopeError: the policy has a part that is not written in C.
+        UpslopeError: the policy has a part that cannot be written in C.
     """
     refuse_what_c_has_not(plan)
     return {path: source(plan, prefix_of(path)).encode()}
@@ -111,22 +111,22 @@ def beginning(plan: Plan, prefix: str) -> Iterator[str]:
     yield " *"
     yield f" *     static {prefix}_state state;"
     yield f" *     {prefix}_result result;"
-    yield f" *     {prefix}_reset(&state);                      where an episode begins"
+    yield f" *     {prefix}_reset(&state);                      at the start of an episode"
     yield f" *     {prefix}_step(&state, observation{mask}, &result);"
     yield " *"
-    yield " * The observation holds, one after another:"
+    yield " * The observation consists of, one after another:"
     start = 0
     for one in plan.inputs:
         kind = f"{one.kind} of shape {list(one.shape)}"
         yield f" *   [{start}] to [{start + one.num_features - 1}]  {plain(one.name)}, {kind}"
         start += one.num_features
     if plan.has_masks:
-        yield f" * The mask holds {plan.num_choices} places, 1 where a choice is allowed."
+        yield f" * The mask has {plan.num_choices} entries, 1 where a choice is allowed."
     yield f" * The action is {plan.chosen}:"
     start = 0
     for part, field in zip(plan.parts, fields_of(plan), strict=True):
         kind = f"{part.head.dtype} of shape {list(part.head.shape)}"
-        place = f", places {start} to {start + part.head.num_choices - 1} of the mask" if plan.is_masked(part) else ""
+        place = f", entries {start} to {start + part.head.num_choices - 1} of the mask" if plan.is_masked(part) else ""
         key = f"  {plain(part.label)}," if part.path else ""
         yield f" *   {field['action']}{key} {kind}{place}"
         start += part.head.num_choices
@@ -139,7 +139,7 @@ def plain(name: str) -> str:
 
 
 def fields_of(plan: Plan) -> list[dict[str, str]]:
-    """For each part of the action, the fields of the result that hold its action and its parameters."""
+    """For each part of the action, the fields of the result that contain its action and its parameters."""
     endings: list[str] = []
     for part in plan.parts:
         ending = whole = "".join(f"_{word_of(key)}" for key in part.path)
@@ -174,7 +174,7 @@ def types(plan: Plan, prefix: str) -> Iterator[str]:
     yield "typedef struct {"
     if plan.memory:
         yield f"    float memory[{plan.memory.size}];"
-    yield f"    float a[{widest(plan)}], b[{widest(plan)}]; /* what one layer gives the next */"
+    yield f"    float a[{widest(plan)}], b[{widest(plan)}]; /* the values that one layer passes to the next */"
     yield f"}} {prefix}_state;"
     yield ""
     yield "typedef struct {"
@@ -264,7 +264,7 @@ def functions(plan: Plan, prefix: str) -> Iterator[str]:
 
 
 def spread(prefix: str) -> list[str]:
-    """What a layer adds if it gives log σ of noise that is a function of its inputs."""
+    """What a layer adds if it computes log σ of noise that is a function of its inputs."""
     return f"""\
 static inline void {prefix}_spread(
     const float *x, int inputs, const float *variance, const float *share, int outputs, float *y)
@@ -370,7 +370,7 @@ def step(plan: Plan, prefix: str) -> Iterator[str]:
 
 
 def head(made: Head, field: dict[str, str], prefix: str, *, has_mask: bool) -> Iterator[str]:
-    """From the outputs of a part to its action; these fields of the result hold it."""
+    """From the outputs of a part to its action; these fields of the result contain it."""
     if isinstance(made, Gaussian):
         yield from gaussian(made, field, prefix)
         return

@@ -20,7 +20,7 @@ from upslope.runs.export.running import Found, actions_of, over_time
 from upslope.runs.export.samples import structured
 
 EPISODES, STEPS = 32, 4
-"""The random observations on which a file is checked; a policy without memory sees all of them as first steps."""
+"""The random observations on which a file is checked; a policy without memory treats all of them as first steps."""
 TOLERANCE = 1e-3
 """A file that differs by more than this, relative plus absolute, is not written: it computes something else.
 Rounding is about 1e-6."""
@@ -36,7 +36,7 @@ class Agreement(NamedTuple):
 
 
 def expected(plan: Plan, policy: Any, arrays: list[np.ndarray], masks: np.ndarray | None) -> Found:
-    """What upslope's policy gives for arrays [T, B, …] of each input; its own memory stays as it is."""
+    """The output of upslope's policy for arrays [T, B, …] of each input; its own memory is left unchanged."""
     agent, count = policy.agent, arrays[0].shape[1]
     carry = agent.model.start(count)
 
@@ -75,19 +75,19 @@ def parameters_of(distribution: Any) -> tuple[np.ndarray, ...]:
     if type(distribution) in (Categorical, Bernoulli):
         return (np.asarray(jax.tree.leaves(distribution)[0]),)
     raise UpslopeError(
-        f"This policy gives a {type(distribution).__name__}, which cannot be exported yet. Use it from Python: "
+        f"This policy returns a {type(distribution).__name__}, which cannot be exported yet. Use it from Python: "
         "upslope.load gives the policy."
     )
 
 
 def agreement(plan: Plan, found: Found, wanted: Found) -> Agreement:
-    """How what was found agrees with what was wanted, over all parts of the action."""
+    """How closely the result agrees with the expected one, over all parts of the action."""
     parts = [agreement_of(part, found, wanted) for part in plan.parts]
     return Agreement(max(part.largest for part in parts), sum(part.differing for part in parts))
 
 
 def agreement_of(part: Part, found: Found, wanted: Found) -> Agreement:
-    """How a part of the action agrees."""
+    """How closely a part of the action agrees."""
     mine, its = found[part.action], wanted[part.action]
     names = [*part.parameters, *([part.action] if isinstance(part.head, Gaussian) else [])]
     for name in (part.action, *part.parameters):

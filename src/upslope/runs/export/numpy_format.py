@@ -1,4 +1,4 @@
-"""A policy as a Python file that needs only NumPy, with its arrays beside it."""
+"""A policy as a Python file that needs only NumPy, with its arrays in a file next to it."""
 
 import io
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ ACTIVATIONS = {"tanh": "np.tanh({})", "relu": "np.maximum({}, 0)", "silu": "silu
 
 
 def files_of(plan: Plan, path: Path) -> dict[Path, bytes]:
-    """The Python file at this path and its arrays beside it.
+    """The Python file at this path and the arrays next to it.
 
     Raises:
         UpslopeError: the policy has convolutions.
@@ -41,8 +41,8 @@ def files_of(plan: Plan, path: Path) -> dict[Path, bytes]:
     if plan.pictures:
         names = ", ".join(f"`{plan.inputs[picture.place].name}`" for picture in plan.pictures)
         raise UpslopeError(
-            f"This policy reads {names} with convolutions, which are slow in NumPy, so that format lacks them. Export "
-            "it as onnx."
+            f"This policy reads {names} with convolutions, which are slow in NumPy, so that format does "
+            "not support them. Export it as onnx."
         )
     buffer = io.BytesIO()
     arrays: Any = arrays_of(plan)
@@ -93,12 +93,12 @@ def beginning(plan: Plan) -> list[str]:
         '"""A policy trained by upslope. It needs NumPy, and its arrays in a file of the same name that ends in .npz.',
         "",
         "    policy = Policy()",
-        *(["    policy.reset()  # where an episode begins"] if plan.memory else []),
+        *(["    policy.reset()  # at the start of an episode"] if plan.memory else []),
         f"    action = policy(observation{mask})",
         "",
-        "The observation, or a batch of them with one axis in front:",
+        "The observation, or a batch with one leading axis:",
         *map(escaped, what),
-        *([f"The mask: {plan.num_choices} places, 1 where a choice is allowed."] if plan.has_masks else []),
+        *([f"The mask: {plan.num_choices} entries, 1 where a choice is allowed."] if plan.has_masks else []),
         *(escaped(line) for line in what_comes_out(plan)),
         '"""',
         "",
@@ -111,12 +111,12 @@ def beginning(plan: Plan) -> list[str]:
 
 
 def escaped(line: str) -> str:
-    """A line that does not end the docstring, whatever keys it holds."""
+    """A line that does not end the docstring, whatever keys it contains."""
     return line.replace("\\", "\\\\").replace('"', '\\"')
 
 
 def what_comes_out(plan: Plan) -> Iterator[str]:
-    """The action in words, and for each part of it its place in the mask."""
+    """A description of the action, and the position in the mask of each of its parts."""
     if not plan.parts[0].path:
         head = plan.parts[0].head
         yield f"The action: {head.dtype} {list(head.shape)}, {plan.chosen}."
@@ -124,7 +124,7 @@ def what_comes_out(plan: Plan) -> Iterator[str]:
     yield f"The action, {plan.chosen}:"
     start = 0
     for part in plan.parts:
-        place = f", places {start} to {start + part.head.num_choices - 1} of the mask" if plan.is_masked(part) else ""
+        place = f", entries {start} to {start + part.head.num_choices - 1} of the mask" if plan.is_masked(part) else ""
         yield f"    {part.label!a}: {part.head.dtype} {list(part.head.shape)}{place}"
         start += part.head.num_choices
 
@@ -187,7 +187,7 @@ def dense(k: int, layer: Dense) -> Iterator[str]:
 
 
 def memory(k: int, layer: Memory) -> Iterator[str]:
-    """The layer that remembers; a carry of None is 0."""
+    """The layer with memory; a carry of None is 0."""
     yield "if self.memory is None:"
     yield f"    self.memory = {len(layer.carries)} * [np.zeros((*x.shape[:-1], {layer.size}), np.float32)]"
     yield "if self.memory[0].shape[:-1] != x.shape[:-1]:"
@@ -245,7 +245,7 @@ def sizes_of(head: Head) -> list[int]:
 
 
 def outputs_of_parts(plan: Plan) -> Iterator[str]:
-    """Which outputs of the network and places of the mask belong to which part."""
+    """Which outputs of the network and entries of the mask belong to which part."""
     outputs = np.cumsum([part.head.num_outputs for part in plan.parts])[:-1].tolist()
     yield f"{', '.join(f'x{suffix(plan, k)}' for k in range(len(plan.parts)))} = np.split(x, {outputs}, axis=-1)"
     start = 0

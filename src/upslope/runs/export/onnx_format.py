@@ -62,7 +62,7 @@ def files_of(plan: Plan, path: Path) -> dict[Path, bytes]:
 
 
 def own_files_of(own: Any, policy: Any, path: Path) -> dict[Path, bytes]:
-    """The graph that a user's model builds of itself.
+    """The graph that a user's model builds for itself.
 
     Raises:
         UpslopeError: onnx is not installed, or the graph is not valid.
@@ -71,11 +71,11 @@ def own_files_of(own: Any, policy: Any, path: Path) -> dict[Path, bytes]:
     made = own.to_onnx(policy)
     name = type(own).__name__
     if not isinstance(made, onnx.ModelProto):
-        raise UpslopeError(f"{name}.to_onnx() gives a {type(made).__name__}, but an onnx.ModelProto is needed.")
+        raise UpslopeError(f"{name}.to_onnx() returns a {type(made).__name__}, but an onnx.ModelProto is needed.")
     try:
         onnx.checker.check_model(made, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise UpslopeError(f"{name}.to_onnx() gives a graph that is not valid: {error}.") from error
+        raise UpslopeError(f"{name}.to_onnx() returns an invalid graph: {error}.") from error
     return {path: made.SerializeToString()}
 
 
@@ -174,7 +174,7 @@ class GraphWriter:
         return seen[0] if len(seen) == 1 else self.op("Concat", *seen, axis=1)
 
     def coded(self, name: str, one: Input) -> str:
-        """An array as numbers of about 1 in size, in its own shape, or one-hot."""
+        """An array as numbers of magnitude about 1, in its own shape, or one-hot."""
         coding = one.coding
         if isinstance(coding, Choices):
             which, what = coding.meanings
@@ -235,7 +235,7 @@ class GraphWriter:
         return x if layer.activation is None else self.op({"tanh": "Tanh", "relu": "Relu"}[layer.activation], x)
 
     def memory(self, x: str, layer: Memory) -> str:
-        """A step of the layer that remembers."""
+        """A step of the layer with memory."""
         if isinstance(layer, Gru):
             return self.gru(x, layer)
         if isinstance(layer, Lstm):

@@ -13,7 +13,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Numbers:
-    """Numbers as they are, or (x − mean)/deviation within ±`OBSERVATION_CLIP` if there are statistics."""
+    """Numbers unchanged, or (x − mean)/deviation within ±`OBSERVATION_CLIP` if there are statistics."""
 
     mean: np.ndarray | None = None
     deviation: np.ndarray | None = None
@@ -45,7 +45,7 @@ class Input:
     """One array of an observation."""
 
     path: tuple[str | int, ...]
-    """The keys and places that lead to it; empty if the observation is this array."""
+    """The keys and indices that lead to it; empty if the observation is this array."""
     shape: tuple[int, ...]
     kind: str
     """The kind of space, as Gymnasium names it, or `image`."""
@@ -168,10 +168,10 @@ class Stack:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image read by convolutions, each followed by relu, and a layer over all that they found."""
+    """An image read by convolutions, each followed by relu, and a layer over all of their outputs."""
 
     place: int
-    """Its place among the inputs."""
+    """Its index among the inputs."""
     axes: tuple[int, ...]
     """The axes of the array in the order height, width, and all others, which are channels."""
     size: tuple[int, int, int]
@@ -249,7 +249,7 @@ class Categories:
 
 @dataclass(frozen=True)
 class Switches:
-    """Switches, on where the logit is positive."""
+    """Bits, 1 where the logit is positive."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -267,7 +267,7 @@ class Switches:
 
     @property
     def num_choices(self) -> int:
-        """M, the length of a mask: two places for each switch, whether it may be 0 and whether it may be 1."""
+        """M, the length of a mask: two entries for each bit, whether it may be 0 and whether it may be 1."""
         return 2 * self.num_outputs
 
 
@@ -277,12 +277,12 @@ ACTION = "action"
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the action and how it is made: the whole action, or one entry of a Dict or Tuple."""
+    """A part of the action and how it is computed: the whole action, or one entry of a Dict or Tuple."""
 
     path: tuple[str | int, ...]
-    """The keys and places that lead to it; empty if it is the whole action."""
+    """The keys and indices that lead to it; empty if it is the whole action."""
     label: str
-    """The path as text that no other part has."""
+    """The path as text that is unique to this part."""
     head: Head
 
     def name(self, what: str) -> str:
@@ -301,7 +301,7 @@ class Part:
 
 
 def labelled(heads: Sequence[tuple[tuple[str | int, ...], Head]]) -> tuple[Part, ...]:
-    """The parts of an action, with their paths as labels; a later one of the same text is marked."""
+    """The parts of an action, with their paths as labels; a later one with the same text is marked."""
     parts: list[Part] = []
     for path, head in heads:
         label = "/".join(map(str, path))
@@ -326,7 +326,7 @@ def nested(values: Sequence[tuple[tuple[str | int, ...], str]]) -> str:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a policy computes from an observation."""
+    """Everything that a policy computes from an observation."""
 
     inputs: tuple[Input, ...]
     pictures: tuple[Picture, ...]
@@ -348,7 +348,7 @@ class Plan:
 
     @property
     def chosen(self) -> str:
-        """Which action a file gives, in words."""
+        """A description of which action a file returns."""
         if any(isinstance(part.head, Gaussian) and part.head.is_squashed for part in self.parts):
             return "the most probable choices, and for real numbers the mean before tanh, within their bounds"
         return "the most probable one, within its bounds"
@@ -365,5 +365,5 @@ class Plan:
 
     @property
     def memory(self) -> Memory | None:
-        """The layer that remembers."""
+        """The layer with memory."""
         return next((layer for layer in self.layers if isinstance(layer, Memory)), None)

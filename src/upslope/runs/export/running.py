@@ -1,4 +1,4 @@
-"""Run an exported file on observations: what it gives, and how long a step takes.
+"""Run an exported file on observations: its outputs, and the duration of a step.
 
 Each runner takes sequences of observations: arrays [T, B, …] of each input, masks [T, B, M] or None; B episodes begin
 at t = 0. It returns the actions [T, B, …] and the parameters [T, B, K] of each part by name.
@@ -36,7 +36,7 @@ def run_numpy(
 ) -> Found:
     """Run the generated Python file."""
     names: dict[str, Any] = {"__file__": str(path), "__name__": path.stem}
-    # `numpy_format` has just written it, and everything from the run's files is in it as an escaped literal.
+    # `numpy_format` has just written it, and everything in it from the run's files is an escaped literal.
     exec(compile(path.read_text("utf-8"), str(path), "exec"), names)
     policy = names["Policy"]()
 
@@ -49,7 +49,7 @@ def run_numpy(
 
 
 def run_onnx(path: Path, plan: Plan, arrays: Sequence[np.ndarray], masks: np.ndarray | None) -> Found:
-    """Run the graph with onnxruntime, or with the reference of onnx if there is no onnxruntime."""
+    """Run the graph with onnxruntime, or with onnx's reference implementation if onnxruntime is not installed."""
     names, outputs = input_names(plan), [*(part.action for part in plan.parts), *plan.parameters]
     call = session_of(path)
     memory, batch = plan.memory, arrays[0].shape[1]
@@ -85,7 +85,7 @@ def over_time(step: Callable[[int], dict[str, Any]], length: int) -> Found:
 
 
 class Timed(NamedTuple):
-    """What a compiled policy gives, and the seconds that a step takes."""
+    """The outputs of a compiled policy, and the seconds that a step takes."""
 
     found: Found
     seconds: float
@@ -127,14 +127,14 @@ def run_c(
 
 
 def kinds_of(plan: Plan) -> Iterator[tuple[str, np.dtype, tuple[int, ...]]]:
-    """(name, dtype, shape) of all that a policy gives, in the order of `fields_of`."""
+    """(name, dtype, shape) of everything that a policy returns, in the order of `fields_of`."""
     for part in plan.parts:
         yield part.action, np.dtype(part.head.dtype), part.head.shape
         yield from ((name, np.dtype(np.float32), (part.head.width,)) for name in part.parameters)
 
 
 def words_of(header: Path, plan: Plan, length: int, count: int) -> dict[str, Any]:
-    """What differs between the programs that step policies."""
+    """The parts that differ between the programs that step policies."""
     prefix, names = prefix_of(header), [name for each in fields_of(plan) for name in each.values()]
     return {
         "header": header.name,
@@ -195,5 +195,5 @@ int main(void)
     return 0;
 }}
 """
-"""A program that steps a policy over the observations in the file `in`, writes what it gives to the file `out`, and
+"""A program that steps a policy over the observations in the file `in`, writes its outputs to the file `out`, and
 prints how long a step takes."""

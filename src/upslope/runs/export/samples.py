@@ -1,4 +1,4 @@
-"""Random observations and masks for a policy, on which its export is checked."""
+"""Random observations and masks on which the export of a policy is checked."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,12 +9,12 @@ from upslope.models.encoders import CompositeEncoder, DictEncoder, ObservationEn
 from upslope.runs.export.plan import Bytes, Categories, Choices, Head, Input, Plan
 
 MOST = 2**24
-"""Numbers are kept within this size, up to which 32-bit floats tell all whole numbers apart."""
+"""Numbers are kept within this magnitude, up to which 32-bit floats represent every whole number."""
 
 
 def random_arrays(plan: Plan, count: int, generator: np.random.Generator) -> list[np.ndarray]:
-    """`count` observations, an array [count, …] for each input. Numbers lie around the mean that training saw, and some
-    of them beyond the clipping bounds."""
+    """`count` observations, an array [count, …] for each input. Numbers are spread around the mean seen in training,
+    some of them beyond the clipping bounds."""
     return [random_array(one, count, generator) for one in plan.inputs]
 
 

@@ -1,7 +1,7 @@
-"""From a trained agent to the plan of what its policy computes: the one place that knows how networks are built.
+"""Convert a trained agent to a plan of what its policy computes: the only code that knows how networks are built.
 
-Whatever is not known here is refused by name, so that no part of a policy is silently left out: an unknown class, or
-a field that was added to a known one and is not at its default.
+Whatever is unknown here is refused by name, so that no part of a policy is silently omitted: an unknown class, or
+a field that was added to a known one and does not have its default value.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -81,8 +81,8 @@ def plan_of(agent: Any, encoder: encoders.ObservationEncoder, *, has_masks: bool
     model = agent.model
     if isinstance(model, OwnModel):
         raise UpslopeError(
-            f"The model {name_of_model(model.whole)} is your own, so what it computes is not known. Give it a method "
-            "to_onnx(policy) that returns an onnx.ModelProto, and export it as onnx."
+            f"The model {name_of_model(model.whole)} is your own, so what it computes is unknown. Add a "
+            "method to_onnx(policy) that returns an onnx.ModelProto, and export it as onnx."
         )
     known(model)
     keys, spans = view_of(model)
@@ -104,12 +104,12 @@ def plan_of(agent: Any, encoder: encoders.ObservationEncoder, *, has_masks: bool
 
 
 def key_of(one: Input) -> str:
-    """The key of an array, as encoders give it."""
+    """The key of an array, as encoders name it."""
     return "/".join(map(str, one.path))
 
 
 def known(part: Any) -> Any:
-    """The part, if all of it is understood."""
+    """The part, provided that all of it is understood."""
     kind = type(part)
     if kind not in FIELDS:
         raise not_known(kind.__name__)
@@ -131,7 +131,7 @@ def not_known(words: str) -> UpslopeError:
 
 def view_of(model: Any) -> tuple[Any, Any]:
     """The keys of the arrays that the policy reads, and the (first, one past the last) of its features among those that
-    no convolution makes; None for all of them."""
+    do not come from convolutions; None for all of them."""
     policy, *_ = getattr(model, "views", (None,))
     if policy is None:
         return None, None
@@ -203,7 +203,8 @@ def chain_of(model: Any) -> tuple[list[Dense | Memory], Any]:
 
 
 def with_spread(layer: Any, head: Any, log_std: np.ndarray) -> Spread:
-    """The last layer, which also gives log σ of the parts whose noise is a function of its inputs, after the means."""
+    """The last layer, which also computes log σ of the parts whose noise is a function of its inputs, after the
+    means."""
     weight, bias, variance, share = [], [], [], []
     output = scale = 0
     for part in parts_of(head):
@@ -234,7 +235,7 @@ def parts_of(head: Any) -> Iterator[Any]:
 
 
 def branch_of(model: Any) -> Branch:
-    """The network that the policy reads observations with."""
+    """The network with which the policy reads observations."""
     return model.trunk if isinstance(model, SharedTrunk) else model.actor
 
 
@@ -295,7 +296,7 @@ def convolution_of(layer: Any) -> Convolution:
 
 
 def heads_of(head: Any, log_std: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Head]]:
-    """How each part of an action is made from the network's outputs."""
+    """How each part of an action is computed from the network's outputs."""
     known(head)
     if isinstance(head, heads.ProductHead):
         start = 0
@@ -307,7 +308,7 @@ def heads_of(head: Any, log_std: Any, path: tuple[str | int, ...] = ()) -> Itera
 
 
 def head_of(head: Any, log_std: Any) -> Head:
-    """How an action without parts is made of the network's outputs."""
+    """How an action without parts is computed from the network's outputs."""
     if isinstance(head, heads.DiscreteHead):
         return Categories((), "int64", (head.n,), (head.start,))
     if isinstance(head, heads.MultiDiscreteHead):
@@ -317,7 +318,7 @@ def head_of(head: Any, log_std: Any) -> Head:
     centre, half = head.scaling
     low, high = head.bounds
     limits = heads.LOG_STD if head.has_state_std else None
-    if head.num_features:  # the last layer gives all of log σ
+    if head.num_features:  # the last layer computes all of log σ
         log_std, limits = np.zeros(len(centre)), EVERYTHING
     return Gaussian(
         head.shape,
@@ -333,14 +334,14 @@ def head_of(head: Any, log_std: Any) -> Head:
 
 
 EVERYTHING = (-1e30, 1e30)
-"""Bounds that no log σ reaches."""
+"""Bounds that log σ never reaches."""
 
 
 def number(x: Any) -> np.ndarray:
     """A parameter as a NumPy array.
 
     Raises:
-        UpslopeError: it holds numbers that are not finite.
+        UpslopeError: it contains numbers that are not finite.
     """
     array = np.asarray(x, np.float32)
     if not np.isfinite(array).all():

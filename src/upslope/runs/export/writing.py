@@ -46,7 +46,7 @@ class Exported:
     seconds_per_step: float | None = None
     """Of the C code on this machine; None if it was not measured."""
     notes: tuple[str, ...] = ()
-    """All of it in words."""
+    """A description of all this."""
 
 
 def export_policy(policy: Policy, format: str, output: str | Path | None = None) -> Exported:
@@ -55,7 +55,7 @@ def export_policy(policy: Policy, format: str, output: str | Path | None = None)
     own = policy.agent.model
     if format == "onnx" and isinstance(own, OwnModel) and hasattr(own.whole, "to_onnx"):
         files = refuse_taken(onnx_format.own_files_of(own.whole, policy, path))
-        return kept(files, None, ("not checked against the policy: your own model wrote it",))
+        return kept(files, None, ("not checked against the policy, since your own model wrote it",))
     plan = plan_of(policy.agent, policy.encoder, has_masks=policy.needs_mask)
     files = refuse_taken(WRITERS[format](plan, path))
     arrays, masks = sequences(plan)
@@ -86,7 +86,7 @@ def export(
 ) -> Exported:
     """Write a run's policy to a file that acts without upslope, with its normaliser, masks, memory and action bounds.
 
-    The file gives the deterministic action in the environment's own units and dtype, and the parameters of its
+    The file computes the deterministic action in the environment's own units and dtype, and the parameters of the
     distribution: the logits, or mean and log σ. Before it is kept, it is checked against the policy on random
     observations. An existing file is not overwritten.
 
@@ -98,9 +98,9 @@ def export(
         seed, checkpoint, model, trust: as in `upslope.load`.
 
     Raises:
-        UpslopeError: the format cannot hold a part of the policy, the file exists, or what `upslope.load` refuses.
+        UpslopeError: the format cannot represent a part of the policy, the file exists, or as for `upslope.load`.
     """
-    path = output_path("." if output is None else output, format)  # before anything is read
+    path = output_path("." if output is None else output, format)  # checked before anything is read
     policy = load(run, seed=seed, checkpoint=checkpoint, model=model, trust=trust)
     if output is None:
         path = safe_path(Path(run), output_path(run, format))
@@ -131,7 +131,7 @@ def refuse_taken(files: dict[Path, bytes]) -> dict[Path, bytes]:
     """The files, if none of them is there already."""
     for path in files:
         if path.exists() or path.is_symlink():
-            raise UpslopeError(f"{path} exists already, and nothing is overwritten. Give another --output.")
+            raise UpslopeError(f"{path} exists already, and nothing is overwritten. Choose another --output.")
     return files
 
 
@@ -148,7 +148,7 @@ def sequences(plan: Plan) -> tuple[list[np.ndarray], np.ndarray | None]:
 
 
 def checked(plan: Plan, found: Found, wanted: Found) -> Agreement:
-    """How a file agrees with the policy.
+    """How closely a file agrees with the policy.
 
     Raises:
         UpslopeError: it computes something else.

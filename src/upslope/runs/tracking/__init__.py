@@ -1,1 +1,1 @@
-"""Send a run to experiment trackers: a process of its own reads the run directory while it grows."""
+"""Send a run to experiment trackers: a separate process reads the run directory while it grows."""

@@ -1,8 +1,7 @@
 """MLflow: a parent run, and below it a run per seed.
 
-Where it writes is set by MLflow's own configuration (MLFLOW_TRACKING_URI and its kin); by default a SQLite file in the
-current
-folder.
+Where it writes is set by MLflow's own configuration (MLFLOW_TRACKING_URI and the like); by default a SQLite file in the
+current folder.
 """
 
 import os
@@ -17,14 +16,14 @@ import numpy as np
 from upslope.runs.tracking.tracker import MetricRow, TrackedRun, imported, words
 
 METRICS, PARAMETERS = 1000, 100
-"""How many MLflow accepts in one call."""
+"""How many items MLflow accepts in one call."""
 LONGEST_VALUE, LONGEST_KEY = 6000, 250
-"""Its longest parameter and name, in characters."""
+"""MLflow's maximum lengths of parameters and names, in characters."""
 
 
 class MlflowTracker:
-    """Nested MLflow runs. Steps are environment steps and times are training times, so that a row that is sent twice is
-    the same row."""
+    """Nested MLflow runs. Steps are environment steps and times are training times, so that sending a row twice
+    produces the same row."""
 
     def begin(self, run: TrackedRun, known: dict[str, Any]) -> dict[str, Any]:
         """Create the runs, or reopen them."""
@@ -92,7 +91,7 @@ class MlflowTracker:
 
 
 def key_of(name: str) -> str:
-    """A name with the characters that MLflow allows, and without the steps of a path that it refuses."""
+    """A name with only the characters that MLflow allows, and without the path components that it refuses."""
     parts = re.sub(r"[^\w\-. :/]", "_", name[:LONGEST_KEY]).split("/")
     return "/".join(part if part.strip(".") else "_" for part in parts)
 

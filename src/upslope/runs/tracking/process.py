@@ -1,7 +1,7 @@
 """A process per tracker, which follows the run directory while it grows.
 
-Training starts it, and closes a pipe when training ends; no data is handed over, so there is nothing to wait for and no
-queue that could fill up. A tracker that raises, hangs or dies takes only its own process with it.
+Training starts it, and closes a pipe when training ends; no data are handed over, so there is nothing to wait for and
+no queue that could fill up. A tracker that raises, hangs or dies takes only its own process with it.
 """
 
 import contextlib
@@ -28,9 +28,9 @@ from upslope.runs.tracking.tracker import keep_private
 PAUSE = 1.0
 """Seconds between two checks of the run directory."""
 PATIENCE = 15.0
-"""Seconds without a sign of life after which a tracker that has not finished is given up on once training has ended."""
+"""Seconds without a sign of life after which, once training has ended, an unfinished tracker is given up on."""
 QUIET_WAIT = 1.0
-"""Seconds after which the user is told which trackers are being waited for."""
+"""Seconds after which the user is told which trackers training is waiting for."""
 ORPHAN_SECONDS = 600.0
 """Seconds that the process may take to finish once training is gone."""
 NICENESS = 10
@@ -57,7 +57,7 @@ class TrackerProcess:
         self.words: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self.is_sent = self.is_told = False
         self.where: list[str] = []
-        """Where the tracker shows the run, until the user is told."""
+        """Where the tracker shows the run, until the user has been told."""
         safe_path(run, run / "tracking", is_folder=True).mkdir(exist_ok=True)
         log = safe_path(run, run / "tracking" / "output.log")
         (over, mine), (theirs, words) = os.pipe(), os.pipe()
@@ -71,7 +71,7 @@ class TrackerProcess:
                     stdout=output,
                     stderr=output,
                     pass_fds=(over, words),
-                    start_new_session=True,  # Ctrl-C stops training, which then ends this
+                    start_new_session=True,  # Ctrl-C stops training, which then ends this process
                 )
         except BaseException:
             os.close(self.over)
@@ -84,13 +84,13 @@ class TrackerProcess:
         self.listener.start()
 
     def listen(self) -> None:
-        """Queue what the process says, one JSON message per line."""
+        """Queue the process's messages, one JSON message per line."""
         with contextlib.suppress(OSError, ValueError), self.received:
             for line in self.received:
                 self.words.put(json.loads(line))
 
     def news(self, wait: float = 0.0) -> list[str] | None:
-        """New lines for the user since the last call; None if the process has said nothing within `wait` seconds."""
+        """New lines for the user since the last call; None if the process has sent nothing within `wait` seconds."""
         words: list[dict[str, Any]] = []
         with contextlib.suppress(queue.Empty):
             words.append(self.words.get(timeout=wait) if wait else self.words.get_nowait())
@@ -105,17 +105,17 @@ class TrackerProcess:
 
     @property
     def is_over(self) -> bool:
-        """Whether the process has ended, and everything that it said was heard."""
+        """Whether the process has ended, and all of its messages were read."""
         return self.process.poll() is not None and not self.listener.is_alive() and self.words.empty()
 
     def failure(self, why: str) -> str:
-        """The message that tracking has ended early; it is given once."""
+        """The message that tracking has ended early, which is shown once."""
         self.is_told = True
         return f"{self.name} failed: {why}. The run does not depend on it. Send the rest later: {self.command}"
 
     @property
     def command(self) -> str:
-        """The command that sends what is missing."""
+        """The command that sends the rest."""
         return shell("upslope", "track", self.run, "--to", self.name)
 
     def request_end(self) -> None:
@@ -125,8 +125,8 @@ class TrackerProcess:
             self.over = -1
 
     def kill(self) -> None:
-        """Kill the process and what it started."""
-        with contextlib.suppress(OSError):  # none of the group is left
+        """Kill the process and those that it started."""
+        with contextlib.suppress(OSError):  # no process of the group is left
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
@@ -142,7 +142,7 @@ class Tracking:
         say: Callable[[str], None],
         inform: Callable[[str], None] = lambda line: None,
     ):
-        """`say` reports what goes wrong, `inform` what a quiet display leaves out."""
+        """`say` reports what goes wrong, `inform` what a quiet display omits."""
         self.say, self.inform = say, inform
         self.processes: list[TrackerProcess] = []
         for name in names:
@@ -152,12 +152,12 @@ class Tracking:
                 say(f"{name} could not be started: {error}. The run does not depend on it.")
 
     def tell(self) -> None:
-        """Tell the user what the processes have said since the last call; never waits."""
+        """Show the messages that the processes have sent since the last call; never waits."""
         for one in self.processes:
             self.tell_of(one)
 
     def tell_of(self, one: TrackerProcess, wait: float = 0.0) -> bool:
-        """Report what a process has said; return whether it has said anything within `wait` seconds."""
+        """Show a process's messages; return whether it has sent any within `wait` seconds."""
         lines = one.news(wait)
         while one.where:
             self.inform(one.where.pop(0))
@@ -183,13 +183,13 @@ class Tracking:
                     if self.tell_of(one, wait=0.1):
                         heard[one] = time.monotonic()
                     if time.monotonic() - heard[one] > PATIENCE:
-                        given_up.add(one)  # what it started may still hold its pipe
+                        given_up.add(one)  # processes that it started may still hold its pipe
                         self.give_up(one, f"no sign of life for {PATIENCE:.0f} s after training, so it was stopped")
                 if not is_announced and time.monotonic() - started > QUIET_WAIT:
                     is_announced = True
                     names = ", ".join(one.name for one in waiting)
                     self.inform(f"waiting for {names} to take the last rows; Ctrl-C leaves them for `upslope track`")
-            self.tell()  # of one that has just died
+            self.tell()  # the pipe of a process that has just died
         except KeyboardInterrupt:
             for one in self.processes:
                 self.give_up(one, "it was stopped by Ctrl-C before it had everything")
@@ -205,7 +205,7 @@ class Tracking:
 def serve(over: int, words: int, run: str, name: str, project: str | None) -> None:
     """The process's side: send rows until training is over, then the rest and the results."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: None)  # training ends this, after its own last rows
+    signal.signal(signal.SIGTERM, lambda number, frame: None)  # training ends this process, after its own last rows
     with contextlib.suppress(OSError):
         os.nice(NICENESS)
     keep_private()

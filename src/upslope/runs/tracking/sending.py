@@ -1,4 +1,4 @@
-"""Send what a run directory holds to a tracker, and remember in it what was sent, so that nothing is sent twice."""
+"""Send the contents of a run directory to a tracker, and record there what was sent, so that nothing is sent twice."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from upslope.runs.tracking.tracker import (
 )
 
 BATCH = 200
-"""Rows handed to a tracker in one call; after each, what was sent is noted."""
+"""Rows handed to a tracker in one call; after each call, what was sent is recorded."""
 LAST_EPISODES = 100
 """Number of last training episodes whose mean is a seed's result."""
 
@@ -61,8 +61,8 @@ class Memory:
             raise damaged(self.path, error) from error
         if self.project not in (None, before):
             raise UpslopeError(
-                f"{self.root} was sent to {self.name} in the project {before or 'of its configuration'}, not in "
-                f"{self.project}. Leave out --track-project, or delete {self.path} to send everything again."
+                f"{self.root} was sent to {self.name} in the project {before or 'of its configuration'}, "
+                f"not in {self.project}. Omit --track-project, or delete {self.path} to send everything again."
             )
         self.project = before
 
@@ -81,7 +81,7 @@ class Memory:
 
     @contextmanager
     def locked(self, wait: Callable[[], bool]) -> Iterator[None]:
-        """Read the file, and hold its lock; where another process has it, `wait` returns whether to try again."""
+        """Read the file, and hold its lock; if another process has it, `wait` returns whether to try again."""
         safe_path(self.root, self.folder, is_folder=True).mkdir(exist_ok=True)
         with safe_path(self.root, self.folder / f".{self.stem}.lock").open("a") as file:
             while fcntl is not None:
@@ -189,12 +189,13 @@ def track(run: str | Path | Any, to: str | Sequence[str], *, project: str | None
     the results of training and evaluation.
 
     What was sent is noted in the run directory, so a second call sends only what is new. A run that was
-    tracked while it trained continues in the same runs. Returns a line for each tracker: what was sent, and where to.
+    tracked during training continues in the same runs. Returns a line for each tracker: what was sent, and where to.
 
     Args:
         run: the run directory, or the result of `upslope.train`.
         to: `wandb`, `trackio`, `mlflow`, `tensorboard`, or your own `module:Name`; or several.
-        project: the project (MLflow: experiment); by default that of the tracker's own configuration, else `upslope`.
+        project: the project (MLflow: experiment); by default that of the tracker's own configuration, or otherwise
+            `upslope`.
 
     Raises:
         UpslopeError: there is no such run or tracker, the tracker's package is missing, or it failed.
@@ -205,12 +206,12 @@ def track(run: str | Path | Any, to: str | Sequence[str], *, project: str | None
 
 
 def send_run(path: Path, name: str, project: str | None) -> str:
-    """Send a run to one tracker now, and say what was sent."""
+    """Send a run to one tracker now, and describe what was sent."""
     sender = Sender(path, name, project)
     if not os.access(path, os.W_OK):
         raise UpslopeError(
-            f"{path} cannot be written, and what was sent is noted there, so that nothing is sent twice. Copy the run "
-            "to a folder of your own, and send the copy."
+            f"{path} cannot be written, but what was sent must be recorded there, so that nothing is sent "
+            "twice. Copy the run to a folder of your own, and send the copy."
         )
     keep_private()
     with sender.memory.locked(lambda: False):

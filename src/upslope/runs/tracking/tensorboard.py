@@ -42,5 +42,5 @@ class TensorboardTracker:
 
 
 def cell(value: Any) -> str:
-    """A value in a table of Markdown."""
+    """A value in a Markdown table."""
     return " ".join(words(value).replace("|", "\\|").split())

@@ -18,9 +18,9 @@ from upslope.errors import UpslopeError
 from upslope.runs.directory import RunDirectory
 
 NOT_VALUES = ("iteration", "seed", "step")
-"""Columns of metrics.jsonl that say where a row belongs."""
+"""Columns of metrics.jsonl that identify a row."""
 NOT_PARAMETERS = ("format", "spaces")
-"""Entries of config.json that are left out of the parameters."""
+"""Entries of config.json that are not sent as parameters."""
 TRACKERS: dict[str, tuple[str, str, str]] = {
     "tensorboard": ("TensorboardTracker", "tensorboardX", "TensorBoard event files in the run directory"),
     "wandb": ("WandbTracker", "wandb", "Weights & Biases"),
@@ -34,7 +34,7 @@ PRIVATE = {
     "WANDB_ERROR_REPORTING": "false",
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
-"""Environment variables that keep trackers from reporting on their user, unless the user has set them otherwise."""
+"""Environment variables that keep trackers from reporting on their users, unless the user has set them otherwise."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class MetricRow:
 
 @runtime_checkable
 class Tracker(Protocol):
-    """Sends one run to one tracker, a run per seed. Calls come in this order, and may block or raise: the process that
-    makes them is not the one that trains."""
+    """Sends one run to one tracker, a run per seed. Calls come in this order, and may block or raise: they are made by
+    a separate process, not by the one that trains."""
 
     def begin(self, run: TrackedRun, known: dict[str, Any]) -> dict[str, Any]:
         """Open a tracker's run for each seed.
@@ -87,7 +87,7 @@ class Tracker(Protocol):
         ...
 
     def end(self, is_finished: bool) -> None:
-        """Close the runs; `is_finished` says whether the run has spent its budget."""
+        """Close the runs; `is_finished` tells whether the run has spent its budget."""
         ...
 
 
@@ -116,7 +116,7 @@ def require_trackers(names: Sequence[str], flag: str = "--track") -> None:
             raise UpslopeError(f"{unknown('tracker', name, TRACKERS, 'upslope train --help')} {own}")
         elif not is_installed(TRACKERS[name][1]):
             raise UpslopeError(
-                f'{flag} {name} needs the package {TRACKERS[name][1]}: pip install "upslope[{name}]", or leave it out.'
+                f'{flag} {name} needs the package {TRACKERS[name][1]}: pip install "upslope[{name}]", or omit it.'
             )
 
 
@@ -134,7 +134,7 @@ def require_own(name: str, flag: str) -> None:
         kind = named_tracker(name)
     except Exception as error:
         raise UpslopeError(
-            f"{flag} {name} cannot be imported: {error}. Give module:Name of a class with the methods of "
+            f"{flag} {name} cannot be imported: {error}. Pass module:Name of a class with the methods of "
             "upslope.Tracker, in a module that Python finds from here."
         ) from error
     missing = [method for method in ("begin", "log", "summarise", "end") if not callable(getattr(kind, method, None))]
@@ -143,7 +143,7 @@ def require_own(name: str, flag: str) -> None:
 
 
 def keep_private() -> None:
-    """Turn off what trackers report on their users, unless the user has decided."""
+    """Turn off the trackers' usage reporting, unless the user has set it explicitly."""
     for name, value in PRIVATE.items():
         os.environ.setdefault(name, value)
 
@@ -175,7 +175,7 @@ def tracked_run(directory: RunDirectory, project: str | None) -> TrackedRun:
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, whose keys are paths."""
+    """Nested dictionaries as a single one, whose keys are paths."""
     found: dict[str, Any] = {}
     for name, value in tree.items():
         found |= flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {f"{prefix}{name}": value}
@@ -188,7 +188,7 @@ def words(value: Any) -> str:
 
 
 def metric_row(row: Mapping[str, Any]) -> MetricRow:
-    """A row of metrics.jsonl as trackers get it."""
+    """A row of metrics.jsonl in the form that trackers receive."""
     values = {
         name: float(x)
         for name, x in row.items()

@@ -21,7 +21,7 @@ class TrackioTracker:
     def begin(self, run: TrackedRun, known: dict[str, Any]) -> dict[str, Any]:
         """Start or continue the runs."""
         if not any(os.environ.get(name) for name in REMOTE):
-            os.environ.setdefault("HF_HUB_OFFLINE", "1")  # it would ask for the name of the user's account
+            os.environ.setdefault("HF_HUB_OFFLINE", "1")  # otherwise it would look up the name of the user's account
         trackio = imported("trackio")
         project = run.project or "upslope"
         self.runs = {}

@@ -11,7 +11,7 @@ from typing import Any
 from upslope.runs.tracking.tracker import MetricRow, TrackedRun, imported
 
 NO_ACCOUNT = ("api key", "api_key", "log in", "login")
-"""Phrases of wandb's error if there is no account, and nobody to ask for one."""
+"""Phrases in wandb's error if there is no account and no user to ask for one."""
 
 
 class WandbTracker:
@@ -39,7 +39,7 @@ class WandbTracker:
             "config": run.parameters | {"seed": seed},
             "resume": "allow" if is_known else None,
             "reinit": "create_new",
-            # Training prints its own output elsewhere, and this process's load is not the run's.
+            # Training prints its output elsewhere, and this process's load is not the run's.
             "settings": wandb.Settings(console="off", x_disable_stats=True),
         }
         try:
