@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 import pytest
+import type_checks  # noqa: F401 - before upslope
 from compile_flags import FUSION_EMITTERS
 from helpers import write_run
 from weekly_cases import is_weekly
