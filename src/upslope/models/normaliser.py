@@ -72,11 +72,12 @@ def start_normaliser(shapes: Any) -> Any:
 
 def normalised(normaliser: Any, observation: Any) -> Any:
     """The observation with its real-valued leaves normalised."""
+    return jax.tree.map(normalised_leaf, normaliser, observation, is_leaf=is_statistics)
 
-    def one(statistics: RunningStatistics | None, x: Any) -> Any:
-        return x if statistics is None else statistics.normalise(x.astype(np.float32))
 
-    return jax.tree.map(one, normaliser, observation, is_leaf=is_statistics)
+def normalised_leaf(statistics: RunningStatistics | None, x: Any) -> Any:
+    """A leaf of the observation, normalised if it is real-valued."""
+    return x if statistics is None else statistics.normalise(x.astype(np.float32))
 
 
 def updated(normaliser: Any, observation: Any, valid: Bool[Array, "T N"]) -> Any:
