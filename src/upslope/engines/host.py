@@ -1,7 +1,7 @@
 """The engine for Gymnasium environments, which advances one iteration, or a few short ones, at a time."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -61,8 +61,7 @@ class HostEngine:
         self.afresh: list[int] = []
         """Columns whose episode could not be restored, so a new one has begun."""
         self.iterations = 1 if task.estimator.whole_episodes else chunk_length(task, CHUNKS, CHUNK_STEPS)
-        self.keys = jax.jit(over_seeds(partial(keys_ahead, count=self.iterations)))
-        self.split, self.stack = jax.jit(partial(split, len(seeds))), jax.jit(stack)
+        self.keys, self.split, self.stack = keys_of(self.iterations), split_into(len(seeds)), jax.jit(stack)
         self.layout: Layout | None = None
         self.learn: Callable[[Flat, Rollout, Any], tuple[Flat, Packed]] | None = None
         """Once there is a state, its layout; and one seed's program, so that results do not depend on the number of
@@ -273,6 +272,18 @@ def begun_afresh(task: Task, state: TrainState, rows: Sequence[int]) -> TrainSta
         reference=reference,
         stream=stream,
     )
+
+
+@cache
+def keys_of(iterations: int) -> Callable[..., Any]:
+    """The program for the keys of this many iterations; runs of one process share it."""
+    return jax.jit(over_seeds(partial(keys_ahead, count=iterations)))
+
+
+@cache
+def split_into(num_seeds: int) -> Callable[[Flat], list[Flat]]:
+    """The program that splits the arrays of this many seeds; runs of one process share it."""
+    return jax.jit(partial(split, num_seeds))
 
 
 def split(num_seeds: int, leaves: Flat) -> list[Flat]:
