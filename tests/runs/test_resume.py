@@ -28,8 +28,6 @@ from upslope.cli.main import main
 from upslope.runs import evaluation, loop
 from upslope.runs.signals import stop_on_signal
 
-pytestmark = pytest.mark.usefixtures("compiled_for_users")
-
 NORMALISED = {"normalize_observations": True, "normalize_rewards": True}
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     # 48 steps a chunk are three iterations a program, so a stop falls between chunks of several iterations.
@@ -50,9 +48,15 @@ STOP_AT = {"compiled segments": 40, "compiled split": 40, "host segments": 45, "
 
 
 @pytest.fixture(scope="module")
-def straight(folder: Path) -> Callable[[str], Path]:
+def uninterrupted(folder: Path) -> Callable[[str], Path]:
     """The uninterrupted run of a case, trained once."""
     return cache(lambda case: train(case, folder, f"{case} straight"))
+
+
+@pytest.fixture
+def straight(uninterrupted: Callable[[str], Path], trains_for_long: None) -> Callable[[str], Path]:
+    """The same, for a test of exact bits, whose programs are compiled as users have them."""
+    return uninterrupted
 
 
 @pytest.mark.parametrize(
