@@ -1,6 +1,7 @@
 """A trained policy for use: NumPy observations in, NumPy actions out, without an environment."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -110,14 +111,12 @@ class Policy:
         """The observation with a batch axis, and whether it already had one. What this group of the model does not
         read may be missing, and is then 0."""
         shapes, view = self.encoder.shapes, view_in(self.agent.model, group)
-        try:
-            # Map over the structure of the shapes, since an observation or a part of it may be a list of numbers.
-            given = self.structured(completed(shapes, observation, view))
-            observation = jax.tree.map(lambda shape, x: np.asarray(x), shapes, given, is_leaf=is_shape)
-            observation = emptied(self.encoder, observation, view)
-            axes = self.encoder.num_batch_axes(observation)
-        except ValueError:
-            axes = None
+        axes = None
+        for ignored in ((), self.ignored):  # without the parts that training left out, or with them
+            if axes is None:
+                with suppress(ValueError):
+                    arrays, axes = self.structured(observation, view, ignored)
+                    observation = arrays
         if axes is None:
             found = jax.tree.map(np.shape, observation)
             batch = f"[B, {', '.join(map(str, shapes))}]" if is_shape(shapes) else "with a first axis [B] of each array"
@@ -168,16 +167,19 @@ class Policy:
             raise UpslopeError(f"The mask of row {row} allows no action, so none can be chosen. Allow one.")
         return masks
 
-    def structured(self, observation: Any) -> Any:
-        """The observation in the structure that the encoder reads; parts ignored in training may be present.
+    def structured(self, observation: Any, view: View, ignored: Sequence[str]) -> tuple[Any, int | None]:
+        """The observation in the structure that the encoder reads, without the parts under these keys; and the number
+        of its batch axes, None if its arrays do not fit.
 
         Raises:
             ValueError: its structure does not match.
         """
-        try:
-            return shaped_like(self.encoder.shapes, observation)
-        except ValueError:
-            return shaped_like(self.encoder.shapes, observation, self.ignored)
+        shapes = self.encoder.shapes
+        # Map over the structure of the shapes, since an observation or a part of it may be a list of numbers.
+        given = shaped_like(shapes, completed(shapes, observation, view), ignored)
+        arrays = jax.tree.map(lambda shape, x: np.asarray(x), shapes, given, is_leaf=is_shape)
+        arrays = emptied(self.encoder, arrays, view)
+        return arrays, self.encoder.num_batch_axes(arrays)
 
     def distribution(self, batch: Any, mask: Any = None) -> Any:
         """π(·|s) of every row; updates the memory of a model that has one."""
