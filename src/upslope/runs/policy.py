@@ -1,6 +1,6 @@
 """A trained policy for use: NumPy observations in, NumPy actions out, without an environment."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -90,8 +90,8 @@ class Policy:
             UpslopeError: the observation has neither the shape of the space nor that with one batch axis; or the mask
                 of allowed actions is missing, does not fit, or allows none.
         """
-        if self.needs_mask and mask is None and isinstance(observation, dict) and KEY in observation:
-            observation, mask = apart(observation)
+        observation, shown = self.without_mask(observation)
+        mask = shown if mask is None and self.needs_mask else mask
         batch, is_batch = self.as_batch(observation, POLICY)
         policy = self.distribution(batch, self.as_mask(mask, batch, is_batch))
         if deterministic:
@@ -106,6 +106,13 @@ class Policy:
         # A Box action is an array even if it has no axes; a Discrete action is a number.
         first = lambda x: x[0] if x.dtype.kind in "iu" else x[0, ...]  # noqa: E731 - one expression with a name
         return (taken, log_prob) if is_batch else (jax.tree.map(first, taken), log_prob[0])
+
+    def without_mask(self, observation: Any) -> tuple[Any, Any]:
+        """The observation without the mask that it contains, and that mask; None if it contains none."""
+        shapes = self.encoder.shapes
+        is_no_input = isinstance(shapes, dict) and KEY not in shapes
+        holds_one = is_no_input and isinstance(observation, Mapping) and KEY in observation
+        return apart(observation) if holds_one else (observation, None)
 
     def as_batch(self, observation: Any, group: str) -> tuple[Any, bool]:
         """The observation with a batch axis, and whether it already had one. What this group of the model does not
@@ -209,7 +216,7 @@ class Policy:
             raise UpslopeError("This policy was trained without a critic, so it has no values. Use --estimator gae.")
         if self.has_memory:
             raise UpslopeError("This policy has memory, so V depends on the episode so far. Use upslope credit.")
-        batch, is_batch = self.as_batch(observation, VALUE)
+        batch, is_batch = self.as_batch(self.without_mask(observation)[0], VALUE)
         value = np.asarray(self.agent.value(jax.tree.map(jnp.asarray, batch)) / self.agent.reward_scale())
         return value if is_batch else value[0]
 
