@@ -487,6 +487,14 @@ class Walk3(Walk):
         self.action_space = spaces.Discrete(3)
 
 
+class Nothing(Walk):
+    """A walk that shows an array without numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = spaces.Box(-1, 1, (0,), np.float32)
+
+
 class CompiledFenced(CompiledPictures):
     """The same corridor, whose walls forbid to go on: at the left end action 0, at the right end action 1."""
 

@@ -1,6 +1,7 @@
 """Vector environments: what they step is what happened, in every autoreset mode, and no reset is a transition."""
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -184,6 +185,16 @@ def test_wrappers_go_around_each_environment_of_an_id():
         make("vector:vector_environments:counting", wrappers=("TimeAwareObservation",))
     masked: Any = make("vector:Taxi-v4")
     assert masked.gives_masks and not make("vector:Taxi-v4", masks=False).gives_masks
+
+
+def test_an_id_may_name_the_module_that_registers_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    words = "import gymnasium\ngymnasium.register('Batched-Walk-v0', 'user_environments:Walk', max_episode_steps=7)\n"
+    (tmp_path / "registers_a_walk.py").write_text(words)
+    monkeypatch.syspath_prepend(tmp_path)
+    made: Any = make("vector:registers_a_walk:Batched-Walk-v0")
+    assert made.max_episode_steps == 7 and made.batch(3).num_envs == 3
+    with pytest.raises(UpslopeError, match=r"^(?!.*\?\.).*Batched-Walk-v0"):  # no full stop after a question mark
+        make("vector:registers_a_walk:Batched-Walks-v0")
 
 
 def test_a_batched_id_needs_no_trust_and_a_factory_does():

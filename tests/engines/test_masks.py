@@ -221,6 +221,17 @@ def test_where_nothing_is_allowed_is_refused_with_the_place(tmp_path):
         train("test_masks:stuck", tmp_path, "compiled")
 
 
+@pytest.mark.parametrize("masks", [True, False])
+def test_a_policy_takes_observations_that_contain_the_mask(masks: bool, tmp_path):
+    policy = train(Halves("key"), tmp_path, "run", masks=masks, steps=32, max_episode_steps=None).load()
+    bare = {"step": np.zeros(1, np.float32)}
+    observation = bare | {"action_mask": np.array([0, 1, 1, 0, 1], np.int8)}
+    given = {"mask": observation["action_mask"]} if masks else {}
+    np.testing.assert_array_equal(policy(observation), policy(bare, **given))
+    np.testing.assert_array_equal(policy(observation), policy(observation, **given))
+    assert policy.value(observation) == policy.value(bare)
+
+
 def test_masks_may_be_ignored_and_are_not_confused(tmp_path):
     run = train(PROBE, tmp_path, "ignored", masks=False, steps=64, max_episode_steps=None)
     assert RunDirectory(run.path).read()["spaces"]["has_masks"] is False

@@ -12,7 +12,7 @@ import gymnasium
 import numpy as np
 import pytest
 from helpers import train_case
-from run_helpers import assert_same_run, before_chunk
+from run_helpers import arrays_of, assert_same_run, before_chunk
 from user_environments import Walk
 
 import upslope
@@ -179,3 +179,11 @@ def test_a_split_snapshot_holds_each_share():
     assert one["actions"].tolist() == [10, 11] and one["length"].tolist() == [2, -1]
     assert two["actions"].tolist() == [40, 60, 61, 62] and two["episode"].tolist() == [2, 3, 4, 5]
     assert one["observation"].shape == (1, 2, 1) and two["observation"].ravel().tolist() == [2, 3, 4, 5]
+
+
+def test_the_sums_of_long_products_do_not_depend_on_the_workers(tmp_path: Path):
+    # XLA divides the sum over 4,096 rows among its threads, so workers need as many as the main process.
+    settings: dict[str, Any] = {"num_envs": 16, "rollout_steps": 256, "minibatches": 1, "epochs": 1, "steps": 4096}
+    settings |= {"seeds": 2, "quiet": True, "preset": False, "folder": tmp_path}
+    one, two = (upslope.train("CartPole-v1", workers=n, name=str(n), **settings).path for n in (1, 2))
+    assert arrays_of(one / "checkpoints" / "last.npz") == arrays_of(two / "checkpoints" / "last.npz")

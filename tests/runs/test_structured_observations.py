@@ -1,13 +1,14 @@
 """Observations of several arrays in every place: trained, resumed, judged, recorded, learned from, loaded, shown."""
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
 import user_environments
-from run_helpers import assert_stops_and_resumes, metrics_of
+from run_helpers import TINY, assert_stops_and_resumes, metrics_of
 
 import upslope
 from upslope.analysis.episode_credit import credit_of
@@ -118,6 +119,16 @@ def test_a_policy_takes_what_the_environment_shows_with_what_was_ignored_in_it(t
     assert "mission" in observation and "mission" not in seen and set(seen["more"][0]) == {"digits"}
     with pytest.raises(UpslopeError, match="This policy reads observations of shape"):
         policy({name: x for name, x in observation.items() if name != "side"})
+
+
+def test_a_policy_takes_a_vector_with_the_components_that_were_ignored_in_it(tmp_path: Path):
+    settings: dict[str, Any] = {"ignore_observation": ("1", "3"), "quiet": True, **TINY}
+    policy = upslope.load(upslope.train("jax:CartPole-v1", steps=32, folder=tmp_path, name="run", **settings).path)
+    whole = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    np.testing.assert_array_equal(policy.value(whole), policy.value(whole[:, [0, 2]]))
+    assert [policy(list(row)) for row in whole] == list(policy(whole)) == list(policy(whole[:, [0, 2]]))
+    with pytest.raises(UpslopeError, match=r"of shape \(2,\), or a batch \[B, 2\], not \(3,\)"):
+        policy(whole[0, :3])
 
 
 def test_a_policy_does_without_what_only_the_critic_reads(trained):

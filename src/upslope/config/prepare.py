@@ -29,6 +29,7 @@ from upslope.learning.bonuses.bonus import Bonus
 from upslope.learning.iteration import Task
 from upslope.models.box_heads import BoxHead
 from upslope.models.build import ModelSpec
+from upslope.models.composed import has_images
 from upslope.models.model import SHARED, group_places
 from upslope.models.model import has_memory as has_carry
 
@@ -196,7 +197,10 @@ def missing_reader(name: str, config: Config, task: Task) -> str:
         "hidden_sizes": (has_networks, "--model perceptron"),
         "activation": (has_networks, "--model perceptron"),
         "model_kwargs": (not has_networks, "a --model of your own"),
-        "encoder": (has_networks, "--model perceptron"),
+        "encoder": (
+            has_networks and has_images(task.model.encoder),
+            "images" if has_networks else "--model perceptron",
+        ),
         "memory": (has_networks, "--model perceptron"),
         "shared_trunk": (has_networks, "--model perceptron"),
         "policy_reads": (has_two, two),

@@ -258,7 +258,8 @@ def task_of(config: Config, environment: AnyEnvironment, parts: Parts = NO_PARTS
     )
     if config.data is None:  # with recorded data or a user's model, sizes are known only with a rollout
         steps = (limit or 1) if estimator.whole_episodes else config.rollout_steps
-        update.check_minibatches(steps, config.num_envs, has_memory=config.memory is not None)
+        longer = "raise --num-envs" if estimator.whole_episodes else "raise --rollout-steps"
+        update.check_minibatches(steps, config.num_envs, has_memory=config.memory is not None, longer=longer)
     refuse_missing_info(config, environment)
     encoder = encoder_of(environment.observation_space, config.environment)
     check_precision(config, objective, encoder)

@@ -40,13 +40,13 @@ def is_shape(node: Any) -> bool:
 def shaped_like(shapes: Any, observation: Any, ignored: Sequence[str] = (), prefix: str = "") -> Any:
     """Restructure an observation to match its shapes: mappings become dictionaries, lists and tuples become tuples.
 
-    Parts under the keys `ignored`, written as `outer/inner`, are left out.
+    Parts under the keys `ignored`, written as `outer/inner`, are left out, and so are components of a vector.
 
     Raises:
         ValueError: the keys or the number of parts differ.
     """
     if is_shape(shapes):
-        return observation
+        return without_components(shapes, observation, ignored, prefix)
 
     def is_ignored(key: Any) -> bool:
         return any(each == f"{prefix}{key}" or each.startswith(f"{prefix}{key}/") for each in ignored)
@@ -64,6 +64,16 @@ def shaped_like(shapes: Any, observation: Any, ignored: Sequence[str] = (), pref
         raise ValueError(f"it must have {len(shapes)} parts")
     pairs = zip(shapes, parts, strict=True)
     return tuple(shaped_like(shape, part, ignored, f"{prefix}{i}/") for shape, (i, part) in pairs)
+
+
+def without_components(shape: tuple[int, ...], x: Any, ignored: Sequence[str], prefix: str) -> Any:
+    """A vector, or a batch of them, without its ignored components, whose keys are `prefix` and their index; one that
+    is already without them is returned as it is."""
+    if len(shape) != 1:
+        return x
+    left_out = [i for i in range(shape[0] + len(ignored)) if f"{prefix}{i}" in ignored]
+    has_all = left_out and np.shape(x)[-1:] == (shape[0] + len(left_out),)
+    return np.delete(np.asarray(x), left_out, axis=-1) if has_all else x
 
 
 def namespace(x: Any) -> Any:

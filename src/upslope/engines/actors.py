@@ -28,7 +28,7 @@ from upslope.engines.base import Placement
 from upslope.engines.nodes import difference, facts
 from upslope.engines.notices import Notices
 from upslope.engines.transport import CLOSING_SECONDS, Heartbeat, Message, WorkerLostError, answer_request
-from upslope.learning.devices import one_blas_thread, prepare, use_cores
+from upslope.learning.devices import num_cores, one_blas_thread, prepare, use_cores
 
 UNREACHABLE_SECONDS = 60.0
 """Seconds after which a worker that Ray cannot reach counts as lost."""
@@ -179,8 +179,8 @@ class ActorChannel:
 
 def new_actor(ray: Any, placement: Placement) -> Any:
     """Start an actor, on a node that has room."""
-    # Without an accelerator of its own, an actor must not take one.
-    variables = {"NPROC": "1"} | INLINE | ({} if placement.worker_gpus else {"JAX_PLATFORMS": "cpu"})
+    # Without an accelerator of its own, an actor must not take one. XLA gets as many threads as here: see `PipeChannel`.
+    variables = {"NPROC": str(num_cores())} | INLINE | ({} if placement.worker_gpus else {"JAX_PLATFORMS": "cpu"})
     kind = ray.remote(
         num_cpus=placement.worker_cpus,
         num_gpus=placement.worker_gpus,

@@ -29,7 +29,7 @@ from upslope.engines.mujoco_timer import stop_stopwatch
 from upslope.engines.notices import Notices
 from upslope.engines.transport import CLOSING_SECONDS, Heartbeat, Message, Worker, answer_request, current_call
 from upslope.errors import UpslopeError
-from upslope.learning.devices import configure_jax, one_blas_thread
+from upslope.learning.devices import configure_jax, num_cores, one_blas_thread
 
 BOOTSTRAP = f"""
 import json, os, signal, sys
@@ -110,8 +110,9 @@ class PipeChannel:
     waiting_for = "it does not respond"
 
     def __init__(self, module: str):
-        # Only one process may hold an accelerator's memory.
-        environment = os.environ | {"NPROC": "1", "JAX_PLATFORMS": "cpu"}
+        # Only one process may hold an accelerator's memory. XLA gets as many threads as here, since it divides the sum
+        # of a long product with a narrow result among them, and the last bits depend on how.
+        environment = os.environ | {"NPROC": str(num_cores()), "JAX_PLATFORMS": "cpu"}
         (requests, mine), (theirs, answers) = os.pipe(), os.pipe()
         self.requests, self.answers = os.fdopen(mine, "wb"), MessageReader(theirs)
         self.is_broken = False

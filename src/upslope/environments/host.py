@@ -187,8 +187,9 @@ def create_by_id(request: Request, spec: Any = None) -> gymnasium.Env:
 
 
 def one_line(error: Exception) -> str:
-    """An error's message on one line."""
-    return " ".join(str(error).split()).rstrip(".") + "."
+    """An error's message on one line, as a sentence."""
+    words = " ".join(str(error).split()).rstrip(".")
+    return words if words.endswith(("?", "!")) else f"{words}."
 
 
 def hint(name: str, module: Any) -> str:

@@ -121,7 +121,7 @@ class VectorMaker:
         if request.max_episode_steps is not None:
             kwargs["max_episode_steps"] = request.max_episode_steps
         try:
-            spec = self.spec or gymnasium.spec(target)
+            spec = self.spec or gymnasium.spec(target.rpartition(":")[2])  # the module is imported already
             dressed = kwargs.get("vectorization_mode", "sync" if self.needs_dressing(spec) else None)
             if dressed is not None:
                 kwargs["vectorization_mode"] = dressed

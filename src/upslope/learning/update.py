@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
+from upslope.core.messages import counted
 from upslope.core.objectives import (
     NaturalGradient,
     Objective,
@@ -97,8 +98,11 @@ class Update:
         """L for a rollout [T, N]: by default T, or less if there would be fewer sequences than minibatches."""
         return self.sequence_length or max(1, steps // math.ceil(self.minibatches / columns))
 
-    def check_minibatches(self, steps: int, columns: int, *, has_memory: bool) -> None:
-        """Refuse more minibatches than a rollout [T, N] has units: steps, or sequences of L steps if there is memory.
+    def check_minibatches(
+        self, steps: int, columns: int, *, has_memory: bool, longer: str = "raise --rollout-steps"
+    ) -> None:
+        """Refuse more minibatches than a rollout [T, N] has units: steps, or sequences of L steps if there is memory;
+        `longer` is the advice that gives it more steps.
 
         Raises:
             UpslopeError: a minibatch would be empty.
@@ -107,10 +111,10 @@ class Update:
         units = columns * math.ceil(steps / length)
         if self.minibatches > units:
             kind = "samples of" if length == 1 else f"sequences of --sequence-length {length} in"
-            remedy = "raise --rollout-steps" if length == 1 else "the length of a sequence"
+            remedy = longer if length == 1 else "the length of a sequence"
             raise UpslopeError(
-                f"--minibatches {self.minibatches} is more than the {units} {kind} an iteration ({columns} "
-                f"environments × {steps} steps). Lower it, or {remedy}."
+                f"--minibatches {self.minibatches} is more than the {units} {kind} an iteration "
+                f"({counted(columns, 'environment')} × {counted(steps, 'step')}). Lower it, or {remedy}."
             )
 
     def plan(self, epochs: int) -> Plan:

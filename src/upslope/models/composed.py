@@ -203,6 +203,11 @@ def scaled(encoder: ObservationEncoder, images: Array) -> Float[Array, "..."]:
 PERCEPTRON = "perceptron"
 
 
+def has_images(encoder: ObservationEncoder) -> bool:
+    """Whether an observation has images, which a convolutional network can read."""
+    return any(layout_of(inner) for _, inner, _ in encoder.leaves(encoder.shapes))
+
+
 def networks_of(encoder: ObservationEncoder, wanted: Sequence[str] = ()) -> tuple[tuple[str, str], ...]:
     """(key, network) of each image in an observation that a convolutional network reads.
 

@@ -20,10 +20,10 @@ OF_THE_POLICY = {"of_the_policy": True}
 def unsupported(name: str, role: str, space: gymnasium.Space, key: str = "") -> str:
     """Report which space cannot be used, why, and what to do; `key` names a part of the whole space."""
     place = f" at `{key}`" if key else ""
-    if isinstance(space, gymnasium.spaces.Box):
+    if is_empty(space):
         return (
-            f"{name} has a Box {role} space of dtype {space.dtype}, but upslope uses Box {role}s of floats. Declare it "
-            f"as float32 and round in step(), or as MultiDiscrete. {SUPPORTED}"
+            f"{name} has the {role} space {space}{place}, which holds no numbers. Declare what there is; if there is "
+            "nothing, declare Discrete(1), which is always 0."
         )
     remedy = "Wrap it so that it has one of the supported spaces"
     kind = kind_of(space).removesuffix(" space").removeprefix("a ")
@@ -43,9 +43,16 @@ def unread_parts(name: str, space: gymnasium.Space, parts: Sequence[tuple[str, g
     )
 
 
+def is_empty(space: gymnasium.Space) -> bool:
+    """Whether a space is an array without numbers."""
+    return space.shape is not None and 0 in space.shape
+
+
 def kind_of(space: gymnasium.Space) -> str:
     """Describe an unsupported space."""
     kind = type(space).__name__
+    if is_empty(space):
+        return f"a {kind} without numbers"
     if isinstance(space, gymnasium.spaces.Dict | gymnasium.spaces.Tuple):
         return f"a {kind} without parts, with keys that are not strings, or more than {MAX_DEPTH} deep"
     return f"a {kind} space"

@@ -1,6 +1,7 @@
 """A trained policy for use: NumPy observations in, NumPy actions out, without an environment."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -89,8 +90,8 @@ class Policy:
             UpslopeError: the observation has neither the shape of the space nor that shape with one batch axis; or the
                 mask of allowed actions is missing, does not fit, or allows none.
         """
-        if self.needs_mask and mask is None and isinstance(observation, dict) and KEY in observation:
-            observation, mask = apart(observation)
+        observation, shown = self.without_mask(observation)
+        mask = shown if mask is None and self.needs_mask else mask
         batch, is_batch = self.as_batch(observation, POLICY)
         policy = self.distribution(batch, self.as_mask(mask, batch, is_batch))
         if deterministic:
@@ -106,18 +107,23 @@ class Policy:
         first = lambda x: x[0] if x.dtype.kind in "iu" else x[0, ...]  # noqa: E731 - one expression with a name
         return (taken, log_prob) if is_batch else (jax.tree.map(first, taken), log_prob[0])
 
+    def without_mask(self, observation: Any) -> tuple[Any, Any]:
+        """The observation without the mask that it contains, and that mask; None if it contains none."""
+        shapes = self.encoder.shapes
+        is_no_input = isinstance(shapes, dict) and KEY not in shapes
+        holds_one = is_no_input and isinstance(observation, Mapping) and KEY in observation
+        return apart(observation) if holds_one else (observation, None)
+
     def as_batch(self, observation: Any, group: str) -> tuple[Any, bool]:
         """The observation with a batch axis, and whether it already had one. Parts that this group of the model does
         not read may be missing, and are then 0."""
         shapes, view = self.encoder.shapes, view_in(self.agent.model, group)
-        try:
-            # Map over the structure of the shapes, since an observation or a part of it may be a list of numbers.
-            given = self.structured(completed(shapes, observation, view))
-            observation = jax.tree.map(lambda shape, x: np.asarray(x), shapes, given, is_leaf=is_shape)
-            observation = emptied(self.encoder, observation, view)
-            axes = self.encoder.num_batch_axes(observation)
-        except ValueError:
-            axes = None
+        axes = None
+        for ignored in ((), self.ignored):  # without the parts that training left out, or with them
+            if axes is None:
+                with suppress(ValueError):
+                    arrays, axes = self.structured(observation, view, ignored)
+                    observation = arrays
         if axes is None:
             found = jax.tree.map(np.shape, observation)
             batch = f"[B, {', '.join(map(str, shapes))}]" if is_shape(shapes) else "with a first axis [B] of each array"
@@ -168,16 +174,19 @@ class Policy:
             raise UpslopeError(f"The mask of row {row} allows no action, so none can be chosen. Allow at least one.")
         return masks
 
-    def structured(self, observation: Any) -> Any:
-        """The observation in the structure that the encoder reads; parts ignored in training may be present.
+    def structured(self, observation: Any, view: View, ignored: Sequence[str]) -> tuple[Any, int | None]:
+        """The observation in the structure that the encoder reads, without the parts under these keys; and the number
+        of its batch axes, None if its arrays do not fit.
 
         Raises:
             ValueError: its structure does not match.
         """
-        try:
-            return shaped_like(self.encoder.shapes, observation)
-        except ValueError:
-            return shaped_like(self.encoder.shapes, observation, self.ignored)
+        shapes = self.encoder.shapes
+        # Map over the structure of the shapes, since an observation or a part of it may be a list of numbers.
+        given = shaped_like(shapes, completed(shapes, observation, view), ignored)
+        arrays = jax.tree.map(lambda shape, x: np.asarray(x), shapes, given, is_leaf=is_shape)
+        arrays = emptied(self.encoder, arrays, view)
+        return arrays, self.encoder.num_batch_axes(arrays)
 
     def distribution(self, batch: Any, mask: Any = None) -> Any:
         """π(·|s) of every row; updates the memory of a model that has one."""
@@ -208,7 +217,7 @@ class Policy:
             raise UpslopeError("This policy was trained without a critic, so it has no values. Use --estimator gae.")
         if self.has_memory:
             raise UpslopeError("This policy has memory, so V depends on the episode so far. Use upslope credit.")
-        batch, is_batch = self.as_batch(observation, VALUE)
+        batch, is_batch = self.as_batch(self.without_mask(observation)[0], VALUE)
         value = np.asarray(self.agent.value(jax.tree.map(jnp.asarray, batch)) / self.agent.reward_scale())
         return value if is_batch else value[0]
 
