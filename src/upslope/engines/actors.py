@@ -179,7 +179,7 @@ class ActorChannel:
 
 def new_actor(ray: Any, placement: Placement) -> Any:
     """Start an actor, on a node that has room."""
-    # Without an accelerator of its own, an actor must not take one. XLA gets as many threads as here: see `PipeChannel`.
+    # Without an accelerator of its own, an actor must not take one. XLA has as many threads as here: see `PipeChannel`
     variables = {"NPROC": str(num_cores())} | INLINE | ({} if placement.worker_gpus else {"JAX_PLATFORMS": "cpu"})
     kind = ray.remote(
         num_cpus=placement.worker_cpus,
