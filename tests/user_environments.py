@@ -582,3 +582,36 @@ class Endless(Still):
 
 def only_choices() -> Spaced:
     return Spaced(action_space=spaces.Tuple([spaces.Discrete(2), spaces.MultiBinary(2)]))
+
+
+class Panic(BaseException):
+    """An exception like those of libraries in Rust or of test frameworks, which `except Exception` does not catch."""
+
+
+class Panics(Still):
+    """Panics, or raises SystemExit or KeyboardInterrupt, in one place."""
+
+    def __init__(self, place: str, kind: str = "Panic") -> None:
+        self.place, self.kind = place, kind
+        self.reach("__init__")
+
+    def reach(self, place: str) -> None:
+        if place == self.place:
+            kinds = {"Panic": Panic, "SystemExit": SystemExit, "KeyboardInterrupt": KeyboardInterrupt}
+            raise kinds[self.kind]("called unwrap() on None")
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "observation_space":
+            self.reach(name)
+        return super().__getattribute__(name)
+
+    def reset(self, **options: Any) -> Any:
+        self.reach("reset")
+        return super().reset(**options)
+
+    def step(self, action: Any) -> Any:
+        self.reach("step")
+        return super().step(action)
+
+    def close(self) -> None:
+        self.reach("close")

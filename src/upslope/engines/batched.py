@@ -33,7 +33,7 @@ from upslope.engines.notices import Notices, notices_to
 from upslope.environments.closing import close_all
 from upslope.environments.registry import HostEnvironment
 from upslope.environments.vector import final_observation, joined, mask_of, mode_of, row_of
-from upslope.errors import UpslopeError
+from upslope.errors import STOPS, UpslopeError
 from upslope.models.encoders import ObservationEncoder
 from upslope.models.head import ActionHead
 
@@ -199,7 +199,9 @@ class BatchedColumns:
         self.row = row = number * self.shape[1]
         try:
             answer = call(self.batches[number])
-        except (Exception, SystemExit) as error:
+        except STOPS:
+            raise
+        except BaseException as error:
             raise UpslopeError(raised(self.world.name, where, self.episodes[row].describe(), error)) from error
         size = 2 if where == "reset" else 5
         if not isinstance(answer, tuple) or len(answer) != size:

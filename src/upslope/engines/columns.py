@@ -32,7 +32,7 @@ from upslope.engines.infos import InfoReader
 from upslope.engines.notices import Notices, notices_to
 from upslope.environments.closing import close_all
 from upslope.environments.registry import HostEnvironment
-from upslope.errors import UpslopeError
+from upslope.errors import STOPS, UpslopeError
 from upslope.models.encoders import ObservationEncoder
 from upslope.models.head import ActionHead
 
@@ -170,7 +170,9 @@ class HostColumns:
         self.make_calls(episode, num_calls)
         try:
             answer = episode.begin()
-        except (Exception, SystemExit) as error:
+        except STOPS:
+            raise
+        except BaseException as error:
             raise UpslopeError(raised(self.world.name, "reset", episode.describe(), error)) from error
         observation = reset_answer(answer, self.world.name, episode)
         self.border.place(self.flat, row, observation, episode)
@@ -184,7 +186,9 @@ class HostColumns:
             method = method_of(episode.env, name, self.world.name)
             try:
                 method(*deepcopy(arguments))
-            except Exception as error:
+            except STOPS:
+                raise
+            except BaseException as error:
                 raise UpslopeError(raised(self.world.name, name, episode.describe(), error)) from error
         episode.called = num_calls
 
@@ -216,7 +220,9 @@ class HostColumns:
                 episode.actions.append(kept[row])
             try:
                 answer = episode.env.step(given[row])
-            except (Exception, SystemExit) as error:
+            except STOPS:
+                raise
+            except BaseException as error:
                 raise UpslopeError(raised(self.world.name, "step", episode.describe(), error)) from error
             if type(answer) is tuple and len(answer) == 5:
                 observation, one, ended, cut, info = answer
@@ -334,7 +340,9 @@ class HostColumns:
             try:
                 answer = episode.env.step(action)
                 observation, reward, terminated, truncated = step_answer(answer, self.world.name, episode)
-            except Exception:
+            except STOPS:
+                raise
+            except BaseException:
                 return False
             info = answer[4]
             episode.actions.append(kept)

@@ -23,7 +23,7 @@ from upslope.engines.shared_steps import Shapes, SharedSteps, StepServer, is_pos
 from upslope.engines.transport import Heartbeat, StartWorker, Worker, answers_of, close_workers
 from upslope.environments.closing import close_all
 from upslope.environments.registry import HostEnvironment
-from upslope.errors import UpslopeError
+from upslope.errors import STOPS, UpslopeError
 from upslope.learning.devices import num_cores
 from upslope.learning.iteration import Task
 from upslope.models.heads import head_of
@@ -328,7 +328,9 @@ def step_seconds(environment: HostEnvironment) -> float:
             at.append(perf_counter())
     except UpslopeError:
         raise
-    except Exception as error:
+    except STOPS:
+        raise
+    except BaseException as error:
         raise UpslopeError(raised(environment.name, where, place.describe(), error)) from error
     finally:
         close_all(environment.name, [instance])

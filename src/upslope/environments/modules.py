@@ -12,7 +12,7 @@ import numpy as np
 from upslope.core.messages import told
 from upslope.core.user_modules import reach
 from upslope.environments.base import BrokenEnvironmentError
-from upslope.errors import UpslopeError
+from upslope.errors import STOPS, UpslopeError
 
 MADE_WITH_ARGUMENTS = "(…)"
 """Suffix of names that do not identify their object completely."""
@@ -28,7 +28,9 @@ def import_module(name: str, asked: str) -> Any:
         if error.name is not None and not f"{name}.".startswith(f"{error.name}."):
             remedy = f"Install {error.name}, which it needs."
         raise UpslopeError(f'"{asked}" names the module {name}, which cannot be imported: {error}. {remedy}') from error
-    except Exception as error:
+    except STOPS:
+        raise
+    except BaseException as error:
         raise UpslopeError(
             f'"{asked}" names the module {name}, which cannot be imported: it raised {told(error)}. Correct it.'
         ) from error
@@ -128,7 +130,9 @@ def call(create: Callable[..., Any], name: str, env_kwargs: dict[str, Any]) -> A
         return create(**env_kwargs)
     except UpslopeError:
         raise
-    except Exception as error:
+    except STOPS:
+        raise
+    except BaseException as error:
         raise BrokenEnvironmentError(
             f"{name} could not be made from {env_kwargs or 'no arguments'}: {told(error)}. Correct it, or give its "
             "arguments with --env-kwargs."
