@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -615,3 +617,28 @@ class Panics(Still):
 
     def close(self) -> None:
         self.reach("close")
+
+
+class Loud(Still):
+    """Writes to the standard output, as itself and as a library in C would."""
+
+    def step(self, action: Any) -> Any:
+        print("a step {")
+        os.write(1, b"of a simulator\n")
+        return super().step(action)
+
+
+class LeavesThread(Still):
+    """Starts a thread that does not end, and one of a pool that is idle."""
+
+    def __init__(self, seconds: float = 600.0) -> None:
+        self.pool = ThreadPoolExecutor(1)
+        self.pool.submit(int).result()
+        threading.Thread(target=time.sleep, args=(seconds,), name="simulator").start()
+
+
+class ClosesOutput(Still):
+    """Closes the standard output."""
+
+    def __init__(self) -> None:
+        sys.stdout.close()
