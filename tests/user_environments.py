@@ -642,3 +642,21 @@ class ClosesOutput(Still):
 
     def __init__(self) -> None:
         sys.stdout.close()
+
+
+class ChangesFolder(Still):
+    """Changes the current folder, when it is made or later, and needs what it changed to."""
+
+    def __init__(self, at: int = 0) -> None:
+        self.at, self.steps = at, 0
+        self.reach(0)
+
+    def reach(self, step: int) -> None:
+        if step == self.at:
+            os.chdir(Path(__file__).parent)
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        self.reach(self.steps)
+        assert self.steps < self.at or Path("user_environments.py").exists()
+        return super().step(action)

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from upslope.core.arrays import all_finite, copied, in_seeds
+from upslope.core.their_folder import TheirFolder
 from upslope.engines.border import (  # fmt: skip
     FLAGS,
     LARGEST,
@@ -112,10 +113,12 @@ class HostColumns:
         self.shape = (len(seeds), num_envs)
         self.episodes: list[HostEpisode] = []
         self.is_closed = False
+        self.folder = TheirFolder()
         try:
-            for seed in seeds:
-                for index in indices or range(num_envs):
-                    self.episodes.append(HostEpisode(world.create(), seed, index, group_size))
+            with self.folder:
+                for seed in seeds:
+                    for index in indices or range(num_envs):
+                        self.episodes.append(HostEpisode(world.create(), seed, index, group_size))
             if len({id(episode.env.unwrapped) for episode in self.episodes}) < len(self.episodes):
                 raise UpslopeError(
                     f"{world.name} returned the same environment more than once, so columns would step each other's "
@@ -150,7 +153,8 @@ class HostColumns:
         if not self.is_closed:
             self.is_closed = True
             environments = {id(episode.env): episode.env for episode in self.episodes}
-            close_all(self.world.name, environments.values(), lambda words: self.notices("close", words))
+            with self.folder:
+                close_all(self.world.name, environments.values(), lambda words: self.notices("close", words))
 
     @property
     def acting(self) -> np.ndarray:
@@ -159,8 +163,9 @@ class HostColumns:
 
     def begin(self, rows: Sequence[int], *, afresh: bool = False) -> None:
         """Begin a new episode in each of the rows; each is reset, so it is always `afresh`."""
-        for row in rows:
-            self.begin_one(row, len(self.calls))
+        with self.folder:
+            for row in rows:
+                self.begin_one(row, len(self.calls))
         self.row = None
         self.refuse_stuck()
 
@@ -308,7 +313,11 @@ class HostColumns:
                 too_long += 1
                 afresh.append(row)
                 self.begin([row])
-            elif not self.replay(row, actions, jax.tree.map(lambda x, row=row: x[row], shown), called[row]):
+            else:
+                with self.folder:
+                    is_same = self.replay(row, actions, jax.tree.map(lambda x, row=row: x[row], shown), called[row])
+                if is_same:
+                    continue
                 not_repeatable.append(episode)
                 afresh.append(row)
                 self.begin([row])
