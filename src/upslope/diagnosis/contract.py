@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium import spaces
 
 from upslope.core.arrays import is_shape, shaped_like
-from upslope.core.messages import told
+from upslope.core.messages import text_of, told
 from upslope.core.space_parts import leaf_spaces
 from upslope.diagnosis.check_results import Check
 from upslope.diagnosis.trials import HostPlayer, actions_of, player_of
@@ -275,7 +275,7 @@ def brief(value: Any) -> str:
         return f"a dictionary with {', '.join(map(repr, list(value)[:3])) or 'nothing'}"
     if isinstance(value, tuple | list):
         return f"a {type(value).__name__} of {len(value)}"
-    words = repr(value)
+    words = repr(value) if isinstance(value, str) else text_of(value)
     return words if len(words) <= 40 else f"a {type(value).__name__}"
 
 

@@ -453,7 +453,8 @@ def replayable(episode: HostEpisode) -> int:
 
 def not_finite(name: str, what: str, value: Any, episode: HostEpisode) -> str:
     """The error message for an observation or a reward that is not finite, saying where it occurred."""
+    article = "an" if what == "observation" else "a"
     return (
-        f"{name} returned a {what} that is not finite, {value}: {episode.describe()}. Training on it would destroy the "
-        "agent; correct the environment, or clip what it returns."
+        f"{name} returned {article} {what} that is not finite, {value}: {episode.describe()}. Training on it would "
+        "destroy the agent; correct the environment, or clip what it returns."
     )

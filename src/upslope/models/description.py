@@ -6,6 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 import gymnasium
+import numpy as np
 
 from upslope.core.space_descriptions import ENCODERS, HEADS, MAX_DEPTH, space_fields
 
@@ -20,6 +21,8 @@ OF_THE_POLICY = {"of_the_policy": True}
 def unsupported(name: str, role: str, space: gymnasium.Space, key: str = "") -> str:
     """Say which space cannot be used, why, and what to do; `key` names a part of the whole space."""
     place = f" at `{key}`" if key else ""
+    if not np.prod(space.shape or (1,)):
+        return f"{name} has the {role} space {space}{place}, which holds no number. Leave it out, or give it a size."
     if isinstance(space, gymnasium.spaces.Box):
         return (
             f"{name} has a Box {role} space of dtype {space.dtype}, but upslope uses Box {role}s of floats. Declare it "
