@@ -51,6 +51,8 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     [
         ("train CartPoll-v1", 'There is no environment "CartPoll-v1".*Did you mean .*CartPole-v1'),
         ("train jax:CartPol-v1", 'no compiled environment "jax:CartPol-v1".*jax:CartPole-v1'),
+        ("train :Id", '":Id" does not name a module before its colon'),
+        ("train ../here:Id", "does not name a module before its colon"),
         ("train no_such_module:Id", "no_such_module.*cannot be imported.*Install it"),
         ("train user_environments:Wlak", 'There is no environment "user_environments:Wlak"'),
         ("train user_environments:needs_an_argument", "user_environments:needs_an_argument.*size"),
