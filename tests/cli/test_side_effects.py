@@ -61,3 +61,18 @@ def test_an_environment_has_a_current_folder_of_its_own(at: int, tmp_path: Path,
     assert Path.cwd() == tmp_path
     assert {path.name for path in tmp_path.iterdir()} == {"runs", "episodes.npz"}
     assert {path.name for path in Path(__file__).parents[1].iterdir()} <= before | {"__pycache__"}
+
+
+JAX_SETTINGS = {
+    ("JAX_PLATFORMS", "tpu"): "JAX cannot use the devices that it is told to use, JAX_PLATFORMS=tpu",
+    ("JAX_NUMPY_DTYPE_PROMOTION", "strict"): "not made for jax_numpy_dtype_promotion=strict, and failed",
+    ("JAX_NUMPY_RANK_PROMOTION", "raise"): "not made for jax_numpy_rank_promotion=raise, and failed",
+}
+
+
+@pytest.mark.parametrize("setting", JAX_SETTINGS, ids=lambda setting: setting[0])
+def test_settings_of_jax_under_which_training_fails_are_named(setting: tuple[str, str], tmp_path: Path, monkeypatch):
+    monkeypatch.setenv(*setting)
+    done = run_command(f"train jax:CartPole-v1 {SMALL} --quiet", tmp_path)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert JAX_SETTINGS[setting] in done.stderr

@@ -80,9 +80,10 @@ def run_within_memory(arguments: list[str]) -> None:
     except (UpslopeError, OSError):
         raise
     except Exception:
+        from upslope.core.jax_settings import settings_in_words
         from upslope.core.memory import memory_in_words  # which imports NumPy
 
-        with memory_in_words():
+        with settings_in_words(), memory_in_words():
             raise
 
 

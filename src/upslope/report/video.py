@@ -47,7 +47,7 @@ def film(
     with TheirFolder():
         drawing = twin.drawing()
     policy = load(run, seed=config.seed, checkpoint=checkpoint, trust=trust)
-    frames: list[np.ndarray] = []
+    frames: list[Any] = []
     with TheirFolder():
         env = drawing.create()
         try:
