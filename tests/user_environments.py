@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -590,3 +592,79 @@ class Endless(Still):
 
 def only_choices() -> Spaced:
     return Spaced(action_space=spaces.Tuple([spaces.Discrete(2), spaces.MultiBinary(2)]))
+
+
+class Panic(BaseException):
+    """An exception like those of libraries in Rust or of test frameworks, which `except Exception` does not catch."""
+
+
+class Panics(Still):
+    """Panics, or raises SystemExit or KeyboardInterrupt, in one place."""
+
+    def __init__(self, place: str, kind: str = "Panic") -> None:
+        self.place, self.kind = place, kind
+        self.reach("__init__")
+
+    def reach(self, place: str) -> None:
+        if place == self.place:
+            kinds = {"Panic": Panic, "SystemExit": SystemExit, "KeyboardInterrupt": KeyboardInterrupt}
+            raise kinds[self.kind]("called unwrap() on None")
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "observation_space":
+            self.reach(name)
+        return super().__getattribute__(name)
+
+    def reset(self, **options: Any) -> Any:
+        self.reach("reset")
+        return super().reset(**options)
+
+    def step(self, action: Any) -> Any:
+        self.reach("step")
+        return super().step(action)
+
+    def close(self) -> None:
+        self.reach("close")
+
+
+class Loud(Still):
+    """Writes to the standard output, as itself and as a library in C would."""
+
+    def step(self, action: Any) -> Any:
+        print("a step {")
+        os.write(1, b"of a simulator\n")
+        return super().step(action)
+
+
+class LeavesThread(Still):
+    """Starts a thread that does not end, and one of a pool that is idle."""
+
+    def __init__(self, seconds: float = 600.0) -> None:
+        self.pool = ThreadPoolExecutor(1)
+        self.pool.submit(int).result()
+        threading.Thread(target=time.sleep, args=(seconds,), name="simulator").start()
+
+
+class ClosesOutput(Still):
+    """Closes the standard output."""
+
+    def __init__(self) -> None:
+        sys.stdout.close()
+
+
+class ChangesFolder(Still):
+    """Changes the current folder, when it is made or later, and needs what it changed to."""
+
+    def __init__(self, at: int = 0) -> None:
+        self.at, self.steps = at, 0
+        self.reach(0)
+
+    def reach(self, step: int) -> None:
+        if step == self.at:
+            os.chdir(Path(__file__).parent)
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        self.reach(self.steps)
+        assert self.steps < self.at or Path("user_environments.py").exists()
+        return super().step(action)

@@ -11,7 +11,7 @@ import pytest
 import user_environments
 from gymnasium import spaces
 from run_helpers import assert_same_run, before_chunk
-from user_environments import Answers, Levers, Shows, Still, Strict, matrix, narrow_doubles, scalar
+from user_environments import Answers, Levers, Panic, Shows, Still, Strict, matrix, narrow_doubles, scalar
 
 import upslope
 from upslope.engines.border import FIRST, Border, lost_in_float32
@@ -56,6 +56,7 @@ def box(low: float, high: float, dtype: Any, shape: tuple[int, ...] = (1,)) -> s
         (box(-np.inf, np.inf, np.float32), np.array([1e300]), "1e.300 is beyond the largest float32"),
         (box(-np.inf, np.inf, np.float32), np.array(["1"]), "dtype is <U1"),
         (box(-np.inf, np.inf, np.float32), np.array([1j]), "dtype is complex128"),
+        (box(-9, 9, np.float32), np.ma.array([1.0], mask=[True]), "some of its numbers are masked"),
         (spaces.Discrete(3), 7, "7 is out of range"),
         (spaces.Discrete(3), -1, "-1 is out of range"),
         (spaces.Discrete(3), np.int64(3), "3 is out of range"),
@@ -153,6 +154,23 @@ def test_digits_that_floats_cannot_hold_are_told(draw: Any, dtype: Any, is_lost:
         assert bool(lost_in_float32(np.stack([draw(generator) for _ in range(200)])).size) is is_lost
 
 
+class Unreadable:
+    """Neither NumPy nor a message can read it."""
+
+    def __array__(self, *arguments: Any, **options: Any) -> Any:
+        raise Panic
+
+    def __repr__(self) -> str:
+        raise ValueError("there is no text")
+
+
+class UnreadableError(Exception):
+    """An exception without text."""
+
+    def __str__(self) -> str:
+        raise ValueError("there is no text")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -165,6 +183,12 @@ def test_digits_that_floats_cannot_hold_are_told(draw: Any, dtype: Any, is_lost:
         (lambda a: (a[0], np.ones(2), *a[2:]), r"reward of shape \(2,\).*--wrapper .WeightedReward"),
         (lambda a: (a[0], 1.0, None, False, {}), "`terminated` as None"),
         (lambda a: (a[0], 1.0, False, {}, False), "`truncated` as {}"),
+        (lambda a: (a[0], np.ma.masked, *a[2:]), "reward -- of type MaskedConstant"),
+        (lambda a: (a[0], 1.0, np.ma.masked, False, {}), "`terminated` as -- of type MaskedConstant"),
+        (lambda a: (a[0], Unreadable(), *a[2:]), "reward <Unreadable> of type Unreadable"),
+        (lambda a: (a[0], 1.0, Unreadable(), False, {}), "`terminated` as <Unreadable>"),
+        (lambda a: (Unreadable(), *a[1:]), "observation of type Unreadable"),
+        (lambda a: (np.array([np.nan, 0.0], np.float32), *a[1:]), "returned an observation that is not finite"),
     ],
 )
 def test_an_answer_of_another_form_is_named(change: Any, words: str):
@@ -186,6 +210,34 @@ def test_a_reset_of_another_form_is_named(change: Any):
 def test_one_number_is_a_reward_however_it_is_wrapped(reward: Any):
     columns, _ = walked(lambda: Answers(lambda a: (a[0], reward, *a[2:])), 5)
     assert columns.episodes[0].episode_return == 5.0
+
+
+def fails_without_text(answer: Any) -> Any:
+    raise UnreadableError
+
+
+def test_an_exception_without_text_is_named_by_its_type():
+    with pytest.raises(UpslopeError, match=r"raised UnreadableError in step\(\): <UnreadableError> — environment 0"):
+        walked(lambda: Answers(fails_without_text))
+
+
+def test_a_mask_in_a_masked_array_is_refused():
+    head = head_of(spaces.Discrete(3), "it")
+    assert head.flat_mask(np.ma.array([1, 0, 1])).tolist() == [True, False, True]
+    with pytest.raises(ValueError, match="themselves masked"):
+        head.flat_mask(np.ma.array([1, 0, 1], mask=[1, 0, 0]))
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", ">i2"])
+def test_a_foreign_byte_order_is_read(dtype: str, tmp_path: Path):
+    space = box(-9, 9, np.dtype(dtype), (2,))
+    run = upslope.train(lambda: Shows(space, lambda _: np.array([1, 2], dtype)), steps=64, folder=tmp_path, **SMALL)
+    assert np.isfinite(run.returns).all()
+
+
+def test_an_empty_box_is_refused_for_what_it_is():
+    with pytest.raises(UpslopeError, match="which holds no number"):
+        encoder_of(spaces.Box(-1, 1, (0,)), "it")
 
 
 def fails(answer: Any) -> Any:

@@ -4,6 +4,7 @@ import re
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import upslope
 from upslope.cli.main import main
 from upslope.engines.compiled import CompiledEngine
 from upslope.engines.host import HostEngine
+from upslope.errors import UpslopeError
 from upslope.runs.directory import RunDirectory
 
 SMALL: dict[str, Any] = {"num_envs": 2, "rollout_steps": 8, "minibatches": 2, "epochs": 1, "hidden_sizes": (8,)}
@@ -49,6 +51,8 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     [
         ("train CartPoll-v1", 'There is no environment "CartPoll-v1".*Did you mean .*CartPole-v1'),
         ("train jax:CartPol-v1", 'no compiled environment "jax:CartPol-v1".*jax:CartPole-v1'),
+        ("train :Id", '":Id" does not name a module before its colon'),
+        ("train ../here:Id", "does not name a module before its colon"),
         ("train no_such_module:Id", "no_such_module.*cannot be imported.*Install it"),
         ("train user_environments:Wlak", 'There is no environment "user_environments:Wlak"'),
         ("train user_environments:needs_an_argument", "user_environments:needs_an_argument.*size"),
@@ -231,3 +235,39 @@ def test_a_class_instead_of_an_object_is_not_ignored(part: str, tmp_path: Path):
     train = getattr(upslope.train, "__wrapped__", upslope.train)
     with pytest.raises(Exception, match=part):
         train("jax:CartPole-v1", steps=16, folder=tmp_path, quiet=True, preset=False, **{part: given}, **SMALL)
+
+
+PLACES = ("__init__", "observation_space", "reset", "step", "close")
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("kind", ["Panic", "SystemExit"])
+def test_every_exception_of_an_environment_is_its_failure(kind: str, place: str, tmp_path: Path, capsys: Any):
+    """Some derive from BaseException alone; no more is lost by them than by others."""
+    environment = {"env_kwargs": {"place": place, "kind": kind}, "max_episode_steps": 20}
+    train = partial(upslope.train, "user_environments:Panics", steps=32, folder=tmp_path, **SMALL, **environment)
+    words = f"{kind}.*called unwrap"
+    if place == "close":
+        train(quiet=True)
+        assert re.search(words, capsys.readouterr().err)
+    else:
+        with pytest.raises(UpslopeError, match=words):
+            train(quiet=True)
+    found = upslope.check("user_environments:Panics", **environment)
+    assert any(re.search(words, check.found) for check in found.checks)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [("Panic", "raised Panic in step"), ("KeyboardInterrupt", "Worker process")]
+)
+def test_a_worker_says_why_it_does_not_answer(kind: str, words: str, tmp_path: Path, capsys: Any):
+    settings: dict[str, Any] = {"env_kwargs": {"place": "step", "kind": kind}, "max_episode_steps": 20, "quiet": True}
+    with pytest.raises(UpslopeError, match=words):
+        upslope.train("user_environments:Panics", steps=32, seeds=2, workers=2, folder=tmp_path, **SMALL, **settings)
+
+
+def test_a_module_that_ends_the_process_is_named(tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "a_script_that_ends.py").write_text("import sys\nsys.exit('no licence')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    said = refused("train a_script_that_ends:World")
+    assert re.search("a_script_that_ends, which cannot be imported: it raised SystemExit: no licence", said)

@@ -57,7 +57,7 @@ from upslope.runs.evaluation import (  # fmt: skip
     trusted_settings,
     with_limit,
 )
-from upslope.runs.policy import Which, load_agents, spaces_of
+from upslope.runs.policy import Which, load_agents, require_finite, spaces_of
 from upslope.runs.same_spaces import require_same_environment
 
 
@@ -140,6 +140,7 @@ def credit_of(
     require_same_environment(directory, made)
     with computing(on_host=not made.is_compiled):
         agents, _ = load_agents(directory, config, checkpoint, model, trust=trust)
+        require_finite(agents, seeds.index(seed), seed, directory)
         agent: Agent = jax.tree.map(lambda x: x[seeds.index(seed)], agents)
         pictures = Pictures()
         played = made if made.is_compiled else watched(made, pictures)

@@ -11,6 +11,7 @@ import numpy as np
 
 from upslope.config.config import Config
 from upslope.core.messages import COMPILED_PREFIX
+from upslope.core.their_folder import TheirFolder
 from upslope.core.types import Rollout
 from upslope.environments.host import draw_without_screen
 from upslope.environments.registry import AnyEnvironment, HostEnvironment
@@ -97,7 +98,8 @@ def watched(environment: HostEnvironment, pictures: Pictures) -> HostEnvironment
     if not can_encode(pictures):
         return environment
     try:
-        drawn = environment.drawing()
+        with TheirFolder():
+            drawn = environment.drawing()
     except UpslopeError as error:
         pictures.note = f"the environment could not be created for rendering: {error}"
         return environment

@@ -34,7 +34,7 @@ from upslope.models.model import has_memory, start_memory, unroll
 from upslope.runs.datasets import as_learnable, read_recorded
 from upslope.runs.directory import RunDirectory
 from upslope.runs.minari_datasets import sampled
-from upslope.runs.policy import Which, has_masks, load_agents, spaces_of
+from upslope.runs.policy import Which, has_masks, load_agents, require_finite, spaces_of
 
 LEAST_EFFECTIVE = 50
 """A weighted estimate that rests on fewer effective episodes is refused: `benchmarks/off_policy.py` shows that its
@@ -105,6 +105,7 @@ def judge(
     with computing(on_host=False):
         agents, _ = load_agents(directory, config, checkpoint, model, trust=trust)
         index = config.seed_list().index(seed)
+        require_finite(agents, index, seed, directory)
         agent = jax.tree.map(lambda x: x[index], agents)
         networks = {"hidden_sizes": config.hidden_sizes, "activation": config.activation, "encoders": config.encoder}
         case = Case(agent, encoder, rollout, gamma, horizon, networks, seed)

@@ -12,6 +12,7 @@ from upslope.analysis.comparison import Aggregate, Group, Improvement, Profile, 
 from upslope.config.config import Config
 from upslope.core.messages import COMPILED_PREFIX
 from upslope.core.numbers import number
+from upslope.core.their_folder import TheirFolder
 from upslope.errors import UpslopeError
 
 Normalize = Literal["threshold", "range"]
@@ -107,14 +108,17 @@ def threshold_of(environment: str, config: Config) -> Reference:
     registered: Any = make(config.environment.removeprefix(COMPILED_PREFIX))
     if registered.is_compiled:
         raise UpslopeError(f"{environment} has no reward threshold, so 1 has no meaning. Use --normalize range.")
-    env = registered.create()
-    try:
-        threshold = env.spec.reward_threshold if env.spec is not None else None
-        if threshold is None:
-            raise UpslopeError(f"{environment} has no reward threshold, so 1 has no meaning. Use --normalize range.")
-        random = random_return(env)
-    finally:
-        close_all(environment, [env])
+    with TheirFolder():
+        env = registered.create()
+        try:
+            threshold = env.spec.reward_threshold if env.spec is not None else None
+            if threshold is None:
+                raise UpslopeError(
+                    f"{environment} has no reward threshold, so 1 has no meaning. Use --normalize range."
+                )
+            random = random_return(env)
+        finally:
+            close_all(environment, [env])
     if not threshold > random:
         raise UpslopeError(
             f"A random policy reaches {number(random)} in {environment}, but the reward threshold "

@@ -8,7 +8,7 @@ import sys
 from typing import Any, Literal
 
 from upslope.cli.arguments import Environment, Keys, Runs, Wrappers
-from upslope.cli.terminal import answer, say
+from upslope.cli.terminal import answer, only_results, say
 from upslope.cli.train import Switch
 from upslope.config.config import positive
 
@@ -54,13 +54,14 @@ def check(
     from upslope.cli.diagnosis_tables import check_view
     from upslope.diagnosis.check import check
 
-    found = check(
-        environment,
-        env_kwargs=env_kwargs,
-        max_episode_steps=max_episode_steps,
-        wrappers=wrappers,
-        ignore_observation=ignore_observation,
-    )
+    with only_results(json):
+        found = check(
+            environment,
+            env_kwargs=env_kwargs,
+            max_episode_steps=max_episode_steps,
+            wrappers=wrappers,
+            ignore_observation=ignore_observation,
+        )
     answer(json, found.to_json(), check_view(found))
     sys.exit(int(found.worst == "error"))
 
@@ -98,7 +99,8 @@ def probe(
     from upslope.cli.diagnosis_tables import probe_view
     from upslope.diagnosis.probe import probe, to_json
 
-    found = probe(**settings)
+    with only_results(json):
+        found = probe(**settings)
     title = " ".join(filter(None, (algorithm, estimator, objective)))
     answer(json, to_json(found), probe_view(title, found))
     sys.exit(int(not all(result.solved for result in found)))

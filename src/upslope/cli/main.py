@@ -1,13 +1,17 @@
 """The entry point of the command line, and its commands."""
 
+import atexit
 import os
 import sys
+import threading
+from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from time import monotonic
 from typing import Any, NoReturn
 
-from upslope.core.messages import readable, unknown
+from upslope.core.messages import counted, readable, unknown, warn
 from upslope.core.user_modules import offer_folder
 from upslope.errors import UpslopeError
 
@@ -15,6 +19,10 @@ EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 """The status that a shell reports for a program whose output pipe was closed, e.g. by `head`."""
+THREAD_SECONDS = 5.0
+"""Seconds for which threads that an environment left running may go on after a command."""
+MAX_NAMED = 3
+"""Maximum number of threads that a message names."""
 
 COMMANDS: dict[str, str] = {
     **{"train": "train:Train", "resume": "train:resume"},
@@ -30,14 +38,27 @@ COMMANDS: dict[str, str] = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The entry point of the `upslope` command."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    """The entry point of the `upslope` command; without arguments, those of this process, which ends with it."""
+    if arguments is not None:
+        carry_out(arguments)
+        return
+    try:
+        carry_out(sys.argv[1:])
+    except SystemExit as end:
+        leave_threads(end.code)
+        raise
+    leave_threads(0)
+
+
+def carry_out(arguments: list[str]) -> None:
+    """Run a command; what goes wrong is said in one message."""
     try:
         try:
             offer_folder(current_folder())
             run_within_memory(arguments)
         finally:
-            sys.stdout.flush()
+            with suppress(AttributeError, ValueError):  # an environment may have closed or removed it
+                sys.stdout.flush()
     except UpslopeError as error:
         fail(str(error))
     except KeyboardInterrupt as stop:
@@ -59,10 +80,42 @@ def run_within_memory(arguments: list[str]) -> None:
     except (UpslopeError, OSError):
         raise
     except Exception:
+        from upslope.core.jax_settings import settings_in_words
         from upslope.core.memory import memory_in_words  # imports NumPy
 
-        with memory_in_words():
+        with settings_in_words(), memory_in_words():
             raise
+
+
+def leave_threads(code: Any) -> None:
+    """End this process with the status of a `SystemExit` if an environment left threads running: Python would wait for
+    them, perhaps for ever."""
+    left = others_threads()
+    if not left:
+        return
+    if end_pools := getattr(sys.modules.get("concurrent.futures.thread"), "_python_exit", None):
+        threading.Thread(target=end_pools, daemon=True).start()  # their idle threads end, as at Python's own end
+    until = monotonic() + THREAD_SECONDS
+    for thread in left:
+        thread.join(max(0.0, until - monotonic()))
+    if not (left := [thread for thread in left if thread.is_alive()]):
+        return
+    names = ", ".join(thread.name for thread in left[:MAX_NAMED]) + " …" * (len(left) > MAX_NAMED)
+    with suppress(Exception):
+        warn(
+            f"warning: the environment, or a library that it uses, left {counted(len(left), 'thread')} running "
+            f"({names}). upslope has finished and ends the process without waiting for them."
+        )
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+def others_threads() -> list[threading.Thread]:
+    """The threads for which Python would wait at its end."""
+    return [thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]
 
 
 def fail(words: str) -> NoReturn:

@@ -11,7 +11,7 @@ import tyro
 
 from upslope.cli.arguments import Checkpoint, Output
 from upslope.cli.cluster import HERE, OnCluster
-from upslope.cli.terminal import answer, console, say
+from upslope.cli.terminal import answer, console, only_results, say
 from upslope.cli.train import Run, Switch, ask_for_trust
 from upslope.config.config import configure, fresh, positive
 from upslope.core.messages import counted
@@ -149,7 +149,8 @@ def judge(
 
     require(RunDirectory(run).config(), run, trust=trust, given=set(ROLES) - {"model"}, ask=True)
     options: dict[str, Any] = {"seed": seed, "checkpoint": checkpoint, "gamma": gamma, "horizon": horizon}
-    found = judge(run, data=data, iterations=iterations, trust=trust, **options)
+    with only_results(json):
+        found = judge(run, data=data, iterations=iterations, trust=trust, **options)
     answer(json, found.to_json(), [judgement_view(found)])
 
 

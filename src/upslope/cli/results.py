@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from upslope.cli.arguments import Checkpoint, Normalize, Output, Runs, Score
-from upslope.cli.terminal import answer, say
+from upslope.cli.terminal import answer, only_results, say
 from upslope.cli.train import Run, Switch, ask_for_trust
 from upslope.config.config import fresh, positive
 from upslope.core.messages import shell
@@ -46,7 +46,8 @@ def compare(
 
     if normalize == "threshold":
         ask_for_trust(runs, trust)
-    found = compare(runs, score=score, normalize=normalize, trust=trust, metric=metric)
+    with only_results(json):
+        found = compare(runs, score=score, normalize=normalize, trust=trust, metric=metric)
     answer(json, found.to_json(), [comparison_page(found)])
 
 

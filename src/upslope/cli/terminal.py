@@ -1,15 +1,35 @@
 """Output of the commands: tables or JSON."""
 
 import json
+import os
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from upslope.core.messages import readable
 
 PIPE_WIDTH = 160
 """Width of tables that are not printed to a terminal."""
+
+
+@contextmanager
+def only_results(as_json: bool) -> Iterator[None]:
+    """With JSON for programs, what environments and libraries print goes to standard error, so that the output is JSON
+    alone."""
+    if not as_json:
+        yield
+        return
+    sys.stdout.flush()
+    with redirect_stdout(sys.stderr):
+        output = os.dup(1)
+        try:
+            os.dup2(2, 1)  # for libraries in C, and programs that an environment starts
+            yield
+        finally:
+            os.dup2(output, 1)
+            os.close(output)
 
 
 def answer(as_json: bool, found: dict[str, Any] | list[dict[str, Any]], views: Iterable[Any]) -> None:

@@ -292,4 +292,10 @@ def read_settings(path: Path) -> dict[str, Any]:
     use_preset = settings.pop("preset", True)
     if not isinstance(use_preset, bool | str):
         raise UpslopeError(f"In {path}, preset must be true, false or the name of a preset, not {use_preset!r}.")
+    own = {f.name for f in fields(Train)} - {f.name for f in fields(Config)} - {"preset_name"}
+    if flags := [str(name) for name in settings if str(name).replace("-", "_") in own]:
+        raise UpslopeError(
+            f"{path} sets {', '.join(flags)}: a file holds the settings of a run, not where or how the command runs "
+            f"it. Give {'it' if len(flags) == 1 else 'them'} as a flag: --{flags[0].replace('_', '-')}"
+        )
     return canonical(settings) | {"preset": use_preset}

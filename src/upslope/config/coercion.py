@@ -78,14 +78,21 @@ def spec_of(kind: Any) -> Any:
         return REGISTRY.get_primitive_spec(PrimitiveTypeInfo.make(kind, set()))
 
 
+def is_texts(value: Any) -> bool:
+    """Whether the value is a list of strings; numbers, such as the key of a vector's component, count as theirs."""
+    return isinstance(value, list | tuple) and all(isinstance(x, str | int) and not isinstance(x, bool) for x in value)
+
+
 def coerce(name: str, value: Any, kind: Any) -> Any:
     """Convert a value to the type `kind` of the field `name`; YAML, for example, reads `1e-3` as text.
 
     Raises:
         UpslopeError: the value cannot be converted to that type.
     """
-    if kind == tuple[str, ...] and not isinstance(value, str | list | tuple):
+    if kind == tuple[str, ...] and not (isinstance(value, str) or is_texts(value)):
         raise UpslopeError(f"{name} must be a list of strings, not {reprlib.repr(value)}.")
+    if kind in (str, str | None) and (isinstance(value, bool | dict | list | tuple) or (value is None and kind is str)):
+        raise UpslopeError(f"{name} must be text, not {reprlib.repr(value)}.")
     spec = spec_of(kind)
     try:
         items = value if spec.nargs == "*" and isinstance(value, list | tuple) else [value]

@@ -397,8 +397,8 @@ def configure(
     return Config(environment=environment, algorithm=algorithm, **settings)
 
 
-SHORT_NAMES = {"lambda": "lambda_", "from": "start_from"}
-"""Flag names that Python does not allow → their fields."""
+SHORT_NAMES = {"lambda": "lambda_", "from": "start_from", "wrapper": "wrappers"}
+"""Flag names → their fields, where these differ."""
 
 
 def canonical(settings: Mapping[str, Any]) -> dict[str, Any]:

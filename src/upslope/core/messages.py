@@ -8,7 +8,10 @@ import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 from unicodedata import category
+
+from upslope.errors import STOPS
 
 PREFIX = "health/"
 """Prefix of the health metrics."""
@@ -57,9 +60,20 @@ def warn(text: str) -> None:
     print(readable(text), file=sys.stderr, flush=True)
 
 
+def text_of(x: Any) -> str:
+    """`str(x)` of somebody else's object, or its type if that fails."""
+    try:
+        return str(x)
+    except STOPS:
+        raise
+    except BaseException:
+        return f"<{type(x).__name__}>"
+
+
 def told(error: BaseException) -> str:
     """Describe an exception: its type, its message if any, and where it was raised."""
-    words = f"{type(error).__name__}: {error}" if str(error).strip() else type(error).__name__
+    said = text_of(error).strip()
+    words = f"{type(error).__name__}: {said}" if said else type(error).__name__
     place = raised_at(error)
     return f"{words} ({place})" if place else words
 
@@ -74,7 +88,7 @@ def raised_at(error: BaseException) -> str:
         return ""
     installed = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
     last = next((f for f in reversed(frames) if not f.filename.startswith(installed)), frames[-1])
-    line = "" if str(error).strip() else linecache.getline(last.filename, last.lineno or 0).strip()
+    line = "" if text_of(error).strip() else linecache.getline(last.filename, last.lineno or 0).strip()
     return f"{Path(last.filename).name}, line {last.lineno}" + (f": {line}" if line else "")
 
 

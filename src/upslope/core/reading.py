@@ -61,7 +61,7 @@ def read_rows(path: Path) -> Iterator[list[dict[str, Any]]]:
 def checked_rows(lines: list[str], before: int) -> list[dict[str, Any]]:
     """Parse lines of one JSON object each; `before` lines of the file precede them."""
     try:
-        rows = parse_json("[" + ",".join(lines) + "]")
+        rows = parse_json("[" + ",".join(lines) + "]", is_large=True)
     except json.JSONDecodeError as error:
         raise ValueError(f"{error.msg}: line {before + error.lineno} column {error.colno}") from error
     if not all(isinstance(row, dict) for row in rows):

@@ -5,7 +5,6 @@ it to `CHECKS`. A check that cannot decide reports that it was skipped, never th
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -32,7 +31,7 @@ from upslope.diagnosis.proposal import choices, command
 from upslope.diagnosis.trials import Trial, actions_of, play, player_of
 from upslope.environments.base import BrokenEnvironmentError
 from upslope.environments.registry import AnyEnvironment, label, make
-from upslope.errors import UpslopeError
+from upslope.errors import STOPS, UpslopeError
 from upslope.models.encoders import unreadable
 
 CHECKS: tuple[Callable[[Examined], Iterator[Check]], ...] = (
@@ -97,7 +96,9 @@ def check(
         examined = Examined(name, made, limit, long_trial(made, limit))
         for one in CHECKS:
             checks += one(examined)
-    except (Exception, SystemExit) as error:
+    except STOPS:
+        raise
+    except BaseException as error:
         remedy = "Correct the environment: it failed under random actions."
         words = str(error) if isinstance(error, UpslopeError) else f"raised {told(error)}"
         checks.append(Check("random actions", "error", words, remedy))
@@ -139,5 +140,9 @@ def long_trial(environment: AnyEnvironment, limit: int | None) -> Trial:
     try:
         return play(player, actions_of(environment, 0), STEPS, SECONDS)
     finally:
-        with suppress(Exception):  # closing was checked earlier
+        try:
             player.close()
+        except STOPS:
+            raise
+        except BaseException:
+            pass  # closing was checked earlier

@@ -23,7 +23,7 @@ from upslope.diagnosis.trials import Trial, actions_of, play, player_of, same
 from upslope.engines.border import lost_in_float32
 from upslope.engines.columns import reset_seed
 from upslope.environments.registry import AnyEnvironment
-from upslope.errors import UpslopeError
+from upslope.errors import STOPS, UpslopeError
 from upslope.models.description import kind_of
 from upslope.models.encoders import at, encoder_of
 from upslope.models.heads import head_of
@@ -98,7 +98,9 @@ def of_gymnasium(e: Examined) -> Iterator[Check]:
                 check_env(env.unwrapped, skip_render_check=True, skip_close_check=True)
             finally:
                 env.close()
-        except Exception as complaint:
+        except STOPS:
+            raise
+        except BaseException as complaint:
             error = str(complaint).strip().split("\n")[0] or told(complaint)
     words = [
         plain(str(w.message)) for w in caught if "env_checker" in str(w.filename) or "UserWarning" in str(w.category)

@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium import spaces
 
 from upslope.core.arrays import is_shape, shaped_like
-from upslope.core.messages import told
+from upslope.core.messages import text_of, told
 from upslope.core.space_parts import leaf_spaces
 from upslope.diagnosis.check_results import Check
 from upslope.diagnosis.trials import HostPlayer, actions_of, player_of
@@ -20,7 +20,7 @@ from upslope.engines.border import leaf_of, weighing
 from upslope.engines.columns import reset_seed
 from upslope.environments.masks import mask_in, source_of
 from upslope.environments.registry import AnyEnvironment
-from upslope.errors import UpslopeError
+from upslope.errors import STOPS, UpslopeError
 from upslope.models.encoders import encoder_of
 
 STEPS = 20
@@ -44,7 +44,9 @@ def first_contact(environment: AnyEnvironment, limit: int | None) -> list[Check]
     has_failed = any(check.status == "error" for check in found)
     try:
         player.close()
-    except Exception as error:
+    except STOPS:
+        raise
+    except BaseException as error:
         words = "This loses no training result, but correct close()."
         found.append(Check("close", "warning", f"close() raised {told(error)}", words))
     return found if has_failed else [*found, *pictures(environment)]
@@ -56,7 +58,9 @@ def answers(player: HostPlayer, environment: AnyEnvironment) -> Iterator[Check]:
     space, is_late = environment.observation_space, False
     try:
         answer = env.reset(seed=reset_seed(0, 0, 0))
-    except (Exception, SystemExit) as error:
+    except STOPS:
+        raise
+    except BaseException as error:
         yield reset_failed(error)
         return
     fault = fault_of_reset(answer) or fault_of_observation(space, answer[0])
@@ -74,7 +78,9 @@ def answers(player: HostPlayer, environment: AnyEnvironment) -> Iterator[Check]:
         action = next_action(mask)
         try:
             answer = env.step(action)
-        except (Exception, SystemExit) as error:
+        except STOPS:
+            raise
+        except BaseException as error:
             yield step_failed(error, action)
             return
         fault = fault_of_step(answer) or fault_of_observation(space, answer[0])
@@ -225,7 +231,9 @@ def pictures(environment: Any) -> Iterator[Check]:
         player = player_of(environment, None)
         modes = player.env.metadata.get("render_modes", ()) if isinstance(player, HostPlayer) else ()
         player.close()
-    except Exception:
+    except STOPS:
+        raise
+    except BaseException:
         modes = ()  # metadata in another form; closing was checked earlier
     if "rgb_array" not in modes:
         return
@@ -237,7 +245,9 @@ def pictures(environment: Any) -> Iterator[Check]:
             picture = env.render()
         finally:
             env.close()
-    except Exception as error:
+    except STOPS:
+        raise
+    except BaseException as error:
         yield Check("pictures", "warning", f"it could not be rendered: {told(error)}", remedy)
         return
     if isinstance(picture, np.ndarray) and picture.ndim == 3:
@@ -265,7 +275,7 @@ def brief(value: Any) -> str:
         return f"a dictionary with {', '.join(map(repr, list(value)[:3])) or 'nothing'}"
     if isinstance(value, tuple | list):
         return f"a {type(value).__name__} of {len(value)}"
-    words = repr(value)
+    words = repr(value) if isinstance(value, str) else text_of(value)
     return words if len(words) <= 40 else f"a {type(value).__name__}"
 
 

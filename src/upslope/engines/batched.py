@@ -19,6 +19,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from upslope.core.arrays import copied, in_seeds
+from upslope.core.their_folder import TheirFolder
 from upslope.engines.border import Border, assign, flag_of, has_shape, kind_of, raised, read_mask, reward_of
 from upslope.engines.columns import (  # fmt: skip
     NOT_RUNNING,
@@ -33,7 +34,7 @@ from upslope.engines.notices import Notices, notices_to
 from upslope.environments.closing import close_all
 from upslope.environments.registry import HostEnvironment
 from upslope.environments.vector import final_observation, joined, mask_of, mode_of, row_of
-from upslope.errors import UpslopeError
+from upslope.errors import STOPS, UpslopeError
 from upslope.models.encoders import ObservationEncoder
 from upslope.models.head import ActionHead
 
@@ -87,9 +88,11 @@ class BatchedColumns:
         self.is_closed = False
         self.row: int | None = None
         """The first row of the vector environment that is currently being called."""
+        self.folder = TheirFolder()
         try:
-            for _ in seeds:
-                self.batches.append(world.batch(num_envs))
+            with self.folder:
+                for _ in seeds:
+                    self.batches.append(world.batch(num_envs))
             self.border = Border(world.name, world.observation_space, encoder, self.notices)
             self.modes = [mode_of(envs, world.name) for envs in self.batches]
         except BaseException:
@@ -128,7 +131,8 @@ class BatchedColumns:
         """Close every vector environment, once; errors while closing are only reported."""
         if not self.is_closed:
             self.is_closed = True
-            close_all(self.world.name, self.batches, lambda words: self.notices("close", words))
+            with self.folder:
+                close_all(self.world.name, self.batches, lambda words: self.notices("close", words))
 
     def begin(self, rows: Sequence[int], *, afresh: bool = False) -> None:
         """Begin a new episode in each of the rows, as the vector environment does itself; `afresh` resets whole
@@ -198,8 +202,11 @@ class BatchedColumns:
         """Call a vector environment; an exception is reported with the place where it occurred."""
         self.row = row = number * self.shape[1]
         try:
-            answer = call(self.batches[number])
-        except (Exception, SystemExit) as error:
+            with self.folder:
+                answer = call(self.batches[number])
+        except STOPS:
+            raise
+        except BaseException as error:
             raise UpslopeError(raised(self.world.name, where, self.episodes[row].describe(), error)) from error
         size = 2 if where == "reset" else 5
         if not isinstance(answer, tuple) or len(answer) != size:

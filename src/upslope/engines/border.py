@@ -15,12 +15,12 @@ import numpy as np
 from gymnasium import spaces
 
 from upslope.core.arrays import is_shape, shaped_like
-from upslope.core.messages import raised_at, told
+from upslope.core.messages import raised_at, text_of, told
 from upslope.core.reading import brief
 from upslope.core.space_parts import leaf_spaces
 from upslope.engines.notices import Notices, notices_to
 from upslope.environments.masks import mask_in
-from upslope.errors import UpslopeError
+from upslope.errors import STOPS, UpslopeError
 from upslope.models.encoders import ObservationEncoder
 from upslope.models.head import ActionHead
 
@@ -81,8 +81,12 @@ class Leaf:
         """Why the value cannot be stored unchanged; empty if it can."""
         try:
             x = np.asarray(observation)
-        except Exception as error:  # e.g. a tensor that records gradients
+        except STOPS:
+            raise
+        except BaseException as error:  # e.g. a tensor that records gradients
             return f"NumPy cannot read it: {told(error)}"
+        if np.ma.is_masked(observation):
+            return "some of its numbers are masked, and what is below the mask is not part of it"
         if x.dtype.kind not in "fiub":
             return f"it is {type(observation).__name__}, not numbers" if x.ndim == 0 else f"its dtype is {x.dtype}"
         if self.dtype.kind == "f":
@@ -317,9 +321,10 @@ WHOLE = frozenset({int, np.int64, np.int32})
 
 
 def stored_dtype(space: gymnasium.Space) -> np.dtype:
-    """The dtype that observations are stored in: the space's own, with 64-bit floats reduced to 32 bits."""
+    """The dtype that observations are stored in: the space's own in this machine's byte order, with 64-bit floats
+    reduced to 32 bits."""
     dtype = np.dtype(space.dtype or np.float32)
-    return np.dtype(np.float32) if dtype.kind == "f" and dtype.itemsize > 4 else dtype
+    return np.dtype(np.float32) if dtype.kind == "f" and dtype.itemsize > 4 else dtype.newbyteorder("=")
 
 
 def shape_of(x: Any) -> Any:
@@ -331,7 +336,9 @@ def has_shape(x: Any, shape: tuple[int, ...]) -> bool:
     """Whether a value is an array, a number or rows of numbers of this shape."""
     try:
         return shape_of(x) == shape
-    except Exception:  # rows of unequal lengths, or an array of another library that NumPy must not read
+    except STOPS:
+        raise
+    except BaseException:  # rows of unequal lengths, or an array of another library that NumPy must not read
         return False
 
 
@@ -343,13 +350,13 @@ def kind_of(x: Any) -> str:
         except ValueError:
             return "of rows of unequal lengths"
     if isinstance(x, Mapping):
-        return f"with the keys {short(', '.join(map(repr, x)))}"
+        return f"with the keys {short(', '.join(map(repr, x)))}" if x else "without any key"
     return "None" if x is None else f"of type {type(x).__name__}" + (f" {short(x)}" if isinstance(x, tuple) else "")
 
 
 def short(x: Any) -> str:
     """A value in at most 80 characters, on one line."""
-    text = " ".join(str(x).split())
+    text = " ".join(text_of(x).split())
     return text if len(text) <= 80 else text[:77] + "…"
 
 
@@ -393,10 +400,7 @@ def reward_of(reward: Any, name: str, place: Place) -> float:
     """Convert a reward to one number."""
     if type(reward) in NUMBERS:
         return in_32_bits(reward, name, place)
-    try:
-        x = np.asarray(reward)
-    except Exception:
-        x = np.asarray(None)
+    x = as_numbers(reward)
     if x.size == 1 and x.dtype.kind in "fiub":
         return in_32_bits(x.reshape(()).item(), name, place)
     if x.size == 0 and x.dtype.kind in "fiub":
@@ -413,6 +417,16 @@ def reward_of(reward: Any, name: str, place: Place) -> float:
         f"{name} returned the reward {short(reward)} of type {type(reward).__name__}, where a number is expected: "
         f"{place.describe()}. Correct what step() returns."
     )
+
+
+def as_numbers(x: Any) -> np.ndarray:
+    """The value as an array, which holds no number if NumPy cannot read it or a part of it is masked."""
+    try:
+        return np.asarray(None if np.ma.is_masked(x) else x)
+    except STOPS:
+        raise
+    except BaseException:
+        return np.asarray(None)
 
 
 def in_32_bits(reward: Any, name: str, place: Place) -> float:
@@ -442,10 +456,7 @@ def flag_of(flag: Any, what: str, name: str, place: Place) -> bool:
     """Convert `terminated` or `truncated` to a bool."""
     if type(flag) in FLAGS:
         return bool(flag)
-    try:
-        x = np.asarray(flag)
-    except Exception:
-        x = np.asarray(None)
+    x = as_numbers(flag)
     if x.size == 1 and x.dtype.kind in "fiub" and x.reshape(()).item() in (0, 1):
         return bool(x.reshape(()).item())
     raise UpslopeError(
@@ -456,7 +467,7 @@ def flag_of(flag: Any, what: str, name: str, place: Place) -> bool:
 
 def raised(name: str, where: str, place: str, error: BaseException) -> str:
     """The error message for an environment's own exception, with the place where it was raised."""
-    words, at = str(error).strip(), raised_at(error)
+    words, at = text_of(error).strip(), raised_at(error)
     if isinstance(error, UpslopeError):  # raised in one of upslope's own wrappers
         return f"{name}: {words} — {place}."
     said = f"{name} raised {type(error).__name__} in {where}()" + (f": {words}" if words else "")

@@ -10,6 +10,7 @@ import numpy as np
 
 from upslope.core.arrays import copied, in_seeds, raw
 from upslope.core.grouping import in_groups
+from upslope.core.their_folder import TheirFolder
 from upslope.core.types import Rollout, Successors, host_rollout
 from upslope.models.model import Memory, restarted
 
@@ -48,6 +49,11 @@ class Steppable(Protocol):
     @property
     def episodes(self) -> Sequence[Any]:
         """The current episodes [S·N], each with `episode_return`, `length` and, at its end, `info`."""
+        ...
+
+    @property
+    def folder(self) -> TheirFolder:
+        """The current folder of its environments."""
         ...
 
     @property
@@ -356,14 +362,15 @@ def collect_host(
     every_row = np.arange(len(columns.episodes))
     stepped = every_row if idle is None else np.flatnonzero(np.repeat(~idle, columns.shape[1]))
     grown, finished = HostRollout(columns, compact=compact), []
-    for t in range(num_steps):
-        rows = columns.acting if idle is None else stepped
-        done = step_all(columns, choose, t, rows, grown, phases)
-        started = perf_counter()
-        finished += ended(columns, t, done)
-        columns.begin(done.tolist())
-        choose.restart(done if len(rows) == len(every_row) else np.union1d(done, np.setdiff1d(every_row, rows)))
-        phases["environment"] = phases.get("environment", 0.0) + perf_counter() - started
+    with columns.folder:
+        for t in range(num_steps):
+            rows = columns.acting if idle is None else stepped
+            done = step_all(columns, choose, t, rows, grown, phases)
+            started = perf_counter()
+            finished += ended(columns, t, done)
+            columns.begin(done.tolist())
+            choose.restart(done if len(rows) == len(every_row) else np.union1d(done, np.setdiff1d(every_row, rows)))
+            phases["environment"] = phases.get("environment", 0.0) + perf_counter() - started
     return grown.rollout(), ends_of(finished)
 
 
@@ -377,13 +384,14 @@ def collect_host_episodes(
 ) -> tuple[Rollout, EpisodeEnds]:
     """Collect one whole episode in every column of the active seeds [S]; steps after an end are not valid."""
     rows = np.flatnonzero(np.repeat(active, columns.shape[1]))
-    columns.begin(rows.tolist(), afresh=True)
     grown, finished, t = HostRollout(columns, compact=compact), [], 0
-    while rows.size:
-        done = step_all(columns, choose, t, rows, grown, phases)
-        finished += ended(columns, t, done)
-        rows = np.setdiff1d(rows, done, assume_unique=True)
-        t += 1
+    with columns.folder:
+        columns.begin(rows.tolist(), afresh=True)
+        while rows.size:
+            done = step_all(columns, choose, t, rows, grown, phases)
+            finished += ended(columns, t, done)
+            rows = np.setdiff1d(rows, done, assume_unique=True)
+            t += 1
     return grown.rollout(), ends_of(finished)
 
 

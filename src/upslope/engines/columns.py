@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from upslope.core.arrays import all_finite, copied, in_seeds
+from upslope.core.their_folder import TheirFolder
 from upslope.engines.border import (  # fmt: skip
     FLAGS,
     LARGEST,
@@ -32,7 +33,7 @@ from upslope.engines.infos import InfoReader
 from upslope.engines.notices import Notices, notices_to
 from upslope.environments.closing import close_all
 from upslope.environments.registry import HostEnvironment
-from upslope.errors import UpslopeError
+from upslope.errors import STOPS, UpslopeError
 from upslope.models.encoders import ObservationEncoder
 from upslope.models.head import ActionHead
 
@@ -112,10 +113,12 @@ class HostColumns:
         self.shape = (len(seeds), num_envs)
         self.episodes: list[HostEpisode] = []
         self.is_closed = False
+        self.folder = TheirFolder()
         try:
-            for seed in seeds:
-                for index in indices or range(num_envs):
-                    self.episodes.append(HostEpisode(world.create(), seed, index, group_size))
+            with self.folder:
+                for seed in seeds:
+                    for index in indices or range(num_envs):
+                        self.episodes.append(HostEpisode(world.create(), seed, index, group_size))
             if len({id(episode.env.unwrapped) for episode in self.episodes}) < len(self.episodes):
                 raise UpslopeError(
                     f"{world.name} returned the same environment more than once, so columns would step each other's "
@@ -150,7 +153,8 @@ class HostColumns:
         if not self.is_closed:
             self.is_closed = True
             environments = {id(episode.env): episode.env for episode in self.episodes}
-            close_all(self.world.name, environments.values(), lambda words: self.notices("close", words))
+            with self.folder:
+                close_all(self.world.name, environments.values(), lambda words: self.notices("close", words))
 
     @property
     def acting(self) -> np.ndarray:
@@ -159,8 +163,9 @@ class HostColumns:
 
     def begin(self, rows: Sequence[int], *, afresh: bool = False) -> None:
         """Begin a new episode in each of the rows; each is reset, so it is always `afresh`."""
-        for row in rows:
-            self.begin_one(row, len(self.calls))
+        with self.folder:
+            for row in rows:
+                self.begin_one(row, len(self.calls))
         self.row = None
         self.refuse_stuck()
 
@@ -170,7 +175,9 @@ class HostColumns:
         self.make_calls(episode, num_calls)
         try:
             answer = episode.begin()
-        except (Exception, SystemExit) as error:
+        except STOPS:
+            raise
+        except BaseException as error:
             raise UpslopeError(raised(self.world.name, "reset", episode.describe(), error)) from error
         observation = reset_answer(answer, self.world.name, episode)
         self.border.place(self.flat, row, observation, episode)
@@ -184,7 +191,9 @@ class HostColumns:
             method = method_of(episode.env, name, self.world.name)
             try:
                 method(*deepcopy(arguments))
-            except Exception as error:
+            except STOPS:
+                raise
+            except BaseException as error:
                 raise UpslopeError(raised(self.world.name, name, episode.describe(), error)) from error
         episode.called = num_calls
 
@@ -216,7 +225,9 @@ class HostColumns:
                 episode.actions.append(kept[row])
             try:
                 answer = episode.env.step(given[row])
-            except (Exception, SystemExit) as error:
+            except STOPS:
+                raise
+            except BaseException as error:
                 raise UpslopeError(raised(self.world.name, "step", episode.describe(), error)) from error
             if type(answer) is tuple and len(answer) == 5:
                 observation, one, ended, cut, info = answer
@@ -302,7 +313,11 @@ class HostColumns:
                 too_long += 1
                 afresh.append(row)
                 self.begin([row])
-            elif not self.replay(row, actions, jax.tree.map(lambda x, row=row: x[row], shown), called[row]):
+            else:
+                with self.folder:
+                    is_same = self.replay(row, actions, jax.tree.map(lambda x, row=row: x[row], shown), called[row])
+                if is_same:
+                    continue
                 not_repeatable.append(episode)
                 afresh.append(row)
                 self.begin([row])
@@ -334,7 +349,9 @@ class HostColumns:
             try:
                 answer = episode.env.step(action)
                 observation, reward, terminated, truncated = step_answer(answer, self.world.name, episode)
-            except Exception:
+            except STOPS:
+                raise
+            except BaseException:
                 return False
             info = answer[4]
             episode.actions.append(kept)
@@ -436,7 +453,8 @@ def replayable(episode: HostEpisode) -> int:
 
 def not_finite(name: str, what: str, value: Any, episode: HostEpisode) -> str:
     """The error message for a non-finite observation or reward, with the place where it occurred."""
+    article = "an" if what == "observation" else "a"
     return (
-        f"{name} returned a {what} that is not finite, {value}: {episode.describe()}. Training on it would destroy the "
-        "agent; correct the environment, or clip what it returns."
+        f"{name} returned {article} {what} that is not finite, {value}: {episode.describe()}. Training on it would "
+        "destroy the agent; correct the environment, or clip what it returns."
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from upslope.core.messages import text_of
 from upslope.engines.border import Place
 from upslope.engines.notices import Notices
 from upslope.environments.vector import column_of
@@ -36,7 +37,9 @@ class InfoReader:
         value = number_of(found)
         if value is None:
             known = ", ".join(names_of(info)) or "no numbers"
-            what = "no such key" if found is MISSING else f"{' '.join(str(found).split())[:60]}, which is not a number"
+            what = (
+                "no such key" if found is MISSING else f"{' '.join(text_of(found).split())[:60]}, which is not a number"
+            )
             self.notices(
                 f"log_info {key}",
                 f"warning: info has {what} for --log-info {key} at the end of an episode of {self.name}: "
@@ -90,7 +93,7 @@ def number_of(value: Any) -> float | None:
         if isinstance(value, bool | int | float):
             return float(value)
         array = np.asarray(value)
-        is_number = array.size == 1 and array.dtype.kind in "biuf"
+        is_number = array.size == 1 and not np.ma.is_masked(value) and array.dtype.kind in "biuf"
         return float(array.reshape(-1)[0]) if is_number else None
     except Exception:  # e.g. a tensor that records gradients
         return None

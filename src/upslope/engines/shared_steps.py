@@ -19,6 +19,7 @@ from time import perf_counter
 import numpy as np
 
 from upslope.engines.transport import Heartbeat, Worker
+from upslope.errors import STOPS
 
 SPIN = 0.3e-3
 """Seconds for which a worker polls the memory for the next step after each one."""
@@ -145,7 +146,9 @@ class StepServer:
             return
         try:
             found = self.step(memory.arrays["action"].copy())
-        except Exception as error:
+        except STOPS:
+            raise
+        except BaseException as error:
             self.error, memory.control[FAILED] = error, 1
         else:
             for name, value in found.items():

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from upslope.core.arrays import copied, in_seeds
+from upslope.core.their_folder import TheirFolder
 from upslope.engines.border import Border, assign, raised, read_mask, reset_answer, step_answer
 from upslope.engines.columns import HostColumns, join_snapshots, one_by_one, part_of
 from upslope.engines.notices import Notices, notices_to
@@ -23,7 +24,7 @@ from upslope.engines.shared_steps import Shapes, SharedSteps, StepServer, is_pos
 from upslope.engines.transport import Heartbeat, StartWorker, Worker, answers_of, close_workers
 from upslope.environments.closing import close_all
 from upslope.environments.registry import HostEnvironment
-from upslope.errors import UpslopeError
+from upslope.errors import STOPS, UpslopeError
 from upslope.learning.devices import num_cores
 from upslope.learning.iteration import Task
 from upslope.models.heads import head_of
@@ -94,6 +95,7 @@ class SlicedColumns:
         names = [f"environments {part[0]} to {part[-1]} of each seed" for part in self.slices]
         notices = notices_to(say)
         self.local = Server(is_local=True) if slicing.is_joined else None
+        self.own_folder = TheirFolder()
         self.workers: list[Worker] = []
         try:
             for i, name in enumerate(names):
@@ -124,6 +126,11 @@ class SlicedColumns:
     def here(self) -> HostColumns | None:
         """The columns that are stepped in this process."""
         return None if self.local is None else self.local.columns
+
+    @property
+    def folder(self) -> TheirFolder:
+        """The current folder of the environments in this process."""
+        return self.own_folder if self.here is None else self.here.folder
 
     def call_all(self, what: str, arguments: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
         """Call a method on every worker, each with its own arguments; return all answers."""
@@ -309,31 +316,34 @@ class TrialPlace:
 def step_seconds(environment: HostEnvironment) -> float:
     """Measure the seconds per step of one environment with random actions, resets included: the median of short
     segments, so that other work on the core during a few of them does not matter."""
-    instance, place, where = environment.create(), TrialPlace(), "reset"
-    at: list[float] = []
-    try:
-        head, generator = head_of(environment.action_space, environment.name), np.random.default_rng(0)
-        answer = instance.reset(seed=0)
-        reset_answer(answer, environment.name, place)
-        at.append(perf_counter())
-        while len(at) == 1 or (at[-1] - at[0] < TRIAL_SECONDS and place.length < 1000):
-            where, place.length = "step", place.length + 1
-            mask = read_mask(answer[-1], head, environment.name, place) if environment.gives_masks else None
-            (action,) = one_by_one(head.to_environment(head.random(generator, mask)[None]))
-            answer = instance.step(action)
-            _, _, terminated, truncated = step_answer(answer, environment.name, place)
-            if terminated or truncated:
-                where = "reset"
-                answer = instance.reset()
+    with TheirFolder():
+        instance, place, where = environment.create(), TrialPlace(), "reset"
+        at: list[float] = []
+        try:
+            head, generator = head_of(environment.action_space, environment.name), np.random.default_rng(0)
+            answer = instance.reset(seed=0)
+            reset_answer(answer, environment.name, place)
             at.append(perf_counter())
-    except UpslopeError:
-        raise
-    except Exception as error:
-        raise UpslopeError(raised(environment.name, where, place.describe(), error)) from error
-    finally:
-        close_all(environment.name, [instance])
-    marks = np.unique(np.linspace(0, len(at) - 1, STRETCHES + 1).astype(int))
-    return float(np.median(np.diff(np.asarray(at)[marks]) / np.diff(marks)))
+            while len(at) == 1 or (at[-1] - at[0] < TRIAL_SECONDS and place.length < 1000):
+                where, place.length = "step", place.length + 1
+                mask = read_mask(answer[-1], head, environment.name, place) if environment.gives_masks else None
+                (action,) = one_by_one(head.to_environment(head.random(generator, mask)[None]))
+                answer = instance.step(action)
+                _, _, terminated, truncated = step_answer(answer, environment.name, place)
+                if terminated or truncated:
+                    where = "reset"
+                    answer = instance.reset()
+                at.append(perf_counter())
+        except UpslopeError:
+            raise
+        except STOPS:
+            raise
+        except BaseException as error:
+            raise UpslopeError(raised(environment.name, where, place.describe(), error)) from error
+        finally:
+            close_all(environment.name, [instance])
+        marks = np.unique(np.linspace(0, len(at) - 1, STRETCHES + 1).astype(int))
+        return float(np.median(np.diff(np.asarray(at)[marks]) / np.diff(marks)))
 
 
 class Server:

@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from upslope.core.messages import told
 from upslope.engines.notices import Notices
-from upslope.errors import UpslopeError
+from upslope.errors import STOPS, UpslopeError
 
 PATIENCE = 60.0
 """Seconds after which a silent worker, or one whose environment has not returned from a call, is reported."""
@@ -144,7 +144,7 @@ class Worker:
                 self.notices(*value)
             elif kind == "done":
                 return value
-            elif kind == "ended":
+            elif kind in ("closed", "ended"):  # without an answer
                 raise self.channel.error(f"{self.describe()} {self.channel.ending()}.")
             else:
                 raise UpslopeError(value)
@@ -274,7 +274,9 @@ def answer_request(server: Any, heartbeat: Heartbeat, what: str, arguments: Sequ
         raise
     except UpslopeError as error:
         heartbeat.answer("refused", str(error))
-    except Exception as error:
+    except STOPS:
+        raise
+    except BaseException as error:
         heartbeat.answer("refused", f"{told(error)} in a worker process")
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from upslope.core.messages import counted, told, warn
+from upslope.errors import STOPS
 
 
 def close_all(name: str, environments: Iterable[Any], say: Callable[[str], None] = warn) -> None:
@@ -15,10 +16,10 @@ def close_all(name: str, environments: Iterable[Any], say: Callable[[str], None]
     for environment in every:
         try:
             environment.close()
-        except (Exception, SystemExit) as error:
-            errors.append(error)
-        except BaseException as interrupt:
+        except STOPS as interrupt:
             interrupts.append(interrupt)
+        except BaseException as error:
+            errors.append(error)
     if errors:
         how_many = "" if len(every) == 1 else f" of {len(errors)} of {counted(len(every), 'environment')}"
         say(

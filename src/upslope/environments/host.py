@@ -19,7 +19,7 @@ from upslope.environments.modules import accepts, call, found, import_module
 from upslope.environments.names import near, registered_by
 from upslope.environments.packages import fitting, package_of, register, remedy_of
 from upslope.environments.wrappers import wrap
-from upslope.errors import UpslopeError
+from upslope.errors import STOPS, UpslopeError
 
 EXTRAS = {"mujoco": "mujoco", "Box2D": "box2d", "box2d": "box2d"}
 """Name of a missing dependency in Gymnasium's message → the extra that installs it."""
@@ -130,7 +130,9 @@ def space_of(env: gymnasium.Env, role: str, name: str) -> gymnasium.Space:
     """The space that an environment declares; anything that is not a space is refused."""
     try:
         space = getattr(env, role)
-    except Exception as error:
+    except STOPS:
+        raise
+    except BaseException as error:
         reason = "" if isinstance(error, AttributeError) else f" ({told(error)})"
         raise BrokenEnvironmentError(
             f"{name} declares no {role}{reason}. Set self.{role} in __init__, e.g. to gymnasium.spaces.Discrete(2)."
@@ -180,7 +182,9 @@ def create_by_id(request: Request, spec: Any = None) -> gymnasium.Env:
         raise UpslopeError(missing_dependency(name, error)) from error
     except gymnasium.error.Error as error:
         raise UpslopeError(f'There is no environment "{name}": {one_line(error)} {hint(name, module)}') from error
-    except Exception as error:
+    except STOPS:
+        raise
+    except BaseException as error:
         raise BrokenEnvironmentError(
             f"{name} could not be created with {kwargs or 'no arguments'}: {told(error)}.{fitting(name)}"
         ) from error

@@ -16,7 +16,7 @@ from gymnasium import spaces
 from upslope.core.messages import told
 from upslope.core.types import Transition
 from upslope.environments.base import BrokenEnvironmentError, CompiledEnvironment
-from upslope.errors import UpslopeError
+from upslope.errors import STOPS, UpslopeError
 
 KEY = "action_mask"
 """The key of a mask in an environment's info or observations."""
@@ -61,7 +61,7 @@ class MaskInInfo(gymnasium.Wrapper):
 
     def __init__(self, env: gymnasium.Env):
         super().__init__(env)
-        self.has_key, self.method = is_masked(env.observation_space), method_of(env)
+        self.has_key, self.method = is_masked(space_or_none(env, "observation_space")), method_of(env)
         self.mask_source = f'the key "{KEY}" of its observations' if self.has_key else f"its method {METHOD}()"
         if self.has_key:
             self.observation_space = without_key(env.observation_space)
@@ -91,10 +91,20 @@ def with_mask_in_info(env: Any) -> Any:
     """Wrap a Gymnasium environment if its mask is not in its info."""
     if not isinstance(env, gymnasium.Env):
         return env
-    if not can_be_masked(getattr(env, "action_space", None)):
+    if not can_be_masked(space_or_none(env, "action_space")):
         return env
-    has_key = is_masked(getattr(env, "observation_space", None))
+    has_key = is_masked(space_or_none(env, "observation_space"))
     return MaskInInfo(env) if has_key or method_of(env) is not None else env
+
+
+def space_or_none(env: gymnasium.Env, role: str) -> Any:
+    """A space of an environment; None if it declares none or fails, which is reported where its spaces are needed."""
+    try:
+        return getattr(env, role)
+    except STOPS:
+        raise
+    except BaseException:
+        return None
 
 
 def can_be_masked(space: Any) -> bool:
@@ -127,7 +137,9 @@ def gives_masks(env: gymnasium.Env, name: str) -> bool:
     states = random.getstate(), np.random.get_state()
     try:
         answer = env.reset(seed=0)
-    except Exception as error:
+    except STOPS:
+        raise
+    except BaseException as error:
         raise BrokenEnvironmentError(
             f"{name} raised {told(error)} in reset(seed=0), at its first reset. Correct reset()."
         ) from error

@@ -12,7 +12,7 @@ import numpy as np
 from upslope.core.messages import told
 from upslope.core.user_modules import reach
 from upslope.environments.base import BrokenEnvironmentError
-from upslope.errors import UpslopeError
+from upslope.errors import STOPS, UpslopeError
 
 MADE_WITH_ARGUMENTS = "(…)"
 """Suffix for names that do not fully identify their object."""
@@ -20,6 +20,11 @@ MADE_WITH_ARGUMENTS = "(…)"
 
 def import_module(name: str, asked: str) -> Any:
     """Import the module before the colon, or report that it cannot be found."""
+    if not all(name.split(".")) or "/" in name:
+        raise UpslopeError(
+            f'"{asked}" does not name a module before its colon. Write module:Name, e.g. mine:World for the class '
+            "World in mine.py, or package.module:Name."
+        )
     try:
         reach(name)
         return importlib.import_module(name)
@@ -28,7 +33,9 @@ def import_module(name: str, asked: str) -> Any:
         if error.name is not None and not f"{name}.".startswith(f"{error.name}."):
             remedy = f"Install {error.name}, which it needs."
         raise UpslopeError(f'"{asked}" names the module {name}, which cannot be imported: {error}. {remedy}') from error
-    except Exception as error:
+    except STOPS:
+        raise
+    except BaseException as error:
         raise UpslopeError(
             f'"{asked}" names the module {name}, which cannot be imported: it raised {told(error)}. Correct it.'
         ) from error
@@ -128,7 +135,9 @@ def call(create: Callable[..., Any], name: str, env_kwargs: dict[str, Any]) -> A
         return create(**env_kwargs)
     except UpslopeError:
         raise
-    except Exception as error:
+    except STOPS:
+        raise
+    except BaseException as error:
         raise BrokenEnvironmentError(
             f"{name} could not be created with {env_kwargs or 'no arguments'}: {told(error)}. Correct it, "
             "or pass its arguments with --env-kwargs."

@@ -7,6 +7,7 @@ A source is a prefix and the function that creates environments of such names. T
 from dataclasses import replace
 from typing import Any
 
+from upslope.core.their_folder import TheirFolder
 from upslope.environments import compiled, vector
 from upslope.environments.base import (  # fmt: skip
     AnyEnvironment,
@@ -54,27 +55,28 @@ def make(
         UpslopeError: the name is unknown (similar names are listed), a dependency is missing, or the environment
             could not be created.
     """
-    request = Request(
-        label(environment),
-        env_kwargs or {},
-        max_episode_steps,
-        tuple(wrappers),
-        tuple(ignore_observation),
-        masks=masks,
-    )
-    if isinstance(environment, CompiledEnvironment):
-        return finished(environment, request)
-    if isinstance(environment, str):
-        source = next((source for source in SOURCES if environment.startswith(source.prefix)), None)
-        if source is not None:
-            return source.make(request)
-    else:
-        request = replace(request, given=environment)
-    maker = Maker(request)
-    made = maker()
-    if isinstance(made, CompiledEnvironment):
-        return finished(made, Request(request.name, {}, ignored=request.ignored, masks=masks))
-    return host_environment(maker, made)
+    with TheirFolder():
+        request = Request(
+            label(environment),
+            env_kwargs or {},
+            max_episode_steps,
+            tuple(wrappers),
+            tuple(ignore_observation),
+            masks=masks,
+        )
+        if isinstance(environment, CompiledEnvironment):
+            return finished(environment, request)
+        if isinstance(environment, str):
+            source = next((source for source in SOURCES if environment.startswith(source.prefix)), None)
+            if source is not None:
+                return source.make(request)
+        else:
+            request = replace(request, given=environment)
+        maker = Maker(request)
+        made = maker()
+        if isinstance(made, CompiledEnvironment):
+            return finished(made, Request(request.name, {}, ignored=request.ignored, masks=masks))
+        return host_environment(maker, made)
 
 
 def label(environment: EnvironmentLike) -> str:

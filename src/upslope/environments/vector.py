@@ -33,7 +33,7 @@ from upslope.environments.masks import known_masks, with_mask_in_info
 from upslope.environments.modules import accepts, found, import_module
 from upslope.environments.packages import register
 from upslope.environments.wrappers import wrap
-from upslope.errors import UpslopeError
+from upslope.errors import STOPS, UpslopeError
 
 VECTOR_PREFIX, ENVPOOL_PREFIX = "vector:", "envpool:"
 FINAL = ("final_obs", "final_observation")
@@ -106,7 +106,9 @@ class VectorMaker:
             return own(num_envs=num_envs, **(limit | request.env_kwargs))
         except UpslopeError:
             raise
-        except Exception as error:
+        except STOPS:
+            raise
+        except BaseException as error:
             raise BrokenEnvironmentError(
                 f"{request.name} could not be created from {request.env_kwargs or 'no arguments'}: {told(error)}."
             ) from error
@@ -134,7 +136,9 @@ class VectorMaker:
         except gymnasium.error.Error as error:
             words = f'There is no environment "{request.name}": {one_line(error)} {hint(target, module)}'
             raise UpslopeError(words) from error
-        except Exception as error:
+        except STOPS:
+            raise
+        except BaseException as error:
             raise BrokenEnvironmentError(
                 f"{request.name} could not be created with {request.env_kwargs or 'no arguments'}: {told(error)}."
             ) from error

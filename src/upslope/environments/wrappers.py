@@ -15,7 +15,7 @@ from upslope.core.messages import told
 from upslope.environments.base import BrokenEnvironmentError, CompiledEnvironment
 from upslope.environments.modules import found
 from upslope.environments.names import parse_wrapper
-from upslope.errors import UpslopeError
+from upslope.errors import STOPS, UpslopeError
 
 
 class WeightedReward(gymnasium.Wrapper):
@@ -66,7 +66,9 @@ def wrap(environment: Any, texts: tuple[str, ...], name: str) -> Any:
             )
         try:
             wrapped = kind(environment, **arguments)
-        except Exception as error:
+        except STOPS:
+            raise
+        except BaseException as error:
             raise BrokenEnvironmentError(
                 f"The wrapper {wrapper} could not wrap {name} with {arguments or 'no arguments'}: {told(error)}."
             ) from error

@@ -52,12 +52,28 @@ def computing(*, on_host: bool) -> Iterator[None]:
     with ExitStack() as stack:
         if on_host:
             stack.enter_context(one_blas_thread())
-        if jax.default_backend() != "cpu":
+        if backend() != "cpu":
             stack.enter_context(full_precision(True))
             with suppress(RuntimeError):  # JAX may be configured without a CPU backend
                 if on_host:
                     stack.enter_context(jax.default_device(jax.local_devices(backend="cpu")[0]))
         yield
+
+
+def backend() -> str:
+    """The kind of device that JAX computes on.
+
+    Raises:
+        UpslopeError: JAX is told to use devices that it cannot use.
+    """
+    try:
+        return jax.default_backend()
+    except (RuntimeError, AssertionError) as error:
+        asked = jax.config.values.get("jax_platforms")
+        raise UpslopeError(
+            f"JAX cannot use the devices that it is told to use, JAX_PLATFORMS={asked}: {brief(error) or 'none'}. "
+            "Install JAX for them, or unset JAX_PLATFORMS."
+        ) from error
 
 
 def one_blas_thread() -> Any:

@@ -180,6 +180,8 @@ def as_flags(mask: Any) -> Any:
         ValueError: the mask contains other values; traced arrays are not checked.
     """
     x = as_array(mask)
+    if np.ma.is_masked(mask):
+        raise ValueError("some of its values are themselves masked")
     if x.dtype.kind not in "biuf":
         raise ValueError(f"it consists of {x.dtype}, not numbers or booleans")
     if x.dtype.kind != "b" and isinstance(x, np.ndarray) and not ((x == 0) | (x == 1)).all():

@@ -88,7 +88,13 @@ def templates(package: str = "upslope.report") -> Any:
 
 def render(template: str, figures: Figures, *, package: str = "upslope.report", **fields: Any) -> str:
     """Render a page as HTML, in which Plotly's script and the figures' data are compressed."""
-    numbers = json.dumps(figures.found, allow_nan=False, separators=(",", ":"))
+    try:
+        numbers = json.dumps(figures.found, allow_nan=False, separators=(",", ":"))
+    except ValueError as error:
+        raise UpslopeError(
+            "The page cannot be drawn, since some of its numbers are not finite: the agent's parameters, or the "
+            "rewards, are too large. See why: upslope doctor RUN."
+        ) from error
     fields = {
         "mark": MARK,
         "written": f"upslope {versions()['upslope']}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",

@@ -11,6 +11,7 @@ import numpy as np
 from upslope.config.task import made_with
 from upslope.config.trust import LEARNING, require
 from upslope.core.messages import COMPILED_PREFIX
+from upslope.core.their_folder import TheirFolder
 from upslope.environments.closing import close_all
 from upslope.environments.registry import make
 from upslope.errors import UpslopeError
@@ -43,18 +44,21 @@ def film(
     twin: Any = make(name, **made_with(vars(config)))
     if twin.is_compiled:
         raise UpslopeError(f"{config.environment} is compiled and has no Gymnasium twin, so it cannot be filmed.")
-    drawing = twin.drawing()
+    with TheirFolder():
+        drawing = twin.drawing()
     policy = load(run, seed=config.seed, checkpoint=checkpoint, trust=trust)
-    env, frames = drawing.create(), []
-    try:
-        observation, _ = env.reset(seed=environment_seed)
-        for _ in range(config.max_episode_steps or drawing.max_episode_steps or LIMIT):
-            frames.append(frame_of(env.render(), name))
-            observation, _, terminated, truncated, _ = env.step(policy(observation))
-            if terminated or truncated:
-                break
-    finally:
-        close_all(name, [env])
+    frames: list[Any] = []
+    with TheirFolder():
+        env = drawing.create()
+        try:
+            observation, _ = env.reset(seed=environment_seed)
+            for _ in range(config.max_episode_steps or drawing.max_episode_steps or LIMIT):
+                frames.append(frame_of(env.render(), name))
+                observation, _, terminated, truncated, _ = env.step(policy(observation))
+                if terminated or truncated:
+                    break
+        finally:
+            close_all(name, [env])
     with warnings.catch_warnings():
         # JAX warns about every fork; this one only starts ffmpeg.
         warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)

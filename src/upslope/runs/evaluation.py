@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray, Shaped
 
 from upslope.config.config import Config, fresh, positive
-from upslope.config.task import environment_of
+from upslope.config.task import environment_of, refuse_missing_info
 from upslope.config.trust import LEARNING, require
 from upslope.core import html
 from upslope.core.arrays import AnyArray as Array
@@ -46,7 +46,7 @@ from upslope.models.model import Carry, start_memory
 from upslope.runs.datasets import save_dataset
 from upslope.runs.directory import RunDirectory
 from upslope.runs.minari_datasets import is_minari, new_folder, write_minari
-from upslope.runs.policy import Which, load_agents
+from upslope.runs.policy import Which, load_agents, require_finite
 from upslope.runs.same_spaces import require_same_environment
 
 Mode = Literal["stochastic", "deterministic"]
@@ -181,6 +181,7 @@ def evaluate(
     safe_path(directory.path, directory.evaluation_path)
     env = environment_of(config, environment)
     require_same_environment(directory, env)
+    refuse_missing_info(config, env)
     foreign = lines_of_limit(own, config, env, environment)
     found, lines, notices = Evaluations(), [], notices_to()
     with evaluating(cluster, env) as on, computing(on_host=not env.is_compiled):
@@ -348,6 +349,7 @@ def record(
     with computing(on_host=not env.is_compiled):
         agents, _ = load_agents(directory, config, checkpoint, model)
         index = config.seed_list().index(seed)
+        require_finite(agents, index, seed, directory)
         one = jax.tree.map(lambda x: x[index : index + 1], agents)
         run_seed = RunSeeds(config, (seed,))
         offset = RECORDING_SEED + EVALUATION_SEED * environment_seed
@@ -425,6 +427,8 @@ def episodes_of(
 ) -> Iterator[Rollout]:
     """Yield whole-episode rollouts [S, T, N] until every seed has `episodes` episodes; the numbers of info at their
     ends, [S, N, K], are added to `infos` if it is given."""
+    is_finite = finite_seeds(agents)
+    agents = fit_to_act(agents, is_finite)  # the episodes of a diverged agent are played, but have no return
     actors = GreedyAgent(agents) if mode == "deterministic" else agents
     limit = limit_of(config, environment)
     seeds = [offset + s for s in config.seed_list()]
@@ -439,13 +443,20 @@ def episodes_of(
             if infos is not None and info is not None:
                 infos.append(info[:, :n])
             refuse_stuck(environment, agents.head, rollout)
-            yield rollout
+            yield without_returns(rollout, is_finite)
     else:
         log_info = () if infos is None else config.log_info
         for rollout, info in host_episodes(environment, actors, seeds, keys, batches, limit, notices, log_info):
             if infos is not None:
                 infos.append(info)
-            yield rollout
+            yield without_returns(rollout, is_finite)
+
+
+def without_returns(rollout: Rollout, is_finite: np.ndarray) -> Rollout:
+    """Episodes [S, T, N] whose rewards are nan in the seeds whose agent has diverged."""
+    if is_finite.all():
+        return rollout
+    return rollout._replace(reward=np.where(is_finite[:, None, None], rollout.reward, np.nan))
 
 
 def compiled_episodes(
@@ -494,17 +505,12 @@ def host_episodes(
     encoder = encoder_of(environment.observation_space, environment.name)
     head = agents.head.in_space(environment.action_space)
     memory = jax.vmap(lambda model: start_memory(model, batches[0]))(agents.model)
-    act, active, is_finite = Act(), np.ones(len(seeds), bool), finite_seeds(agents)
-    agents = fit_to_act(
-        agents, is_finite
-    )  # the episodes of a diverged agent are played, but their returns do not count
+    act, active = Act(), np.ones(len(seeds), bool)
     columns = columns_for(environment, encoder, head, seeds, batches[0], limit, notices, log_info)
     try:
         for number, n in enumerate(batches):
             now = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
             rollout, ends = collect_host_episodes(columns, act.bind(agents, now, memory), active, {})
-            if not is_finite.all():
-                rollout = rollout._replace(reward=np.where(is_finite[:, None, None], rollout.reward, np.nan))
             info = np.full((*columns.shape, len(log_info)), np.nan)
             info[ends.seed_index, ends.column] = ends.info
             yield jax.tree.map(lambda x, n=n: x[:, :, :n], rollout), info[:, :n]

@@ -60,7 +60,7 @@ def parsed_rows(path: Path, lines: list[str], seeds: Container[int]) -> list[dic
         UpslopeError: a row is not a JSON object with one of these seeds and a step.
     """
     try:
-        rows = [parse_json(line) for line in lines]
+        rows = [parse_json(line, is_large=True) for line in lines]
         for row in rows:
             if not (isinstance(row, dict) and type(row.get("step")) is int and row.get("seed", "") in seeds):
                 raise TypeError(

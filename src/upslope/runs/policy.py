@@ -14,8 +14,10 @@ from upslope.config.config import Config
 from upslope.config.task import model_of
 from upslope.config.trust import ROLES, require
 from upslope.core.arrays import is_shape, shaped_like
+from upslope.core.messages import shell
 from upslope.core.reading import brief
 from upslope.core.space_parts import leaf_spaces
+from upslope.engines.base import finite_seeds
 from upslope.engines.border import Leaf, leaf_of, short
 from upslope.environments.masks import KEY, apart
 from upslope.errors import UpslopeError
@@ -264,10 +266,21 @@ def load(
     if seed not in seeds:
         raise UpslopeError(f"{run} has no seed {seed}; it has {seeds[0]} to {seeds[-1]}.")
     index = seeds.index(seed)
+    require_finite(agents, index, seed, directory)
     has_critic = bool(directory.read()["axes"].get("needs_critic", True))
     agent = jax.tree.map(lambda x: x[index], agents)
     encoder, ignored = spaces_of(directory)[0], config.ignore_observation
     return Policy(agent, encoder, seed, checkpoint, has_critic, random_seed, ignored, has_masks(directory))
+
+
+def require_finite(agents: Agent, index: int, seed: int, directory: RunDirectory) -> None:
+    """Raise an error if the agent at this index has diverged: what it did would look like a policy."""
+    if not finite_seeds(agents)[index]:
+        raise UpslopeError(
+            f"The policy's parameters are not finite, so it cannot act: the agent of seed {seed} of {directory.path} "
+            f"has diverged. See why: {shell('upslope', 'doctor', directory.path)}. Use another seed, or the checkpoint "
+            "best."
+        )
 
 
 def load_agents(

@@ -7,12 +7,14 @@ from contextlib import contextmanager, suppress
 from time import monotonic
 from typing import Any
 
+from upslope.errors import Interruption
+
 SAME_REQUEST = 0.5
 """Seconds within which a repeated signal counts as the same request, since `timeout` signals the process and then its
 process group, so that the process receives two signals."""
 
 
-class Interrupted(BaseException):
+class Interrupted(Interruption):
     """A signal arrived while an environment was hanging."""
 
 

@@ -15,6 +15,7 @@ from upslope.config.command import command_of
 from upslope.config.config import MAX_STEPS, Config, recorded_preset
 from upslope.config.presets import words_of
 from upslope.config.trust import allow, requested
+from upslope.core.jax_settings import settings_in_words
 from upslope.core.memory import memory_in_words
 from upslope.core.messages import shell
 from upslope.core.reading import brief
@@ -127,7 +128,7 @@ def through_losses(
     """
     try:
         again = partial(resume_once, config, task, directory, session, [], trust=trust)
-        with memory_in_words():
+        with settings_in_words(), memory_in_words():
             return attempts(first, again, session, directory)
     finally:
         if session.resources.cluster is not None:
