@@ -230,8 +230,7 @@ def memory() -> Probe:
 
 
 def image() -> Probe:
-    """One step, a 4 × 4 image with one bright cell, r = 1 for the action that stands for its quadrant, otherwise −1: V*
-    = 1.
+    """One step, a 4 × 4 image with one bright cell, r = 1 for the action that stands for its quadrant, else −1: V* = 1.
 
     The image consists of bytes, and the state is the number of the bright cell.
     """
@@ -252,8 +251,7 @@ def image() -> Probe:
 
 
 def dictionary() -> Probe:
-    """One step, a Dict of two signs and an index, r = 1 for the action that stands for index and sign, otherwise −1: V*
-    = 1.
+    """One step, a Dict of two signs and an index, r = 1 for the action that stands for index and sign, else −1: V* = 1.
 
     All are random; the right action, from 0 to 3, is 2 · which, plus 1 if the sign at that index is +1.
     """
