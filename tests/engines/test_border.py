@@ -324,14 +324,14 @@ def test_reset_seeds_fit_into_signed_integers():
     [
         (
             {"observation_space": spaces.Box(-1.0, 1.0, (3,), np.float32)},
-            r"shape of its observations was \(2,\), and is \(3",
+            r"shape of its observations was \(2,\), and is now \(3",
         ),
-        ({"observation_space": spaces.Discrete(3)}, "observations were Box, and are Discrete"),
+        ({"observation_space": spaces.Discrete(3)}, "observations were Box, and are now Discrete"),
         (
             {"action_space": spaces.Box(-2.0, 1.0, (1,), np.float32)},
-            r"low of its actions was \(-1.0,\), and is \(-2.0,\)",
+            r"low of its actions was \(-1.0,\), and is now \(-2.0,\)",
         ),
-        ({"action_space": spaces.Discrete(2)}, "actions were Box, and are Discrete"),
+        ({"action_space": spaces.Discrete(2)}, "actions were Box, and are now Discrete"),
     ],
 )
 def test_another_environment_than_the_runs_is_refused(
