@@ -118,7 +118,7 @@ def test_a_run_with_a_description_that_training_does_not_write_is_left_out(chang
 def test_a_lineage_that_training_writes_is_told(run_of):
     later = run_of("later", episodes=ending(1, 2), steps=100)
     described(later, lineage=LINEAGE)
-    assert warned(upslope.compare(later), "began with runs/elder@last", "100 steps")
+    assert warned(upslope.compare(later), "started from runs/elder@last", "100 steps")
 
 
 def test_a_run_that_stopped_at_a_return_without_one_to_stop_at_is_left_out(run_of):

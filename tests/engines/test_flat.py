@@ -20,6 +20,7 @@ def take(tree: Any, s: int) -> Any:
 
 
 SMALL: dict[str, Any] = SEGMENTS | {"hidden_sizes": (8,), "seeds": 2}
+del SMALL["preset"]  # which is no setting, but an argument
 
 
 @pytest.mark.parametrize("settings", [{}, {"memory": "gru", "memory_size": 3}], ids=["plain", "memory"])

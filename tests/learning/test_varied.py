@@ -111,5 +111,5 @@ def test_a_part_that_decides_by_a_number_is_found_out_when_the_program_is_traced
     (task,) = tasks_of({})
     family = Family(replace(task, estimator=Deciding()), (("estimator", "lambda_"),))
     bound = family.bound(family.first, Inputs().reading(jnp.zeros(64)))
-    with pytest.raises(UndecidedError, match="x0 decides"):
+    with pytest.raises(UndecidedError, match="x0 determines"):
         bound.estimator(rollout_of(np.ones((3, 2))), values_of(np.ones((3, 2))), 0.9)

@@ -337,7 +337,7 @@ HOSTILE: dict[str, tuple[tuple[Any, bytes], ...]] = {
     "'run/own.py'": (("run/own.py", b"{}"),),
     "'run/checkpoints/last.npz/'": (("run/checkpoints/last.npz/", b""),),
     "is not a plain file": ((LINK, b"/etc/passwd"),),
-    "holds run/CONFIG.json twice": (("run/config.json", b"{}"), ("run/CONFIG.json", b"{}")),
+    "contains run/CONFIG.json twice": (("run/config.json", b"{}"), ("run/CONFIG.json", b"{}")),
     "declares": (("run/metrics.jsonl", bytes(80 << 20)),),
     "compressed in another way": ((entry_with("run/config.json", compress_type=zipfile.ZIP_LZMA), b"{}"),),
 }
