@@ -147,7 +147,8 @@ def test_a_policy_does_without_what_only_the_critic_reads(trained):
 
 def test_another_environment_is_told_by_the_key_that_differs(trained, tmp_path):
     path = trained("host")
-    with pytest.raises(UpslopeError, match="its observations at `more/0` had the parts bits, digits, and now have digits"):
+    words = "its observations at `more/0` had the parts bits, digits, and now have digits"
+    with pytest.raises(UpslopeError, match=words):
         upslope.evaluate(path, environment=lambda: make("user_environments:Told", **IGNORED).create())
 
 
