@@ -9,11 +9,11 @@ MAX_DEPTH = 100
 
 
 def parse_json(text: str, max_depth: int = MAX_DEPTH, *, is_large: bool = False) -> Any:
-    """Parse a JSON text; in a large one, repeated names are not looked for, which would take a third longer.
+    """Parse a JSON text; in a large one, repeated names go unnoticed, since looking for them takes time.
 
     Raises:
         ValueError: the text is not strict JSON, which has no NaN or Infinity; it is nested too deeply; or an object
-            gives a name twice, of which readers see one value or the other.
+            contains a name twice, so that readers disagree on its value.
     """
 
     def refuse(name: str) -> Any:

@@ -30,7 +30,8 @@ from upslope.diagnosis.contract import first_contact
 from upslope.diagnosis.proposal import choices, command
 from upslope.diagnosis.trials import Trial, actions_of, play, player_of
 from upslope.environments.base import BrokenEnvironmentError
-from upslope.environments.registry import AnyEnvironment, label, make
+from upslope.environments.closing import close_all
+from upslope.environments.registry import AnyEnvironment, label, make, name_of
 from upslope.errors import STOPS, UpslopeError
 from upslope.models.encoders import unreadable
 
@@ -140,9 +141,4 @@ def long_trial(environment: AnyEnvironment, limit: int | None) -> Trial:
     try:
         return play(player, actions_of(environment, 0), STEPS, SECONDS)
     finally:
-        try:
-            player.close()
-        except STOPS:
-            raise
-        except BaseException:
-            pass  # closing was checked earlier
+        close_all(name_of(environment), [player], say=lambda words: None)  # closing was checked earlier

@@ -24,8 +24,7 @@ def close_all(name: str, environments: Iterable[Any], say: Callable[[str], None]
         how_many = "" if len(every) == 1 else f" of {len(errors)} of {counted(len(every), 'environment')}"
         say(
             f"warning: {name} raised {told(errors[0])} in close(){how_many}. No result is lost, but "
-            "resources that it opened may "
-            "still be open."
+            "resources that it opened may still be open."
         )
     if interrupts:
         raise interrupts[0]

@@ -24,8 +24,8 @@ class Package:
     module: str
     """The module that registers them."""
     install: str
-    """What pip installs: the package, then dependencies that it does not declare or of which it needs older
-    versions."""
+    """What pip installs: the package, then dependencies that it does not declare, and older versions of others if it
+    needs them."""
     ids: str
     """A regular expression for the beginning of its ids."""
 

@@ -289,7 +289,7 @@ class RunDirectory:
         return path
 
     def evaluations_at(self, step: int) -> Path:
-        """The file for evaluations of the agent at this step, of which there is no longer a checkpoint."""
+        """The file for evaluations of the agent at this step, whose checkpoint no longer exists."""
         return self.path / f"evaluation-at-step-{step}.csv"
 
     def set_aside_evaluations(self, aside: Path) -> Path | None:
@@ -455,7 +455,7 @@ def check_name(name: str) -> str:
     if len(name.encode("utf-8", "replace")) > MAX_NAME:
         why = f"has {len(name):,} characters, and at most {MAX_NAME} bytes are allowed"
     elif not name.strip() or not name.isprintable():
-        why = "is empty, or contains characters that cannot be printed"
+        why = "is empty, or contains non-printable characters"
     elif name.startswith(".") or "/" in name or "\\" in name:
         why = "is in another folder or hidden; --folder sets where runs are stored"
     elif name.split(".")[0].lower() in RESERVED or name != name.strip():

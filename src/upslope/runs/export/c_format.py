@@ -26,7 +26,7 @@ def files_of(plan: Plan, path: Path) -> dict[Path, bytes]:
     """The header at this path.
 
     Raises:
-        UpslopeError: the policy has a part that cannot be written in C.
+        UpslopeError: part of the policy cannot be expressed in C.
     """
     refuse_what_c_has_not(plan)
     return {path: source(plan, prefix_of(path)).encode()}

@@ -348,7 +348,7 @@ class Plan:
 
     @property
     def chosen(self) -> str:
-        """A description of which action a file returns."""
+        """Which action an exported file returns, in words."""
         if any(isinstance(part.head, Gaussian) and part.head.is_squashed for part in self.parts):
             return "the most probable choices, and for real numbers the mean before tanh, within their bounds"
         return "the most probable one, within its bounds"
