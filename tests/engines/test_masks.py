@@ -136,6 +136,12 @@ def test_masks_that_are_not_there_cannot_be_ignored_in_silence():
         assert len(lines) == count and all("--no-masks has no effect" in line for line in lines)
 
 
+def test_a_mask_cannot_be_ignored_as_a_part_of_observations(tmp_path):
+    for environment in (own.FencedByKey, halves):
+        with pytest.raises(upslope.UpslopeError, match="The networks never read `action_mask`.*--no-masks"):
+            train(environment, tmp_path, "ignored", ignore_observation=("action_mask",))
+
+
 def test_a_compiled_environments_mask_is_read_in_every_form():
     for form in ("tuple", "flat", "key"):
         world = make(Halves(form))

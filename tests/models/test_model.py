@@ -342,6 +342,13 @@ def test_more_minibatches_than_stretches_are_refused(tmp_path):
     assert not (tmp_path / "ours").exists()
 
 
+@pytest.mark.parametrize("environment", ["jax:CartPole-v1", "CartPole-v1"])
+def test_a_sequence_longer_than_a_rollout_is_refused(environment: str, tmp_path):
+    with pytest.raises(UpslopeError, match="--sequence-length 9 is more than --rollout-steps 8"):
+        upslope.train(environment, memory="gru", sequence_length=9, rollout_steps=8, folder=tmp_path, preset=False)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_model_without_memory_may_be_a_users_own(tmp_path):
     settings = {k: v for k, v in SMALL.items() if k not in ("sequence_length", "model_kwargs")}
     run = upslope.train("CartPole-v1", model=own_models.Memoryless, folder=tmp_path, **settings)

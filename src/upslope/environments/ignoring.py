@@ -14,6 +14,7 @@ from jaxtyping import PRNGKeyArray
 from upslope.core.space_parts import parts_of
 from upslope.core.types import Transition
 from upslope.environments.base import CompiledEnvironment
+from upslope.environments.masks import KEY as MASK
 from upslope.errors import UpslopeError
 
 Keep = Callable[[Any], Any]
@@ -33,6 +34,11 @@ def ignoring(environment: Any, keys: tuple[str, ...], name: str) -> Any:
     for key in keys:
         if key not in known:
             has = f"they have the keys {listed(known)}" if known else f"{type(space).__name__} has no parts"
+            if key == MASK:
+                raise UpslopeError(
+                    f"The networks never read `{MASK}`, so it cannot be ignored among the observations of {name}. Drop "
+                    f"--ignore-observation {key}, or pass --no-masks to allow forbidden actions."
+                )
             raise UpslopeError(
                 f"The observations of {name} have no `{key}`: {has}. Correct --ignore-observation {key}."
             )

@@ -395,7 +395,9 @@ def not_a_run(path: Path) -> str:
             f"It contains runs: {', '.join(inside[:MAX_HINTED])}{' …' * (len(inside) > MAX_HINTED)}",
         )
     elif path.exists():
-        why, hint = "it has no config.json" if path.is_dir() else "it is a file", "`ls runs` lists your runs."
+        why, hint = "it is a file", "`ls runs` lists your runs."
+        if path.is_dir():
+            why = "its config.json is not a file" if (path / "config.json").exists() else "it has no config.json"
         if path.suffix.lower() == ".zip":
             hint = (
                 "report, compare, figure, table and doctor read an archive; for anything else, unpack it: "
