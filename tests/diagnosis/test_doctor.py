@@ -187,10 +187,10 @@ def test_the_command_answers_a_person_and_a_program(tmp_path, capsys):
 
 
 def test_what_is_not_a_run_is_refused(tmp_path):
-    with pytest.raises(upslope.UpslopeError, match="not a run directory: it has no config.json"):
+    with pytest.raises(upslope.UpslopeError, match=r"not a run directory: it has no config\.json"):
         upslope.diagnose(tmp_path)
     (tmp_path / "config.json").mkdir()
-    with pytest.raises(upslope.UpslopeError, match="not a run directory: its config.json is not a file"):
+    with pytest.raises(upslope.UpslopeError, match=r"not a run directory: its config\.json is not a file"):
         upslope.diagnose(tmp_path)
 
 

@@ -138,7 +138,7 @@ def test_masks_that_are_not_there_cannot_be_ignored_in_silence():
 
 def test_a_mask_cannot_be_ignored_as_a_part_of_observations(tmp_path):
     for environment in (own.FencedByKey, halves):
-        with pytest.raises(upslope.UpslopeError, match="The networks never read `action_mask`.*--no-masks"):
+        with pytest.raises(upslope.UpslopeError, match=r"The networks never read `action_mask`.*--no-masks"):
             train(environment, tmp_path, "ignored", ignore_observation=("action_mask",))
 
 
