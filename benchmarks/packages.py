@@ -89,7 +89,7 @@ def trained(entry: Entry, python: Path, flags: tuple[str, ...]) -> dict[str, Any
         if status not in (0, 130):
             refusal = next((line for line in said.splitlines() if line.startswith("upslope: ")), "")
             return found | {"result": "refused" if refusal else "failed", "words": refusal or said[-2000:]}
-        for step in (["resume", "runs/run"], ["evaluate", "runs/run", "--episodes", "2", "--max-episode-steps", "500"]):
+        for step in (["resume", "runs/run"], ["evaluate", "runs/run", "--episodes", "2"]):
             status, said = command(python, step, folder)
             if status:
                 return found | {"result": "failed", "words": f"{step[0]}: {said[-2000:]}"}
