@@ -333,7 +333,7 @@ HOSTILE: dict[str, tuple[tuple[Any, bytes], ...]] = {
     "'../config.json'": (("../config.json", b"{}"),),
     "'./config.json'": (("./config.json", b"{}"),),
     "'C:/config.json'": (("C:/config.json", b"{}"),),
-    "which belongs to no run": (("..\\..\\run/config.json", b"{}"),),
+    "which is not part of a run": (("..\\..\\run/config.json", b"{}"),),
     "'run/own.py'": (("run/own.py", b"{}"),),
     "'run/checkpoints/last.npz/'": (("run/checkpoints/last.npz/", b""),),
     "is not a plain file": ((LINK, b"/etc/passwd"),),

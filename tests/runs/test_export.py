@@ -412,7 +412,7 @@ def test_the_inputs_of_a_graph_are_named_after_the_keys_and_keep_their_kinds(tmp
 REFUSED = [
     ("maps", "numpy", "`observation` with convolutions", "as onnx"),
     ("maps", "c", r"`observation` \(Box\)", "as onnx"),
-    ("lstm", "c", "memory of the kind lstm", "numpy or onnx"),
+    ("lstm", "c", "LSTM memory", "numpy or onnx"),
     ("everything", "c", r"`arm/1` \(Discrete\)", "numpy or onnx"),
     ("half", "c", "actions of float16", "numpy or onnx"),
 ]
