@@ -67,7 +67,7 @@ def test_the_deviation_is_that_of_the_group_and_equal_returns_weigh_nothing():
 
 
 def test_fields_that_mean_nothing_are_refused():
-    with pytest.raises(UpslopeError, match="2 episodes or more, not 1"):
+    with pytest.raises(UpslopeError, match="at least 2 episodes, not 1"):
         LeaveOneOut(1)
     with pytest.raises(UpslopeError, match="0"):
         GroupMean(0)

@@ -102,5 +102,5 @@ def test_the_line_proposes_a_memory_as_a_suspicion():
     why = {choice.what: choice.why for choice in found.choices}
     assert "suspicion" in why["--memory gru"] and "the step before" in why["--memory gru"]
     assert "benchmarks/cartpole_seeds.py" in why["preset default"]
-    (line,) = [check for check in found.checks if check.name == "the observation tells the state"]
+    (line,) = [check for check in found.checks if check.name == "the observation determines the state"]
     assert line.status == "warning" and "compare" in line.remedy

@@ -106,7 +106,7 @@ def test_host_groups_train_and_resume(folder: Path):
     ("environment", "algorithm", "settings", "words"),
     [
         ("jax:Tokens-v0", "rloo", {"num_envs": 10, "group_size": 4}, "--num-envs 10 cannot .* Use --num-envs 8"),
-        ("jax:Tokens-v0", "rloo", {"group_size": 1}, "2 episodes or more, not 1"),
+        ("jax:Tokens-v0", "rloo", {"group_size": 1}, "at least 2 episodes, not 1"),
         ("jax:Tokens-v0", "ppo", {"group_size": 4}, "GAE learns from segments of 128 steps"),
         ("jax:Tokens-v0", "ppo", {"estimator": "group_mean"}, "Set --group-size"),
         ("jax:Tokens-v0", "ppo", {"divide_by_deviation": True}, "--divide-by-deviation is read only by"),

@@ -18,8 +18,8 @@ LABELS = {
 }
 """Estimator → its name in tables."""
 PREFERRED = ("wdr", "wpdis", "fqe")
-"""The first of these with a number is the verdict: a fixed order, since the narrowest of several intervals would be too
-narrow."""
+"""The first of these that has a number is the verdict. The order is fixed, because choosing the narrowest of several
+intervals would give one that is too narrow."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Judgement:
         return f"{recorded}, this policy {found.words()}{doubt}, by {LABELS[self.verdict]}."
 
     def rows(self) -> list[list[str]]:
-        """(estimator, value, effective episodes or the reason) of each estimator."""
+        """One row per estimator: its name, its value, and its effective episodes or the reason why it has no number."""
         rows = [
             [LABELS[name], found.words(), number(found.effective, 20.0) if found.effective else "", found.refusal]
             for name, found in self.estimates.items()
@@ -97,7 +97,7 @@ class Judgement:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The titles of `rows`, the last one only if an estimate is refused."""
+        """The column titles of `rows`; the last one appears only if an estimate is refused."""
         titles = ("estimator", "value (95 %)", "effective episodes", "no number, because")
         return titles if any(found.refusal for found in self.estimates.values()) else titles[:-1]
 
