@@ -311,7 +311,7 @@ def test_recorded_data_need_an_evaluation(run_of):
 
 
 def test_nothing_to_compare():
-    with pytest.raises(upslope.UpslopeError, match="No run is given"):
+    with pytest.raises(upslope.UpslopeError, match="No run was given"):
         upslope.compare([])
 
 

@@ -90,8 +90,8 @@ def expected_weights(has_key: int, gamma: float = 1.0) -> tuple[dict[str, np.nda
 @pytest.mark.parametrize(("has_key", "advantage"), [(1, PAYS * (1 - TAKE)), (0, -PAYS * TAKE)])
 @pytest.mark.parametrize("name", ["NStep(1)", "NStep(5)", "GAE(0)", "GAE(0.95)", "Baseline"])
 def test_with_exact_values_the_key_action_alone_is_credited(name, has_key, advantage):
-    # By hand, γ = 1: v(s_0) = 3 · 0.3; the reward is certainly 3 with the key and 0 without it. So A(s_0, take) = 3 − 0.9
-    # and A(s_0, leave) = −0.9. Later actions change nothing: A = 0. Every estimator with V is unbiased when V is exact.
+    # By hand, γ = 1: v(s_0) = 3 · 0.3; the reward is 3 with the key and 0 without it. So A(s_0, take) = 3 − 0.9 and
+    # A(s_0, leave) = −0.9. Later actions change nothing: A = 0. Every estimator with V is unbiased when V is exact.
     mean, _ = expected_weights(has_key)
     np.testing.assert_allclose(mean[name], [advantage, 0, 0, 0, 0], atol=1e-6)
 

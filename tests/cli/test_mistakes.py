@@ -101,7 +101,7 @@ COUNTS = (
         ),
         ("train", "No environment was given"),
         ("train CartPole-v1 --resume", "--resume needs the --name of the run"),
-        ("doctor", "No run is given"),
+        ("doctor", "No run was given"),
     ],
 )
 def test_a_mistake_gets_its_answer(words: str, answer: str, capsys: pytest.CaptureFixture):

@@ -1,4 +1,4 @@
-"""Off-policy estimators checked against exact values, by hand and by enumerating the episodes of finite environments."""
+"""Off-policy estimators checked against exact values, by hand and by enumerating episodes of finite environments."""
 
 import itertools
 from collections.abc import Iterator

@@ -99,7 +99,7 @@ def test_on_policy_it_is_the_n_step_advantage_of_the_segment(seed):
 
 
 def test_its_fixed_point_is_the_value_of_the_policy_between():
-    """Enumerate all sequences of 3 actions from every state, with their probability under μ (transitions deterministic).
+    """Enumerate all sequences of 3 actions from every state, with their probability under μ; steps are deterministic.
 
     The expected target is V if V = V^{π_ρ̄} with π_ρ̄ ∝ min(ρ̄μ, π), and differs from V if V = V^π.
     """

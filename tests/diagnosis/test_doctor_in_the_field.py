@@ -182,7 +182,7 @@ def test_that_actions_have_no_effect_is_a_note_where_what_is_paid_is_rare(reward
 
 
 def test_rare_measurements_that_miss_all_ends_and_rewards_are_no_alarm(tmp_path):
-    """Episodes of 200 steps end all at once, in iterations in which the health was not measured."""
+    """Episodes of 200 steps all end at the same time, in iterations in which health was not measured."""
     missed = {"health/end_share": lambda share: 0.0 if int(share * 40) % 8 == 0 else float("nan")}
     missed |= {"episode/count": lambda share: 0 if int(share * 40) % 8 == 0 else 16}
     missed |= {f"health/reward_{name}": 0.0 for name in ("nonzero", "mean", "std", "min", "max")}

@@ -1,4 +1,4 @@
-"""What the lab measures with: worlds, scales, shares and pools, against numbers worked by hand."""
+"""What the lab measures with (environments, scales, shares and pools), checked against numbers worked by hand."""
 
 import math
 

@@ -106,7 +106,7 @@ def test_where_nothing_fits_it_says_why(tmp_path):
 
 
 def test_nothing_is_overwritten(race):
-    with pytest.raises(upslope.UpslopeError, match=r"exists already.*--resume"):
+    with pytest.raises(upslope.UpslopeError, match=r"already exists.*--resume"):
         upslope.ladder("jax:CartPole-v1", folder=race.path.parent, name="three", quiet=True, **SMALL)
     with pytest.raises(upslope.UpslopeError, match="needs the --name of the ladder"):
         upslope.ladder("jax:CartPole-v1", folder=race.path.parent, resume=True, quiet=True, **SMALL)

@@ -287,7 +287,7 @@ def test_an_archive_has_the_commands_and_the_same_bytes(runs: list[Path], archiv
     first = contents["runs"][0]
     assert first["command"] == "upslope train CartPole-v1 --no-preset --steps 1000 --seeds 2 --name ppo-CartPole-v1-0"
     assert f"    {first['command']}\n" in text and first["versions"]["upslope"] in text
-    with pytest.raises(UpslopeError, match="exists already"):
+    with pytest.raises(UpslopeError, match="already exists"):
         upslope.bundle(runs, tmp_path)
     twins = [write_run(tmp_path / k, "same", episodes={0: [(9, 1.0)]}, steps=10) for k in "ab"]
     with zipfile.ZipFile(upslope.bundle(twins, tmp_path / "twins")) as file:
@@ -327,7 +327,7 @@ def entry_with(name: str, **fields: Any) -> zipfile.ZipInfo:
 
 LINK = entry_with("run/config.json", external_attr=(stat.S_IFLNK | 0o777) << 16)
 HOSTILE: dict[str, tuple[tuple[Any, bytes], ...]] = {
-    "belongs to no run": (("../run/config.json", b"{}"),),
+    "is not part of a run": (("../run/config.json", b"{}"),),
     "'/elsewhere/config.json', which": (("/elsewhere/config.json", b"{}"),),
     "'run/../../config.json'": (("run/../../config.json", b"{}"),),
     "'../config.json'": (("../config.json", b"{}"),),
@@ -339,7 +339,7 @@ HOSTILE: dict[str, tuple[tuple[Any, bytes], ...]] = {
     "is not a plain file": ((LINK, b"/etc/passwd"),),
     "contains run/CONFIG.json twice": (("run/config.json", b"{}"), ("run/CONFIG.json", b"{}")),
     "declares": (("run/metrics.jsonl", bytes(80 << 20)),),
-    "compressed in another way": ((entry_with("run/config.json", compress_type=zipfile.ZIP_LZMA), b"{}"),),
+    "another compression method": ((entry_with("run/config.json", compress_type=zipfile.ZIP_LZMA), b"{}"),),
 }
 
 

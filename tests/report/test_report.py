@@ -216,7 +216,7 @@ def test_bad_input_is_refused(runs, tmp_path, monkeypatch):
         with pytest.raises(upslope.UpslopeError, match=match):
             write_report(runs, output)
 
-    refused("No run is given", [])
+    refused("No run was given", [])
     refused("not a run directory", [tmp_path])
     refused("no folder", [runs[0]], tmp_path / "nowhere" / "report.html")
     mine = tmp_path / "mine.html"

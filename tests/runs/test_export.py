@@ -471,7 +471,7 @@ def test_a_first_layer_that_reads_some_features_has_rows_of_zero_for_the_others(
 def test_a_file_that_is_there_is_kept_and_names_are_checked(tmp_path: Path):
     policy = small()
     (tmp_path / "policy.npz").write_text("mine")
-    with pytest.raises(UpslopeError, match=r"policy\.npz exists already"):
+    with pytest.raises(UpslopeError, match=r"policy\.npz already exists"):
         policy.export("numpy", tmp_path)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("policy.npz", "mine")]
     for output, words in (("policy.onnx", "is a .py file"), ("nowhere/", "There is no folder")):
@@ -589,7 +589,7 @@ def test_the_command_writes_into_the_run_and_says_what_it_wrote(run: Path, capsy
     assert policy.seed == 4
     layers = dict(np.load(run / "policy.npz"))
     np.testing.assert_array_equal(layers["weight_0"], policy.agent.model.actor.network.weights[0])
-    for path, words in ((run, "exists already"), (run.parent / "nowhere", "nowhere")):
+    for path, words in ((run, "already exists"), (run.parent / "nowhere", "nowhere")):
         with pytest.raises(SystemExit, match="2"):
             main(["export", str(path), "--format", "numpy"])
         assert words in capsys.readouterr().err

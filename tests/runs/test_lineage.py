@@ -175,7 +175,7 @@ def test_a_clone_goes_on_in_another_environment_with_the_same_spaces(source: Pat
         ({"normalize_observations": False}, "read normalised observations"),
         ({"seeds": 3}, "has the seeds 0 to 1 and no seed 2. Seed k starts from seed k"),
         ({"from_seed": 7}, "no seed 7. Change --from-seed"),
-        ({"start_from": "@best"}, "names no checkpoint of a run"),
+        ({"start_from": "@best"}, "does not name a checkpoint of a run"),
         ({"start_from": "nowhere"}, "nowhere is not a run directory"),
     ],
 )

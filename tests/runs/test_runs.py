@@ -166,7 +166,7 @@ def test_lost_rows_are_told(run: Path):
 
 def test_an_existing_run_is_not_overwritten(trained: Path):
     before = {p: p.read_bytes() for p in trained.rglob("*") if p.is_file()}
-    with pytest.raises(upslope.UpslopeError, match=r"exists already.*upslope resume .*--name"):
+    with pytest.raises(upslope.UpslopeError, match=r"already exists.*upslope resume .*--name"):
         upslope.train("jax:CartPole-v1", folder=trained.parent, name="run", quiet=True, **SMALL)
     assert before == {p: p.read_bytes() for p in trained.rglob("*") if p.is_file()}
 

@@ -100,7 +100,7 @@ def test_of_two_runs_with_one_name_one_is_made(tmp_path: Path):
                 RunDirectory(place).create(config, *PARTS)
                 outcomes.append("made")
             except upslope.UpslopeError as error:
-                outcomes.append("refused" if "exists already" in str(error) else str(error))
+                outcomes.append("refused" if "already exists" in str(error) else str(error))
 
         threads = [threading.Thread(target=create) for _ in range(2)]
         for thread in threads:

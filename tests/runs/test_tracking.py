@@ -219,7 +219,7 @@ def test_trackers_that_go_wrong_are_told_once_and_waited_for_briefly(run: Path, 
     kinds = ("FailingAtOnce", "Dying", "Hanging", "HangingAtTheEnd", "Noting")
     said: list[str] = []
     tracking = Tracking(run, [f"{OWN}:{kind}" for kind in kinds], None, said.append)
-    assert not any("no sign of life" in line for line in said)  # nobody was waited for
+    assert not any("no response" in line for line in said)  # nobody was waited for
     failed, died = tracking.processes[:2]
     wait_until(lambda: (failed.is_over and died.is_over) or bool(tracking.tell()))
     tracking.tell()
@@ -228,7 +228,7 @@ def test_trackers_that_go_wrong_are_told_once_and_waited_for_briefly(run: Path, 
     assert {kind: len(lines) for kind, lines in about.items()} == dict.fromkeys(kinds, 1) | {"Noting": 0}
     assert "ConnectionError: no server" in about["FailingAtOnce"][0]
     assert "exit status 7" in about["Dying"][0] and f"upslope track {run} --to {OWN}:Dying" in about["Dying"][0]
-    assert all("no sign of life" in about[kind][0] for kind in ("Hanging", "HangingAtTheEnd"))
+    assert all("no response" in about[kind][0] for kind in ("Hanging", "HangingAtTheEnd"))
     assert all(one.process.poll() is not None for one in tracking.processes)
 
 

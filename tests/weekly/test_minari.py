@@ -84,7 +84,7 @@ def test_what_is_written_is_what_is_read_by_us_and_by_minari(run: Path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"observation_space": None}, "no environment is created"),
+        ({"observation_space": None}, "does not create the environment"),
         ({"data_format": "arrow"}, "only hdf5"),
         ({"total_episodes": 70}, "cannot be read"),
     ],
