@@ -328,7 +328,7 @@ def test_a_mask_or_a_memory_that_does_not_fit_is_refused(tmp_path: Path):
         with pytest.raises(ValueError, match="The mask must have the shape"):
             policy(given, wrong)
     for nothing in ([0, 0, 0, 1, 1], [1, 1, 1, 0, 0]):
-        with pytest.raises(ValueError, match="allows nothing"):
+        with pytest.raises(ValueError, match="allows no choice"):
             policy(one, nothing)
     with pytest.raises(ValueError, match="call reset"):
         policy(batch, np.stack([mask, mask]))

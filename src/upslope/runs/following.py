@@ -87,7 +87,7 @@ def kept_arguments(name: str, arguments: Sequence[Any]) -> list[Any]:
 
 
 def request_of(name: str, arguments: Sequence[Any]) -> Request:
-    """Convert the call to a request that a file makes. Its arguments need no separate trust."""
+    """Convert the call to a request for trust, as if a file made it. Numbers among its arguments need no trust."""
     text = json.dumps([x for x in arguments if not isinstance(x, bool | int | float | None)])
     return Request(ROLE, name, {} if text == "[]" else {"arguments": text})
 

@@ -112,8 +112,8 @@ def source_of(text: str, flag: str = "--from") -> Source:
         run, checkpoint = text, "last"
     if not run.strip() or not checkpoint or Path(checkpoint).name != checkpoint or checkpoint.startswith("."):
         raise UpslopeError(
-            f'{flag} "{readable(text)}" does not name a checkpoint of a run. Write RUN, RUN@best, or RUN@NAME for the file '
-            "NAME.npz in its folder `checkpoints`."
+            f'{flag} "{readable(text)}" does not name a checkpoint of a run. Write RUN, RUN@best, or RUN@NAME for the '
+            "file NAME.npz in its folder `checkpoints`."
         )
     return Source(text, RunDirectory(run), checkpoint.removesuffix(".npz"))
 

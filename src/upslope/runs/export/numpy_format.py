@@ -192,7 +192,7 @@ def memory(k: int, layer: Memory) -> Iterator[str]:
     yield f"    self.memory = {len(layer.carries)} * [np.zeros((*x.shape[:-1], {layer.size}), np.float32)]"
     yield "if self.memory[0].shape[:-1] != x.shape[:-1]:"
     yield "    shape = self.memory[0].shape[:-1]"
-    yield '    raise ValueError(f"The memory belongs to a batch of shape {shape}, not {x.shape[:-1]}: call reset() first.")'
+    yield '    raise ValueError(f"The memory is for a batch of shape {shape}, not {x.shape[:-1]}: call reset() first.")'
     if isinstance(layer, Gru):
         yield "(h,) = self.memory"
         yield f'r, z, n = np.split(x @ a["input_weight_{k}"].T + a["bias_{k}"], 3, axis=-1)'

@@ -174,7 +174,7 @@ def exported_c(plan: Plan, written: Path, files: dict[Path, bytes], held: tuple[
     size = f"{constant:,} bytes of constants, {state:,} bytes of state"
     try:
         if compiler() is None:
-            raise OSError("this machine has no C compiler")
+            raise OSError("there is no C compiler on this machine")
         found, seconds = run_c(written, plan, arrays, masks)
     except (subprocess.SubprocessError, OSError) as error:
         why = error if isinstance(error, OSError) else "the C compiler of this machine does not work"
