@@ -242,7 +242,7 @@ def shown(cell: dict[str, float]) -> str:
     told = cell.get("told", 1.0)
     least = f", least {cell['lowest']:.1%}" if "lowest" in cell else ""
     width = f", ×{cell['width']:.2f}" if "width" in cell else ""
-    return f"{cell['coverage']:.1%}{least}{width}" + (f" ({told:.0%} told)" if told < 0.9995 else "")
+    return f"{cell['coverage']:.1%}{least}{width}" + (f" ({told:.0%} given)" if told < 0.9995 else "")
 
 
 def write_page() -> None:

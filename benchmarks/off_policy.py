@@ -37,7 +37,7 @@ PAIRS, SAMPLES = 5, 200
 EDGES = (0, 5, 10, 20, 50, 100, 1e9)
 """Edges of the bins of the effective number of episodes."""
 OFTEN = 1 / 3
-"""The worst case is sought among those in which an estimate is told this often."""
+"""The worst case is taken from those in which an estimate is reported this often."""
 
 
 def main() -> None:
@@ -175,7 +175,7 @@ def binned(rows: list[Row]) -> dict[str, Any]:
 
 
 def by_case(rows: list[Row]) -> list[dict[str, Any]]:
-    """Each case: how often each estimator is told, how often it covers, and the medians of half width and error."""
+    """For each case: how often each estimator reports a value and covers the truth, and its median half width."""
     cases: dict[tuple[str, float, int, str], list[Row]] = {}
     for row in rows:
         cases.setdefault(row[:4], []).append(row)
@@ -215,9 +215,8 @@ def tables(found: dict[str, Any]) -> str:
         lines.append(f"| {LABELS[estimator]} | {' | '.join(shown)} |")
     cases = [x for x in found["by case"] if x["told"] >= OFTEN]
     worst = min(cases, key=lambda x: x["coverage"])
-    return "\n".join(
-        [*lines, "", f"The worst of the {len(cases)} cases that are told at least every third time: {words(worst)}."]
-    )
+    last = f"The worst of the {len(cases)} cases with an answer in at least a third of the recordings: {words(worst)}."
+    return "\n".join([*lines, "", last])
 
 
 def words(case: dict[str, Any]) -> str:
