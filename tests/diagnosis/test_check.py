@@ -258,7 +258,7 @@ BROKEN_AT_ONCE = [
     (OnlyLooksLikeOne, "environment", "has reset.. and step.. but is not a gymnasium.Env"),
     (lambda: None, "environment", "returned nothing"),
     (lambda: (Walk(), 3), "environment", "returned a tuple"),
-    (several_at_once, "environment", "several environments at once"),
+    (several_at_once, "environment", "contains several environments"),
     (NoSpaces, "environment", "declares no observation_space"),
     (lambda: Declares((2,), spaces.Discrete(2)), "environment", r"\(2,\) \(tuple\) as its observation_space"),
     (lambda: Declares(spaces.Discrete(2), 2), "environment", r"2 \(int\) as its action_space"),
@@ -509,7 +509,7 @@ def test_the_proposal_follows_from_what_was_found():
 
 
 def test_a_box_of_actions_without_bounds_is_named():
-    endless = lambda: Spaced(action_space=spaces.Box(-np.inf, np.inf, (2,), np.float32))  # noqa: E731 - one expression with a name
+    endless = lambda: Spaced(action_space=spaces.Box(-np.inf, np.inf, (2,), np.float32))  # noqa: E731 - a named expression
     by_name = {check.name: check for check in upslope.check(endless).checks}
     assert by_name["action range"].status == "warning"
 

@@ -1,4 +1,4 @@
-"""Figures, tables and archives of runs: their numbers are those of `compare`, and a stranger's file can do no harm."""
+"""Figures, tables and archives of runs: their numbers match `compare`, and untrusted files can do no harm."""
 
 import csv
 import io
@@ -34,7 +34,7 @@ def returns(seed: int, ceiling: float) -> list[tuple[int, float]]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Three algorithms in two worlds, with three seeds each; ppo's in CartPole-v1 are in two runs."""
+    """Three algorithms in two environments, with three seeds each; ppo's in CartPole-v1 are split into two runs."""
     folder = tmp_path_factory.mktemp("runs")
     made = []
     for world in WORLDS:
@@ -49,7 +49,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The Matplotlib figures that were drawn."""
+    """The Matplotlib figures drawn so far."""
     pytest.importorskip("matplotlib")
     found: list[Any] = []
     original = print_figures.laid_out
@@ -109,7 +109,7 @@ def test_files_have_their_sizes_fonts_and_no_dates(runs: list[Path], tmp_path: P
     svg = upslope.figure(runs[:1], tmp_path / "one.svg", size="page").path.read_text()
     assert 'width="486pt"' in svg and "<text" not in svg and "<dc:date>" not in svg
     png = upslope.figure(runs[:1], tmp_path / "one.png").path.read_bytes()
-    assert int.from_bytes(png[16:20], "big") == 975  # 3.25 inches of 300 pixels
+    assert int.from_bytes(png[16:20], "big") == 975  # 3.25 inches at 300 pixels per inch
 
 
 @pytest.mark.parametrize("kind", ["curves", "comparison"])
@@ -309,7 +309,7 @@ def test_only_what_belongs_to_a_run_is_packed(tmp_path: Path):
 
 
 def hostile(path: Path, *entries: tuple[Any, bytes], contents: str = '{"format": 1}') -> Path:
-    """An archive with these entries, by name or with all their fields."""
+    """An archive with these entries, given by name or with all their fields."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         if contents:
             file.writestr("bundle.json", contents)
@@ -385,7 +385,7 @@ def test_what_is_no_archive_of_upslope_is_refused(tmp_path: Path, archive: Path,
 
 
 def test_a_run_in_an_archive_needs_trust_like_any_other(tmp_path: Path, monkeypatch: Any):
-    """`--normalize threshold` makes the environment that the run names."""
+    """`--normalize threshold` makes the environment named by the run."""
     monkeypatch.setenv("UPSLOPE_STATE", str(tmp_path / "state"))
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "planted.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
