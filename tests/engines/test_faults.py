@@ -146,8 +146,8 @@ def test_a_fault_in_the_environment_is_placed_and_survived(kind: str, folder: Pa
     assert re.search(r"environment 0 of seed 0, episode \d+ \(reset seed \d+\), step \d+", said), said
     essential = {
         "raises": "raised RuntimeError in step.*the simulator is gone",
-        "observation is nan": "observation that is not finite.*correct the environment",
-        "reward is nan": "reward that is not finite, nan.*correct the environment",
+        "observation is nan": "observation that is not finite.*Correct the environment",
+        "reward is nan": "reward that is not finite, nan.*Correct the environment",
         "wrong shape": r"shape \(3,\).*requires \(2,\).*Correct the environment",
     }
     assert re.search(essential[kind], said), said

@@ -328,7 +328,7 @@ def spaces_of(directory: RunDirectory) -> tuple[ObservationEncoder, ActionHead]:
 
 
 def spaces_from(spaces: dict[str, Any], where: str) -> tuple[ObservationEncoder, ActionHead]:
-    """Invert `described_spaces`; `where` is the file's name in messages."""
+    """The inverse of `described_spaces`; `where` is the file's name in messages."""
     try:
         return from_json(spaces["observation"], ENCODERS), from_json(spaces["action"], HEADS)
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
