@@ -483,7 +483,7 @@ def test_a_file_that_is_there_is_kept_and_names_are_checked(tmp_path: Path):
 
 
 def without_normaliser(plan: Plan) -> Plan:
-    """The plan with its statistics forgotten."""
+    """The plan without its statistics."""
     return replace(plan, inputs=tuple(replace(one, coding=type(one.coding)()) for one in plan.inputs))
 
 
@@ -513,7 +513,7 @@ def test_a_reset_that_forgets_the_carry_is_noticed(tmp_path: Path, monkeypatch: 
 
 
 class Own(equinox.Module):
-    """A user's model of one layer."""
+    """A user's model with one layer."""
 
     layer: jax.Array
     head: Any = equinox.field(static=True)
@@ -537,7 +537,7 @@ class Own(equinox.Module):
 
 
 class OwnWithGraph(Own):
-    """One that says what it is in ONNX."""
+    """One that defines its ONNX graph."""
 
     def to_onnx(self, policy: Policy) -> Any:
         import onnx
@@ -570,7 +570,7 @@ def test_a_model_of_ones_own_is_exported_if_it_says_how(tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def run(folder: Path) -> Path:
-    """A run of two seeds, the second of which was better, with checkpoints of untrained agents."""
+    """A run of two seeds, the second better than the first, with checkpoints of untrained agents."""
     path = write_run(folder, episodes={s: [(10, 1.0)] for s in (3, 4)}, steps=320, hidden_sizes=(4,))
     directory = RunDirectory(path)
     config, (encoder, head) = directory.config(), spaces_of(directory)
@@ -621,7 +621,7 @@ def test_exporting_a_strangers_run_runs_nothing_and_writes_through_no_link(run: 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_key_is_text_and_never_code(format: str, tmp_path: Path, monkeypatch: Any):
-    """Also one that would end a docstring or a comment, once its quotes or signs are doubled, escaped or halved."""
+    """Even a key that would end a docstring or comment if its quotes or signs were doubled, escaped or halved."""
     if format == "onnx":
         pytest.importorskip("onnx")
     monkeypatch.chdir(tmp_path)
@@ -638,7 +638,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 
 @pytest.fixture
 def robot(tmp_path: Path, monkeypatch: Any) -> Path:
-    """A folder with a policy for CartPole, as the page has it."""
+    """A folder with a policy for CartPole, as on the page."""
     policy = policy_of(spaces.Box(-np.inf, np.inf, (4,), np.float32), spaces.Discrete(2))
     for format in FORMATS[:2]:
         policy.export(format, tmp_path)
@@ -649,7 +649,7 @@ def robot(tmp_path: Path, monkeypatch: Any) -> Path:
 
 
 def shown(language: str, word: str) -> str:
-    """The page's block in this language that has this word."""
+    """The block of the page in this language that contains this word."""
     blocks = PAGE.read_text("utf-8").split(f"```{language}\n")[1:]
     (found,) = [block.split("```")[0] for block in blocks if word in block.split("```")[0]]
     return found

@@ -1,4 +1,4 @@
-"""Run directories: nothing is overwritten, damage is told, and a trained policy comes back whole."""
+"""Run directories: nothing is overwritten, damage is reported, and a trained policy is restored completely."""
 
 import errno
 import io
@@ -33,7 +33,7 @@ def trained(folder: Path) -> Path:
 
 @pytest.fixture
 def run(trained: Path, tmp_path: Path) -> Path:
-    """A copy to be spoiled."""
+    """A copy that tests may damage."""
     return Path(shutil.copytree(trained, tmp_path / "copy"))
 
 
@@ -59,7 +59,7 @@ def with_objects(content: bytes) -> bytes:
 
 
 def encrypted(content: bytes) -> bytes:
-    """Members flagged as encrypted, locally and in the directory."""
+    """Members flagged as encrypted, both locally and in the directory."""
     marked = bytearray(packed({"meta.npy": b"secret"}))
     marked[6] |= 1
     marked[marked.index(b"PK\x01\x02") + 8] |= 1
@@ -67,7 +67,7 @@ def encrypted(content: bytes) -> bytes:
 
 
 def not_an_array(content: bytes) -> bytes:
-    """All is there, but one member is text, not an array."""
+    """Everything is present, but one member is text instead of an array."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     first = next(name for name in members if name != "meta.npy")
