@@ -323,7 +323,7 @@ def of_rewards(e: Examined) -> Iterator[Check]:
                     "Random actions find nothing to learn from: shape the reward, or try --bonus rnd.")  # fmt: skip
     elif np.ptp(rewards) == 0 and len(set(e.trial.lengths)) <= 1:
         yield Check("rewards", "warning", f"{words}, in episodes of one length: every return is the same",
-                    "Random actions do not distinguish good from bad: shape the reward, or try --bonus rnd.")  # fmt: skip
+                    "Random actions do not tell good from bad: shape the reward, or try --bonus rnd.")  # fmt: skip
     elif np.abs(rewards).max() > 100:
         yield Check("rewards", "warning", words, "Large: keep --normalize-rewards.")
     else:

@@ -1,4 +1,4 @@
-"""Actions as features of a network, whatever their space."""
+"""Convert actions of any space to input features of a network."""
 
 from typing import Any
 

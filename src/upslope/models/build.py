@@ -89,7 +89,7 @@ class ModelSpec:
         return models
 
     def call(self, key: PRNGKeyArray) -> Any:
-        """Create the user's model and check that it has the required methods."""
+        """Create the user's model, and check that it has the required methods."""
         assert self.own is not None
         name = name_of_model(self.own)
         try:
@@ -166,7 +166,7 @@ def networks_for(spec: ModelSpec, outputs: int, key: PRNGKeyArray, **settings: A
 
 
 def refuse_views_of_trunk(settings: Mapping[str, Any], views: Views) -> None:
-    """Refuse views of an observation for a policy and a critic that share their layers."""
+    """Reject separate views of an observation for a policy and a critic that share their layers."""
     if settings.get("shared_trunk") and views != (WHOLE, WHOLE):
         raise UpslopeError(
             f"{' and '.join(FLAGS.values())} choose what each network reads, but with --shared-trunk there is "
@@ -188,7 +188,7 @@ def least_numbers(spec: ModelSpec) -> int:
 
 
 def unusual_parts(spec: ModelSpec) -> list[str]:
-    """A description of what upslope's own networks have beyond two perceptrons."""
+    """Describe what upslope's own networks contain beyond two perceptrons."""
     if spec.own is not None:
         return []
     images, settings = networks_of(spec.encoder, spec.settings.get("encoders", ())), spec.settings

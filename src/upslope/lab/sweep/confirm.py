@@ -1,4 +1,4 @@
-"""Compare the winner of a sweep with the defaults: both are retrained, on seeds that no trial has seen.
+"""Compare the winner of a sweep with the defaults after retraining both on seeds that no trial has seen.
 
 The best of many trials is partly the luckiest, so its score in the sweep is optimistic. Its score on fresh seeds is
 not.
@@ -35,7 +35,7 @@ class Confirmation:
     winner: Group
     default: Group
     probability: Estimate
-    """The probability that a seed of the winner scores higher than one of the default."""
+    """The probability that a seed of the winner scores higher than a seed of the default."""
     difference: Estimate
     """The winner's mean score minus the default's."""
 
