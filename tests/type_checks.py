@@ -2,7 +2,7 @@
 
 `jaxtyped` binds the arguments of every call and checks them twice, so that the axes of all arrays in a call agree.
 Functions whose annotations name no array use beartype's own wrapper instead. It checks the same in a fraction of the
-time, which saves a third of a short run on the host.
+time; jaxtyping's wrapper would add a third to the CPU time of a short run on the host.
 """
 
 import inspect
