@@ -192,8 +192,8 @@ def test_unequal_budgets_are_told_and_compared_at_the_smaller(run_of):
     first, second = (g.efficiency for g in found.groups)
     assert first.steps == second.steps == (25, 50, 75, 100)
     assert [e.value for e in first.at] == [1, 1, 1, 3.0]  # the mean of 1 and 3 + s, averaged over s = 0 … 4
+    assert [e.value for e in second.at][1:] == [2, 2, 2] and math.isnan(second.at[0].value)
     # Read at the 200 points ½, 1, …, 100: the curve is 1 from step 20 on (160 points) and 3 at the last point.
-    # Read at the 200 points ½, 1 … 100: 1 from 20 on (160 points), 3 at the last one.
     assert first.area.value == pytest.approx((160 * 1 + 3) / 161)
 
 
@@ -223,8 +223,8 @@ def test_an_unfinished_run_is_judged_at_the_budget_that_all_have_spent(run_of):
     assert [g.budget for g in found.groups] == [40, 40]
     (pair,) = found.improvements
     assert (pair.label, pair.other, pair.probability.value) == ("ppo", "a2c", 1.0)
+    assert warned(found, "not every run in CartPole-v1 is finished", "within 40 steps")
     # On its own, it is judged by all the steps it has.
-    # Alone it is judged by all that it has.
     alone = upslope.compare([half])
     assert alone.groups[0].budget == 40 and not warned(alone, "not every run")
 

@@ -173,8 +173,8 @@ def test_the_same_episode_again_and_another_by_its_seed(runs):
 def test_a_run_without_a_critic_says_nothing_of_values(runs):
     credit = credit_of(runs["cartpole"])
     assert (credit.value, credit.td_error) == (None, None)
-    # Every reward is 1 and γ = 1: the total return is the length, and the reward-to-go counts down.
-    # Every reward is 1, γ = 1: the total is the length, and what is to go counts down. All share the total alike.
+    assert list(credit.weights) == ["TotalReturn", "RewardToGo"]
+    # Every reward is 1 and γ = 1: the total return is the length and is shared equally; the reward-to-go counts down.
     n = credit.num_steps
     np.testing.assert_allclose(credit.weights["TotalReturn"], np.full(n, n))
     np.testing.assert_allclose(credit.weights["RewardToGo"], np.arange(n, 0, -1))

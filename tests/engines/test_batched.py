@@ -123,7 +123,7 @@ def test_training_resumes_with_new_episodes_and_says_so(tmp_path, monkeypatch, c
     capsys.readouterr()
     run = upslope.resume(stopped)
     said = " ".join("".join(capsys.readouterr()).split())  # ignoring line breaks
-    assert "cannot be put back into the 3 episodes in progress" in said
+    assert "cannot restore the 3 episodes in progress" in said
     episodes = run.episodes()
     assert set(episodes["length"]) <= set(LENGTHS)
     assert all(e["return"] == e["length"] * (e["length"] + 1) / 2 for e in episodes)

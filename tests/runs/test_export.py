@@ -560,9 +560,9 @@ def own_policy(own: type) -> Policy:
 
 
 def test_a_model_of_ones_own_is_exported_if_it_says_how(tmp_path: Path):
-    with pytest.raises(UpslopeError, match=r"The model Own is your own.*to_onnx"):
+    with pytest.raises(UpslopeError, match=r"The model Own is custom.*to_onnx"):
         own_policy(Own).export("onnx", tmp_path)
-    with pytest.raises(UpslopeError, match=r"The model OwnWithGraph is your own.*as onnx"):
+    with pytest.raises(UpslopeError, match=r"The model OwnWithGraph is custom.*as onnx"):
         own_policy(OwnWithGraph).export("numpy", tmp_path)
     pytest.importorskip("onnx")
     assert own_policy(OwnWithGraph).export("onnx", tmp_path).paths[0].is_file()

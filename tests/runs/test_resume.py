@@ -30,8 +30,8 @@ from upslope.runs.signals import stop_on_signal
 
 NORMALISED = {"normalize_observations": True, "normalize_rewards": True}
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
-    # 48 steps a chunk are three iterations a program, so a stop falls between chunks of several iterations.
     # 48 steps per chunk are three iterations per program, so a stop falls between chunks of several iterations.
+    "compiled segments": ("jax:CartPole-v1", "ppo", {"steps": 4800, **SEGMENTS, **NORMALISED}),
     "compiled split": ("jax:CartPole-v1", "ppo", {"steps": 4800, "devices_per_seed": 2, **SEGMENTS, **NORMALISED}),
     "compiled episodes": (
         "jax:CartPole-v1",
