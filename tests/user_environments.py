@@ -504,7 +504,7 @@ class Nothing(Walk):
 
 
 class CompiledFenced(CompiledPictures):
-    """The same corridor, in which its walls forbid an action: action 0 at the left end, action 1 at the right end."""
+    """The same corridor, whose ends each forbid one action: 0 at the left end, 1 at the right end."""
 
     def action_mask(self, state: Any) -> Any:
         return jnp.stack([state > 0, state < 5])

@@ -79,7 +79,7 @@ def counting(num_envs: int, mode: str = "NextStep") -> Counting:
 
 
 def fixed() -> Counting:
-    """Takes no number of environments."""
+    """Has no argument for the number of environments."""
     return Counting(4)
 
 

@@ -57,7 +57,7 @@ def test_a_seed_that_is_there_twice_counts_once(run_of, tmp_path):
     assert again.groups[0].seeds == (0, 1, 2) and again.groups[0].scores.tolist() == [1.0, 2.0, 3.0]
     assert warned(again, f"left out: {a} is given more than once") and warned(again, f"left out: {tmp_path / 'c'}:")
 
-    # If several runs have the same seeds, a run trained to the end counts first, and among those an evaluated one.
+    # If several runs have the same seeds, prefer one trained to the end, then an evaluated one.
     half = run_of("half", episodes=ending(10, 11), steps=100, gamma=0.5, reached=50)
     whole = run_of("whole", episodes=ending(20, 21), steps=100, gamma=0.5)
     judged = run_of("judged", episodes=ending(22, 23), steps=100, gamma=0.5, evaluations=[evaluation(0, 24.0)])

@@ -34,7 +34,7 @@ def test_training_measures_the_health_of_its_parts(run):
     names = {"health/forbidden_mass", "health/memory_saturated", "health/memory_dead", "health/encoder_dead"}
     assert names <= rows[0].keys() <= set(rows[0]) and names <= HEALTH.keys()
     assert "health/key_share" not in rows[0]  # the image is convolved, which leaves only one other key
-    # Only the two end positions forbid an action, one of two, and the policy is nearly uniform.
+    # One of the two actions is forbidden, but only at the two ends, and the policy is nearly uniform.
     assert 0 < rows[0]["health/forbidden_mass"] < 0.5
     unchecked = upslope.diagnose(run.path).unchecked
     assert "memory_dead" not in unchecked and "encoder_dead" not in unchecked and "key_drowns_others" in unchecked

@@ -46,7 +46,7 @@ def test_the_rest_of_a_line_that_was_being_written_is_not_read_as_a_row(tmp_path
 
 
 def test_numbers_keep_all_their_bits(run, tmp_path):
-    """Metrics are stored in 32 bits only if that loses nothing, even if only a later row needs more."""
+    """Metrics are stored in 32 bits only if no row needs more, not even a later one."""
     values = {0: 0.5, 1: None, 2: float(np.float32(0.1)), 3: 0.1, 4: 2.0**24 + 1, 5: 1e39}
     rows = [
         {"iteration": k, "seed": 5, "step": 2**40 + k} | ({} if x is None else {"mine": x}) | {"half": k / 2}

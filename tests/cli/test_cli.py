@@ -105,7 +105,7 @@ def test_help_has_headings_and_fits_80_columns(monkeypatch: pytest.MonkeyPatch, 
     # `preset_name` and `wrappers` are set by --preset and --wrapper.
     assert set(flags) == set(known) - {"--environment", "--preset-name", "--wrappers"} | {"--wrapper"}
     assert max(map(len, shown.split("positional arguments")[1].splitlines())) <= 80
-    assert "learns to" not in lines and "are long" not in lines  # source lines are rewrapped, so none ends where it did
+    assert "learns to" not in lines and "are long" not in lines  # no line may end where a source line did
 
 
 def test_list_imports_only_what_it_shows(folder: Path):

@@ -1,4 +1,4 @@
-"""Code that files name is neither imported nor called unless the user allows it."""
+"""Code named in files is neither imported nor called unless the user allows it."""
 
 import re
 import shlex

@@ -73,7 +73,7 @@ def test_fields_that_mean_nothing_are_refused():
         GroupMean(0)
 
 
-# A policy of two tokens that "goes on" with probability p₁, then p₂: three sequences, with scores ∇log π in the logits.
+# A policy that continues with probability p₁, then p₂: three sequences, with scores ∇log π with respect to the logits.
 P1, P2 = 0.3, 0.6
 PROBABILITY = np.array([1 - P1, P1 * (1 - P2), P1 * P2])
 SCORE = np.array([[-P1, 0.0], [1 - P1, -P2], [1 - P1, 1 - P2]])
@@ -138,8 +138,8 @@ BATCHES = np.array(list(itertools.product(range(3), repeat=4)))
 def test_leaving_equal_groups_out_is_drawing_until_one_differs(division):
     """DAPO's dynamic sampling draws groups again until their returns differ.
 
-    The mean over the groups that differ has the same expectation, except for the share of batches in which no group
-    differs, which move nothing.
+    The mean over the groups that differ has the same expectation, scaled by the share of batches in which any group
+    differs.
     """
 
     def update(chosen, estimator):

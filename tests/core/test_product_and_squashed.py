@@ -74,7 +74,7 @@ def test_a_mixture_is_the_sum_of_its_parts_in_numpy_and_jax():
     np.testing.assert_allclose(
         policy.log_prob(action), one.log_prob(parts[0]) + two.log_prob(parts[1]) + three.log_prob(parts[2]), rtol=1e-6
     )
-    # Each part samples as it would alone with its key.
+    # Each part samples as it would alone with the same key.
     keys = jax.random.split(jax.random.key(0), 3)
     for mine, alone, key in zip(parts, (one, two, three), keys, strict=True):
         np.testing.assert_array_equal(mine, alone.sample(key))

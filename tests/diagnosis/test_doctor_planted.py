@@ -27,7 +27,7 @@ bank = Path(sys.argv[1])
 doctor_bank.train(bank, len(chosen))
 print(*(f"{{job.cause}} {{doctor_bank.place(bank, job)}}" for job in chosen), sep="\\n")
 """
-"""One world, so that most runs share a compiled program; a separate process, because programs are replaced in it."""
+"""Use one world, so that most runs share a program, and a separate process, because it replaces programs."""
 
 
 @pytest.mark.parametrize("runs", RUNS.values(), ids=RUNS)

@@ -58,7 +58,7 @@ def test_a_task_can_be_handed_to_another_process(schedule: str):
 @pytest.mark.parametrize("way", WAYS)
 def test_a_run_closes_its_environments(way: str, tmp_path: Path, capfd: Any):
     run = train(way, tmp_path)
-    # Nobody wants to read output from the end of a worker, so there must be none.
+    # Workers must end without any output.
     assert capfd.readouterr() == ("", "")
     upslope.evaluate(run.path, episodes=2)
     upslope.record(run.path, episodes=2)
@@ -112,7 +112,7 @@ def until(condition: Callable[[], bool]) -> None:
         if condition():
             return
         time.sleep(0.1)
-    raise AssertionError("it did not come about")
+    raise AssertionError("the condition never became true")
 
 
 FURTHER_SIGNALS = {(signal.SIGTERM, "seeds"), (signal.SIGINT, "slices"), (signal.SIGTERM, "alone")}

@@ -136,7 +136,7 @@ def faultless(folder: Path) -> Path:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fault_in_the_environment_is_placed_and_survived(kind: str, folder: Path, faultless: Path, monkeypatch):
-    # An environment takes its step 83 in iteration 11 of 20, so there is something to lose.
+    # Each environment reaches step 83 in iteration 11 of 20, so there is something to lose.
     monkeypatch.setattr(Faulty, "kind", kind)
     monkeypatch.setattr(Faulty, "at", 83)
     with pytest.raises(upslope.UpslopeError) as fault:

@@ -1,4 +1,4 @@
-"""Gymnasium environments on the host and compiled environments yield the same facts, and these are true."""
+"""Gymnasium environments on the host and compiled environments yield the same facts, and the facts are true."""
 
 from collections.abc import Iterator
 from dataclasses import replace

@@ -16,7 +16,7 @@ FLAGS = ["--num-envs=2", "--rollout-steps=8", "--minibatches=2", "--epochs=1", "
 
 @pytest.fixture
 def kept(tmp_path, monkeypatch):
-    """A folder of programs, used as a command uses it; the permission to do so ends with the test."""
+    """A folder for programs, used as commands use it; the override ends with the test."""
     (tmp_path / "programs").mkdir()
     monkeypatch.setattr(stored_programs, "own_cache", lambda: tmp_path / "programs")
     monkeypatch.setattr(stored_programs, "is_command", False)

@@ -1,4 +1,4 @@
-"""Environments of other libraries: found by a prefix, imported only when needed, refused with how to install them.
+"""Environments of other libraries: found by prefix, imported only when needed, refused with install instructions.
 
 tests/weekly tests the libraries themselves; here, a module of a few lines stands in for gymnax.
 """

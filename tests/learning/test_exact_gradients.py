@@ -149,7 +149,7 @@ def test_a_time_limit_with_an_exact_critic_is_no_end(name, estimator):
     value = exact_values(name)
     expected = predicted(name, value, 1.0)
     error = check(name, estimator, 1.0, value, expected, power=0.1)
-    assert distance(expected, world.policy_gradient(logits, 1.0, limit), error) > 8, "merging the two would be seen"
+    assert distance(expected, world.policy_gradient(logits, 1.0, limit), error) > 8, "the two must not be confused"
 
 
 @pytest.mark.parametrize("name", ["corridor", "gridworld", "corridor, cut at 6 steps"])

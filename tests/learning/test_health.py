@@ -85,7 +85,7 @@ def effect(policy, action, before, after, reward):
 
 def test_a_reward_that_is_the_action_has_the_largest_effect_and_one_beside_it_none():
     uniform, still = Categorical(jnp.zeros((4, 2))), np.zeros(4)
-    # Scores ±½, rewards ±½ about their mean: z = 4·¼ / √(4·1/16) = 2. What never changes does not count.
+    # Scores ±½, rewards ±½ about their mean: z = 4·¼ / √(4·1/16) = 2. Constants do not count.
     assert effect(uniform, [0, 1, 0, 1], still, still, [1, 0, 1, 0]) == pytest.approx(4.0)
     assert effect(uniform, [0, 1, 0, 1], still, still, [1, 1, 0, 0]) == pytest.approx(0.0)
     assert np.isnan(effect(uniform, [0, 1, 0, 1], still, still, [1, 1, 1, 1]))

@@ -1,4 +1,4 @@
-"""Natural steps: against the Fisher matrix enumerated over all actions, their length in KL, and other parameters."""
+"""Natural steps compared with an enumerated Fisher matrix, their length in KL, and other parametrisations."""
 
 import signal
 from functools import partial

@@ -1,4 +1,4 @@
-"""Padding after short episodes has no effect, and a shift of the mean does not count as the policy's distance."""
+"""Padding after short episodes has no effect, and a shift of the mean does not count as a change of the policy."""
 
 from pathlib import Path
 from typing import Any

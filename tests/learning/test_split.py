@@ -1,10 +1,10 @@
 """One seed split over two devices matches the seed on one device, within rounding.
 
-The episodes are equal, because the random numbers of each environment are, and so are the minibatches. Only the order
-in which the rows of a batch are summed differs: with 32-bit sums of a few hundred terms, that changes each sum by about
-1e-7. After four iterations, the largest difference between parameters was 4e-7 in these cases, and the tests require
-1e-5. An error in the split (a gradient that is not summed, a different minibatch) moves parameters by the learning rate
-of each Adam step, which is 2.5e-4 or more.
+The episodes and the minibatches are equal, because the random numbers of each environment are. Only the order in which
+the rows of a batch are summed differs: with 32-bit sums of a few hundred terms, that changes each sum by about 1e-7.
+After four iterations, the largest difference between parameters was 4e-7 in these cases, and the tests require 1e-5. An
+error in the split (a gradient that is not summed, a different minibatch) moves parameters by the learning rate of each
+Adam step, which is 2.5e-4 or more.
 """
 
 from typing import Any

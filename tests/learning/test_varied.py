@@ -55,7 +55,7 @@ def test_functions_that_jax_compiles_by_themselves_take_it():
 def test_code_that_decides_by_it_is_refused_and_code_that_overlooks_it_gets_nan():
     number = Varied("gamma", lambda x: x[0], lambda _: jnp.float32(0))
     for ask in (lambda: number == 1.0, lambda: number < 1, lambda: bool(number), lambda: int(number), lambda: {number}):
-        with pytest.raises(UndecidedError, match="gamma determines what is computed"):
+        with pytest.raises(UndecidedError, match="gamma determines which operations are computed"):
             ask()
     assert isinstance(number, float) and math.isnan(math.fabs(number)) and number != "a" and number is not None
 

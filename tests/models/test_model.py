@@ -219,7 +219,7 @@ def test_the_gradient_flows_through_stretches_of_l_steps_and_no_further(own: Any
     for length in cuts:
         cut = [x for gradients in found[length].values() for x in gradients]
         gap = max(np.abs(a - b).max(initial=0) for a, b in zip(whole, cut, strict=True))
-        assert gap > 1e-3, "a cut is seen"
+        assert gap > 1e-3, "a cut is noticed"
 
 
 def test_a_model_that_ignores_its_carry_has_one_gradient_at_every_length():

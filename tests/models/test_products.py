@@ -58,7 +58,7 @@ def test_a_run_in_16_bits_leaves_no_trace_in_later_ones():
 
 
 def test_a_program_has_the_precision_of_its_task():
-    # The policy that acts must round as the policy that is improved does; otherwise their ratio before the update would
+    # The acting policy must round in the same way as the improved policy; otherwise their ratio before the update would
     # not be 1. Here it acts in 6 environments with 4 numbers each, and is improved on 48 of their steps.
     programs = {}
     for precision in ("float32", "bfloat16"):

@@ -62,7 +62,7 @@ def test_only_the_first_states_of_episodes_are_visits_beside_the_steps(environme
             ended += len(chunk.episodes[0])
     finally:
         engine.close()
-    begun = 3 + ended - int(np.sum(state.memory.fresh))  # after a final end, the next start is not seen yet
+    begun = 3 + ended - int(np.sum(state.memory.fresh))  # a start after a final end is not counted yet
     assert ended > 5 and int(np.sum(state.stream.bonus.visits)) == int(state.steps[0]) + begun
 
 

@@ -64,7 +64,7 @@ def test_recorded_actions_hold_their_noise_and_have_the_marginal_probability(tra
         found = policy.distribution(observation)
         np.testing.assert_allclose(found.log_prob(action), recorded["behaviour_log_prob"], atol=1e-4)
     # By hand: in steps that share Θ [4, 1], the deviations from the mean are φ Θ. Three of them do not determine Θ, but
-    # the Θ of least norm explains them all; this fails across two stretches.
+    # the Θ of least norm explains them all; it does not explain steps from two different Θ.
     network = policy.numpy_agent.model.actor.network
     hidden = policy.numpy_agent.features(observation)
     for weight, bias in zip(network.weights[:-1], network.biases[:-1], strict=True):

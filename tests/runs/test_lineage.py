@@ -38,7 +38,7 @@ BOTH = {"normalize_observations": True, "normalize_rewards": True}
 
 @pytest.fixture(scope="module")
 def source(folder: Path) -> Path:
-    """Two seeds with normalisation and a learning rate that is nobody's default."""
+    """Two seeds with normalisation and a learning rate that is not a default."""
     settings = {**SMALL, **BOTH, "steps": 4000, "seeds": 2, "learning_rate": 3e-3}
     return upslope.train("jax:CartPole-v1", folder=folder, name="source", **settings).path
 
@@ -113,7 +113,7 @@ KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_networks_of_every_kind_are_taken_over(kind: str, folder: Path):
-    """The run starts with the agent as it was, and its first rows can be trained."""
+    """The run starts with the agent as it was, and training continues from it."""
     environment, settings = KINDS[kind]
     options: dict[str, Any] = {"folder": folder, "quiet": True, "steps": 32}
     small = SEGMENTS | ({} if "model" in settings else {"hidden_sizes": (4,)})

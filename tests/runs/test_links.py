@@ -197,7 +197,7 @@ def test_the_same_episodes_are_not_counted_twice(run: Path):
     directory = RunDirectory(run)
     for rows in ([ROW, ROW], [NEXT], [(*ROW[:4], 3.5, 9, 1)]):
         directory.add_evaluation(rows)
-    assert directory.evaluations()["return"].tolist() == [2.5, 3.5, 1.5], "the first is replaced, the second stays"
+    assert directory.evaluations()["return"].tolist() == [2.5, 3.5, 1.5], "the first is replaced, and the second stays"
     directory.add_evaluation([(*ROW[:4], r, 9, 1) for r in (4.5, 5.5, 6.5)])
     assert directory.evaluations()["return"].tolist() == [2.5, 4.5, 5.5, 6.5]
 
@@ -206,7 +206,7 @@ def test_fewer_episodes_leave_the_others(run: Path):
     upslope.evaluate(run, episodes=12)
     rows = RunDirectory(run).evaluations()
     upslope.evaluate(run, episodes=3)
-    assert np.array_equal(RunDirectory(run).evaluations(), rows), "three of twelve episodes are the same three"
+    assert np.array_equal(RunDirectory(run).evaluations(), rows), "repeating three of twelve episodes changes nothing"
     upslope.evaluate(run, episodes=14)
     assert len(RunDirectory(run).evaluations()) == 28
 

@@ -1,4 +1,4 @@
-"""Numbers from `info` at the end of an episode, followed to the files, the comparison and the report."""
+"""Numbers from `info` at the end of an episode: in the files, the comparison and the report."""
 
 import signal
 from pathlib import Path

@@ -161,7 +161,7 @@ def test_box_actions_stay_within_their_bounds(folder: Path):
 @pytest.mark.parametrize(
     ("environment", "algorithm", "settings"),
     [
-        # Restarts are prepared in advance there, and minibatches are gathered all together.
+        # Here restarts are prepared in advance, and minibatches are gathered together.
         ("jax:CartPole-v1", "ppo", SEGMENTS | {"steps": 400}),
         # Here each seed has its own step count, so health measurements and ends fall on different iterations.
         ("jax:CartPole-v1", "reinforce", EPISODES | {"max_episode_steps": 30, "steps": 4000}),

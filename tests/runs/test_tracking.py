@@ -210,7 +210,7 @@ def test_a_process_follows_a_run_that_grows(run: Path, notes):
 def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it never came"
+        assert time.monotonic() < end, "the condition never became true"
         time.sleep(0.05)
 
 
