@@ -1,7 +1,7 @@
 """Compiler flags for the tests; import this before upslope, which reads `XLA_FLAGS` when it is imported.
 
-The tests compile thousands of training programs and run each briefly. Disabling LLVM's optimisation and XLA's fusion
-emitters cuts the time to a third, both here and in the commands that tests start; see `compiled_for_users`.
+The tests compile about a thousand training programs and run each briefly. Disabling LLVM's optimisation and XLA's
+fusion emitters cuts the time to a third, both here and in the commands that tests start; see `compiled_for_users`.
 """
 
 import os
