@@ -287,7 +287,7 @@ def test_a_switch_is_obeyed_however_it_is_written(flag: str):
         ("learning-rate: 0.1\nlearning_rate: 0.2", "learning-rate and learning_rate are the same setting"),
         ("lambda: 0.1\nlambda_: 0.2", "lambda and lambda_ are the same setting"),
         ("wrapper: X\nwrappers: X", "wrapper and wrappers are the same setting"),
-        ("name: mine\nfolder: here", "file.yaml sets name, folder: a file holds the settings of a run"),
+        ("name: mine\nfolder: here", "file.yaml sets name, folder, but a file contains only the settings of a run"),
         ("environment: [a]", "environment must be text, not ['a']"),
     ],
     ids=lambda text: text[:24],
