@@ -120,7 +120,7 @@ def test_an_object_is_recorded_by_its_name_and_fields_and_a_file_may_not_name_on
 
 
 def test_recorded_data_and_a_bonus_exclude_each_other(tmp_path: Path):
-    with pytest.raises(UpslopeError, match="goes nowhere"):
+    with pytest.raises(UpslopeError, match="does not act"):
         upslope.train("jax:DeepSea-v0", "clone", folder=tmp_path, data="any.npz", bonus="count", quiet=True)
 
 

@@ -299,6 +299,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     if flags := [str(name) for name in settings if str(name).replace("-", "_") in own]:
         raise UpslopeError(
             f"{path} sets {', '.join(flags)}, but a file contains only the settings of a run, not where or how the "
-            f"command runs it. Pass {'it' if len(flags) == 1 else 'them'} on the command line: --{flags[0].replace('_', '-')}"
+            f"command runs it. Pass {'it' if len(flags) == 1 else 'them'} on the command line: "
+            f"--{flags[0].replace('_', '-')}"
         )
     return canonical(settings) | {"preset": use_preset}
