@@ -78,7 +78,7 @@ if __name__ == "__main__":
     if options.table:
         fill(PAGE, "accelerator", table())
     elif options.rejax is None:
-        parser.error("--rejax PYTHON says which interpreter has rejax")
+        parser.error("give the interpreter that has rejax: --rejax PYTHON")
     else:
         with tempfile.TemporaryDirectory() as cache:
             os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)

@@ -247,7 +247,7 @@ def measured(command: str) -> dict[str, float]:
 
 def fault_rows(found: dict[str, Any]) -> list[str]:
     """The table of faults."""
-    rows = ["| fault, on a cluster of three nodes | times | runs | runs as without faults | lost rows |"]
+    rows = ["| fault, on a cluster of three nodes | times | runs | runs with unchanged results | lost rows |"]
     rows.append("|---|---:|---:|---:|---:|")
     keys = ("struck", "runs", "runs as without faults", "lost rows")
     for name, one in (found.get("faults", {}) | found.get("hosts", {})).items():
@@ -273,14 +273,14 @@ def figure_rows(found: dict[str, Any]) -> list[str]:
         )
     if one := found.get("lockstep"):
         rows.append(
-            f"| 16 environments of 20 ms a step: a step in one actor, in 16 | {1000 * one['1 workers']:.0f} ms, "
+            f"| 16 environments with 20 ms per step: a step in 1 actor, in 16 | {1000 * one['1 workers']:.0f} ms, "
             f"{1000 * one['16 workers']:.1f} ms ({one['speedup of 16']:.1f} ×) |"
         )
     if one := found.get("sweep"):
         shares = ", ".join(f"{100 * x:.0f} %" for x in one["busy"])
         own = one["main process seconds a trial"] * one["trials"] / (one["seconds"] * found["machine"]["cores"])
         took = f"{one['trials']} trials of a compiled environment in {one['seconds']:.0f} s"
-        words = f"{took}: busy share of each core, whatever ran there; the main process's part of it"
+        words = f"{took}: busy share of each core, by any process; share of the main process"
         rows.append(f"| {words} | {shares}; {100 * own:.0f} % |")
     for count, one in found.get("seeds", {}).items():
         rows.append(

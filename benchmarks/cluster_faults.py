@@ -117,7 +117,7 @@ def full_disk(place: Place, engine: WorkersEngine) -> None:
 
 
 def full_ray_folder(place: Place, engine: WorkersEngine) -> None:
-    """Fill the disk with Ray's own folder for two seconds."""
+    """Fill the disk that contains Ray's own folder, for two seconds."""
     fill_disk(place.ray_folder)
     threading.Timer(2.0, (place.ray_folder / "filler").unlink, kwargs={"missing_ok": True}).start()
 
@@ -143,8 +143,8 @@ FAULTS: dict[str, tuple[Strike, int]] = {
 """Name → the function that causes the fault, and the number of its calls that count as one fault: losing a node and
 adding another are a pair."""
 LOSSES = {"num_failures": 8, "req_failure_prob": 4, "resp_failure_prob": 4, "in_flight_failure_prob": 4}
-"""The number of calls that Ray loses in a run, followed by the percentages of lost calls, of lost answers, and of
-answers lost too early."""
+"""The number of calls that Ray loses in a run, followed by three percentages: lost calls, lost answers, and answers
+lost while the call is still in progress."""
 KILLED, UNAVAILABLE = "the command killed, resumed", "a call or its answer lost on the way"
 
 

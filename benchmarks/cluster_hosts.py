@@ -57,7 +57,8 @@ class Hosts:
         return self.folder / name
 
     def start(self, name: str, script: str) -> subprocess.Popen[bytes]:
- keeps its sessions in /tmp/ray and its objects in /dev/shm, on every machine; each host gets its own.
+        """Run a script on a host, in its home folder; its output goes to a log."""
+        # On every machine, Ray keeps its sessions in /tmp/ray and its objects in /dev/shm, so each host gets its own.
         begin = f"""
 mount -t tmpfs none {PROJECT} && mkdir -p /tmp/ray && mount -t tmpfs none /tmp/ray && mount -t tmpfs none /dev/shm
 export HOME={self.home(name)} PYTHONPATH={self.site} PATH={Path(sys.executable).parent}:$PATH

@@ -172,16 +172,16 @@ def measured_rows(found: dict[str, Any]) -> list[str]:
     start, slope = call_costs(found, 100)
     large = call_costs(found, 300_000)[1]
     first = f"{1e3 * (start + slope):.2f} ms, {1e3 * slope:.2f} ms"
-    rows.append(f"| a call of an actor with 100 bytes: the first, each further one | {first} |")
-    rows.append(f"| with 300 kB there and back: each further one | {1e3 * large:.2f} ms |")
+    rows.append(f"| a call to an actor with 100 bytes: the first, each additional one | {first} |")
+    rows.append(f"| a call with 300 kB in each direction: each additional one | {1e3 * large:.2f} ms |")
     for name, one in found["overhead"].items():
         middle = one["median"]
         rows.append(
-            f"| an iteration of {name}: bytes of an answer; processor time of the main process for a worker | "
+            f"| an iteration of {name}: size of an answer; CPU time of the main process per worker | "
             f"{middle['actors bytes answered'] / 1e3:,.0f} kB; {500 * middle['actors main process']:.1f} ms |"
         )
     each = found["sweep"]["main process seconds a trial"]
-    rows.append(f"| a trial of a sweep in a SQLite file: processor time of the main process | {1e3 * each:.0f} ms |")
+    rows.append(f"| a trial of a sweep in a SQLite file: CPU time of the main process | {1e3 * each:.0f} ms |")
     return rows
 
 

@@ -5,8 +5,8 @@
 
 The bank contains runs with planted faults and healthy runs, with five seeds each. Thresholds were set on the part
 `calibrate`. The results of `test` were seen while rules were being changed. `fresh` was trained and diagnosed only
-once. Its two false alarms led to changes in two rules. `confirm`, which contains only healthy runs, measures the rate of
-false alarms after these changes.
+once. Its two false alarms led to changes in two rules. `confirm`, which contains only healthy runs, measures the rate
+of false alarms after these changes.
 """
 
 import json

@@ -1,11 +1,11 @@
-"""Regression checks for inputs that once broke upslope: environments, calls and files from users and strangers.
+"""Regression checks for inputs that once broke upslope: environments, calls, and trusted and untrusted files.
 
     python benchmarks/field.py             # every input, each in its own process (some minutes)
     python benchmarks/field.py NAME …      # some of them; other stored results are kept
     python benchmarks/field.py list        # their names
 
-Stores benchmarks/results/field.json, and writes the table into docs/reliability.md. An input passes if
-its condition holds; what was found is reported either way.
+Stores benchmarks/results/field.json, and writes the table into docs/reliability.md. An input passes if its condition
+holds; the findings are reported in either case.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ INPUTS: dict[str, Input] = {}
 
 
 def tried(group: str, must: str) -> Callable[[Callable[[], Found]], Callable[[], Found]]:
-    """Decorator that registers a function as an input, under its own name."""
+    """A decorator that registers a function as an input under the function's name."""
 
     def enter(attempt: Callable[[], Found]) -> Callable[[], Found]:
         INPUTS[attempt.__name__.replace("_", " ")] = Input(group, must, attempt)
@@ -64,7 +64,7 @@ def train(kind: str, **settings: Any) -> Any:
 
 
 def refusal(attempt: Callable[[], Any], *words: str) -> Found:
-    """Whether it is refused with one message that contains these words."""
+    """Whether a call is refused with one message that contains these words."""
     import upslope
 
     try:
@@ -100,7 +100,7 @@ def check_names(name: str, *words: str) -> Found:
     return any(all(word in line for word in words) for line in lines), "; ".join(lines) or "no error"
 
 
-# --- what crosses the border ---------------------------------------------------------------------------------------
+# --- the interface -------------------------------------------------------------------------------------------------
 
 
 @tried("the interface", "float observations in a uint8 space are refused, and the error gives the space and the value")
@@ -218,7 +218,7 @@ def forbidden_by_logits() -> Found:
     return abs(entropy - 0.693147) < 1e-5 and 0 < kl < 1, f"entropy {entropy:.4f}, KL {kl:.4f}"
 
 
-# --- what is opened is closed --------------------------------------------------------------------------------------
+# --- closing -------------------------------------------------------------------------------------------------------
 
 
 @tried("closing", "with two workers, as many simulators are closed as were opened")
@@ -274,11 +274,11 @@ def no_spaces() -> Found:
 def masked() -> Found:
     found = checks_of("Masked").checks
     lines = [f"{one.name}: {one.found}" for one in found]
-    train("Masked", **E20)  # a forbidden action raises
+    train("Masked", **E20)  # a forbidden action would raise an error
     return any("mask" in line for line in lines), "; ".join(line for line in lines if "mask" in line)
 
 
-# --- strangers' files ----------------------------------------------------------------------------------------------
+# --- untrusted files -----------------------------------------------------------------------------------------------
 
 
 def strangers_run() -> Path:
@@ -305,7 +305,7 @@ def a_command_in_a_config() -> Found:
         "report": lambda: write_report([run], "page.html", credit=True),
     }
     for name, call in calls.items():
-        # A report leaves out what it may not run; everything else is refused.
+        # A report leaves out what it is not allowed to run; all other commands refuse.
         if not refusal(call, "trust")[0] and name != "report":
             found.append(name)
     return not found and not Path("executed").exists(), f"not refused: {found}" if found else "all refused"
@@ -372,7 +372,7 @@ def cue() -> Found:
 
 
 def attempt_one(name: str) -> Found:
-    """Try one input in its own process and an empty folder."""
+    """Try one input in its own process and in an empty folder."""
     with tempfile.TemporaryDirectory() as folder:
         program = [sys.executable, str(HERE / "field.py"), "--here", name]
         path = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH", ""))))
@@ -380,7 +380,7 @@ def attempt_one(name: str) -> Found:
         try:
             done = subprocess.run(program, cwd=folder, env=environment, capture_output=True, text=True, timeout=LIMIT)
         except subprocess.TimeoutExpired:
-            return False, f"hangs: ended after {LIMIT} s"
+            return False, f"hangs: stopped after {LIMIT} s"
     try:
         is_right, found = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
@@ -389,7 +389,7 @@ def attempt_one(name: str) -> Found:
 
 
 def table(rows: list[dict[str, Any]], versions: dict[str, str]) -> str:
-    """The table for the page. Groups and conditions are worded as in this file; only the findings are stored."""
+    """The table for the page. Groups and conditions are taken from this file; only the findings are stored."""
     lines = ["| what | input | must be true | holds |", "|---|---|---|---|"]
     for row in rows:
         holds = "yes" if row["right"] else f"**no**: {row['found'][:120]}"

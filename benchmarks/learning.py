@@ -1,12 +1,13 @@
-"""Measure how well upslope learns: each case trains several seeds and stores their scores with the published one.
+"""Measure how well upslope learns: each case trains several seeds and stores their scores next to a published one.
 
     python benchmarks/learning.py                 # every case (hours)
     python benchmarks/learning.py cartpole_ppo …  # only these cases
-    python benchmarks/learning.py hopper_zoo --folder DIR   # keep its run there, and resume it if it was stopped
+    python benchmarks/learning.py hopper_zoo --folder DIR   # keep the run there, and resume it if it was stopped
     python benchmarks/learning.py --table         # write docs/learning.md from the stored results
 
 The score of a seed is its mean return over the last 100 training episodes, with the exploring policy. `evaluation`
-holds fresh episodes in both modes with the last checkpoint, never the best one. The interval is Student's t over seeds.
+holds the returns of fresh episodes in both modes with the last checkpoint, never the best one. The interval is
+Student's t over seeds.
 """
 
 import argparse
@@ -60,7 +61,7 @@ TRPO: dict[str, Any] = {
     **{"conjugate_gradient_iterations": 15, "backtracks": 10, "learning_rate_schedule": "constant"},
     **{"entropy_coefficient": 0.0, "max_grad_norm": math.inf},
 }
-"""What `TRPO_ZOO` and the defaults of its library (sb3-contrib) have in common."""
+"""Settings that `TRPO_ZOO` shares with the defaults of its library (sb3-contrib)."""
 TRPO_MUJOCO: dict[str, Any] = {
     **TRPO,
     **{"rollout_steps": 1024, "minibatches": 16, "critic_epochs": 20, "conjugate_gradient_iterations": 25},
@@ -91,11 +92,11 @@ TRPO_SCORES: tuple[tuple[str, int, dict[str, Any]], ...] = (
     ("Swimmer", 366, {"gamma": 0.9999}),
     ("Ant", 4982, {}),
 )
-"""Environment, the zoo's score, and settings of its own."""
+"""(environment, the zoo's score, settings specific to the environment)."""
 
 
 def without_velocities(environment: str, steps: int, target: str, published: str) -> dict[str, Case]:
-    """The cases of an environment whose velocities are left out, compiled and on the host."""
+    """The cases of an environment without its velocities, compiled and on the host."""
     name = environment.split("-")[0].lower() + "_no_velocity"
     return {
         f"{name}_{where}": Case(prefix + environment, "ppo", steps, target, published, preset="no_velocity")
@@ -224,7 +225,7 @@ def summary(scores: np.ndarray) -> dict[str, Any]:
 
 
 def imitation() -> dict[str, Any]:
-    """On CartPole, off_policy from a mediocre teacher and clone of a good one."""
+    """Cases on CartPole: off_policy with a mediocre teacher, and clone with a good one."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for rung, teacher_steps in (("off_policy", 20_000), ("clone", 100_000)):
@@ -264,7 +265,7 @@ def write_page() -> None:
 
 
 def every_seed() -> str:
-    """The rows for a hundred seeds of CartPole, from `cartpole_seeds.py`."""
+    """The rows for a hundred seeds on CartPole, from `cartpole_seeds.py`."""
     lines = []
     for name, found in json.loads((RESULTS.parent / "cartpole_seeds.json").read_text("utf-8")).items():
         summary = found["summary"]
@@ -296,7 +297,7 @@ def number(value: float | None) -> str:
 
 
 def words(score: dict[str, Any] | None) -> str:
-    """Format as mean ± half interval; a dash if training had no episodes."""
+    """Format as mean ± half interval, or as a dash if training had no episodes."""
     return "–" if score is None else f"{score['mean']:.1f} ± {score['half_interval']:.1f}"
 
 
