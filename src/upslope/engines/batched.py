@@ -255,9 +255,8 @@ class BatchedColumns:
         mine = self.rows_of(number)
         is_waiting = self.is_waiting[mine].copy()
         ignored = mine[self.is_over[mine] & ~is_asked[mine]]
-        if self.modes[number] is AutoresetMode.DISABLED and len(
-            ignored
-        ):  # a column must not be stepped after its episode's end
+        # A column must not be stepped after its episode's end.
+        if self.modes[number] is AutoresetMode.DISABLED and len(ignored):
             self.reset_some(number, ignored)
             self.is_stale[ignored] = True
         for column, row in enumerate(mine.tolist()):

@@ -230,9 +230,8 @@ def begin(ray: Any, placement: Placement) -> None:
     if files := module_files(placement.modules):
         options["runtime_env"] = {"py_modules": [str(path) for path in files]}
     joining = {name: value for name, value in options.items() if name != "include_dashboard"}
-    with suppress(
-        AttributeError
-    ):  # a lost node's log would flood standard output, and upslope reports lost workers itself
+    # A lost node's log would flood standard output, and upslope reports lost workers itself.
+    with suppress(AttributeError):
         ray._private.worker._worker_logs_enabled = False
     try:
         ray.init(address=placement.address, **joining)

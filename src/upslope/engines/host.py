@@ -116,9 +116,8 @@ class HostEngine:
             return each, memory, Iteration(metrics, before, before, [[] for _ in each])
         agents, each, after = layout.agents_on_host(each), list(each), memory
         is_finite, rows = finite_seeds(agents), [[] for _ in each]
-        for s in np.flatnonzero(
-            active & ~is_finite
-        ).tolist():  # diverged seeds: steps are counted, but no actions are taken
+        # In seeds that have diverged, steps are counted, but no actions are taken.
+        for s in np.flatnonzero(active & ~is_finite).tolist():
             each[s] = layout.after_steps(each[s], self.task.num_envs * self.task.rollout_steps)
         active &= is_finite
         if not active.any():

@@ -82,9 +82,7 @@ class SharedSteps:
         shapes = [(name, x.shape, x.dtype.str) for name, x in arrays.items()]
         shared = Path("/dev/shm")
         with tempfile.NamedTemporaryFile(dir=shared if shared.is_dir() else None) as file:
-            file.write(
-                bytes(memory_size(shapes))
-            )  # so that a full disk raises an error now, not when the memory is used
+            file.write(bytes(memory_size(shapes)))  # if the disk is full, this fails now and not in a later step
             file.flush()
             self.memory = StepMemory(file.fileno(), shapes)
             worker.ask("share", file.name, shapes, begins)

@@ -299,9 +299,7 @@ def run_loop(
     loop = Loop(engine, directory, config, display, watch, tracking, session.on_iteration)
     try:
         with display:
-            with suppress(
-                BrokenPipeError
-            ):  # the first update of the display handles this, when there is something to save
+            with suppress(BrokenPipeError):  # the first update handles this, when there is something to save
                 display.start(title_of(config), lines)
             state, progress = loop.run(state, progress)
             onward = f"stopped by on_iteration; resume it:  {call_of('resume', config, directory)}"
@@ -359,9 +357,8 @@ def opening_lines(config: Config, directory: RunDirectory) -> list[str]:
         note = recorded[1].get("note") if recorded else None
         made = words_of(recorded[1].get("making", {})) if recorded else []
         adds = f", with {' '.join(made)}" if made else ""
-        adds += (
-            "" if config.start_from else "; --no-preset disables it"
-        )  # with --from, the preset may be that of the source run
+        # With --from, the preset may be that of the source run.
+        adds += "" if config.start_from else "; --no-preset disables it"
         lines.append(f"preset: {config.preset}" + (f" ({note})" if note else "") + f"{adds}")
     if reason := lost(config.environment):
         lines.append(

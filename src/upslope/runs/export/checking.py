@@ -78,7 +78,7 @@ def parameters_of(distribution: Any) -> tuple[np.ndarray, ...]:
         return (np.asarray(jax.tree.leaves(distribution)[0]),)
     raise UpslopeError(
         f"This policy returns a {type(distribution).__name__}, which cannot be exported yet. Use it from Python: "
-        "upslope.load gives the policy."
+        "upslope.load returns the policy."
     )
 
 

@@ -125,7 +125,7 @@ def known(part: Any) -> Any:
 def not_known(words: str) -> UpslopeError:
     """The error for a part that is not supported."""
     return UpslopeError(
-        f"This policy has a {words}, which cannot be exported yet. Use it from Python: upslope.load gives the policy."
+        f"This policy has a {words}, which cannot be exported yet. Use it from Python: upslope.load returns the policy."
     )
 
 
