@@ -59,8 +59,8 @@ def train(
             "RUN@best" for its best checkpoint. Omitted settings are then taken from that run, except that a different
             algorithm uses its own defaults. `from_seed`, `fresh_normalisers` and `fresh_optimiser` adjust what is
             inherited.
-        estimator: axis 1, replacing the rung's: a name, or any `Estimator`.
-        objective: axis 2, replacing the rung's: a name, or any `Objective`.
+        estimator: the estimator (axis 1) that replaces the rung's: a name, or any `Estimator`.
+        objective: the objective (axis 2) that replaces the rung's: a name, or any `Objective`.
         bonus: exploration bonus: `none`, `count`, `rnd`, `noveld`, `icm`, or any `Bonus`.
         model: your own model's class or factory, model(observation_space, action_space, *, key, **model_kwargs), or
             its name `module:Name`; see `upslope.Model`.

@@ -141,7 +141,7 @@ def judge(
         iterations: Number of regressions for the fitted Q; by default four times the horizon 1/(1−γ), within 200 to
             1,000.
         trust: Run the model's code that the run's config.json names; it may do anything. Otherwise you are shown the
-            code and asked, or it is refused. Upslope's own networks need none.
+            code and asked, or it is refused. upslope's own networks need no trust.
         json: Print everything as JSON.
     """
     positive(horizon=horizon, iterations=iterations)
@@ -177,7 +177,7 @@ def export(
         seed: One of the run's seeds; by default the one with the best training return.
         checkpoint: The checkpoint to export.
         trust: Run the model's code that the run's config.json names; it may do anything. Otherwise you are shown the
-            code and asked, or it is refused. Upslope's own networks need none.
+            code and asked, or it is refused. upslope's own networks need no trust.
     """
     from upslope.config.trust import ROLES, require
     from upslope.runs.directory import RunDirectory

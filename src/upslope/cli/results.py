@@ -69,7 +69,7 @@ def report(
         score: How a seed is scored, as in `upslope compare`.
         normalize: Also compare across environments, as in `upslope compare`; threshold creates each environment once.
         metric: The number to compare for each episode, as in `upslope compare`.
-        output: The page to write, or a folder for it; only an older upslope page is replaced.
+        output: The page to write, or a folder for it. Only an existing upslope page is replaced.
         credit: First play an episode of each run that has no credit view, as `upslope credit` does.
         trust: For --credit: run the code that a run's config.json names; it may do anything. Otherwise you are shown
             its name and asked, or it is refused.

@@ -98,7 +98,8 @@ class Config:
     optimiser: str = "adam"
     """Optimiser that turns gradients into updates: adam, adamw, rmsprop, or sgd."""
     weight_decay: float = 0.0
-    """Weight decay of adamw: each step subtracts the parameter times this and the learning rate. Usual: 0 to 0.1."""
+    """Weight decay of adamw: each step subtracts the product of this, the learning rate and the parameter. Usual: 0 to
+    0.1."""
     gamma: float = 0.99
     """γ, the discount per step. Rewards up to about 1/(1−γ) steps away count. Usual: 0.9 to 0.9999."""
     lambda_: Annotated[float, tyro.conf.arg(name="lambda")] = 0.95

@@ -182,8 +182,8 @@ class ActorChannel:
 
 def new_actor(ray: Any, placement: Placement) -> Any:
     """Start an actor on a node with enough free resources."""
-    # An actor that was not assigned an accelerator must not take one. XLA has as many threads as here: see
-    # `PipeChannel`
+    # An actor that was not assigned an accelerator must not take one. XLA gets the same number of threads as in this
+    # process; see `PipeChannel`.
     variables = {"NPROC": str(num_cores())} | INLINE | ({} if placement.worker_gpus else {"JAX_PLATFORMS": "cpu"})
     kind = ray.remote(
         num_cpus=placement.worker_cpus,

@@ -46,7 +46,8 @@ def calls_in(snapshot: Mapping[str, np.ndarray]) -> list[Call]:
     """Read the calls in a snapshot.
 
     Raises:
-        ValueError: they are not a list of names and arguments, or an environment has made more calls than there are.
+        ValueError: the calls are not a list of names and arguments, or an environment has made more calls than there
+            are.
     """
     if "calls" not in snapshot:
         return []

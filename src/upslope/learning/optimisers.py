@@ -76,7 +76,7 @@ class Optimiser:
     name: str = "adam"
     max_grad_norm: float = 0.5
     weight_decay: float = 0.0
-    """For adamw: each step subtracts the parameter times this and the learning rate."""
+    """For adamw: each step subtracts the product of this, the learning rate and the parameter."""
     own: optax.GradientTransformation | None = None
     """A complete Optax chain that replaces the named one."""
 

@@ -72,7 +72,7 @@ class AlwaysMode:
         return jnp.zeros(())
 
     def held_noise(self, key: PRNGKeyArray, held_key: PRNGKeyArray) -> Array:
-        """Likewise."""
+        """Return zeros."""
         return self.noise(key)
 
     def choose(self, noise: Array) -> Array:
@@ -504,7 +504,8 @@ def host_episodes(
     notices: Notices | None = None,
     log_info: tuple[str, ...] = (),
 ) -> Iterator[tuple[Rollout, np.ndarray]]:
-    """Yield batches of episodes of every seed in Gymnasium environments, and the numbers from info at their ends"""
+    """Yield batches of episodes of every seed in Gymnasium environments, and the numbers from info at their ends
+    [S, N, K]."""
     encoder = encoder_of(environment.observation_space, environment.name)
     head = agents.head.in_space(environment.action_space)
     memory = jax.vmap(lambda model: start_memory(model, batches[0]))(agents.model)

@@ -26,7 +26,7 @@ class EpisodeVisits(NamedTuple):
 
     @staticmethod
     def start(num_envs: int, cells: int) -> "EpisodeVisits":
-        """No visits yet."""
+        """Return the state before any visit."""
         if num_envs * cells > MAX_NUMBERS:
             raise UpslopeError(
                 f"Counting the visits to {cells:,} cells in the episodes of {num_envs:,} environments takes too much "

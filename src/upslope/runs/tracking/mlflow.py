@@ -22,8 +22,8 @@ LONGEST_VALUE, LONGEST_KEY = 6000, 250
 
 
 class MlflowTracker:
-    """Nested MLflow runs. Steps are environment steps and timestamps are training times, so sending a row twice has no
-    further effect."""
+    """Nested MLflow runs. Steps are environment steps and timestamps are training times, so sending a row twice
+    produces identical entries."""
 
     def begin(self, run: TrackedRun, known: dict[str, Any]) -> dict[str, Any]:
         """Create the runs, or reopen them."""
