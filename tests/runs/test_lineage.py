@@ -199,7 +199,7 @@ def test_networks_larger_than_the_checkpoint_are_refused_before_they_are_made(
     settings = {"start_from": copy} if role == "start_from" else {"reference": str(copy), "reference_kl": 0.1}
     settings |= {} if role == "start_from" else {**SMALL, "hidden_sizes": (65536,) * 256, "reference_seed": 0}
     settings |= {"normalize_observations": True} if role == "reference" else {"seeds": 2}
-    with pytest.raises(upslope.UpslopeError, match=r"last\.npz does not belong to this run's config"):
+    with pytest.raises(upslope.UpslopeError, match=r"last\.npz does not match this run's config"):
         upslope.train("jax:CartPole-v1", folder=folder, name=f"too large {role}", steps=4000, **settings)
 
 

@@ -124,7 +124,7 @@ def test_a_damaged_dataset_is_refused_by_name(damage: str, tmp_path: Path):
 
 def test_the_wrong_checkpoint_is_refused(run: Path):
     shutil.copy(run / "checkpoints" / "best.npz", run / "checkpoints" / "last.npz")
-    with pytest.raises(upslope.UpslopeError, match=r"does not belong to this run's config.*is missing"):
+    with pytest.raises(upslope.UpslopeError, match=r"does not match this run's config.*is missing"):
         upslope.resume(run, quiet=True)
 
 

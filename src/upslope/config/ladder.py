@@ -29,8 +29,8 @@ SEGMENT_GRADIENT = {**ONE_STEP, "learning_rate": 3e-3, "entropy_coefficient": 0.
 NATURAL = {"critic_epochs": 10, "minibatches": 8, "learning_rate": 1e-3, "entropy_coefficient": 0.0}
 """The policy takes one step per batch, without a learning rate. These settings apply to the critic."""
 GROUPS = {**PLAIN, "gamma": 1.0, "num_envs": 16, "group_size": 8}
-"""There is no critic. An episode's return is compared with those of the other episodes in its group, which begin
-alike."""
+"""There is no critic. An episode's return is compared with those of the other episodes in its group, which start with
+the same reset."""
 REUSED_GROUPS = {**GROUPS, "epochs": 4, "minibatches": 4, "learning_rate": 1e-3}
 RECORDED = {
     "epochs": 1,
@@ -138,7 +138,7 @@ ALGORITHMS: dict[str, Rung] = {
     "rloo": Rung(
         "leave_one_out",
         "policy_gradient",
-        "Replace the critic by the mean return of the other episodes that begin alike.",
+        "Replace the critic by the mean return of the other episodes with the same start.",
         settings=GROUPS,
     ),
     "grpo": Rung(

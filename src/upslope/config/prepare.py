@@ -200,7 +200,7 @@ def missing_reader(name: str, config: Config, task: Task) -> str:
         "noise_every": (of_boxes[0] and config.head == "gsde", "--head gsde"),
         "hidden_sizes": (has_networks, "--model perceptron"),
         "activation": (has_networks, "--model perceptron"),
-        "model_kwargs": (not has_networks, "a --model of your own"),
+        "model_kwargs": (not has_networks, "a custom --model"),
         "encoder": (
             has_networks and has_images(task.model.encoder),
             "images" if has_networks else "--model perceptron",
@@ -210,8 +210,8 @@ def missing_reader(name: str, config: Config, task: Task) -> str:
         "policy_reads": (has_two, two),
         "critic_reads": (has_two and estimator.needs_critic, critics if has_two else two),
         "memory_size": (has_networks and config.memory is not None, "--memory"),
-        "sequence_length": (has_memory, "--memory, or a --model of your own with memory"),
-        "value_coefficient": (is_one_network, "--shared-trunk, or a --model of your own with one group of parameters"),
+        "sequence_length": (has_memory, "--memory, or a custom --model with memory"),
+        "value_coefficient": (is_one_network, "--shared-trunk, or a custom --model with one group of parameters"),
         "weight_decay": (config.optimiser == "adamw", "--optimiser adamw"),
         **dict.fromkeys(("learning_rate", "max_grad_norm"), (is_named and optimised, of_optimisers)),
         **dict.fromkeys(

@@ -407,7 +407,7 @@ def check_groups(config: Config, estimator: Estimator, environment: AnyEnvironme
         return
     if not estimator.whole_episodes:
         raise UpslopeError(
-            f"--group-size {size} makes whole episodes begin alike, but {name} learns from segments of "
+            f"--group-size {size} makes whole episodes start with the same reset, but {name} learns from segments of "
             f"{config.rollout_steps} steps. Use --estimator leave_one_out, group_mean, baseline, reward_to_go or "
             "total_return, or omit --group-size."
         )

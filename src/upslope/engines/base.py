@@ -137,7 +137,8 @@ class Engine(Protocol):
         ...
 
     def snapshot(self) -> dict[str, np.ndarray]:
-        """The data, besides the state, needed to continue from the end of the last complete `advance`."""
+        """The data that are needed, in addition to the state, to continue from the end of the last complete
+        `advance`."""
         ...
 
     def restore(self, snapshot: dict[str, np.ndarray], say: Callable[[str], None]) -> None:

@@ -202,7 +202,7 @@ class HostEngine:
         if self.is_complete:
             self.mark()
         found = self.columns.snapshot()
-        if self.afresh:  # there was no update since they began, so the next process must begin them afresh too
+        if self.afresh:  # no update followed their start, so the next process must also begin new episodes in them
             found["length"][self.afresh] = TOO_LONG
         return found
 

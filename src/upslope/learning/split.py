@@ -3,7 +3,7 @@ rounding.
 
     act     each device steps its share of the columns, with the random numbers that they would have on one device; then
             the facts [T, N] are gathered, so that every device has the whole rollout
-    weigh   on every device alike; where rows are independent (V, log π), each device computes only its share of them
+    weigh   the same on every device; where rows are independent (V, log π), each device computes only its share of them
     move    every device draws the same minibatches; each differentiates its share of the rows, and the gradients, and
             the means that determine an early stop, are summed
 

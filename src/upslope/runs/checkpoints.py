@@ -60,7 +60,7 @@ def load_checkpoint(
         if found is None or found.shape != expected.shape or found.dtype != expected.dtype:
             said = "missing" if found is None else f"{found.dtype}{list(found.shape)}"
             raise UpslopeError(
-                f"{path} does not belong to this run's config: its {name} is {said}, but "
+                f"{path} does not match this run's config: its {name} is {said}, but "
                 f"{expected.dtype}{list(expected.shape)} is needed."
             )
         leaves.append(typed(jnp.asarray(found), leaf))
@@ -86,7 +86,7 @@ def check_size(path: Path, numbers: int) -> None:
         raise UpslopeError(f"There is no checkpoint at {path}.")
     if path.stat().st_size < 4 * numbers:
         raise UpslopeError(
-            f"{path} does not belong to this run's config, which describes at least {numbers:,} numbers: it has "
+            f"{path} does not match this run's config, which describes at least {numbers:,} numbers: it has "
             f"{path.stat().st_size:,} bytes. One of the two is damaged: restore it from a copy."
         )
 
