@@ -79,7 +79,7 @@ def section(metric: str, explanation: Explanation) -> str:
         f"{explanation.title}, in *{explanation.unit}*. {explanation.meaning}\n",
         f"- **Healthy:** {explanation.healthy}",
     ]
-    return "\n".join([*lines, "- **When it is not:**\n", *advice]) + "\n"
+    return "\n".join([*lines, "- **If it is not:**\n", *advice]) + "\n"
 
 
 @cache
