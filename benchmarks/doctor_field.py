@@ -139,7 +139,7 @@ def lines_of(found: dict[str, Any]) -> list[str]:
 def write_page(stored: dict[str, Any]) -> None:
     """Write the results on the test half, and the confusion table of the last one, into the page."""
     judged = stored["test"]
-    lines = ["| test half | wanted | " + " | ".join(judged) + " |", "|---|---|" + "---|" * len(judged)]
+    lines = ["| test half | goal | " + " | ".join(judged) + " |", "|---|---|" + "---|" * len(judged)]
     lines.append("| rules of commit | | " + " | ".join(x["rules of commit"] for x in judged.values()) + " |")
     for name in [
         n for n, x in next(iter(judged.values())).items() if isinstance(x, list) and n not in ("runs", "not trained")
@@ -148,7 +148,7 @@ def write_page(stored: dict[str, Any]) -> None:
         wanted = f"{'≥' if sign == '>=' else '≤'} {100 * bound:.0f} %" if sign else ""
         lines.append(f"| {name} | {wanted} | " + " | ".join(words(x[name]) for x in judged.values()) + " |")
     name, last = list(judged.items())[:CLEAN][-1]
-    lines += ["", f"| planted, and in fact harmful | first alarm under “{name}”: runs |", "|---|---|"]
+    lines += ["", f"| planted fault that did harm | first alarm under “{name}”: runs |", "|---|---|"]
     for cause, counts in last["confusion"].items():
         right = "nothing" if cause == "healthy" else cause
         lines.append(f"| `{cause}` | " + ", ".join(
