@@ -246,5 +246,5 @@ def test_the_command(tmp_path, capsys):
 
 
 def test_the_help_names_every_experiment():
-    said = str(experiments.lab.__doc__).split("Only these experiments: ")[1].split(".")[0]
+    said = str(experiments.lab.__doc__).split("Run only these experiments: ")[1].split(".")[0]
     assert re.split(r",\s+", said) == [experiment.name for experiment in EXPERIMENTS]
