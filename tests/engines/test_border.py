@@ -236,7 +236,7 @@ def test_a_foreign_byte_order_is_read(dtype: str, tmp_path: Path):
 
 
 def test_an_empty_box_is_refused_for_what_it_is():
-    with pytest.raises(UpslopeError, match="which holds no number"):
+    with pytest.raises(UpslopeError, match="which contains no number"):
         encoder_of(spaces.Box(-1, 1, (0,)), "it")
 
 
