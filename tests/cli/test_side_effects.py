@@ -65,8 +65,8 @@ def test_an_environment_has_a_current_folder_of_its_own(at: int, tmp_path: Path,
 
 JAX_SETTINGS = {
     ("JAX_PLATFORMS", "tpu"): "JAX cannot use the devices set by JAX_PLATFORMS=tpu",
-    ("JAX_NUMPY_DTYPE_PROMOTION", "strict"): "not made for jax_numpy_dtype_promotion=strict, and failed",
-    ("JAX_NUMPY_RANK_PROMOTION", "raise"): "not made for jax_numpy_rank_promotion=raise, and failed",
+    ("JAX_NUMPY_DTYPE_PROMOTION", "strict"): "does not support jax_numpy_dtype_promotion=strict, and failed",
+    ("JAX_NUMPY_RANK_PROMOTION", "raise"): "does not support jax_numpy_rank_promotion=raise, and failed",
 }
 
 

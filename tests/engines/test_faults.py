@@ -84,7 +84,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
             "train CartPole-v1 --algorithm reinforce_baseline --num-envs 1 --max-episode-steps 9 --minibatches 17",
             r"17 is more than the 9 samples .*1 environment × 9 steps.*Lower it, or raise --num-envs\.",
         ),
-        ("train user_environments:Nothing", r"holds no numbers.*Discrete\(1\)"),
+        ("train user_environments:Nothing", r"contains no numbers.*Discrete\(1\)"),
         ("train CartPole-v1 --encoder board", "--encoder is read only by images"),
         ("train CartPole-v1 --algorithm pppo", 'no algorithm "pppo".*Did you mean ppo'),
         ("train CartPole-v1 --estimator gaee", 'no estimator "gaee".*Did you mean gae'),
