@@ -1,4 +1,4 @@
-"""How fast is PPO on an accelerator? upslope and rejax side by side in one run, on compiled CartPole.
+"""How fast is PPO on an accelerator? Measures upslope and rejax side by side on compiled CartPole.
 
     python benchmarks/accelerator.py --rejax PYTHON   # an interpreter that has rejax and JAX for this accelerator
     python benchmarks/accelerator.py --table          # docs/performance.md's table from the result

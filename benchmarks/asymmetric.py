@@ -1,4 +1,4 @@
-"""Does a critic that sees the velocities help a policy that does not? CartPole, with memory, in pairs of seeds.
+"""Does a critic that sees the velocities help a policy that does not? Measured on CartPole with memory, in seed pairs.
 
     python benchmarks/asymmetric.py            # 20 seeds
     python benchmarks/asymmetric.py --seeds 4

@@ -1,4 +1,4 @@
-"""Does every seed learn CartPole? A hundred seeds with the preset, each scored by evaluating its last checkpoint.
+"""Does every seed learn CartPole? Trains a hundred seeds with the preset, and evaluates the last checkpoint of each.
 
     python benchmarks/cartpole_seeds.py                        # Gymnasium's CartPole-v1, seeds 1000 to 1099
     python benchmarks/cartpole_seeds.py jax:CartPole-v1        # the compiled twin

@@ -69,7 +69,7 @@ class Place:
             self.nodes.add_node(num_cpus=1)
 
     def process(self, engine: WorkersEngine) -> int:
-        """The process of one of the workers."""
+        """The process id of one of the workers, drawn at random."""
         channel = engine.workers[self.draw.integers(len(engine.workers))].channel
         assert isinstance(channel, ActorChannel)
         return int(channel.place.rpartition(" ")[2])

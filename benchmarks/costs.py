@@ -1,4 +1,4 @@
-"""What do a start, the live display and the logs cost, and does memory grow? Stores benchmarks/results/costs.json.
+"""What do start-up, the live display and logging cost, and does memory grow? Stores benchmarks/results/costs.json.
 
     python benchmarks/costs.py start        # about a minute
     python benchmarks/costs.py display      # about 8 minutes

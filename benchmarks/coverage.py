@@ -1,6 +1,6 @@
-"""How often do the 95 % intervals cover the true value? Simulated scores of a few seeds, from known distributions.
+"""How often do the 95 % intervals cover the true value? Simulates scores of a few seeds from known distributions.
 
-    python benchmarks/coverage.py          # simulate and store (some minutes), or only the named parts
+    python benchmarks/coverage.py          # simulate and store (a few minutes), or only the named parts
     python benchmarks/coverage.py --table  # write the tables in docs/compare.md from the stored results
 
 `percentile bootstrap` is the usual interval, for comparison. A simulated sample that has no interval, because all its
@@ -249,7 +249,7 @@ def shown(cell: dict[str, float]) -> str:
 
 
 def write_page() -> None:
-    """Write the tables between the marks in docs/compare.md."""
+    """Write the tables between the markers in docs/compare.md."""
     result = json.loads(RESULTS.read_text("utf-8"))
     fill(PAGE, "coverage", tables(result))
 

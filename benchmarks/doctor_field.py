@@ -70,7 +70,7 @@ def judge(bank: Path, half: str, tell: bool, commit: str = "") -> dict[str, Any]
 
 
 def row_of(job: Job) -> dict[str, Any]:
-    """The fields that identify a run, and its true cause."""
+    """The fields that identify a run, and the true cause of its fault."""
     return {
         "world": job.world.name,
         "source": job.world.source,

@@ -1,6 +1,6 @@
 """Regression checks for inputs that once broke upslope: environments, calls, and trusted and untrusted files.
 
-    python benchmarks/field.py             # every input, each in its own process (some minutes)
+    python benchmarks/field.py             # every input, each in its own process (a few minutes)
     python benchmarks/field.py NAME …      # some of them; other stored results are kept
     python benchmarks/field.py list        # their names
 

@@ -1,4 +1,4 @@
-"""How many kernels does an iteration launch, and how long does the device wait for the host? Counted without a GPU.
+"""How many kernels does an iteration launch, and how long does the device wait for the host? Measured without a GPU.
 
     PYTHONPATH=OLDER/src python benchmarks/kernels.py before   # with the source of an older commit
     python benchmarks/kernels.py after

@@ -352,7 +352,7 @@ never tries them where they are right. Third, batches have 2,048 steps from 32 e
 8. These settings are a good starting point for other environments whose observation is a single number:
 `--learning-rate 0.01 --entropy-coefficient 0.1 --num-envs 32 --rollout-steps 64`. FrozenLake keeps the defaults.
 """
-MUJOCO = """## MuJoCo: whose settings
+MUJOCO = """## MuJoCo: which settings
 
 The preset `paper` holds the PPO paper's settings for its seven tasks. The preset `zoo` holds rl-baselines3-zoo's tuned
 settings for HalfCheetah, Hopper, Swimmer and Walker2d, and is the only preset for Ant. The zoo's published scores, at

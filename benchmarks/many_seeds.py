@@ -2,7 +2,7 @@
 
 Stores benchmarks/results/many_seeds.json, and fills in its table in docs/scale.md.
 
-    python benchmarks/many_seeds.py            # 10, 100 and 1,000 seeds (some minutes)
+    python benchmarks/many_seeds.py            # 10, 100 and 1,000 seeds (a few minutes)
     python benchmarks/many_seeds.py --table    # only the table, from the stored results
 
 For each number of seeds, two runs, PPO and A2C on the compiled CartPole, are trained, reported on one page and

@@ -1,6 +1,6 @@
-"""How often do the 95 % intervals of `upslope judge` cover the exact value? Simulated recordings of finite worlds.
+"""How often do the 95 % intervals of `upslope judge` cover the exact value? Simulates recordings of finite worlds.
 
-    python benchmarks/off_policy.py          # simulate and store (some minutes)
+    python benchmarks/off_policy.py          # simulate and store (a few minutes)
     python benchmarks/off_policy.py --table  # write the tables in docs/judge.md from the stored results
 
 A recorder μ and a policy π are softmax tables. π's logits are μ's plus `distance` times normal noise. Each case draws

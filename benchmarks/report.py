@@ -2,7 +2,7 @@
 
 Stores benchmarks/results/report.json.
 
-    python benchmarks/report.py          # train the runs first (some minutes)
+    python benchmarks/report.py          # train the runs first (a few minutes)
     python benchmarks/report.py FOLDER   # keep the runs there, and reuse those that exist
 
 The runs are those of the ladder on the compiled CartPole with 50,000 steps per seed, and `ppo` again with λ = 0.8.

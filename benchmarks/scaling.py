@@ -1,6 +1,6 @@
 """How does the compiled rate grow with seeds, environments, width and cores? Stores benchmarks/results/scaling.json.
 
-    python benchmarks/scaling.py          # some minutes
+    python benchmarks/scaling.py          # a few minutes
     python benchmarks/scaling.py --plot   # docs/images/scaling.svg from the stored result (needs Matplotlib)
 
 The environment is CartPole, with 128 steps per iteration and 4 epochs × 4 minibatches. One setting is varied at a time,

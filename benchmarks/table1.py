@@ -102,7 +102,7 @@ def begin(task: str, steps: int, seeds: int, folder: Path) -> None:
         write(path, asked | {"chance": chance(task), "versions": versions(), "scores": {}})
     stored = read(path)
     if any(stored[key] != value for key, value in asked.items()):
-        raise SystemExit(f"{path} holds {stored['steps']:,} steps and {stored['seeds']} seeds: use another --folder.")
+        raise SystemExit(f"{path} is for {stored['steps']:,} steps and {stored['seeds']} seeds: use another --folder.")
 
 
 def train(task: str, name: str, steps: int, seeds: int) -> list[float]:

@@ -1,4 +1,4 @@
-"""How well does PPO learn Gymnasium's tabular environments? The exact expected return of each seed's last policy.
+"""How well does PPO learn Gymnasium's tabular environments? Computes the exact return of each seed's last policy.
 
     python benchmarks/tabular.py                     # every environment, seeds 1000 to 1004
     python benchmarks/tabular.py Taxi-v4             # only these environments

@@ -171,7 +171,7 @@ MODULES = {
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("asks_first:AsksFirst-v0", r"Call asks_first.register_envs\(\) in a module of your own"),
+        ("asks_first:AsksFirst-v0", r"Call asks_first.register_envs\(\) in your own module"),
         ("registers:MyWlak", "Did you mean registers:MyWalk"),
         ("somebody/Their-v0", "module:somebody/Their-v0"),
         ("CartPole-v9", "Did you mean CartPole-v1"),

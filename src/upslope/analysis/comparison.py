@@ -57,7 +57,8 @@ class Group:
     """False if the group was evaluated before training had finished, so that its scores reflect a smaller budget."""
 
     def beats(self, other: "Group") -> Estimate:
-        """The probability that a seed of this group scores higher; nan where the two are not comparable."""
+        """The probability that a seed of this group scores higher than one of the other; nan if the two are not
+        comparable."""
         if not (self.is_comparable and other.is_comparable):
             return Estimate(math.nan, None)
         return probability_of_improvement(self.scores, other.scores)
@@ -65,12 +66,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Improvement:
-    """The probability that a seed of `label` scores higher than one of `other`; ties count half."""
+    """The probability that a seed of `label` scores higher than a seed of `other`; ties count half."""
 
     label: str
     other: str
     environments: tuple[str, ...]
-    """One environment, or all those over which the probability is averaged."""
+    """The environment, or all environments over which the probability is averaged."""
     probability: Estimate
     is_paired: bool
     """Whether both have the same seeds. The estimate and its interval do not use it."""
@@ -133,7 +134,7 @@ class Comparison:
     warnings: tuple[str, ...]
     """Caveats that a reader should know before trusting the numbers."""
     metric: str = "return"
-    """What is measured for each episode."""
+    """The quantity that is measured for each episode."""
 
     def to_json(self) -> dict[str, Any]:
         """Convert to strict JSON; nan becomes null."""

@@ -75,12 +75,13 @@ class EpisodeCredit:
     def spread(self, estimator: str) -> float:
         """(Σ|Ψ_t|)² / ΣΨ_t²: the effective number of actions that share the credit, from 1 to T (all equal).
 
-        This is the participation ratio, the analogue of an effective sample size (Kish 1965). 0 if every Ψ_t is 0.
+        This is the participation ratio, the analogue of an effective sample size (Kish 1965). It is 0 if every Ψ_t is
+        0.
         """
         size = np.abs(self.weights[estimator].astype(np.float64))
         if not size.any():
             return 0.0
-        size /= size.max()  # otherwise the squares of small weights could vanish
+        size /= size.max()  # otherwise the squares of small weights could underflow
         return float(size.sum() ** 2 / (size**2).sum())
 
     def singles_out(self, estimator: str) -> bool:
@@ -131,7 +132,7 @@ def parts_of(policy: dict[str, np.ndarray], action: np.ndarray) -> list[Part]:
 
 
 def num_columns(policy: dict[str, np.ndarray]) -> int:
-    """The length of an action of this policy as a vector."""
+    """The length of the vector that represents an action of this policy."""
     if "probability" in policy:
         return 1
     alike = [policy[name].shape[1] for name in ("mean", "median", "probability of 1") if name in policy]
@@ -139,7 +140,7 @@ def num_columns(policy: dict[str, np.ndarray]) -> int:
 
 
 def as_sampled(policy: dict[str, np.ndarray], action: np.ndarray) -> np.ndarray:
-    """A part of a vector, with choices as whole numbers."""
+    """A part of an action vector, with choices converted to whole numbers."""
     if "mean" in policy or "median" in policy:
         return action
     if (action != np.round(action)).any():

@@ -52,7 +52,7 @@ class Pictures:
             return
         try:
             picture = draw()
-        except Exception as error:  # the credit of an episode is useful without pictures
+        except Exception as error:  # the credit of an episode is useful even without pictures
             self.note = f"the environment could not be drawn: {error}"
             return
         if not isinstance(picture, np.ndarray) or picture.ndim != 3:

@@ -188,7 +188,7 @@ class Case:
         return Judged(float(returns.mean()), half if half > 0 else None, float(len(returns)))
 
     def notes(self, estimates: Mapping[str, Judged]) -> list[str]:
-        """What the numbers are based on."""
+        """Notes on what the numbers are based on."""
         is_fitted = not estimates["fqe"].refusal
         if not len(self.cut) or not is_fitted or self.rollout.action_mask is not None:
             return []
@@ -399,7 +399,7 @@ class Case:
 
 
 def judged(found: Estimated) -> Judged:
-    """The estimate, or its refusal if it rests on too few episodes."""
+    """The estimate, which is refused if it rests on too few episodes."""
     if not found.effective >= LEAST_EFFECTIVE:
         rests = f"{found.effective:.1f}" if np.isfinite(found.effective) else "0"
         return refused(f"it would rest on {rests} effective episodes, fewer than {LEAST_EFFECTIVE}")

@@ -1,4 +1,4 @@
-"""What `upslope judge` finds: estimates of a policy's value from recorded episodes, or why there are none."""
+"""The result of `upslope judge`: estimates of a policy's value from recorded episodes, or why there are none."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -61,7 +61,7 @@ class Judgement:
     """The mean of Σ_t γ^t r_t over the recorded steps: what the recorder itself earned."""
     estimates: dict[str, Judged]
     notes: tuple[str, ...]
-    """What the numbers are based on, and what is doubtful."""
+    """Notes on what the numbers are based on, and on what is doubtful."""
 
     @property
     def verdict(self) -> str | None:
@@ -70,7 +70,7 @@ class Judgement:
 
     @property
     def title(self) -> str:
-        """What was judged, and on which data."""
+        """A line that states what was judged, and on which data."""
         until = "" if self.horizon is None else f", first {counted(self.horizon, 'step')}"
         return (
             f"{self.run} · seed {self.seed} · {self.checkpoint} · judged by {counted(self.episodes, 'episode')} "
@@ -102,7 +102,7 @@ class Judgement:
         return titles if any(found.refusal for found in self.estimates.values()) else titles[:-1]
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, as JSON values."""
+        """Convert everything to JSON values."""
         return asdict(self) | {"verdict": self.verdict}
 
     def _repr_html_(self) -> str:

@@ -55,6 +55,6 @@ def lineage_warnings(label: str, records: Sequence[Record]) -> list[str]:
         words.append(
             f"{label}: {count} started from one agent, so intervals do not include how much that agent "
             "varies. Start each "
-            "from a seed of its own (without --from-seed)"
+            "from its own seed (without --from-seed)"
         )
     return words

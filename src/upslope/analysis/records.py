@@ -359,7 +359,7 @@ def require_dense(places: int, values: int) -> None:
 
 
 def narrow(numbers: np.ndarray) -> np.ndarray:
-    """The numbers in 32 bits, if that loses nothing."""
+    """Convert the numbers to 32 bits if this loses no precision."""
     return numbers.astype(np.float32) if is_exact(numbers, np.dtype(np.float32)) else numbers
 
 

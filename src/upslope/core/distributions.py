@@ -220,7 +220,7 @@ class Bernoulli(Distribution):
 
 @pytree
 class DiagonalGaussian(Distribution):
-    """Independent normal components: a = μ(s) + σ ⊙ ε, ε ~ N(0, I). Actions are real, [..., K], unbounded."""
+    """Independent normal components: a = μ(s) + σ ⊙ ε, ε ~ N(0, I). Actions are real and unbounded, [..., K]."""
 
     mean: Float[Array, "... K"]
     log_std: Float[Array, "... K"]

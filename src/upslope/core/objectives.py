@@ -130,7 +130,7 @@ class Clip(Objective):
             raise UpslopeError(f"Clip needs ε high > 0, not {self.epsilon_high}: the upper bound is 1 + ε high.")
 
     def is_outside(self, ratio: Float[Array, "..."]) -> Bool[Array, "..."]:
-        """Where the ratio is clipped, whichever sign the weight has."""
+        """Where the ratio is clipped for one of the two signs of the weight."""
         if self.epsilon_high is None:
             return jnp.abs(ratio - 1) > self.epsilon
         return (ratio < 1 - self.epsilon) | (ratio > 1 + self.epsilon_high)
@@ -178,7 +178,7 @@ class SPO(Objective):
             raise UpslopeError(f"SPO needs 0 < ε < 1, not {self.epsilon}: it pulls the ratio to 1 ± ε.")
 
     def is_outside(self, ratio: Float[Array, "..."]) -> Bool[Array, "..."]:
-        """Where the ratio is past the parabola's peak for either sign of the weight."""
+        """Where the ratio is past the parabola's peak for one of the two signs of the weight."""
         return jnp.abs(ratio - 1) > self.epsilon
 
     def loss(self, state: ObjectiveState, sample: Sample) -> Float[Array, "B"]:

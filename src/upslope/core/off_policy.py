@@ -1,6 +1,6 @@
 """Off-policy evaluation: estimate the value of a policy π from episodes that another policy μ recorded.
 
-Every estimator here is a mean over the N episodes of sums over their T steps, in NumPy and 64 bits. With the ratios
+Every estimator here is a mean over N episodes of sums over T steps, computed in NumPy with 64 bits. With the ratios
 ρ_t = π(a_t|s_t) / μ(a_t|s_t), step t has the weight w_t = ρ_0 ρ_1 ⋯ ρ_t, whose expectation is 1. An episode that has
 ended keeps its last weight, as if it stayed in a state without rewards.
 """

@@ -35,7 +35,7 @@ READING_ERRORS = (OSError, ValueError, TypeError, KeyError, IndexError, Overflow
 
 
 ROWS_AT_ONCE = 2000
-"""Rows parsed per call: one call per row takes twice as long, and one call for all rows needs much memory."""
+"""Rows parsed per call: one call per row takes twice as long, and one call for all rows needs a lot of memory."""
 
 
 def read_rows(path: Path) -> Iterator[list[dict[str, Any]]]:

@@ -64,7 +64,7 @@ class Successors:
 class Rollout(NamedTuple):
     """The facts of T steps in each of N columns, taken by the behaviour policy μ.
 
-    `next_observation` is the true successor s_{t+1}, also at the end of an episode, never the first observation
+    `next_observation` is the true successor s_{t+1}, even at the end of an episode, never the first observation
     of the next one. For large observations on the host it is `Successors` (see `successor_of`). `behaviour_log_prob` is
     log μ(a_t|s_t) as computed when the action was taken. `valid` marks the steps that happened; the others are padding
     and have no effect. `action_mask` marks the choices allowed in s_t, in the order of the action head; it is None if

@@ -44,7 +44,7 @@ SLOW = 1000
 
 @dataclass
 class Examined:
-    """An environment, and the trial that shows its behaviour."""
+    """An environment, together with the long trial that shows its behaviour."""
 
     name: str
     environment: AnyEnvironment
@@ -202,7 +202,7 @@ class SeenArray:
     """One array in the observations of a trial."""
 
     path: str
-    """Its path within an observation; empty if observations are this array alone."""
+    """Its path within an observation; empty if the observation is a single array."""
     space: spaces.Space
     seen: np.ndarray
     """The n observed values [n, …]."""
@@ -377,7 +377,7 @@ def of_ends(e: Examined) -> Iterator[Check]:
 
 
 def of_speed(e: Examined) -> Iterator[Check]:
-    """Measure steps per second, and where the time goes."""
+    """Measure the steps per second, and find out where the time goes."""
     t = e.trial
     if e.environment.is_compiled:
         yield Check("speed", "skipped", "a compiled environment is fast only inside a compiled program")

@@ -235,7 +235,7 @@ def pictures(environment: Any) -> Iterator[Check]:
     except STOPS:
         raise
     except BaseException:
-        modes = ()  # metadata in another form; closing was checked earlier
+        modes = ()  # the metadata has a different form, or closing failed, which was checked earlier
     if "rgb_array" not in modes:
         return
     remedy = "Only `upslope credit` and videos need pictures."

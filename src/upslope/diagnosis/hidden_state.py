@@ -52,7 +52,7 @@ class Steps:
     first: np.ndarray
     """Index of the first observation of the episode [n]."""
     episode: np.ndarray
-    """Number of the episode [n]."""
+    """The episode's number [n]."""
     end: np.ndarray
     """Whether a_t terminated the episode [n]."""
 
@@ -298,7 +298,7 @@ def scale_of(x: np.ndarray, part: ObservationEncoder) -> Any:
 
 
 def sketch(part: ObservationEncoder, x: np.ndarray) -> np.ndarray:
-    """Random signed sums of many features, which keep distances (a count sketch, Charikar et al. 2002)."""
+    """Random signed sums of many features, which preserve distances (a count sketch, Charikar et al. 2002)."""
     draw = np.random.default_rng(0)
     buckets = np.sort(draw.integers(SKETCH, size=part.num_features))
     order, signs = draw.permutation(part.num_features), draw.choice([-1.0, 1.0], part.num_features)

@@ -1,7 +1,7 @@
 """The probe ladder: test whether an algorithm, estimator or objective solves environments with known answers.
 
-Each probe can be failed for only one reason, so the first failure shows where the mistake is. Probes with the same
-spaces share one compiled program, so the ladder takes seconds. Source: Jones (2021), Debugging RL, Without the
+A failure on a probe has only one possible cause, so the first failure shows where the mistake is. Probes with the same
+spaces share one compiled program, so the ladder takes only seconds. Source: Jones (2021), Debugging RL, Without the
 Agonizing Pain, for the first five.
 """
 
@@ -50,7 +50,7 @@ PROBES = {
     "asymmetric": "which parts the policy and the critic read",
     "hybrid": "how an action with several parts is assembled or split, or its log-probability",
 }
-"""Maps each probe, from the simplest to the hardest, to what is at fault if it is the first to fail."""
+"""Maps each probe, from the simplest to the hardest, to the likely fault if it is the first to fail."""
 GROUPS = (
     ("constant", "observation", "delay", "action", "both", "truncation"),
     ("continuous",),
@@ -105,7 +105,7 @@ class Probed:
     """Magnitude of V*."""
     solved: bool
     meaning: str
-    """What is at fault if this is the first probe to fail."""
+    """The likely fault if this is the first probe to fail."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +157,7 @@ def probe(
     if unknown:
         raise UpslopeError(f"There is no probe {', '.join(unknown)}. The probes are: {', '.join(PROBES)}.")
     if algorithm in ALGORITHMS and ALGORITHMS[algorithm].source == "recorded":
-        raise UpslopeError(f"{algorithm} learns from recorded data, but a probe has to be played. Choose another rung.")
+        raise UpslopeError(f"{algorithm} learns from recorded data, but a probe must be played. Choose another rung.")
     if settings.get("reference") is not None:
         raise UpslopeError("A probe is learned from scratch, so there is no reference policy. Omit --reference.")
     settings |= {role: x for role, x in (("estimator", estimator), ("objective", objective)) if isinstance(x, str)}
@@ -197,7 +197,7 @@ def probe_group(
     objective: Objective,
     settings: dict[str, Any],
 ) -> dict[str, Probed]:
-    """Train and judge the probes of one group, all seeds, in one program."""
+    """Train and judge the probes of one group, with all seeds, in one program."""
     probes: tuple[Any, ...] = tuple(COMPILED[f"probe/{name}"]() for name in group)
     world, label = Several(probes, 0), f"jax:probe/{group[0]}"
     is_box = has_box(world.action_space)

@@ -1,4 +1,7 @@
-"""Rules about the chain from collected data to credit: exact checks, since every correct implementation passes them."""
+"""Rules about the chain from collected data to credit.
+
+They are exact checks, which every correct implementation passes. Each docstring states the property that must hold.
+"""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Rules about the environment: rewards, observations, episode ends, speed."""
+"""Rules about the environment: rewards, observations, episode ends and speed."""
 
 import math
 
@@ -10,7 +10,7 @@ from upslope.environments.libraries import PREFIXES
 CHECK = "upslope check ENVIRONMENT"
 EPISODES = "50 finished episodes"
 SAMPLES = 256
-"""Fewest samples per iteration needed to detect an effect of actions."""
+"""Smallest number of samples per iteration in which an effect of actions can be detected."""
 LATER = 2.5
 """Threshold for the larger of two mean z². Its expectation without an effect is 1.64, around which short runs
 scatter."""
@@ -138,7 +138,7 @@ def rewards_unscaled(s: Signs) -> Finding | None:
 
 @rule("Jones 2021: residual variance near 1")
 def reward_noise(s: Signs) -> Finding | None:
-    """The standard deviation of the reward is far above what any state explains."""
+    """The standard deviation of the reward is far larger than the states can explain."""
     ratio = s.taken("reward_std") / np.maximum(np.abs(s.taken("reward_mean")), 1e-8)
     explained = s.late("critic/explained_variance")
     # A reward that is 0 or a small cost at most steps varies just as much but is not noise: noise is two-sided.
@@ -203,7 +203,7 @@ def episodes_end_at_once(s: Signs) -> Finding | None:
 
 @rule("Pardo et al. 2018; cleanrl issue 198")
 def limit_as_termination(s: Signs) -> Finding | None:
-    """Many episodes have the same, maximal length, and all of them terminated."""
+    """Many episodes have the same maximal length, and all of them terminated."""
     if s.lacks(EPISODES, s.lengths.size < 50):
         return None
     longest = int(s.lengths.max())

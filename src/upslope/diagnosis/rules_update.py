@@ -1,4 +1,4 @@
-"""Rules about how the policy and the critic move."""
+"""Rules about how the policy and the critic change."""
 
 import math
 
@@ -130,7 +130,8 @@ def horizon_too_short(s: Signs) -> Finding | None:
     return Finding(
         "horizon_too_short", f"γ = {s.config.gamma:g} looks {s.horizon:.1f} steps ahead; episodes last {length:.0f}.",
         "Rewards further ahead count for nothing.", "Raise --gamma to 0.99.", 0.9 if s.is_flat else 0.8,
-        evidence=(s.evidence("episode/length", s.taken("episode/length")),), rivals=("rewards that follow at once",),
+        evidence=(s.evidence("episode/length", s.taken("episode/length")),),
+        rivals=("rewards that follow immediately",),
     )  # fmt: skip
 
 

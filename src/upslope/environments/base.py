@@ -36,8 +36,8 @@ class CompiledEnvironment(ABC):
     ignores_masks: bool = False
     """Whether it has action masks that are not used."""
     costly_reset: bool = False
-    """Whether a reset costs as much as many steps. If so, only the columns that ended are reset, one after another.
-    Otherwise all columns are reset together, and the results of those that did not end are discarded."""
+    """Whether a reset is much more expensive than a step. If so, only the columns that ended are reset, one after
+    another. Otherwise all columns are reset together, and the results of those that did not end are discarded."""
     is_compiled: ClassVar[bool] = True
     """Whether acting is part of the compiled program; False for environments on the host."""
 
@@ -146,7 +146,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Source:
-    """A source of environments: a prefix of names, and the function that creates environments of such names.
+    """A source of environments: a prefix of names, and the function that creates environments with such names.
 
     Environments declare their own capabilities: `is_compiled`, `gives_masks`, and on the host `is_named`, `drawing`.
     """

@@ -26,8 +26,8 @@ class DeepSea(CompiledEnvironment):
 
         r = 1[right at the lower right cell] − 1[right] · move_cost / size
 
-    The episode terminates after `size` steps. Only always going right finds the treasure, with a return of
-    1 − `move_cost`; always going left earns 0, and a random policy finds it once in 2^size episodes. The observation is
+    The episode terminates after `size` steps. The treasure is found only by always going right, with a return of
+    1 − `move_cost`; always going left earns 0. A random policy finds it once in 2^size episodes. The observation is
     the cell, row · size + column, and size² after the last step. Source: Osband et al. (2020), Behaviour Suite for
     Reinforcement Learning, https://arxiv.org/abs/1908.03568, section 2.3, in its deterministic version.
     """

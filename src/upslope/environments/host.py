@@ -159,11 +159,11 @@ def not_an_environment(env: Any) -> str:
         )
     if "gym" in modules:
         return (
-            f"{what} from the old gym package, not a gymnasium.Env. Convert it in a function of your own: "
+            f"{what} from the old gym package, not a gymnasium.Env. Convert it in your own function: "
             "shimmy.GymV26CompatibilityV0(env=env), or GymV21CompatibilityV0 for older ones."
         )
     if {"pettingzoo", "dm_env", "dm_control"} & modules:
-        return f"{what}, not a gymnasium.Env. Convert it in a function of your own, e.g. with the package shimmy."
+        return f"{what}, not a gymnasium.Env. Convert it in your own function, e.g. with the package shimmy."
     if callable(getattr(env, "reset", None)) and callable(getattr(env, "step", None)):
         return f"{what}, which has reset() and step() but is not a gymnasium.Env. Make it a subclass of gymnasium.Env."
     return f"{what}, not a gymnasium.Env. Pass a Gymnasium id, or a callable that returns one environment."
@@ -202,7 +202,7 @@ def hint(name: str, module: Any) -> str:
     if register and callable(getattr(module, register)):
         return (
             f"{module.__name__} does not register its ids on import. Call {module.__name__}.{register}() "
-            "in a module of your own, and use that module's name: mymodule:Id."
+            "in your own module, and use that module's name: mymodule:Id."
         )
     own = vars(module) if module else {}
     mine = [f"{module.__name__}:{each}" for each, x in own.items() if is_own(each, x, module)]

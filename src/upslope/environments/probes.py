@@ -1,4 +1,4 @@
-"""Probe environments: each is small enough for its correct value to be known, and can be failed for only one reason.
+"""Probe environments, each so small that its correct value is known, and that a failure has only one possible cause.
 
 The first failure locates the mistake. At `probe/constant`, the critic's loss is broken; at `probe/observation`, the
 learner does not see its observation; at `probe/delay`, its discount or bootstrap is wrong; at `probe/action`, its

@@ -1,6 +1,6 @@
 """`make(environment)`: create an environment from any name, without silent substitutions.
 
-A source is a prefix and the function that creates environments of such names. To add one, write a file that ends in
+A source is a prefix and the function that creates environments with such names. To add one, write a file that ends in
 `SOURCE = Source(prefix, make)`, and add it to `SOURCES`.
 """
 

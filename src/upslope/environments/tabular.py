@@ -160,7 +160,7 @@ class Tabular(CompiledEnvironment):
         return values
 
     def _visits(self, probability: PerAction, gamma: float) -> Float[np.ndarray, "S S"]:
-        """(I − γP_π)⁻¹ = Σ_t γ^t P_π^t: discounted visits from each row's state to each column's."""
+        """(I − γP_π)⁻¹ = Σ_t γ^t P_π^t: the discounted visits to each column's state when starting in each row's."""
         is_edge = np.einsum("sa,sat->st", probability, self.transition) > 0
         can_end = self.terminal
         for _ in can_end:

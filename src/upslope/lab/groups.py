@@ -130,7 +130,7 @@ def factors(
     estimator: Estimator, total: Float[np.ndarray, "M G"], length: Float[np.ndarray, "M G"]
 ) -> Float[np.ndarray, "M G"]:
     """The factor of each episode's Σ_t ∇log π in the update, for M groups with these returns and lengths. Each group is
-    a batch of its own, and the factors are computed by the estimator itself."""
+    a separate batch, and the factors are computed by the estimator itself."""
 
     def one(total: Float[Array, "G"], length: Float[Array, "G"]) -> Float[Array, "G"]:
         step = jnp.arange(LENGTH)[:, None]

@@ -141,7 +141,7 @@ def initialise_agents(
     normalize_observations: bool = False,
     normalize_rewards: bool = False,
 ) -> list[Agent]:
-    """A fresh agent for each key."""
+    """A newly initialised agent for each key."""
     return [
         Agent(
             model=model,

@@ -25,7 +25,7 @@ from upslope.models.description import OF_THE_POLICY
 from upslope.models.head import ActionHead
 
 PRACTICALLY_INFINITE = 1e30
-"""Bounds at least this large are treated as no bounds."""
+"""Bounds at least this large are treated as infinite."""
 LOG_STD = (-5.0, 2.0)
 """Bounds of a log σ that depends on the state, in units of the half range. Source: Yarats & Kostrikov 2020, PyTorch
 implementation of Soft Actor-Critic, `log_std_bounds`."""

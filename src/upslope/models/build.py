@@ -79,7 +79,7 @@ class ModelSpec:
         return self.build_all([key])[0]
 
     def build_all(self, keys: Sequence[PRNGKeyArray]) -> list[Any]:
-        """A fresh model for each key; the models differ only in their parameters."""
+        """A new model for each key. The models differ only in their parameters."""
         if self.own is None:
             return [networks(self.encoder, self.head, key=key, **self.settings) for key in keys]
         parts = [equinox.partition(self.call(key), equinox.is_inexact_array) for key in keys]

@@ -1,4 +1,4 @@
-"""Networks composed of image encoders, a memory, hidden layers and heads; separate, or on a shared trunk.
+"""Networks composed of image encoders, a memory, hidden layers and heads. They are separate or share a trunk.
 
 observation → encoders → features → (layer → memory) → hidden layers → policy and value
 """
@@ -149,7 +149,7 @@ class Separate(Composed):
         return self.policy_of(self.actor.outward, self.actor.hidden(x))
 
     def unroll(self, features: Features, carry: Any, fresh: Bool[Array, "T N"]) -> tuple[Outputs, Any]:
-        """T steps at once; see `upslope.models.model.unroll`."""
+        """T steps together; see `upslope.models.model.unroll`."""
         seen, known = self.seen(features)
         x, mine = self.actor.remembered_over_time(seen, carry[POLICY], fresh)
         value, its = self.critic.over_time(known, carry[VALUE], fresh)
@@ -180,7 +180,7 @@ class SharedTrunk(Composed):
         return self.outputs(x), carry
 
     def unroll(self, features: Features, carry: Any, fresh: Bool[Array, "T N"]) -> tuple[Outputs, Any]:
-        """T steps at once; see `upslope.models.model.unroll`."""
+        """T steps together; see `upslope.models.model.unroll`."""
         x, carry = self.trunk.over_time(self.floating(features), carry, fresh)
         return self.outputs(x), carry
 

@@ -122,7 +122,9 @@ def group_places(model: Model) -> dict[str, list[int]]:
         raise ValueError(f"groups() returns {sorted(places)}; it must return `policy` and `value`, or `shared` alone")
     taken = sorted(place for mine in places.values() for place in mine)
     if taken != list(range(len(leaves))):
-        raise ValueError("groups() must return every parameter exactly once, but some are missing or belong to two groups")
+        raise ValueError(
+            "groups() must return every parameter exactly once, but some are missing or belong to two groups"
+        )
     return places
 
 

@@ -28,7 +28,7 @@ LATEX = {
 }
 """Replacements for characters that LaTeX would interpret as commands."""
 FORMULA = tuple("=+-@\t\r\n＝＋－＠")
-"""The first characters of cells that a spreadsheet would treat as formulas: OWASP, CSV Injection."""
+"""A spreadsheet treats a cell that begins with one of these characters as a formula (OWASP, CSV Injection)."""
 
 
 def table(runs: str | Path | Sequence[str | Path], format: Format = "latex", *, score: Score = "auto") -> str:

@@ -142,7 +142,7 @@ def score_table(groups: Sequence[Group], titles: dict[str, str], metric: str = "
 
 
 def improvement_table(comparison: Comparison, titles: dict[str, str], environments: tuple[str, ...]) -> Table | None:
-    """P(a seed of the row scores higher than one of the column) for all labels; None if there is only one."""
+    """P(a seed of the row scores higher than one of the column) for all labels; None if there is only one label."""
     if len(titles) < 2:
         return None
     cells: dict[tuple[str, str], str] = {}

@@ -65,7 +65,7 @@ class Jumanji(CompiledEnvironment):
         return state[1]
 
     def mask_of(self, observation: Any) -> Any:
-        """The legal choices as one array; None if the library has none that fits the actions."""
+        """The legal choices as one array; None if the library provides no mask that fits the actions."""
         return jnp.ravel(observation.action_mask) if self.has_mask else None
 
     def observed(self, observation: Any) -> Any:
@@ -88,8 +88,8 @@ def parts_of(spec: Any) -> dict[str, Any]:
 
 
 def space_of(spec: Any) -> spaces.Space:
-    """The space of a specification: boards of integers become bytes, choices among few values Discrete, and everything
-    else numbers."""
+    """The space of a specification: boards of integers become bytes, choices among a few values become Discrete, and
+    everything else becomes numbers."""
     specs = module("jumanji.specs")
     if parts := parts_of(spec):
         return spaces.Dict({name: space_of(part) for name, part in parts.items() if name != KEY})

@@ -41,7 +41,7 @@ class Confirmation:
 
     @property
     def verdict(self) -> str:
-        """better, worse or undecided, by the 95 % interval of the probability."""
+        """better, worse or undecided, according to the 95 % interval of the probability."""
         interval = self.probability.interval
         if interval is None:
             return "undecided"
@@ -49,7 +49,7 @@ class Confirmation:
 
 
 def fresh_config(config: Config, setup: Setup, seeds: int) -> Config:
-    """A config on the seeds after those of the trials."""
+    """A config with the seeds that follow those of the trials."""
     return replace(config, seed=setup.default.seed + setup.default.seeds, seeds=seeds)
 
 

@@ -54,7 +54,7 @@ class Range:
         return self.low, self.high
 
     def value(self, drawn: Any) -> Any:
-        """The setting's value for what the sampler drew."""
+        """Convert the value that the sampler drew to the setting's value."""
         return drawn
 
     def holds(self, value: Any) -> bool:
@@ -86,7 +86,7 @@ class Choices:
         return self.values
 
     def value(self, drawn: Any) -> Any:
-        """The setting's value for what the sampler drew."""
+        """Convert the value that the sampler drew to the setting's value."""
         return self.values[self.words.index(drawn)]
 
     def holds(self, value: Any) -> bool:
@@ -103,7 +103,7 @@ Parameter = Range | Choices
 
 @dataclass(frozen=True)
 class Space:
-    """What a sweep searches, and what it fixes, by field of `Config`."""
+    """The settings that a sweep searches, and those that it fixes, by field of `Config`."""
 
     searched: Mapping[str, Parameter]
     fixed: Mapping[str, Any]
@@ -147,7 +147,7 @@ def read_space(source: str | Path | Mapping[str, Any]) -> Space:
 
 
 def shipped_space(*, is_continuous: bool) -> Space:
-    """The space for Box actions, or for all others."""
+    """The shipped space for Box actions, or for all other actions."""
     return space_of(shipped()["box" if is_continuous else "discrete"], "the shipped space")
 
 

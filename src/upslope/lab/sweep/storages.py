@@ -77,6 +77,6 @@ def storage_errors(storage: str) -> Iterator[None]:
 
 
 def is_of_storage(error: Exception) -> bool:
-    """Whether an error comes from the database, e.g. because its server is gone."""
+    """Whether an error comes from the database, e.g. because its server cannot be reached."""
     modules = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
     return "sqlalchemy" in modules or type(error).__name__ == "StorageInternalError"

@@ -39,20 +39,20 @@ class Told:
     score: float
     """The mean over seeds of the last training returns; nan unless complete."""
     reports: dict[int, float]
-    """Report, from 1 to `REPORTS` → the recent return."""
+    """Number of a report, from 1 to `REPORTS` → the recent return that it contains."""
     reason: str
     seconds: float
 
 
 @dataclass(frozen=True)
 class Access:
-    """How a process accesses a study."""
+    """The settings with which a process accesses a study."""
 
     storage: str
     """URL of the database."""
     name: str
     total: int
-    """How many trials the sweep has."""
+    """Total number of trials in the sweep."""
     sampler: str
     pruner: str
     seed: int

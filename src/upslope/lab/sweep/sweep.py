@@ -34,7 +34,7 @@ from upslope.runs.display import choose
 
 TRIALS, SEEDS, STEPS = 100, 3, 100_000
 FRESH, EPISODES = 10, 20
-"""Fresh seeds for the winner and for the default, and evaluation episodes for each of them."""
+"""Number of fresh seeds for the winner and for the default, and of evaluation episodes for each seed."""
 WAIT_SECONDS = 2.0
 """Seconds between two checks of the trials of other processes."""
 
@@ -49,7 +49,7 @@ class Sweep:
     winner: Told | None
     """The trial with the highest score; None if no trial finished."""
     config: Config | None
-    """The winner's config, on the seeds of the trials."""
+    """The winner's config, with the seeds of the trials."""
     confirmation: Confirmation | None
     """The winner compared with the default on fresh seeds; None if the default itself won or if there are no fresh
     seeds."""
