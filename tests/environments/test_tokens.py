@@ -57,7 +57,7 @@ def test_a_uniform_policy_is_right_as_often_as_counted_by_hand():
     ("kwargs", "words"),
     [
         ({"prompts": 11}, "so that each has a right answer"),
-        ({"digits": 0}, "1 digit or more"),
+        ({"digits": 0}, "at least 1 digit"),
         ({"length": 1}, "length=1"),
         ({"digits": 9, "length": 9}, "more than 1,024 states"),
     ],

@@ -207,7 +207,7 @@ def load_credit(path: Path) -> EpisodeCredit:
         )
     except (KeyError, ValueError, TypeError) as error:
         raise UpslopeError(
-            f"{path} is damaged or of another version: {brief(error)}. Recreate it: upslope credit {path.parent}"
+            f"{path} is damaged or from another version: {brief(error)}. Recreate it: upslope credit {path.parent}"
         ) from error
 
 

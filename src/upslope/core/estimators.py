@@ -309,7 +309,9 @@ def check_group(estimator: LeaveOneOut | GroupMean) -> None:
             f"{estimator.group_size}. Set --group-size, e.g. to 8."
         )
     if estimator.divide_by_length not in get_args(LengthDivision):
-        raise UpslopeError(f"divide_by_length of {name} is none, episode or batch, not {estimator.divide_by_length!r}.")
+        raise UpslopeError(
+            f"{name}: divide_by_length must be none, episode or batch, not {estimator.divide_by_length!r}."
+        )
 
 
 def advantage_credit(advantage: Float[Array, "T N"], rollout: Rollout, values: Values) -> Credit:

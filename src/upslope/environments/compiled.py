@@ -120,14 +120,16 @@ def check_protocol(environment: CompiledEnvironment, name: str) -> None:
     key = jax.eval_shape(lambda: jax.random.key(0))
     answer = traced(environment.reset, name, "reset", key)
     if not isinstance(answer, tuple) or len(answer) != 2:
-        raise BrokenEnvironmentError(f"{name}.reset(key) returned {shown(answer)}; (state, observation) is needed.")
+        raise BrokenEnvironmentError(
+            f"{name}.reset(key) returned {shown(answer)}; it must return (state, observation)."
+        )
     state, observation = answer
     check_observation(environment.observation_space, observation, f"{name}.reset(key)")
     answer = traced(environment.step, name, "step", key, state, action_like(environment.action_space, name))
     if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], Transition)):
         raise BrokenEnvironmentError(
-            f"{name}.step(key, state, action) returned {shown(answer)}; (state, upslope.Transition(observation, "
-            "reward, terminated, truncated)) is needed."
+            f"{name}.step(key, state, action) returned {shown(answer)}; it must return (state, "
+            "upslope.Transition(observation, reward, terminated, truncated))."
         )
     check_state(state, answer[0], name)
     transition = answer[1]
@@ -140,7 +142,7 @@ def check_protocol(environment: CompiledEnvironment, name: str) -> None:
         value = getattr(transition, field)
         if not hasattr(value, "shape") or value.shape != () or value.dtype.kind != kind:
             raise BrokenEnvironmentError(
-                f"{name}.step() returned the {field} {shown(value)}; {wanted} of shape () is needed."
+                f"{name}.step() returned the {field} {shown(value)}; it must be {wanted} of shape ()."
             )
 
 
@@ -186,8 +188,8 @@ def check_observation(space: spaces.Space, observation: Any, where: str, key: st
         found: dict[Any, Any] = dict(enumerate(observation)) if isinstance(observation, tuple) else observation
         if type(observation) is not kind or found.keys() != parts.keys():
             raise BrokenEnvironmentError(
-                f"{where} returned the observation{key} {shown(observation)}, but its space is {space}: a plain "
-                f"{kind.__name__} with the parts {', '.join(map(repr, parts))} is needed."
+                f"{where} returned the observation{key} {shown(observation)}, but its space is {space}: it must be a "
+                f"plain {kind.__name__} with the parts {', '.join(map(repr, parts))}."
             )
         for index, part in parts.items():
             check_observation(part, found[index], where, f"{key}[{index!r}]")
@@ -204,7 +206,7 @@ def check_state(before: Any, after: Any, name: str) -> None:
     """Reject a step that changes the structure, a shape or a dtype of the state."""
     if jax.tree.structure(before) != jax.tree.structure(after):
         raise BrokenEnvironmentError(
-            f"{name}.step() returned a state of a different structure from reset()'s: {shown(after)}, not "
+            f"{name}.step() returned a state whose structure differs from reset()'s: {shown(after)}, not "
             f"{shown(before)}."
         )
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True):

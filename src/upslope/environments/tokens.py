@@ -22,8 +22,8 @@ def tokens(digits: int = 2, length: int = 6, prompts: int = 5) -> Tabular:
     whole = all(isinstance(x, int) for x in (digits, length, prompts))
     if not (whole and digits >= 1 and 2 <= length <= MAX_STATES and 1 <= prompts <= digits * (length - 1)):
         raise UpslopeError(
-            "Tokens need 1 digit or more, a length of 2 or more, and from 1 to digits · (length − 1) prompts, so that "
-            f"each has a right answer, not digits={digits}, length={length} and prompts={prompts}."
+            "Tokens need at least 1 digit, a length of at least 2, and from 1 to digits · (length − 1) prompts, so "
+            f"that each has a right answer, not digits={digits}, length={length} and prompts={prompts}."
         )
     prefixes = sum(digits**depth for depth in range(length))
     if prompts * prefixes >= MAX_STATES:

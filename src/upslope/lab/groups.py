@@ -171,7 +171,7 @@ def kinds_of(prompt: int, group_size: int) -> Kinds:
 
 @cache
 def first_factors(estimator: GroupEstimator) -> tuple[Float[np.ndarray, "C M"], ...]:
-    """For each prompt the factor of a group's first episode, by its kind and the multiset of the others'."""
+    """For each prompt, the factor of a group's first episode, by its kind and the multiset of the others' kinds."""
     groups: list[Kinds] = [kinds_of(prompt, estimator.group_size) for prompt in range(PROMPTS)]
     rows = [np.insert(one.others, 0, kind, axis=1) for one in groups for kind in range(len(one.total))]
     owners = [one for one in groups for _ in one.total]

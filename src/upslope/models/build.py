@@ -123,7 +123,7 @@ class ModelSpec:
         if jax.tree.map(lambda x: (x.shape, x.dtype), carry) != jax.tree.map(lambda x: (x.shape, x.dtype), wanted):
             raise UpslopeError(f"{name}.step() returns a different carry from {name}.start(): {carry}, not {wanted}.")
         if outputs.shape != (2,):
-            raise UpslopeError(f"{name}.step() returns values of shape {outputs.shape} for 2 columns; (2,) is needed.")
+            raise UpslopeError(f"{name}.step() returns values of shape {outputs.shape} for 2 columns, not (2,).")
 
     def two_columns(self, model: OwnModel) -> Any:
         """V and carry after one step of two columns. Raises TypeError if the outputs do not fit the head."""

@@ -350,7 +350,7 @@ class TupleEncoder(CompositeEncoder):
 def check_choices(name: str, x: np.ndarray, sizes: Any, refuse: Refuse) -> None:
     """Reject values other than integers in [0, `sizes`)."""
     if x.dtype.kind not in "iub" or (x < 0).any() or (x >= sizes).any():
-        raise refuse(f"`{name}` must contain integers from 0 to below {np.asarray(sizes).tolist()}")
+        raise refuse(f"`{name}` must contain integers that are at least 0 and below {np.asarray(sizes).tolist()}")
 
 
 def encoder_of(space: gymnasium.Space, name: str) -> ObservationEncoder:

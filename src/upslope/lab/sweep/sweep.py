@@ -152,7 +152,7 @@ def check_engine(setup: Setup, resources: Resources, at_once: int | None) -> Non
     is_compiled = setup.environment.is_compiled
     if setup.default.devices_per_seed > 1 or "devices_per_seed" in setup.space.searched:
         raise UpslopeError(
-            "The trials of a sweep share the devices, so none is split over several. Omit --devices-per-seed."
+            "The trials of a sweep share the devices, so no trial can use several. Omit --devices-per-seed."
         )
     if resources.cluster is not None and at_once is not None:
         raise UpslopeError("On a cluster each worker trains one trial at a time, and --workers sets their number.")
