@@ -98,7 +98,7 @@ def train(bank: Path, at_most: int, parts: tuple[str, ...] = PARTS) -> int:
 
 
 def train_one(job: Job, path: Path) -> None:
-    """Train one run. If the library raises an error, print it and keep the partial run."""
+    """Train one run. If the library raises an error, print the error and keep the partial run."""
     if path.exists():
         path.rename(path.with_name(f".{path.name}.cut.{len(list(path.parent.iterdir()))}"))
     arguments = dict(job.arguments)

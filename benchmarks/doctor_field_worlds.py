@@ -231,7 +231,7 @@ class Thermostat(CompiledEnvironment):
 
 @dataclass(frozen=True, eq=False)
 class Inventory(CompiledEnvironment):
-    """Order up to five items a day for a random demand, which causes most of the reward's variance."""
+    """Order up to five items a day to meet a random demand, which causes most of the reward's variance."""
 
     observation_space: Any = field(default_factory=lambda: box(2))
     action_space: Any = field(default_factory=lambda: spaces.Discrete(6))

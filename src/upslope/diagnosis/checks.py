@@ -313,7 +313,7 @@ def wants_normalising(e: Examined) -> bool:
 
 
 def of_rewards(e: Examined) -> Iterator[Check]:
-    """Check that rewards are finite, not always the same, and not far from 1 in scale."""
+    """Check that rewards are finite, that they differ, and that their scale is not far from 1."""
     rewards = np.asarray(e.trial.rewards)
     words = f"{rewards.min():.4g} to {rewards.max():.4g}, mean {rewards.mean():.4g}"
     if not np.isfinite(rewards).all():

@@ -1,4 +1,4 @@
-"""Rules about the parts that only some runs have: action masks, a memory, image encoders, several keys, a bonus."""
+"""Rules about parts that only some runs have: action masks, a memory, image encoders, several keys, or a bonus."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -103,7 +103,8 @@ def host_environment(maker: Maker, env: Any) -> HostEnvironment:
 
 
 def spec_of(env: Any) -> EnvSpec | None:
-    """The specification from which Gymnasium created an environment. An attribute `spec` of another type is ignored."""
+    """The specification from which Gymnasium created an environment; None if its `spec` is something else, e.g. a
+    user's own attribute."""
     return env.spec if isinstance(env.spec, EnvSpec) else None
 
 

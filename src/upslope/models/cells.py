@@ -33,8 +33,9 @@ PICTURE_SIDE = 36
 """Images with a side shorter than this are compared exactly, since they are more likely to be grid-world boards than
 pictures."""
 MANY = 8
-"""If there are more features than this, those whose range begins at 0 are measured from 0 rather than from the middle
-of their range. Otherwise most features of a sparse observation would be equal, and would determine all signs."""
+"""If there are more features than this, and all of their ranges begin at 0, they are measured from 0 rather than from
+the middle of their range. Otherwise most features of a sparse observation would be equal, and would determine all
+signs."""
 
 
 @pytree
