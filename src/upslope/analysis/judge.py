@@ -42,8 +42,8 @@ that its interval would be too narrow."""
 MOST_UNSEEN = 0.05
 """Q is fitted only if the probability, under π, of actions that were never recorded does not exceed this."""
 FARTHEST, LEAST_SHIFT = 5.0, 0.01
-"""The ratios are rejected if their mean is more than the first number of standard errors away from 1, and if its
-deviation from 1 times the length of an episode exceeds the second number."""
+"""The ratios are rejected if their mean is more than `FARTHEST` standard errors away from 1, and if its deviation from
+1, multiplied by the length of an episode, exceeds `LEAST_SHIFT`."""
 SETTLED = 0.05
 """Q has not converged if the rewards of an episode differ from those that it explains by this share of the spread of
 the returns."""

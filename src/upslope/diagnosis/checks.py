@@ -33,8 +33,8 @@ STEPS, SECONDS = 5000, 4.0
 SHORT, SHORT_SECONDS = 200, 2.0
 """Limits, in steps and in seconds, of the short trials, which are compared with each other."""
 PAIRS, CONTROLS, TREATED = 3, 12, 4
-"""Three numbers: the fresh environments that are compared with the first one, the additional ones that must agree
-before a suspected cause is named, and the trials of that cause."""
+"""Number of fresh environments that are compared with the first one, number of additional ones that must agree before a
+suspected cause is named, and number of trials of that cause."""
 FAR = 10.0
 """Observations whose mean or standard deviation exceeds this should be normalised."""
 SMALL = 0.01

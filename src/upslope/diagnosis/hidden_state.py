@@ -24,8 +24,8 @@ from upslope.models.encoders import ObservationEncoder
 ROWS = 800
 """Number of steps used by the regression, whose running time grows with the cube of this number."""
 SKETCH, COMPONENTS = 512, 16
-"""Large observations are reduced to the first number of random sums of features, and these sums to the second number of
-principal components."""
+"""Large observations are reduced to `SKETCH` random sums of features, and these sums to `COMPONENTS` principal
+components."""
 SHUFFLES = 100
 FEW = 30
 """With fewer recurring steps or held-out rows, there is no verdict."""
@@ -35,8 +35,8 @@ pasts."""
 LARGE = 0.1
 """The share of the uncertainty about the next step that the past must resolve if observations recur."""
 UNEXPLAINED, LEFT = 0.3, 0.33
-"""The smallest share of the change that the current observation must leave unexplained, and the largest fraction of
-that share that may remain unexplained once the past is known."""
+"""The current observation must leave at least the share `UNEXPLAINED` of the change unexplained, and the past may leave
+at most the fraction `LEFT` of that share."""
 WIDTHS, RIDGES = (0.5, 1.0, 2.0), (1e-6, 1e-3, 1e-1)
 """Kernel widths relative to the median distance, and ridge penalties; the best pair is used."""
 
