@@ -1,11 +1,11 @@
-"""How fast is PPO on an accelerator? upslope and rejax side by side in one run, on compiled CartPole.
+"""How fast is PPO on an accelerator? Measures upslope and rejax side by side on compiled CartPole.
 
     python benchmarks/accelerator.py --rejax PYTHON   # an interpreter that has rejax and JAX for this accelerator
     python benchmarks/accelerator.py --table          # docs/performance.md's table from the result
 
-Needs JAX with an accelerator, also for this interpreter. In each of three rounds, both run every case one after the
-other, each in its own process; both cache their compiled programs. A rate counts the environment steps of all seeds,
-without compilation; upslope's rate is that of a whole `upslope.train`, including the files it writes.
+This interpreter needs JAX with an accelerator too. In each of three rounds, both run every case one after the other,
+each in its own process; both cache their compiled programs. A rate counts the environment steps of all seeds, without
+compilation. upslope's rate covers a whole call of `upslope.train`, including the files it writes.
 """
 
 import argparse
@@ -25,7 +25,7 @@ RESULTS = HERE / "results" / "accelerator.json"
 PAGE = HERE.parent / "docs" / "performance.md"
 ROUNDS, ROLLOUT = 3, 128
 CASES = ((8, 64, 8_000_000, 1_000_000), (128, 64, 2_000_000, 500_000), (8, 1024, 30_000_000, 8_000_000))
-"""Seeds, environments per seed, and steps per seed of upslope and of rejax: enough for some seconds."""
+"""Seeds, environments per seed, and steps per seed for upslope and for rejax: enough to run for several seconds."""
 DEVICE = "import jax; print(jax.__version__, jax.devices()[0].device_kind, jax.default_backend(), sep='|')"
 
 
@@ -78,7 +78,7 @@ if __name__ == "__main__":
     if options.table:
         fill(PAGE, "accelerator", table())
     elif options.rejax is None:
-        parser.error("--rejax PYTHON says which interpreter has rejax")
+        parser.error("give the interpreter that has rejax: --rejax PYTHON")
     else:
         with tempfile.TemporaryDirectory() as cache:
             os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)

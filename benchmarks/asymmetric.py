@@ -1,12 +1,12 @@
-"""Does a critic that sees the velocities help a policy that does not? CartPole, with memory, in pairs of seeds.
+"""Does a critic that sees the velocities help a policy that does not? Measured on CartPole with memory, in seed pairs.
 
     python benchmarks/asymmetric.py            # 20 seeds
     python benchmarks/asymmetric.py --seeds 4
 
-Both runs have the preset `no_velocity` of CartPole and the same seeds: in `blind` neither network reads the velocities,
-in `seeing` the critic does. A seed's number is the step at which the mean return of its last 20 training episodes
-first reaches 475; a seed that never does counts as the budget. The interval of the mean difference is Student's over
-seeds.
+Both runs use CartPole's preset `no_velocity` and the same seeds. In `blind`, neither network reads the velocities; in
+`seeing`, the critic does. The measure for a seed is the step at which the mean return of its last 20 training episodes
+first reaches 475; a seed that never reaches it counts with the whole budget. The interval of the mean difference is
+Student's over seeds.
 """
 
 import argparse
@@ -25,7 +25,7 @@ RESULTS = Path(__file__).parent / "results" / "asymmetric.json"
 ENVIRONMENT, SOLVED, WINDOW = "jax:CartPole-v1", 475.0, 20
 CRITICS: dict[str, dict[str, Any]] = {
     "blind": {},
-    # Left out of no observation, but read by the critic alone.
+    # The velocities stay in the observation, but only the critic reads them.
     "seeing": {"ignore_observation": (), "policy_reads": ("0", "2")},
 }
 

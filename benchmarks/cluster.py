@@ -1,16 +1,16 @@
-"""What survives on a Ray cluster, what its transport costs, and how it grows. Stores benchmarks/results/cluster.json.
+"""How well do runs on a Ray cluster survive faults, what does the transport cost, and how does it scale?
 
-    python benchmarks/cluster.py faults --times 20    # each fault 20 times, on one cluster of three nodes; needs root
-    python benchmarks/cluster.py faults --only node   # those whose name holds a word; others stay stored
-    python benchmarks/cluster.py overhead             # seconds an iteration through pipes and through actors, in turn
-    python benchmarks/cluster.py lockstep             # an environment of 20 ms a step in 1 to 16 actors
+    python benchmarks/cluster.py faults --times 20    # each fault 20 times, on a cluster of three nodes; needs root
+    python benchmarks/cluster.py faults --only node   # only faults whose name contains a word; keep the others' results
+    python benchmarks/cluster.py overhead             # seconds per iteration, alternating pipes and actors
+    python benchmarks/cluster.py lockstep             # an environment with 20 ms per step in 1 to 16 actors
     python benchmarks/cluster.py sweep                # 256 short trials: how busy the cores are
     python benchmarks/cluster.py seeds                # up to 1,000 seeds in one run: memory, files, report, compare
     python benchmarks/cluster.py table                # the figures in docs/reliability.md and docs/cluster.md
 
-It needs the extra `ray`. The nodes are raylets of this machine. A fault strikes within chunks that are drawn from a
-seed; then every row, episode and array of the run is held against those of a run without faults
-(benchmarks/cluster_faults.py). Faults of the network: benchmarks/cluster_hosts.py.
+Stores benchmarks/results/cluster.json. It needs the extra `ray`. The nodes are raylets on this machine. A fault strikes
+during chunks that are drawn from a seed. Every row, episode and array of the run is then compared with those of a run
+without faults (benchmarks/cluster_faults.py). For network faults, see benchmarks/cluster_hosts.py.
 """
 
 import argparse
@@ -42,13 +42,13 @@ RESULTS, DOCS = HERE / "results" / "cluster.json", HERE.parent / "docs"
 AUTO = upslope.Placement("auto")
 ROUNDS = 5
 TASKS = {"CartPole-v1": 40_960, "HalfCheetah-v5": 16_384}
-"""Environments whose overhead is measured, and steps per seed."""
+"""Environments in which the overhead is measured, and steps per seed."""
 WORKERS = (1, 2, 4, 8, 16)
 
 
 def overhead(only: str = "") -> dict[str, Any]:
-    """An iteration of two seeds in two workers, through pipes and through actors, in turn: median seconds, processor
-    seconds of the main process, and bytes of a request and of an answer."""
+    """Measure an iteration of two seeds in two workers, alternating pipes and actors: the median seconds, the CPU
+    seconds of the main process, and the bytes of a request and of an answer."""
     ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
     found: dict[str, Any] = stored().get("overhead", {})
     kinds: list[tuple[str, dict[str, Any]]] = [("pipes", {}), ("actors", {"cluster": AUTO})]
@@ -68,7 +68,7 @@ def overhead(only: str = "") -> dict[str, Any]:
 
 
 def iteration_of(environment: str, steps: int, where: dict[str, Any]) -> dict[str, float]:
-    """What an iteration takes: the median between two rows of a run's first seed."""
+    """The duration of an iteration: the median time between two rows of a run's first seed."""
     clock: list[float] = []
     sizes: dict[str, list[int]] = {"asked": [], "answered": []}
     advance, submit, new_ones = WorkersEngine.advance, ActorChannel.submit, ActorChannel.new_ones
@@ -98,7 +98,8 @@ def iteration_of(environment: str, steps: int, where: dict[str, Any]) -> dict[st
 
 
 def lockstep() -> dict[str, Any]:
-    """Seconds a step of 16 sleeping environments in 1 to 16 actors, and what a call through pipes and actors takes."""
+    """Seconds per step of 16 sleeping environments in 1 to 16 actors, and the duration of a call through pipes and
+    actors."""
     os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
     ray.init(address="local", num_cpus=16, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
     found: dict[str, Any] = {"seconds a step of the environment": SECONDS, "calls": calls()}
@@ -126,7 +127,8 @@ def lockstep() -> dict[str, Any]:
 
 
 def calls() -> dict[str, Any]:
-    """Median milliseconds of an empty call of 1 to 16 actors at once, by the size of what each gets and returns."""
+    """Median milliseconds of an empty call to 1 to 16 actors simultaneously, by the size of what each gets and
+    returns."""
     found: dict[str, Any] = {}
     kind = ray.remote(num_cpus=1)(Echo)
     for count in WORKERS:
@@ -147,7 +149,7 @@ def calls() -> dict[str, Any]:
 
 
 class Echo:
-    """Returns what it gets."""
+    """Returns the message it gets."""
 
     def echo(self, message: bytes) -> bytes:
         """Return the message."""
@@ -161,7 +163,7 @@ SPACE: dict[str, Any] = {
 
 
 def sweep() -> dict[str, Any]:
-    """256 short trials of a compiled environment on every core: shares of the time in which workers compute."""
+    """256 short trials of a compiled environment on all cores: the share of the time in which workers compute."""
     ray.init(
         address="local", num_cpus=os.cpu_count(), log_to_driver=False, logging_level="ERROR", include_dashboard=False
     )
@@ -180,7 +182,7 @@ def sweep() -> dict[str, Any]:
 
 
 class Busy:
-    """How busy the cores are while it watches, from the system's counters."""
+    """Watches how busy the cores are, using the system's counters."""
 
     def __init__(self) -> None:
         self.samples: list[list[tuple[int, int]]] = []
@@ -189,14 +191,14 @@ class Busy:
         self.thread.start()
 
     def watch(self) -> None:
-        """Read each core's busy and whole time once a second."""
+        """Read the busy time and the total time of each core once per second."""
         while not self.is_over.wait(1.0):
             lines = [line.split() for line in Path("/proc/stat").read_text().splitlines() if line.startswith("cpu")]
             numbers = [[int(x) for x in line[1:]] for line in lines if line[0] != "cpu"]
             self.samples.append([(sum(x) - x[3] - x[4], sum(x)) for x in numbers])
 
     def shares(self) -> dict[str, Any]:
-        """The busy share of each core, over all and over the middle 90 % of the time."""
+        """The busy share of each core, over the whole time and over its middle 90 %."""
         self.is_over.set()
         self.thread.join()
 
@@ -212,7 +214,7 @@ MANY = (10, 100, 1000)
 
 
 def seeds() -> dict[str, Any]:
-    """Many seeds in one run of a compiled environment: memory, files, and the time of report and compare."""
+    """Many seeds in one run of a compiled environment: memory, files, and the duration of `report` and `compare`."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for count in MANY:
@@ -231,7 +233,7 @@ def seeds() -> dict[str, Any]:
 
 
 def measured(command: str) -> dict[str, float]:
-    """Seconds and peak memory of a command of upslope."""
+    """The duration in seconds and the peak memory of an upslope command."""
     code = "import resource, sys; from upslope.cli.main import main\ntry:\n    main()\nfinally:\n" + (
         "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
     )
@@ -245,7 +247,7 @@ def measured(command: str) -> dict[str, float]:
 
 def fault_rows(found: dict[str, Any]) -> list[str]:
     """The table of faults."""
-    rows = ["| fault, on a cluster of three nodes | times | runs | runs as without faults | lost rows |"]
+    rows = ["| fault, on a cluster of three nodes | times | runs | runs with unchanged results | lost rows |"]
     rows.append("|---|---:|---:|---:|---:|")
     keys = ("struck", "runs", "runs as without faults", "lost rows")
     for name, one in (found.get("faults", {}) | found.get("hosts", {})).items():
@@ -254,7 +256,7 @@ def fault_rows(found: dict[str, Any]) -> list[str]:
 
 
 def measured_with(found: dict[str, Any]) -> str:
-    """On what the figures were measured."""
+    """A description of the machine on which the figures were measured."""
     return "Measured with " + ", ".join(f"{name} {value}" for name, value in found["machine"].items()) + "."
 
 
@@ -271,14 +273,14 @@ def figure_rows(found: dict[str, Any]) -> list[str]:
         )
     if one := found.get("lockstep"):
         rows.append(
-            f"| 16 environments of 20 ms a step: a step in one actor, in 16 | {1000 * one['1 workers']:.0f} ms, "
+            f"| 16 environments with 20 ms per step: a step in 1 actor, in 16 | {1000 * one['1 workers']:.0f} ms, "
             f"{1000 * one['16 workers']:.1f} ms ({one['speedup of 16']:.1f} ×) |"
         )
     if one := found.get("sweep"):
         shares = ", ".join(f"{100 * x:.0f} %" for x in one["busy"])
         own = one["main process seconds a trial"] * one["trials"] / (one["seconds"] * found["machine"]["cores"])
         took = f"{one['trials']} trials of a compiled environment in {one['seconds']:.0f} s"
-        words = f"{took}: busy share of each core, whatever ran there; the main process's part of it"
+        words = f"{took}: busy share of each core, by any process; share of the main process"
         rows.append(f"| {words} | {shares}; {100 * own:.0f} % |")
     for count, one in found.get("seeds", {}).items():
         rows.append(
@@ -290,19 +292,19 @@ def figure_rows(found: dict[str, Any]) -> list[str]:
 
 
 def stored() -> dict[str, Any]:
-    """What was stored before."""
+    """The previously stored results."""
     return json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
 
 
 def store(what: str, found: dict[str, Any]) -> None:
-    """Store what was found beside what was stored before."""
+    """Add results to the stored ones."""
     machine = {"cores": os.cpu_count(), "python": platform.python_version(), "ray": ray.__version__}
     machine |= {name: value for name, value in versions().items() if name in ("upslope", "jax", "numpy", "gymnasium")}
     RESULTS.write_text(json.dumps(stored() | {what: found, "machine": machine}, indent=1) + "\n", "utf-8")
 
 
 def faults(times: int, only: str) -> None:
-    """Try faults, and store each beside those that were tried before."""
+    """Try faults, and add the result of each to the stored ones."""
     from cluster_faults import all_faults
 
     def tell(name: str, one: dict[str, Any]) -> None:
@@ -314,14 +316,14 @@ def faults(times: int, only: str) -> None:
 
 
 def main() -> None:
-    """Measure what is asked for, and store it beside what was stored before."""
+    """Measure the requested part, and add it to the stored results."""
     measures = {"overhead": overhead, "lockstep": lockstep, "sweep": sweep, "seeds": seeds}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["faults", *measures, "table"])
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--only", default="", help="part of the name of a fault or an environment")
     arguments = parser.parse_args()
-    require_ray()  # which sets what it sets for a cluster that upslope starts
+    require_ray()  # applies the same settings as for a cluster that upslope starts
     if arguments.what == "table":
         fill(DOCS / "reliability.md", "cluster", "\n".join(fault_rows(stored())))
         fill(DOCS / "cluster.md", "figures", "\n".join(figure_rows(stored())))

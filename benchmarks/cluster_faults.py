@@ -1,4 +1,4 @@
-"""Faults that strike runs on a Ray cluster, and what is left of the runs. `benchmarks/cluster.py faults` runs them."""
+"""Inject faults into runs on a Ray cluster, and check the runs afterwards. Used by `benchmarks/cluster.py faults`."""
 
 import json
 import os
@@ -28,9 +28,9 @@ from upslope.runs.directory import RunDirectory
 SETTINGS: dict[str, Any] = {"seeds": 3, "steps": 4_000, "preset": False, "num_envs": 2, "rollout_steps": 32}
 CHUNKS = SETTINGS["steps"] // (SETTINGS["num_envs"] * SETTINGS["rollout_steps"])
 STRIKES = 10
-"""How often a fault strikes a run."""
+"""Number of faults per run."""
 HEALTH = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_timeout_ms": 3000}
-"""Ray then notices within a few seconds that a node is gone, not within half a minute."""
+"""Settings with which Ray detects a lost node within a few seconds rather than half a minute."""
 CHECKPOINT_SECONDS = 0.2
 AUTO = upslope.Placement("auto")
 COMMAND = f"""
@@ -46,22 +46,22 @@ actors.ActorChannel.again = counted
 from upslope.cli.main import main
 main()
 """
-"""The command line, with frequent checkpoints, and a line for each call that is repeated."""
+"""The command line with frequent checkpoints and a printed line for each repeated call."""
 
 
 @dataclass
 class Place:
-    """The cluster on which faults strike, and where runs are written."""
+    """The cluster that the faults strike, and the folders to which runs are written."""
 
     nodes: Cluster
     ray_folder: Path
-    """A small file system of its own, where Ray keeps sockets, logs and what it spills."""
+    """A separate small file system, where Ray keeps sockets, logs and spilled objects."""
     folder: Path
-    """A small file system of its own."""
+    """A separate small file system for the runs."""
     draw: np.random.Generator
 
     def even(self, count: int = 3) -> None:
-        """Have this many nodes."""
+        """Bring the cluster to this number of nodes."""
         others = list(self.nodes.worker_nodes)
         for node in others[count - 1 :]:
             self.nodes.remove_node(node, allow_graceful=False)
@@ -69,13 +69,13 @@ class Place:
             self.nodes.add_node(num_cpus=1)
 
     def process(self, engine: WorkersEngine) -> int:
-        """The process of one of the workers."""
+        """The process id of one of the workers, drawn at random."""
         channel = engine.workers[self.draw.integers(len(engine.workers))].channel
         assert isinstance(channel, ActorChannel)
         return int(channel.place.rpartition(" ")[2])
 
     def signal(self, engine: WorkersEngine, number: int, seconds: float = 0.005) -> int:
-        """Send a signal to the process of one of the workers after these seconds, while it is at work."""
+        """After a delay in seconds, send a signal to the process of one of the workers while it is working."""
         process = self.process(engine)
         threading.Timer(seconds, os.kill, (process, number)).start()
         return process
@@ -85,12 +85,12 @@ Strike = Callable[[Place, WorkersEngine], None]
 
 
 def kill_worker(place: Place, engine: WorkersEngine) -> None:
-    """SIGKILL the process of a worker while it is at work."""
+    """SIGKILL the process of a worker while it is working."""
     place.signal(engine, signal.SIGKILL)
 
 
 def lose_or_add_node(place: Place, engine: WorkersEngine) -> None:
-    """Lose a node if there are three, else add one and have it found."""
+    """Remove a node if there are three; otherwise add one and wait until it is found."""
     if len(place.nodes.worker_nodes) == 2:
         node = sorted(place.nodes.worker_nodes, key=str)[place.draw.integers(2)]
         place.nodes.remove_node(node, allow_graceful=False)
@@ -106,18 +106,18 @@ def slow_worker(place: Place, engine: WorkersEngine) -> None:
 
 
 def hanging_worker(place: Place, engine: WorkersEngine) -> None:
-    """Stop the process of a worker for ever; that is named after two seconds instead of a minute."""
+    """Stop the process of a worker permanently. This is reported after two seconds instead of a minute."""
     place.signal(engine, signal.SIGSTOP)
     transport.PATIENCE, os.environ[transport.LIMIT] = 2.0, "4"
 
 
 def full_disk(place: Place, engine: WorkersEngine) -> None:
-    """Fill the disk on which the run is written."""
+    """Fill the disk to which the run is written."""
     fill_disk(place.folder)
 
 
 def full_ray_folder(place: Place, engine: WorkersEngine) -> None:
-    """Fill the disk with Ray's own folder for two seconds."""
+    """Fill the disk that contains Ray's own folder, for two seconds."""
     fill_disk(place.ray_folder)
     threading.Timer(2.0, (place.ray_folder / "filler").unlink, kwargs={"missing_ok": True}).start()
 
@@ -140,15 +140,17 @@ FAULTS: dict[str, tuple[Strike, int]] = {
     "a full disk under the run, resumed": (full_disk, 1),
     "a full disk under Ray's folder": (full_ray_folder, 1),
 }
-"""What strikes, and how many of its strikes count as one: a node that is lost and one that is added are a pair."""
+"""Name → the function that causes the fault, and the number of its calls that count as one fault: losing a node and
+adding another are a pair."""
 LOSSES = {"num_failures": 8, "req_failure_prob": 4, "resp_failure_prob": 4, "in_flight_failure_prob": 4}
-"""How many calls Ray loses in a run, and in percent, how often it loses calls, their answers, and answers too early."""
+"""The number of calls that Ray loses in a run, followed by three percentages: lost calls, lost answers, and answers
+lost while the call is still in progress."""
 KILLED, UNAVAILABLE = "the command killed, resumed", "a call or its answer lost on the way"
 
 
 @contextmanager
 def place_of(folder: Path, seed: int) -> Iterator[Place]:
-    """A cluster of three nodes with a processor each; with root's rights, on small file systems."""
+    """A cluster of three nodes with one CPU each; with root privileges, it uses small file systems."""
     spots = folder / "ray", folder / "runs"
     for spot, size in zip(spots, ("400m", "24m"), strict=True):
         spot.mkdir(parents=True, exist_ok=True)
@@ -175,7 +177,7 @@ def can_mount() -> bool:
 
 
 def strike_often(name: str, times: int, place: Place, whole: tuple[Any, ...]) -> dict[str, Any]:
-    """Let a fault strike this many times; what is left of the runs."""
+    """Inject a fault this many times, and count what happened to the runs."""
     strike, together = FAULTS[name]
     tally: dict[str, Any] = {"struck": 0, "runs": 0, "runs as without faults": 0, "lost rows": 0}
     words: set[str] = set()
@@ -190,7 +192,7 @@ def strike_often(name: str, times: int, place: Place, whole: tuple[Any, ...]) ->
 
 
 def count_run(tally: dict[str, Any], run: RunDirectory, struck: int, whole: tuple[Any, ...]) -> None:
-    """Count a run and what it lost."""
+    """Count a run and the rows that it lost."""
     found = contents(run)
     tally["struck"] += struck
     tally["runs"] += 1
@@ -200,7 +202,7 @@ def count_run(tally: dict[str, Any], run: RunDirectory, struck: int, whole: tupl
 
 
 def struck_run(name: str, strike: Strike, count: int, place: Place) -> tuple[RunDirectory, int, set[str]]:
-    """A run that is struck this many times, at chunks that are drawn; it is resumed whenever it stops."""
+    """A run that is struck by this number of faults, during randomly drawn chunks. It is resumed whenever it stops."""
     chunks = set(place.draw.choice(np.arange(2, CHUNKS - 2), count, replace=False).tolist())
     said: set[str] = set()
     struck = 0
@@ -235,7 +237,7 @@ def struck_run(name: str, strike: Strike, count: int, place: Place) -> tuple[Run
 
 
 def killed_often(times: int, place: Place, whole: tuple[Any, ...]) -> dict[str, Any]:
-    """SIGKILL the command that trains, at moments that are drawn, and resume its run."""
+    """SIGKILL the training command at randomly drawn moments, and resume its run."""
     tally: dict[str, Any] = {"struck": 0, "runs": 0, "runs as without faults": 0, "lost rows": 0}
     began = time.perf_counter()
     while tally["struck"] < times:
@@ -262,13 +264,13 @@ def killed_often(times: int, place: Place, whole: tuple[Any, ...]) -> dict[str, 
 
 
 def size_of(run: Path) -> int:
-    """The size of a run's rows."""
+    """The size of a run's files of rows."""
     path = run / "metrics.jsonl"
     return path.stat().st_size if path.exists() else 0
 
 
 def unavailable_often(times: int, place: Place, whole: tuple[Any, ...]) -> dict[str, Any]:
-    """Have Ray lose calls of workers, or their answers."""
+    """Make Ray lose calls to workers, or their answers."""
     tally: dict[str, Any] = {"struck": 0, "runs": 0, "runs as without faults": 0, "lost rows": 0}
     began = time.perf_counter()
     while tally["struck"] < times:
@@ -298,7 +300,8 @@ def command(run: Path, place: Place, log: Path, variables: dict[str, str] | None
 
 
 def contents(run: RunDirectory) -> tuple[Any, ...]:
-    """What must be the same in two runs: rows without clocks, episodes, arrays of the last checkpoint."""
+    """Everything that must be equal in two runs: rows without timing columns, episodes, and the arrays of the last
+    checkpoint."""
     rows = [{name: x for name, x in row.items() if not name.startswith("time/")} for row in run.metrics()]
     with np.load(run.last) as file:
         arrays = {name: file[name].tobytes() for name in sorted(file.files) if name != "meta"}
@@ -306,15 +309,15 @@ def contents(run: RunDirectory) -> tuple[Any, ...]:
 
 
 def undisturbed(place: Place) -> tuple[Any, ...]:
-    """The run without faults, and without a cluster."""
+    """The reference run, without faults and without a cluster."""
     run = upslope.train("CartPole-v1", folder=place.folder, name="whole", quiet=True, workers=1, **SETTINGS)
     return contents(RunDirectory(run.path))
 
 
 def all_faults(times: int, only: str, folder: Path, tell: Callable[[str, dict[str, Any]], None]) -> None:
-    """Let each fault whose name holds `only` strike, and tell what came of it."""
+    """Inject each fault whose name contains `only`, and report the results."""
     if not can_mount():
-        raise SystemExit("Full disks are small file systems, which only root can mount.")
+        raise SystemExit("Full disks are simulated by small file systems, which only root can mount.")
     with place_of(folder, 0) as place:
         whole = undisturbed(place)
         for name in FAULTS:

@@ -1,12 +1,12 @@
-"""Two hosts, made of network namespaces: every command of docs/cluster.md, and a link that is cut.
+"""Simulate two hosts with network namespaces: run every command in docs/cluster.md, and cut the link between them.
 
     python benchmarks/cluster_hosts.py commands       # the page's commands, with fewer trials and steps
-    python benchmarks/cluster_hosts.py cuts           # the link between the hosts is cut 20 times for 3 seconds
-    python benchmarks/cluster_hosts.py losses         # and 20 times until Ray has given the node up; it then comes back
+    python benchmarks/cluster_hosts.py cuts           # cut the link between the hosts 20 times for 3 seconds
+    python benchmarks/cluster_hosts.py losses         # cut it 20 times until Ray gives up the node, which then returns
 
 It needs root, `ip` (iproute2), and a virtual environment with upslope's dependencies and the extra `ray`. Each host has
-its own network, mounts, processes and home, and upslope from a wheel: the project's folder is not there. Results go to
-benchmarks/results/cluster.json.
+its own network, mounts, processes and home folder, and upslope installed from a wheel; the project's folder is hidden.
+Results go to benchmarks/results/cluster.json.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from upslope.runs.directory import RunDirectory
 PROJECT = HERE.parent
 ADDRESSES = {"first": "10.77.0.1", "second": "10.77.0.2"}
 RAY_HEALTH = "RAY_health_check_initial_delay_ms=1000 RAY_health_check_period_ms=1000 RAY_health_check_timeout_ms=3000"
-"""Ray gives up a node that cannot be reached after about 15 seconds instead of half a minute or more."""
+"""Settings with which Ray gives up an unreachable node after about 15 seconds instead of half a minute or more."""
 SETTINGS: dict[str, Any] = {"seeds": 2, "steps": 2048, "num_envs": 2, "rollout_steps": 32}
 LONGEST = 1500.0
 
@@ -57,8 +57,8 @@ class Hosts:
         return self.folder / name
 
     def start(self, name: str, script: str) -> subprocess.Popen[bytes]:
-        """Run a script on a host, in its home; its output goes to a log."""
-        # Ray keeps its sessions in /tmp/ray and its objects in /dev/shm, on every machine; each host gets its own.
+        """Run a script on a host, in its home folder; its output goes to a log."""
+        # On every machine, Ray keeps its sessions in /tmp/ray and its objects in /dev/shm, so each host gets its own.
         begin = f"""
 mount -t tmpfs none {PROJECT} && mkdir -p /tmp/ray && mount -t tmpfs none /tmp/ray && mount -t tmpfs none /dev/shm
 export HOME={self.home(name)} PYTHONPATH={self.site} PATH={Path(sys.executable).parent}:$PATH
@@ -76,18 +76,18 @@ cd ~
             run(f"ip -n second route replace default via {ADDRESSES['first']}")
 
     def said(self, name: str) -> str:
-        """What a host said so far."""
+        """The output of a host so far."""
         return (self.folder / f"{name}.log").read_text("utf-8", "replace")
 
 
 def run(command: str) -> None:
-    """Run a command of the system."""
+    """Run a system command."""
     subprocess.run(command.split(), check=True)
 
 
 @contextmanager
 def two_hosts() -> Iterator[Hosts]:
-    """Two hosts, and their end with everything that runs on them."""
+    """Create two hosts; at the end, remove them and stop everything that runs on them."""
     with tempfile.TemporaryDirectory() as folder:
         hosts = Hosts(Path(folder))
         for name in ADDRESSES:
@@ -98,7 +98,7 @@ def two_hosts() -> Iterator[Hosts]:
                 run(f"ip -n {name} addr add {ADDRESSES[name]}/24 dev to-{other}")
                 run(f"ip -n {name} link set lo up")
                 run(f"ip -n {name} link set to-{other} up")
-                run(f"ip -n {name} route add default via {ADDRESSES[other]}")  # Ray asks for the way out
+                run(f"ip -n {name} route add default via {ADDRESSES[other]}")  # Ray looks up the default route
             yield hosts
         finally:
             for name in ADDRESSES:
@@ -108,7 +108,7 @@ def two_hosts() -> Iterator[Hosts]:
 
 
 def commands_of_page() -> list[str]:
-    """The lines of the page's shell examples."""
+    """The lines of the shell examples in the page."""
     text = (DOCS / "cluster.md").read_text("utf-8")
     return [line for block in re.findall(r"```bash\n(.*?)```", text, re.S) for line in block.strip().splitlines()]
 
@@ -119,7 +119,7 @@ SMALLER = {
     "--steps 50000": "--steps 2000",
     "--seeds 8": "--seeds 2 --steps 2000",
 }
-"""What is replaced in the page's commands."""
+"""Replacements in the page's commands."""
 WORLD = """
 import gymnasium
 from gymnasium.envs.classic_control import CartPoleEnv
@@ -131,10 +131,10 @@ def World(**options):
 
 
 def commands() -> dict[str, Any]:
-    """Run every command of the page, on the host on which it says; the exit status of each."""
+    """Run every command of the page on the host for which it is meant, and return the exit status of each."""
     first, second = [], []
     for line in commands_of_page():
-        if line.startswith("pip install"):  # the hosts have it from the wheel
+        if line.startswith("pip install"):  # the hosts have upslope from the wheel
             continue
         small = line
         for long, short in SMALLER.items():
@@ -162,7 +162,7 @@ until (echo > /dev/tcp/{ADDRESSES["first"]}/6379) 2> /dev/null; do sleep 0.5; do
 
 
 def waiting_for(cpus: int) -> str:
-    """Commands that wait until the cluster has this many processors."""
+    """Commands that wait until the cluster has this number of CPUs."""
     return f'for i in $(seq 90); do ray status 2>/dev/null | grep -q "/{cpus}.0 CPU" && break; sleep 1; done'
 
 
@@ -172,22 +172,22 @@ while true; do
   sleep 1
 done
 """
-"""On the second host: a node that comes back whenever it was lost."""
+"""The script of the second host: a node that rejoins whenever it is lost."""
 
 
 JOINED = "Ray runtime started"
-"""What `ray start` says."""
+"""The line that `ray start` prints when it succeeds."""
 
 
 def wait_for(is_so: Callable[[], bool]) -> None:
-    """Wait until something is so, at most a minute."""
+    """Wait until a condition holds, for at most a minute."""
     until = time.monotonic() + 60
     while not is_so() and time.monotonic() < until:
         time.sleep(0.2)
 
 
 def train(hosts: Hosts, run_folder: Path) -> subprocess.Popen[bytes]:
-    """Train on both hosts, or resume; a cluster is looked at every two seconds."""
+    """Train on both hosts, or resume. The cluster is checked every two seconds."""
     words = ["train", "cluster_world:Sleeping", "--py-module", "cluster_world.py", "--no-preset", "--quiet"]
     words += [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
     words += ["--cluster", f"{ADDRESSES['first']}:6379", "--folder", str(run_folder.parent), "--name", run_folder.name]
@@ -199,7 +199,8 @@ def train(hosts: Hosts, run_folder: Path) -> subprocess.Popen[bytes]:
 
 
 def cut_often(times: int, seconds: float, *, until_lost: bool) -> dict[str, Any]:
-    """Cut the link this many times for these seconds while a run trains on both hosts; what is left of the runs."""
+    """While runs train on both hosts, cut the link this many times for this number of seconds, and count what happened
+    to the runs."""
     tally: dict[str, Any] = {"struck": 0, "runs": 0, "runs as without faults": 0, "lost rows": 0}
     draw, began = np.random.default_rng(0), time.perf_counter()
     with two_hosts() as hosts:
@@ -244,7 +245,7 @@ CUTS = {"cuts": ("the link cut for 3 seconds", 3.0), "losses": ("the link cut un
 
 
 def main() -> None:
-    """Run what is asked for, and store what was found."""
+    """Run the requested part, and store the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["commands", *CUTS])
     parser.add_argument("--times", type=int, default=20)

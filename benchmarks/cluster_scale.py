@@ -1,15 +1,16 @@
-"""What bounds a run on 10, 100 and 1,000 nodes: a simulation with measured times and sizes.
+"""What limits a run on 10, 100 and 1,000 nodes? A simulation with measured times and sizes.
 
     python benchmarks/cluster_scale.py    # check it against the measured figures, and write the tables of docs/scale.md
 
-The main process is one server: it sends a request to each worker, one after another, and takes their answers one after
-another, as they arrive. A worker begins when its request has arrived, and computes for a time that varies between
-workers. Where all workers are waited for (seeds, slices), the next round begins when the last answer was taken; in a
-sweep each worker gets its next trial as soon as its last one was taken.
+The main process is a single server. It sends a request to each worker, one after another, and receives the answers one
+after another, as they arrive. A worker begins when its request has arrived, and computes for a time that varies between
+workers. If the main process waits for all workers (seeds, slices), the next round begins once the last answer has been
+received. In a sweep, each worker gets its next trial as soon as the result of its previous one has been received.
 
-Measured (benchmarks/results/cluster.json, by benchmarks/cluster.py): what a call costs the main process, by size and by
-the number of workers; the main process's own share of an iteration; sizes of messages; how long a trial takes it.
-Assumed: the times of the work itself and the link of the main process's machine, which are in the tables.
+Measured (benchmarks/results/cluster.json, by benchmarks/cluster.py): the cost of a call for the main process, by size
+and by number of workers; the main process's own share of an iteration; the sizes of messages; and the time that a trial
+takes in the main process. Assumed: the duration of the work itself and the network link of the main process's machine,
+which are stated in the tables.
 """
 
 import heapq
@@ -22,30 +23,31 @@ from cluster import DOCS, SECONDS, WORKERS, stored
 from pages import fill
 
 NODES, CORES = (10, 100, 1000), 16
-"""Nodes, and processors of each; a worker takes one."""
+"""The number of nodes, and of CPUs per node; a worker takes one CPU."""
 LINK = 1.25e9
-"""Bytes a second that the main process's machine takes in: 10 Gbit/s."""
+"""Bytes per second that the main process's machine can receive: 10 Gbit/s."""
 DELAY = 0.2e-3
-"""Seconds that a message is under way, one way, within a data centre."""
+"""One-way latency of a message within a data centre, in seconds."""
 SPREAD = 0.05
-"""By how much the times of workers vary: the standard deviation of their logarithm."""
+"""How much the workers' times vary: the standard deviation of their logarithm."""
 ROUNDS = 5
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds of the main process for each worker and round."""
+    """Seconds that the main process needs per worker and round."""
 
     send: float
     take: float
     rate: float = LINK
-    """Bytes a second at which answers arrive."""
+    """Bytes per second at which answers arrive."""
     delay: float = DELAY
 
 
 def rounds(workers: int, work: Sequence[float], size: float, costs: Costs, own: float = 0.0) -> float:
-    """Mean seconds of a round in which all workers are asked and waited for; `work` [R·W] are the workers' seconds, and
-    `own` the seconds that the main process takes between rounds."""
+    """Mean seconds of a round in which the main process sends a request to every worker and waits for all answers.
+    `work` [R·W] are the workers' seconds, and `own` is the number of seconds that the main process takes between
+    rounds."""
     now, times = 0.0, np.asarray(work).reshape(-1, workers)
     for row in times:
         arrivals = now + costs.send * np.arange(1, workers + 1) + costs.delay + row + costs.delay
@@ -59,7 +61,7 @@ def rounds(workers: int, work: Sequence[float], size: float, costs: Costs, own: 
 
 
 def trials(workers: int, work: Sequence[float], size: float, costs: Costs) -> tuple[float, float]:
-    """The workers' busy share over a sweep of these trials, and the main process's."""
+    """The busy shares of the workers and of the main process over a sweep of these trials."""
     waiting = [0.0] * workers
     heapq.heapify(waiting)
     free = busy = 0.0
@@ -74,7 +76,8 @@ def trials(workers: int, work: Sequence[float], size: float, costs: Costs) -> tu
 
 
 def call_costs(found: dict[str, Any], size: int) -> tuple[float, float]:
-    """Seconds of a call of no worker, and for each worker more: a line through the measured calls of 1 to 16 actors."""
+    """Seconds of a call to no worker, and additional seconds per worker, from a line fitted to the measured calls to 1
+    to 16 actors."""
     calls = found["lockstep"]["calls"]
     seconds = [calls[f"{count} × {size}"] / 1000 for count in WORKERS]
     slope, start = np.polyfit(WORKERS, seconds, 1)
@@ -82,7 +85,7 @@ def call_costs(found: dict[str, Any], size: int) -> tuple[float, float]:
 
 
 def check(found: dict[str, Any]) -> list[str]:
-    """The simulation beside the measured steps of 16 environments of 20 ms in 2 to 16 actors."""
+    """Compare the simulation with the measured steps of 16 environments with 20 ms per step in 2 to 16 actors."""
     start, slope = call_costs(found, 100)
     rows = ["| actors | a step, simulated | measured | difference |", "|---:|---:|---:|---:|"]
     acting = found["lockstep"]["1 workers"] - 16 * SECONDS
@@ -97,12 +100,12 @@ def check(found: dict[str, Any]) -> list[str]:
 
 
 def varied(mean: float, count: int, seed: int = 0) -> np.ndarray:
-    """Times around a mean that vary as workers do."""
+    """Times around a mean that vary like those of workers."""
     return mean * np.exp(np.random.default_rng(seed).normal(0.0, SPREAD, count))
 
 
 def seeds_rows(found: dict[str, Any]) -> list[str]:
-    """One seed for each worker, by the seconds of its iteration."""
+    """Rows for one seed per worker, by the duration of its iteration."""
     one = found["overhead"]["CartPole-v1"]["median"]
     each = one["actors main process"] / 2
     costs = Costs(send=each / 2, take=each / 2)
@@ -121,7 +124,7 @@ def seeds_rows(found: dict[str, Any]) -> list[str]:
 
 
 def sweep_rows(found: dict[str, Any]) -> list[str]:
-    """A trial for each worker, four times over, by the seconds of a trial."""
+    """Rows for a sweep with four trials per worker, by the duration of a trial."""
     each = found["sweep"]["main process seconds a trial"]
     costs = Costs(send=each / 2, take=each / 2)
     rows = ["| nodes | workers | trials of 10 s | of 60 s | of 600 s | of 3,600 s |", "|---:|---:|---:|---:|---:|---:|"]
@@ -135,7 +138,7 @@ def sweep_rows(found: dict[str, Any]) -> list[str]:
 
 
 def slices_rows(found: dict[str, Any]) -> list[str]:
-    """The gain of one environment a worker over one worker for all, by the seconds of a step."""
+    """Rows for the speedup of one environment per worker over one worker for all, by the duration of a step."""
     start, slope = call_costs(found, 100)
     costs = Costs(send=slope / 2, take=slope / 2, delay=max(start / 2, DELAY))
     rows = ["| workers | step of 2 ms | of 20 ms | of 200 ms | of 2 s |", "|---:|---:|---:|---:|---:|"]
@@ -164,21 +167,21 @@ def main() -> None:
 
 
 def measured_rows(found: dict[str, Any]) -> list[str]:
-    """What was measured."""
+    """Rows for the measured values."""
     rows = ["| measured | value |", "|---|---:|"]
     start, slope = call_costs(found, 100)
     large = call_costs(found, 300_000)[1]
     first = f"{1e3 * (start + slope):.2f} ms, {1e3 * slope:.2f} ms"
-    rows.append(f"| a call of an actor with 100 bytes: the first, each further one | {first} |")
-    rows.append(f"| with 300 kB there and back: each further one | {1e3 * large:.2f} ms |")
+    rows.append(f"| a call to an actor with 100 bytes: the first, each additional one | {first} |")
+    rows.append(f"| a call with 300 kB in each direction: each additional one | {1e3 * large:.2f} ms |")
     for name, one in found["overhead"].items():
         middle = one["median"]
         rows.append(
-            f"| an iteration of {name}: bytes of an answer; processor time of the main process for a worker | "
+            f"| an iteration of {name}: size of an answer; CPU time of the main process per worker | "
             f"{middle['actors bytes answered'] / 1e3:,.0f} kB; {500 * middle['actors main process']:.1f} ms |"
         )
     each = found["sweep"]["main process seconds a trial"]
-    rows.append(f"| a trial of a sweep in a SQLite file: processor time of the main process | {1e3 * each:.0f} ms |")
+    rows.append(f"| a trial of a sweep in a SQLite file: CPU time of the main process | {1e3 * each:.0f} ms |")
     return rows
 
 

@@ -1,4 +1,5 @@
-"""An environment of 20 ms a step that sleeps, so that many take turns on few cores; workers get this file alone."""
+"""An environment that sleeps for 20 ms in each step, so that many of them can share a few cores. Workers receive only
+this file."""
 
 import time
 from typing import Any
@@ -21,7 +22,7 @@ class Sleeping(gymnasium.Env):
         return np.zeros(4, np.float32), {}
 
     def pass_time(self) -> None:
-        """What makes a step slow."""
+        """Take the time that makes a step slow."""
         time.sleep(SECONDS)
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:

@@ -1,9 +1,9 @@
-"""Convolutions as matrix products against XLA's own, in a compiled loop on one core; results/convolutions.json.
+"""Compare convolutions as matrix products with XLA's own, in a compiled loop on one core.
 
     python benchmarks/convolutions.py       # about two minutes
 
 Each layer of upslope's image networks takes four steps of gradient descent on a batch of 64, as in an update. The two
-are timed alternately, and each ratio compares neighbouring timings.
+methods are timed alternately, and each ratio compares neighbouring timings. Stores results/convolutions.json.
 """
 
 import json

@@ -1,14 +1,14 @@
-"""What do a start, the live display and the logs cost, and does memory grow? Stores benchmarks/results/costs.json.
+"""What do start-up, the live display and logging cost, and does memory grow? Stores benchmarks/results/costs.json.
 
     python benchmarks/costs.py start        # about a minute
     python benchmarks/costs.py display      # about 8 minutes
     python benchmarks/costs.py memory       # about 4 minutes
     python benchmarks/costs.py long         # a million iterations: about 15 minutes
 
-start: the time from the shell to eight trained seeds of the compiled CartPole with its preset, first with an empty
-cache of compiled programs and then with a filled one; and of `upslope --help`. display: the same command in a
-pseudo-terminal with its live display, alternating with --quiet; each ratio compares neighbouring runs. memory: peak
-resident memory of runs that differ in one setting. long: resident memory over a run of a million iterations.
+start: the time from the shell command to eight trained seeds of the compiled CartPole with its preset, first with an
+empty cache of compiled programs and then with a filled one, and the time of `upslope --help`. display: the same command
+in a pseudo-terminal with its live display, alternating with --quiet; each ratio compares neighbouring runs. memory:
+peak resident memory of runs that differ in one setting. long: resident memory over a run of a million iterations.
 """
 
 import json
@@ -64,7 +64,7 @@ def train(arguments: list[str], folder: str, quiet: bool = True) -> subprocess.P
 
 
 def drain(terminal: int) -> None:
-    """Read the output, as a terminal does."""
+    """Read the output like a terminal."""
     try:
         while os.read(terminal, 1 << 16):
             pass
@@ -82,7 +82,7 @@ def rate(arguments: list[str], quiet: bool) -> float:
 
 
 def start() -> dict[str, Any]:
-    """Seconds from the shell to the end; each round has its own cache (on Linux, through XDG_CACHE_HOME)."""
+    """Seconds from the shell command to its end; each round has its own cache (on Linux, through XDG_CACHE_HOME)."""
     found: dict[str, list[float]] = {"--help": [], "first time": [], "second time": []}
     for _ in range(STARTS):
         with tempfile.TemporaryDirectory() as folder:
@@ -97,7 +97,7 @@ def start() -> dict[str, Any]:
 
 
 def display() -> dict[str, Any]:
-    """The rate with the live display divided by the rate without."""
+    """The rate with the live display, divided by the rate without it."""
     found = {}
     for name, arguments in DISPLAYED.items():
         ratios = []
@@ -152,7 +152,7 @@ def last_iteration(path: Path) -> int:
 
 
 def page(results: dict[str, Any]) -> str:
-    """The stored results in words, for the documentation."""
+    """The stored results as text for the documentation."""
     lines = ["| what | measured |", "|---|---|"]
     for name, seconds in results.get("start", {}).items():
         middle = f"{statistics.median(seconds):.2f} s ({min(seconds):.2f} – {max(seconds):.2f})"

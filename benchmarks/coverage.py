@@ -1,11 +1,11 @@
-"""How often do the 95 % intervals cover the truth? Simulated scores of a few seeds, from known distributions.
+"""How often do the 95 % intervals cover the true value? Simulates scores of a few seeds from known distributions.
 
-    python benchmarks/coverage.py          # simulate and store (some minutes); or only the named parts
+    python benchmarks/coverage.py          # simulate and store (a few minutes), or only the named parts
     python benchmarks/coverage.py --table  # write the tables in docs/compare.md from the stored results
 
-`percentile bootstrap` is the usual interval, for comparison. A simulated sample without an interval, because all its
-seeds agree, counts as not covered; `told` is the share of samples with an interval. `width` is the median width divided
-by that of an oracle that knows the distribution of the error: estimate ± the 95 % quantile of |error|.
+`percentile bootstrap` is the usual interval, for comparison. A simulated sample that has no interval, because all its
+seeds agree, counts as not covered; `told` is the share of samples with an interval. `width` is the median width,
+divided by the width of an oracle that knows the distribution of the error: estimate ± the 95 % quantile of |error|.
 """
 
 import json
@@ -29,7 +29,7 @@ FEWER_SAMPLES = 2500
 MIXTURES = 10
 """Number of random draws of how environments differ, each with a thousand samples of seeds."""
 BOOTSTRAPS = 1000
-"""Number of samples for the bootstrap's coverage, and of its resamples."""
+"""Number of samples for the coverage of the bootstrap, and number of its resamples."""
 SEEDS = (3, 5, 10)
 
 Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
@@ -67,17 +67,19 @@ def main(only: list[str]) -> None:
 
 
 def covered(estimates: list[Estimate], truth: float) -> dict[str, float]:
-    """The share of intervals that cover the truth, the share of estimates with an interval, and the median width."""
+    """The share of intervals that cover the true value, the share of estimates with an interval, and the median
+    width."""
     told = [e.interval for e in estimates if e.interval is not None]
     held = sum(i.low <= truth + 1e-9 and truth - 1e-9 <= i.high for i in told)
     oracle = 2 * float(np.quantile([abs(e.value - truth) for e in estimates], 0.95))
     found = {"coverage": held / len(estimates), "told": len(told) / len(estimates)}
-    # If nearly every estimate equals the truth, the oracle's width is zero.
+    # If nearly every estimate equals the true value, the oracle's width is zero.
     return found | ({"width": round(float(np.median([i.high - i.low for i in told])) / oracle, 3)} if oracle else {})
 
 
 def one_environment(name: str) -> dict[str, Any]:
-    """Coverage for mean, interquartile mean and median by number of seeds: ours and the percentile bootstrap's."""
+    """The coverage of upslope's intervals and of the percentile bootstrap's for mean, interquartile mean and median, by
+    number of seeds."""
     random, draw = np.random.default_rng(0), DISTRIBUTIONS[name]
     population = draw(random, (4_000_000,))
     truths = {statistic: float(PLAIN[statistic](population, axis=0)) for statistic in OURS}
@@ -113,8 +115,8 @@ KINDS: dict[str, Strata] = {
 
 
 def several_environments() -> dict[str, Any]:
-    """Normalised scores whose level and spread differ between environments: the mean over ten draws of levels and
-    spreads, and the lowest coverage of the ten."""
+    """Normalised scores whose level and spread differ between environments: the mean coverage over ten draws of levels
+    and spreads, and the lowest of the ten."""
     found: dict[str, Any] = {}
     for kind, draw in KINDS.items():
         for count in (2, 3, 10):
@@ -130,7 +132,7 @@ STRATIFIED = {"mean": stratified_mean, "interquartile mean": stratified_iqm}
 
 
 def mixture(draw: Strata, count: int, random: np.random.Generator) -> dict[str, dict[int, dict[str, float]]]:
-    """Several environments: the coverage of each statistic by number of seeds."""
+    """The coverage of each statistic over several environments, by number of seeds."""
     level, spread = random.uniform(0.2, 1.0, count), random.uniform(0.02, 0.3, count)
     population = np.concatenate(draw(random, level, spread, 200_000))
     truths = {"mean": float(population.mean()), "interquartile mean": float(stats.trim_mean(population, 0.25))}
@@ -155,7 +157,7 @@ def normal(mean: float, spread: float) -> Draw:
 
 
 def success(share: float) -> Draw:
-    """A sampler of scores of seeds that succeed or fail."""
+    """A sampler of the scores of seeds that either succeed or fail."""
     return lambda random, shape: (random.random(shape) < share) * 1.0
 
 
@@ -207,8 +209,8 @@ def profiles() -> dict[str, Any]:
 
 
 def beside_success() -> dict[str, Any]:
-    """The mean over two environments: one where seeds succeed or fail, so all may agree, and one where they differ
-    little."""
+    """The mean over two environments: in one, seeds succeed or fail, so they may all agree; in the other, they differ
+    only a little."""
     random, found = np.random.default_rng(7), {}
     for share in (0.9, 0.7):
         for n in SEEDS:
@@ -238,15 +240,16 @@ def tables(result: dict[str, Any]) -> str:
 
 
 def shown(cell: dict[str, float]) -> str:
-    """A cell: the coverage (and the lowest of several), the width, and the share with an interval if it is below 1."""
+    """A table cell: the coverage (and the lowest of several), the width, and the share with an interval if it is below
+    1."""
     told = cell.get("told", 1.0)
     least = f", least {cell['lowest']:.1%}" if "lowest" in cell else ""
     width = f", ×{cell['width']:.2f}" if "width" in cell else ""
-    return f"{cell['coverage']:.1%}{least}{width}" + (f" ({told:.0%} told)" if told < 0.9995 else "")
+    return f"{cell['coverage']:.1%}{least}{width}" + (f" ({told:.0%} given)" if told < 0.9995 else "")
 
 
 def write_page() -> None:
-    """Write the tables between the marks in docs/compare.md."""
+    """Write the tables between the markers in docs/compare.md."""
     result = json.loads(RESULTS.read_text("utf-8"))
     fill(PAGE, "coverage", tables(result))
 

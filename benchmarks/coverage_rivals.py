@@ -1,8 +1,9 @@
-"""Coverage of alternative intervals for the interquartile mean over environments, compared with the one in use.
+"""Compare the coverage of alternative intervals for the interquartile mean over environments with the one in use.
 
     python benchmarks/coverage_rivals.py   # stores benchmarks/results/coverage_rivals.json
 
-Normal seeds in environments of different means and spreads, as in `coverage.py`: ten draws of 400 samples each.
+Seeds are normally distributed, in environments with different means and spreads, as in `coverage.py`. There are ten
+draws of 400 samples each.
 """
 
 import json
@@ -31,7 +32,7 @@ def winsorised(x: np.ndarray) -> list[float]:
 
 
 def tukey(x: np.ndarray, random: np.random.Generator) -> Estimate:
-    """The interval from that variance alone."""
+    """The interval based only on that variance."""
     return Estimate(float(iqm(x.ravel())), welch(float(iqm(x.ravel())), winsorised(x), list(x)))
 
 

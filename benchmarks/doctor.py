@@ -3,9 +3,10 @@
     python benchmarks/doctor.py train BANK [PART …]    # train the missing runs in the folder BANK
     python benchmarks/doctor.py judge BANK [PART …]    # diagnose every run of these parts, and store the figures
 
-Runs with planted faults and healthy runs, of five seeds each: `calibrate`, on which thresholds were set; `test`, whose
-results were seen while rules were being changed; and `fresh`, trained and diagnosed only once. Its two false alarms led
-to changes in two rules; `confirm`, with healthy runs only, measures the rate of false alarms after these changes.
+The bank contains runs with planted faults and healthy runs, with five seeds each. Thresholds were set on the part
+`calibrate`. The results of `test` were seen while rules were being changed. `fresh` was trained and diagnosed only
+once. Its two false alarms led to changes in two rules. `confirm`, which contains only healthy runs, measures the rate
+of false alarms after these changes.
 """
 
 import json
@@ -25,7 +26,7 @@ RESULTS = Path(__file__).parent / "results" / "doctor.json"
 PAGE = Path(__file__).parents[1] / "docs" / "doctor.md"
 RULES = Path(__file__).parents[1] / "src" / "upslope" / "diagnosis"
 AT_ONCE, MORE = 12, 3
-"""Number of runs that one process trains, and its exit status if there may be more to train."""
+"""Number of runs that one process trains, and its exit status if there may be more runs to train."""
 
 
 def judge(bank: Path, parts: tuple[str, ...]) -> dict[str, Any]:
@@ -48,13 +49,13 @@ def judge(bank: Path, parts: tuple[str, ...]) -> dict[str, Any]:
 
 
 def commit_of_rules() -> str:
-    """The last commit that changed a file that diagnoses depend on."""
+    """The last commit that changed a file on which diagnoses depend."""
     command = ["git", "log", "-1", "--format=%h", "--", str(RULES)]
     return subprocess.run(command, capture_output=True, text=True, check=True, cwd=RULES).stdout.strip()
 
 
 def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The shares, and the confusion table of planted and diagnosed causes."""
+    """The shares of correct diagnoses, and the confusion table of planted and diagnosed causes."""
     faulty, healthy = [r for r in rows if r["cause"] != "healthy"], [r for r in rows if r["cause"] == "healthy"]
     confusion: dict[str, Counter[str]] = {}
     for row in rows:

@@ -1,7 +1,8 @@
-"""Train the bank of `benchmarks/doctor.py`: many runs with few compiled programs.
+"""Train the bank of `benchmarks/doctor.py`, which has many runs but needs only a few compiled programs.
 
 Short runs spend most of their time compiling. Numbers that a fault or a variant changes (learning rate, γ, entropy
-coefficient, planted values) are therefore arguments of the program, and runs that differ only in them share a program.
+coefficient, planted values) are therefore arguments of the program, so that runs that differ only in these numbers
+share a program.
 """
 
 import dataclasses
@@ -77,9 +78,9 @@ def place(bank: Path, job: Job) -> Path:
 
 
 def train(bank: Path, at_most: int, parts: tuple[str, ...] = PARTS) -> int:
-    """Train the missing runs, one environment after another to share programs; return how many were trained.
+    """Train the missing runs, one environment after another to share programs, and return how many were trained.
 
-    `at_most` is needed because compiled programs hold memory maps, whose number per process is limited.
+    `at_most` is needed because compiled programs hold memory maps, and the number of maps per process is limited.
     """
     missing = [job for job in jobs() if job.part in parts and not (place(bank, job) / "done").exists()]
     missing.sort(key=lambda job: (-job.world.find(":"), job.world, job.arguments["algorithm"], job.fault is None))
@@ -97,7 +98,7 @@ def train(bank: Path, at_most: int, parts: tuple[str, ...] = PARTS) -> int:
 
 
 def train_one(job: Job, path: Path) -> None:
-    """Train one run. If the library raises an error, print it and keep the partial run."""
+    """Train one run. If the library raises an error, print the error and keep the partial run."""
     if path.exists():
         path.rename(path.with_name(f".{path.name}.cut.{len(list(path.parent.iterdir()))}"))
     arguments = dict(job.arguments)
@@ -120,7 +121,7 @@ real_collect = iteration.collect
 
 
 def collect(world: Any, *arguments: Any, **options: Any) -> Any:
-    """The library's `collect`, with the planted mistake in its rollout."""
+    """The library's `collect`, but with the planted mistake in its rollout."""
     columns, rollout, finished = real_collect(world, *arguments, **options)
     return columns, broken_rollout(rollout) if hasattr(world, "unlimited") else rollout, finished
 
@@ -139,7 +140,7 @@ def with_numbers(task: Task, numbers: dict[str, Any]) -> Task:
 
 
 class Planting:
-    """Context in which `Now` holds a program's traced numbers; programs may be traced in several threads."""
+    """A context in which `Now` holds a program's traced numbers. Programs may be traced in several threads."""
 
     lock = threading.RLock()
 
@@ -156,17 +157,17 @@ class Planting:
 
 
 def key_of(task: Task, *more: Any) -> str:
-    """A key for everything that a program depends on besides its numbers."""
+    """A key that identifies everything on which a program depends, apart from its numbers."""
     return repr((with_numbers(task, dict.fromkeys(("learning_rate", "gamma", "entropy_coefficient"), 0.0)), more))
 
 
 class Shared(CompiledEngine):
-    """Compiled engine that keeps its program for the next run with the same structure."""
+    """A compiled engine that keeps its program for the next run with the same structure."""
 
     def __init__(self, task: Task, seeds: Any, **_: Any):
         super().__init__(task, seeds)
         world = task.environment
-        # An engine on recorded data has its rollout in this place, which is an argument of the program.
+        # An engine on recorded data has its rollout in this attribute, which is an argument of the program.
         self.data = numbers_of(task)  # type: ignore[assignment]  # numbers in place of data: arguments of the program
         self.key = key_of(task, self.iterations, len(seeds), type(getattr(world, "inner", world)), type(world))
         if self.key in PROGRAMS:
@@ -186,7 +187,7 @@ class Shared(CompiledEngine):
 
 
 class SharedHost(HostEngine):
-    """The same for the host engine, where learning and acting are separate programs."""
+    """The same for the host engine, in which learning and acting are separate programs."""
 
     def __init__(self, task: Task, seeds: Any, columns: Any, *more: Any):
         super().__init__(task, seeds, columns, *more)

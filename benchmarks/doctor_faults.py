@@ -1,4 +1,4 @@
-"""The faults that `benchmarks/doctor.py` plants, and its healthy runs. The library contains none of this.
+"""The faults that `benchmarks/doctor.py` plants, and its healthy runs. Nothing in this file is part of the library.
 
 A fault is in the configuration, in the environment (wrapped, compiled or on the host), or in a broken copy of the
 estimator, the objective or the rollout (`doctor_planting.py`). Each fault names the cause that a diagnosis should give.
@@ -17,7 +17,7 @@ CARTPOLE, ACROBOT, PENDULUM = "jax:CartPole-v1", "jax:Acrobot-v1", "jax:Pendulum
 HOST_CARTPOLE, HOST_PENDULUM, HOST_ACROBOT = "CartPole-v1", "Pendulum-v1", "Acrobot-v1"
 MOUNTAIN, GRID, KEY = "jax:MountainCarContinuous-v0", "jax:GridWorld-v0", "jax:Key-v0"
 SWINGS = {"num_envs": 4, "rollout_steps": 512, "epochs": 10, "minibatches": 16, "gamma": 0.95, "learning_rate": 1e-3}
-"""Settings with which the pendulum learns in a short budget."""
+"""Settings with which the pendulum is learned within a short budget."""
 BASE: dict[str, dict[str, Any]] = {
     CARTPOLE: {"steps": 50_000},
     ACROBOT: {"steps": 50_000, "learning_rate": 1e-3},
@@ -33,17 +33,18 @@ BASE: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Fault:
-    """One planted fault. `calibrate`, `test` and `fresh` hold the environments in which these parts train it."""
+    """One planted fault. `calibrate`, `test` and `fresh` are the environments in which these parts train it."""
 
     name: str
     cause: str
     calibrate: tuple[str, ...]
     test: tuple[str, ...]
     fresh: tuple[str, ...]
-    """If there are two, the first is also in `calibrate`, and the second in neither `calibrate` nor `test`."""
+    """If there are two environments, the first is also in `calibrate`, and the second is in neither `calibrate` nor
+    `test`."""
     settings: dict[str, Any] = field(default_factory=dict)
     test_settings: dict[str, Any] | None = None
-    """The same fault with another strength."""
+    """The same fault with a different strength."""
     plant: dict[str, float] = field(default_factory=dict)
     algorithm: str = "ppo"
     unlimited: bool = False
@@ -54,7 +55,7 @@ class Fault:
         return getattr(self, part, ())
 
     def settings_in(self, part: str, world: str) -> dict[str, Any]:
-        """The settings of the fault; `fresh` has those of `test` in an environment of `calibrate`, and vice versa."""
+        """The settings of the fault. `fresh` uses those of `test` in an environment of `calibrate`, and vice versa."""
         is_other = part == "test" or (part == "fresh" and world in self.calibrate)
         return self.test_settings if is_other and self.test_settings is not None else self.settings
 
@@ -70,7 +71,7 @@ MILDER = {
     ("pay_noise", 30.0): 20.0,
     ("over_at", 20.0): 25.0,
 }
-"""Strengths in the part `fresh`, by the strength in the other parts."""
+"""Strength in the other parts → strength in the part `fresh`."""
 
 
 def estimator(name: str) -> dict[str, float]:
@@ -141,7 +142,7 @@ class Healthy:
 
 
 def variants(world: str, *rungs: str) -> tuple[Healthy, ...]:
-    """Each rung twice: unchanged, and with other seeds, a lower learning rate and another discount."""
+    """Each rung twice: unchanged, and with different seeds, a lower learning rate and a different discount."""
     other = {"seed": 10, "slower": 0.6, "gamma": 0.98 if "Pendulum" not in world else 0.9}
     return tuple(Healthy(world, rung, s) for rung in rungs for s in ({}, other))
 

@@ -5,10 +5,10 @@
     python benchmarks/doctor_field.py judge BANK test NAME       # print only the figures; store them as NAME
     … judge BANK test NAME COMMIT                                # with upslope imported from this commit
 
-Environments from six sources are split into two halves: rules may be changed to fit `calibration`; `test` was diagnosed
-once before the rules were changed for this bank, and once after.
-Needs `pip install minigrid gymnax six` besides `upslope[mujoco]`.
-A run counts as faulty if the fault did harm: `doctor_field_bank.py` says how that is decided.
+Environments from six sources are split into two halves. Rules may be changed to fit `calibration`; `test` was diagnosed
+once before the rules were changed for this bank, and once afterwards.
+Needs `pip install minigrid gymnax six` in addition to `upslope[mujoco]`.
+A run counts as faulty if the fault did harm; `doctor_field_bank.py` explains how this is decided.
 """
 
 import json
@@ -28,7 +28,8 @@ import upslope
 RESULTS = Path(__file__).parent / "results" / "doctor_field.json"
 PAGE = Path(__file__).parents[1] / "docs" / "doctor.md"
 CLEAN = 2
-"""The first two evaluations of the test half are clean tests; later rules were changed in response to their results."""
+"""The first two evaluations of the test half are clean tests. Later, rules were changed in response to their
+results."""
 TARGETS = {
     "right cause first": (">=", 0.85),
     "right cause among the first two": (">=", 0.92),
@@ -69,7 +70,7 @@ def judge(bank: Path, half: str, tell: bool, commit: str = "") -> dict[str, Any]
 
 
 def row_of(job: Job) -> dict[str, Any]:
-    """The fields that identify a run, and its true cause."""
+    """The fields that identify a run, and the true cause of its fault."""
     return {
         "world": job.world.name,
         "source": job.world.source,
@@ -138,7 +139,7 @@ def lines_of(found: dict[str, Any]) -> list[str]:
 def write_page(stored: dict[str, Any]) -> None:
     """Write the results on the test half, and the confusion table of the last one, into the page."""
     judged = stored["test"]
-    lines = ["| test half | wanted | " + " | ".join(judged) + " |", "|---|---|" + "---|" * len(judged)]
+    lines = ["| test half | goal | " + " | ".join(judged) + " |", "|---|---|" + "---|" * len(judged)]
     lines.append("| rules of commit | | " + " | ".join(x["rules of commit"] for x in judged.values()) + " |")
     for name in [
         n for n, x in next(iter(judged.values())).items() if isinstance(x, list) and n not in ("runs", "not trained")
@@ -147,7 +148,7 @@ def write_page(stored: dict[str, Any]) -> None:
         wanted = f"{'≥' if sign == '>=' else '≤'} {100 * bound:.0f} %" if sign else ""
         lines.append(f"| {name} | {wanted} | " + " | ".join(words(x[name]) for x in judged.values()) + " |")
     name, last = list(judged.items())[:CLEAN][-1]
-    lines += ["", f"| planted, and in fact harmful | first alarm under “{name}”: runs |", "|---|---|"]
+    lines += ["", f"| planted fault that did harm | first alarm under “{name}”: runs |", "|---|---|"]
     for cause, counts in last["confusion"].items():
         right = "nothing" if cause == "healthy" else cause
         lines.append(f"| `{cause}` | " + ", ".join(
@@ -157,7 +158,7 @@ def write_page(stored: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Train for a while, or diagnose a half."""
+    """Train for a limited time, or diagnose a half."""
     if len(sys.argv) < 4 or sys.argv[1] not in ("train", "judge"):
         sys.exit(__doc__)
     what, bank, half, *rest = sys.argv[1], Path(sys.argv[2]), *sys.argv[3:]

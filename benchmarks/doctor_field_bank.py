@@ -1,9 +1,10 @@
 """The runs of `benchmarks/doctor_field.py`: planted faults, healthy runs, and how they are trained.
 
-A planted fault counts only if it did harm. `harm.json` in each run holds the returns of its last and of untrained
-agents, measured with intact rewards and ends; faults in observations and actions stay, since they are what a user would
-have. A fault did harm if the run lost at least the share `LOST` of what its healthy twin (the same environment,
-settings and seeds without the fault) gained over untrained agents, and more than two standard errors.
+A planted fault counts only if it did harm. `harm.json` in each run holds the returns of its final agents and of
+untrained agents, measured with intact rewards and episode ends. Faults in observations and actions remain, since a user
+would have them too. The healthy twin of a run has the same environment, settings and seeds but no fault. A fault did
+harm if the run lost at least the share `LOST` of what its twin gained over untrained agents, and more than two standard
+errors.
 """
 
 import json
@@ -32,9 +33,10 @@ from upslope.runs.policy import Policy, load_agents, spaces_of
 
 LOST = 0.25
 NUMBERS = {"algorithm", "preset", "seeds", "seed", "learning_rate", "gamma", "entropy_coefficient"}
-"""Settings that do not need another program: they are the same in all runs, or arguments of the program."""
+"""Settings that do not require another program, because they are the same in all runs or are arguments of the
+program."""
 PLAYED = 64
-"""Number of episodes per seed that evaluate its agents; `HOST_PLAYED` on the host."""
+"""Number of episodes with which each seed's agents are evaluated; `HOST_PLAYED` is the number on the host."""
 HOST_PLAYED = 24
 STOPPED = 0.35
 """The share of its budget after which a run is stopped early."""
@@ -197,7 +199,7 @@ PLANTED: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Environment → the names of the faults planted in it."""
 NEVER_LEARNED = ("goal never found",)
-"""Faults without a healthy twin: they did harm if the return is always the same although another policy gets more."""
+"""Faults without a healthy twin. They did harm if the return is always the same although another policy earns more."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +220,8 @@ class Job:
 
     @property
     def is_dear(self) -> int:
-        """Cost: 2 on the host, 1 if it needs its own compiled program, else 0. Cheap runs are trained first."""
+        """The cost of the run: 2 on the host, 1 if it needs its own compiled program, else 0. Cheap runs are trained
+        first."""
         changed = {name for name, x in self.arguments.items() if x != self.world.settings.get(name)}
         is_shared = changed <= NUMBERS and self.arguments["algorithm"] == "ppo"
         is_shared &= not (self.fault and self.fault.unlimited)
@@ -226,7 +229,7 @@ class Job:
 
 
 def jobs() -> Iterator[Job]:
-    """All runs: for each environment the healthy twin, other healthy runs, then those with planted faults."""
+    """All runs: for each environment, the healthy twin, the other healthy runs, and then those with planted faults."""
     for world in WORLDS.values():
         base = {"algorithm": "ppo", "preset": False, "seeds": world.seeds, **world.settings}
         if world.name not in GOAL_NEVER_FOUND:
@@ -243,7 +246,7 @@ GOAL_NEVER_FOUND = ("mountain car", "valley")
 
 
 def healthy(world: World, base: dict[str, Any]) -> Iterator[Job]:
-    """Healthy runs: solved, slow, stopped early, with other seeds or other rungs; some tasks are hard."""
+    """Healthy runs: solved, slow, stopped early, or with other seeds or rungs. Some tasks are hard."""
     rate = base["learning_rate"]
     for name, changes in {
         "as it is": {},
@@ -274,9 +277,9 @@ def place(bank: Path, job: Job) -> Path:
 
 
 def train(bank: Path, chosen: list[Job], at_most: int) -> int:
-    """Train up to `at_most` of these runs that are missing, since a process can hold a limited number of programs.
+    """Train up to `at_most` of the missing runs, and return how many were trained.
 
-    Return how many were trained.
+    The limit is needed because a process can hold only a limited number of programs.
     """
     # Starts JAX with a single device: seeds run one after another, and programs stay small.
     jnp.zeros(()).block_until_ready()
@@ -292,7 +295,7 @@ def train(bank: Path, chosen: list[Job], at_most: int) -> int:
 
 
 def train_one(path: Path, job: Job) -> None:
-    """Train a run, cut it if it should stop early, and evaluate its agents."""
+    """Train a run, truncate it if it is to stop early, and evaluate its agents."""
     if path.exists():
         path.rename(path.with_name(f".{path.name}.broken.{len(list(path.parent.iterdir()))}"))
     plant = FIELD_SOUND | (job.fault.plant if job.fault else {})
@@ -342,7 +345,7 @@ def cut(path: Path, last: float) -> None:
 
 
 def harm_of(job: Job, path: Path) -> dict[str, Any]:
-    """The returns of all evaluation episodes of the last agents and of untrained ones."""
+    """The returns of all evaluation episodes of the final agents and of untrained agents."""
     directory = RunDirectory(path)
     config = directory.config()
     agents, _ = load_agents(directory, config, "last")
@@ -380,7 +383,7 @@ def play_compiled(world: World, plant: dict[str, float], agent: Any) -> list[flo
 
 
 def play_host(world: World, plant: dict[str, float], agent: Any) -> list[float]:
-    """The same on the host, with all episodes in parallel."""
+    """The same as `play_compiled` on the host, with all episodes in parallel."""
     create = environment_of(world, plant)
     envs = [create() for _ in range(HOST_PLAYED)]
     policy = Policy(agent, agent.model.encoder, 0, "last")
@@ -400,7 +403,7 @@ def play_host(world: World, plant: dict[str, float], agent: Any) -> list[float]:
 
 
 def did_harm(bank: Path, job: Job) -> bool:
-    """Whether a planted fault harmed its run, compared with what its twin gained."""
+    """Whether a planted fault harmed its run, relative to what its twin gained."""
     mine = harm_at(place(bank, job))
     if job.name in NEVER_LEARNED:
         scores = RunDirectory(place(bank, job)).episodes()["return"]

@@ -1,7 +1,7 @@
-"""The environments of `benchmarks/doctor_field.py`, and how faults are planted in them. None of it is in the library.
+"""The environments of `benchmarks/doctor_field.py`, with faults planted in them. Nothing here is part of the library.
 
-Six sources: Gymnasium on the host, upslope's compiled environments, gymnax, MiniGrid, and two families defined here:
-regulators (keep something at a set point) and unusual ones (sparse, noisy, drifting, partially observed). Every
+The six sources are Gymnasium on the host, upslope's compiled environments, gymnax, MiniGrid, and two families defined
+here: regulators (keep something at a set point) and unusual ones (sparse, noisy, drifting, partially observed). Every
 environment is wrapped so that `Now.plant` can break it. Faults are numbers, so that runs share compiled programs.
 """
 
@@ -22,15 +22,15 @@ from upslope.environments.base import CompiledEnvironment
 FIELD_SOUND: dict[str, float] = SOUND | {
     "epsilon": 0.2, "rate_factor": 1.0, "act_scale": 1.0, "pay_always": 0.0, "stale": 0.0,
 }  # fmt: skip
-"""Values of `plant` without a fault. New in this bank: a factor on actions, a constant reward (unless 0), and an
-observation that stays that of the reset."""
+"""Values of `plant` without a fault. This bank adds three faults: a factor on actions, a constant reward (unless 0),
+and an observation that never changes after the reset."""
 OF_REWARDS_AND_ENDS = ("pay_scale", "pay_noise", "pay_always", "over_at", "never_over", "fake_row")
 """Faults that are removed before a policy is evaluated, so that it is scored by the intended rewards and ends."""
 
 
 @dataclass(frozen=True, eq=False)
 class Planted(CompiledEnvironment):
-    """A compiled environment with the faults in `Now.plant`. Observations are vectors; an index becomes one-hot."""
+    """A compiled environment with the faults in `Now.plant`. Observations are vectors; an index is encoded one-hot."""
 
     inner: Any
     unlimited: bool = False
@@ -73,7 +73,7 @@ class Planted(CompiledEnvironment):
 
 
 class HostPlanted(gymnasium.Wrapper):
-    """The same on the host, with the faults in `plant`."""
+    """An environment on the host with the faults in `plant`."""
 
     def __init__(self, env: gymnasium.Env, plant: dict[str, float]):
         super().__init__(env)
@@ -206,7 +206,8 @@ class Unstable(CompiledEnvironment):
 
 @dataclass(frozen=True, eq=False)
 class Thermostat(CompiledEnvironment):
-    """Keep a room at 20 °C by turning the heating on or off in changing weather. Cost: degrees off plus fuel."""
+    """Keep a room at 20 °C by turning the heating on or off in changing weather. Cost: the deviation in degrees, plus
+    fuel."""
 
     observation_space: Any = field(default_factory=lambda: box(3))
     action_space: Any = field(default_factory=lambda: spaces.Discrete(2))
@@ -230,7 +231,7 @@ class Thermostat(CompiledEnvironment):
 
 @dataclass(frozen=True, eq=False)
 class Inventory(CompiledEnvironment):
-    """Order up to five items a day for a random demand, which causes most of the reward's variance."""
+    """Order up to five items a day to meet a random demand, which causes most of the reward's variance."""
 
     observation_space: Any = field(default_factory=lambda: box(2))
     action_space: Any = field(default_factory=lambda: spaces.Discrete(6))
@@ -251,7 +252,7 @@ class Inventory(CompiledEnvironment):
 
 @dataclass(frozen=True, eq=False)
 class Corridor(CompiledEnvironment):
-    """Eight cells with one reward at the far end; occasionally, a step goes the other way."""
+    """Eight cells with one reward at the far end. Occasionally, a step goes in the opposite direction."""
 
     cells: int = 8
     observation_space: Any = field(default_factory=lambda: box(8))
@@ -270,7 +271,7 @@ class Corridor(CompiledEnvironment):
 
 @dataclass(frozen=True, eq=False)
 class Cue(CompiledEnvironment):
-    """A cue is shown only in the first step, and the last action must match it: impossible without memory."""
+    """A cue is shown only in the first step, and the last action must match it, which is impossible without memory."""
 
     length: int = 10
     choices: int = 2
@@ -373,20 +374,21 @@ def of_upslope(name: str) -> CompiledEnvironment:
 
 DISCRETE = {"learning_rate": 1e-3}
 RAW = {"normalize_rewards": False}
-"""For environments with a planted reward scale: normalisation, which would hide it, is off in all their runs."""
+"""Settings for environments with a planted reward scale: normalisation would hide it, so it is off in all their
+runs."""
 CONTROL = {"num_envs": 8, "rollout_steps": 128, "epochs": 10, "minibatches": 8, "learning_rate": 1e-3, "gamma": 0.95,
            "normalize_observations": False}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class World:
-    """An environment of the bank, with settings that learn it as far as it can be learned."""
+    """An environment of the bank, with settings that learn it as well as possible."""
 
     name: str
     source: str
     half: str
     make: Callable[[], Any]
-    """Make the compiled environment, or a function that creates one on the host."""
+    """Creates the compiled environment, or a function that creates one on the host."""
     settings: dict[str, Any]
     seeds: int = 1
 
@@ -430,4 +432,4 @@ WORLDS = {world.name: world for world in (
     World("worn cart", "odd", T, lambda: lambda: Drifting(gymnasium.make("CartPole-v1")),
           {**DISCRETE, "steps": 20_000}),
 )}  # fmt: skip
-"""The environments by name; rules may be changed to fit those whose `half` is "calibration"."""
+"""The environments by name. Rules may be changed to fit those whose `half` is "calibration"."""

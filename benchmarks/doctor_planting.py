@@ -1,6 +1,6 @@
-"""Planting the faults of `doctor_faults.py`: environments, an estimator, an objective and a rollout to break.
+"""Plant the faults of `doctor_faults.py`: breakable environments, estimators, objectives and rollouts.
 
-Faults are numbers that are arguments of the compiled program, so that many faults share one program.
+Faults are numbers, and arguments of the compiled program, so that many faults share one program.
 """
 
 import time
@@ -44,7 +44,7 @@ class Now:
 
 @dataclass(frozen=True, eq=False)
 class Planted(CompiledEnvironment):
-    """A compiled environment with the faults in `Now.plant`. Its state carries the number of steps."""
+    """A compiled environment with the faults in `Now.plant`. Its state includes the number of steps."""
 
     inner: Any
     unlimited: bool = False
@@ -76,7 +76,7 @@ class Planted(CompiledEnvironment):
 
 
 class HostPlanted(gymnasium.Wrapper):
-    """The same on the host."""
+    """An environment on the host with these faults."""
 
     def __init__(self, env: gymnasium.Env):
         super().__init__(env)
@@ -156,7 +156,7 @@ class PlantedGAE(upslope.Estimator):
 
 @dataclass(frozen=True)
 class PlantedClip(upslope.Objective):
-    """PPO's loss times a factor: −1 has the wrong sign, 0 no gradient. ε is planted too."""
+    """PPO's loss times a factor: with −1 it has the wrong sign, with 0 no gradient. ε is planted too."""
 
     def loss(self, state: Any, sample: Any) -> Any:
         ratio, epsilon = jnp.exp(sample.log_prob - sample.behaviour_log_prob), Now.plant["epsilon"]

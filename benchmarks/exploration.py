@@ -1,11 +1,11 @@
-"""What a bonus for exploration finds: the deep sea and other worlds of rare rewards, with a bonus and without.
+"""Do exploration bonuses help? Train in the deep sea and other worlds with rare rewards, with and without a bonus.
 
     python benchmarks/exploration.py                        # every case that is not stored yet
-    python benchmarks/exploration.py --only deep_sea_20     # one world, measured anew
+    python benchmarks/exploration.py --only deep_sea_20     # measure one world again
     python benchmarks/exploration.py --print                # the stored numbers as a table, also in docs/exploration.md
 
-Settings are the environment's preset, which was tuned on seeds 100 to 102; seeds 0 to 4 are judged. A case counts as
-solved by a seed whose last 100 training episodes have at least the mean return that the world demands.
+Settings are those of the environment's preset, which was tuned on seeds 100 to 102; seeds 0 to 4 are evaluated. A seed
+solves a case if the mean return of its last 100 training episodes is at least the one that the world requires.
 """
 
 import argparse
@@ -29,7 +29,8 @@ WINDOW = 100
 
 @dataclass(frozen=True)
 class World:
-    """An environment, its budget in steps per seed, and the mean return of the last 100 episodes that solves it."""
+    """An environment, its budget in steps per seed, and the mean return over the last 100 episodes that counts as
+    solved."""
 
     environment: str
     steps: int
@@ -40,7 +41,7 @@ class World:
 
 
 def deep_sea(size: int, episodes: int, bonuses: tuple[str, ...] = ("none", "count")) -> World:
-    """The deep sea with a budget in episodes of `size` steps."""
+    """The deep sea, with its budget given in episodes of `size` steps."""
     cases = {name: {"bonus": name} for name in bonuses}
     return World("jax:DeepSea-v0", size * episodes, 0.9, cases, {"env_kwargs": {"size": size}})
 
@@ -53,9 +54,9 @@ def until_solved(
     tuned: dict[str, Any] | None = None,
     **settings: Any,
 ) -> World:
-    """A world in which each seed trains only until it is solved: how soon is the question. `tuned` are settings that
-    were searched together with the bonus; with them there is a case without it too, to tell their effects apart.
-    `settings` are those of every case."""
+    """A world in which each seed trains only until it solves the world, to measure how soon that is. `tuned` are
+    settings that were searched together with the bonus; a case with these settings but without the bonus separates the
+    two effects. `settings` are those of every case."""
     cases = {"none": {}, bonus["bonus"]: bonus}
     if tuned:
         cases |= {"none, tuned": tuned, f"{bonus['bonus']}, tuned": tuned | bonus}
@@ -63,16 +64,17 @@ def until_solved(
 
 
 SWEPT = {"learning_rate": 0.00076, "gamma": 0.97, "lambda_": 0.964, "epochs": 20}
-"""Found by `upslope sweep` with the bonus: 64 trials on seeds 100 to 104 of 40,000 steps. An earlier sweep, 48 trials
-on seeds 100 to 102 of 50,000 steps, had found 0.0016, 0.98, 0.95 and 10, with which the bonus needed 43,200 steps in
-the median and the same settings without it 54,832."""
+"""Found by `upslope sweep` with the bonus: 64 trials of 40,000 steps on seeds 100 to 104. An earlier sweep, with 48
+trials of 50,000 steps on seeds 100 to 102, had found 0.0016, 0.98, 0.95 and 10. With these settings, the median number
+of steps was 43,200 with the bonus and 54,832 without it."""
 
 
 GRID: dict[str, Any] = {
     **{"num_envs": 16, "rollout_steps": 128, "epochs": 4, "minibatches": 8, "learning_rate": 7e-4},
     **{"encoder": ["perceptron"], "hidden_sizes": (128, 128)},
 }
-"""For the rooms of MiniGrid: larger batches than the preset's, which is for small rooms. Tried on seeds 100 and 101."""
+"""Settings for the rooms of MiniGrid: batches are larger than those of the preset, which is for small rooms. They were
+tried on seeds 100 and 101."""
 WORLDS = {
     "deep_sea_10": deep_sea(10, 10_000),
     "deep_sea_20": deep_sea(20, 10_000, ("none", "count", "rnd")),
@@ -97,7 +99,7 @@ WORLDS = {
 
 
 def main() -> None:
-    """Measure what is missing, and print the table."""
+    """Measure the missing cases, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=WORLDS, nargs="*", default=[])
     parser.add_argument("--print", action="store_true", dest="is_printed")
@@ -112,7 +114,7 @@ def main() -> None:
 
 
 def measure(world: World, case: str) -> dict[str, Any]:
-    """Train all seeds, and tell when each solved the world."""
+    """Train all seeds, and find out when each of them solved the world."""
     settings: dict[str, Any] = world.settings | {"steps": world.steps} | world.bonuses[case]
     with tempfile.TemporaryDirectory() as folder:
         run = upslope.train(world.environment, seeds=SEEDS, folder=folder, name="run", quiet=True, **settings)
@@ -132,7 +134,8 @@ def measure(world: World, case: str) -> dict[str, Any]:
 
 
 def of_seed(episodes: Any, world: World) -> dict[str, Any]:
-    """Mean return of the last 100 episodes, and the episode and step at which 100 first had the demanded mean."""
+    """The mean return of the last 100 episodes, and the episode and step at which the mean over 100 episodes first
+    reached the required one."""
     returns, steps = episodes["return"].astype(float), episodes["step"]
     sums = np.concatenate([[0.0], np.cumsum(returns)])
     means = (sums[WINDOW:] - sums[:-WINDOW]) / WINDOW
@@ -147,7 +150,7 @@ def of_seed(episodes: Any, world: World) -> dict[str, Any]:
 
 
 def store(name: str, case: str, found: dict[str, Any]) -> None:
-    """Keep the numbers of a case."""
+    """Store the numbers of a case."""
     every = read()
     every.setdefault(name, {})[case] = found
     RESULTS.write_text(json.dumps(every, indent=1, ensure_ascii=False) + "\n", "utf-8")
@@ -164,7 +167,7 @@ def steps_until_solved(name: str, found: dict[str, Any]) -> list[int]:
 
 
 def table_of_steps(stored: dict[str, Any]) -> str:
-    """How soon the worlds are solved that are trained only until then."""
+    """A table of how soon worlds are solved, for those in which seeds train only until then."""
     lines = [
         "| world | mean return | bonus | solved | steps until then: median | each seed |",
         "|---|---|---|---|---|---|",

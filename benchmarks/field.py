@@ -1,11 +1,11 @@
-"""Regression checks for inputs that once broke upslope: environments, calls and files from users and strangers.
+"""Regression checks for inputs that once broke upslope: environments, calls, and trusted and untrusted files.
 
-    python benchmarks/field.py             # every input, each in its own process (some minutes)
+    python benchmarks/field.py             # every input, each in its own process (a few minutes)
     python benchmarks/field.py NAME …      # some of them; other stored results are kept
     python benchmarks/field.py list        # their names
 
-Stores benchmarks/results/field.json, and writes the table into docs/reliability.md. An input passes if
-its condition holds; what was found is reported either way.
+Stores benchmarks/results/field.json, and writes the table into docs/reliability.md. An input passes if its condition
+holds; the findings are reported in either case.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ INPUTS: dict[str, Input] = {}
 
 
 def tried(group: str, must: str) -> Callable[[Callable[[], Found]], Callable[[], Found]]:
-    """Decorator that registers a function as an input, under its own name."""
+    """A decorator that registers a function as an input under the function's name."""
 
     def enter(attempt: Callable[[], Found]) -> Callable[[], Found]:
         INPUTS[attempt.__name__.replace("_", " ")] = Input(group, must, attempt)
@@ -64,7 +64,7 @@ def train(kind: str, **settings: Any) -> Any:
 
 
 def refusal(attempt: Callable[[], Any], *words: str) -> Found:
-    """Whether it is refused with one message that contains these words."""
+    """Whether a call is refused with one message that contains these words."""
     import upslope
 
     try:
@@ -100,32 +100,32 @@ def check_names(name: str, *words: str) -> Found:
     return any(all(word in line for word in words) for line in lines), "; ".join(lines) or "no error"
 
 
-# --- what crosses the border ---------------------------------------------------------------------------------------
+# --- the interface -------------------------------------------------------------------------------------------------
 
 
-@tried("the border", "floats in a space of uint8 are refused with space and value")
+@tried("the interface", "float observations in a uint8 space are refused, and the error gives the space and the value")
 def floats_in_an_integer_box() -> Found:
     return refusal(lambda: train("FloatsInAnIntegerBox", **E20), "FloatsInAnIntegerBox", "uint8")
 
 
-@tried("the border", "7 in Discrete(3) is refused with space and value")
+@tried("the interface", "the observation 7 in Discrete(3) is refused, and the error gives the space and the value")
 def beyond_discrete() -> Found:
     return refusal(lambda: train("BeyondDiscrete", **E20), "BeyondDiscrete", "7", "Discrete(3)")
 
 
-@tried("the border", "training and check say that 32-bit floats cannot hold the differences")
+@tried("the interface", "training and check report that 32-bit floats cannot represent the differences")
 def far_from_zero() -> Found:
     _, text = said(lambda: train("FarFromZero", **E20))
     finding = "; ".join(one.found for one in checks_of("FarFromZero").checks)
     return "cannot see it" in text and "float32" in finding, text.strip() or "nothing said"
 
 
-@tried("the border", "every action is in a space of float64, in its dtype, at the bound too")
+@tried("the interface", "every action lies in a float64 space and has its dtype, even at the bound")
 def strict_about_actions() -> Found:
     return bool(train("StrictAboutActions", steps=3200, **E20).path), "trained"
 
 
-@tried("the border", "Box(2, 3) and Box() as actions train and resume")
+@tried("the interface", "training and resuming work with the action spaces Box(2, 3) and Box()")
 def actions_of_other_shapes() -> Found:
     import gymnasium
     import numpy as np
@@ -141,17 +141,17 @@ def actions_of_other_shapes() -> Found:
     return True, "trained and resumed"
 
 
-@tried("the border", "a reward of shape (1,) is taken, or named")
+@tried("the interface", "a reward of shape (1,) is accepted or reported")
 def one_reward() -> Found:
     return bool(train("OneReward", **E20).path), "taken"
 
 
-@tried("the border", "reset seeds stay below 2³¹")
+@tried("the interface", "reset seeds stay below 2³¹")
 def small_seeds_only() -> Found:
     return bool(train("SmallSeedsOnly", **E20).path), "trained"
 
 
-@tried("the border", "workers train the environment that the main process means")
+@tried("the interface", "workers train on the same environment class as the main process")
 def another_class_under_a_known_id() -> Found:
     import gymnasium
     from field_environments import Plain
@@ -166,7 +166,7 @@ def another_class_under_a_known_id() -> Found:
     return found[0] == found[1], f"returns {found[0]} in one process, {found[1]} in two"
 
 
-@tried("the border", "a run's policy is not judged in an environment of other spaces")
+@tried("the interface", "a run's policy is not evaluated in an environment with different spaces")
 def other_spaces_at_evaluation() -> Found:
     import gymnasium
     import numpy as np
@@ -188,7 +188,7 @@ def other_spaces_at_evaluation() -> Found:
     return refusal(lambda: upslope.evaluate(run, environment=Wider, episodes=1), "observation")
 
 
-@tried("the border", "one step a batch learns, or says why it cannot")
+@tried("the interface", "training with one step per batch learns, or reports why it cannot")
 def one_sample_a_batch() -> Found:
     import upslope
 
@@ -198,7 +198,7 @@ def one_sample_a_batch() -> Found:
     return moved > 0, f"largest policy loss {moved:.3g}; {text.strip()[:160]}"
 
 
-@tried("the border", "a constant reward of 1 is learned with the defaults: V near 1")
+@tried("the interface", "with the defaults and a constant reward of 1, the critic learns V near 1")
 def constant_reward() -> Found:
     import upslope
 
@@ -207,7 +207,7 @@ def constant_reward() -> Found:
     return abs(value - 1) < 0.1, f"V = {value:.3f}"
 
 
-@tried("the border", "−inf logits give entropy and KL their limits")
+@tried("the interface", "with −inf logits, entropy and KL have their limiting values")
 def forbidden_by_logits() -> Found:
     import jax.numpy as jnp
 
@@ -218,7 +218,7 @@ def forbidden_by_logits() -> Found:
     return abs(entropy - 0.693147) < 1e-5 and 0 < kl < 1, f"entropy {entropy:.4f}, KL {kl:.4f}"
 
 
-# --- what is opened is closed --------------------------------------------------------------------------------------
+# --- closing -------------------------------------------------------------------------------------------------------
 
 
 @tried("closing", "with two workers, as many simulators are closed as were opened")
@@ -231,7 +231,7 @@ def counts_its_simulators() -> Found:
     ) > 0, f"{words.count('open')} opened, {words.count('close')} closed"
 
 
-@tried("closing", "an error in close() costs no result")
+@tried("closing", "an error in close() loses no results")
 def fails_to_close() -> Found:
     import upslope
 
@@ -255,17 +255,17 @@ def a_module_in_the_current_folder() -> Found:
 # --- upslope check -------------------------------------------------------------------------------------------------
 
 
-@tried("upslope check", "reset() without info: one line says what came back and what is expected")
+@tried("upslope check", "if reset() returns no info, one line states what was returned and what is expected")
 def old_reset() -> Found:
     return check_names("OldReset", "reset()")
 
 
-@tried("upslope check", "an observation of another shape: the same")
+@tried("upslope check", "the same for an observation of the wrong shape")
 def wrong_shape() -> Found:
     return check_names("WrongShape", "(1, 2)", "(2,)")
 
 
-@tried("upslope check", "no spaces: the same")
+@tried("upslope check", "the same for missing spaces")
 def no_spaces() -> Found:
     return check_names("NoSpaces", "observation_space")
 
@@ -274,11 +274,11 @@ def no_spaces() -> Found:
 def masked() -> Found:
     found = checks_of("Masked").checks
     lines = [f"{one.name}: {one.found}" for one in found]
-    train("Masked", **E20)  # a forbidden action raises
+    train("Masked", **E20)  # a forbidden action would raise an error
     return any("mask" in line for line in lines), "; ".join(line for line in lines if "mask" in line)
 
 
-# --- strangers' files ----------------------------------------------------------------------------------------------
+# --- untrusted files -----------------------------------------------------------------------------------------------
 
 
 def strangers_run() -> Path:
@@ -291,7 +291,7 @@ def strangers_run() -> Path:
     return run
 
 
-@tried("strangers' files", "evaluate, resume, record, credit and a report with --credit run no command of a config")
+@tried("untrusted files", "evaluate, resume, record, credit and a report with --credit run no command from a config")
 def a_command_in_a_config() -> Found:
     import upslope
     from upslope.report.page import write_credit, write_report
@@ -305,13 +305,13 @@ def a_command_in_a_config() -> Found:
         "report": lambda: write_report([run], "page.html", credit=True),
     }
     for name, call in calls.items():
-        # A report leaves out what it may not run; everything else is refused.
+        # A report leaves out what it is not allowed to run; all other commands refuse.
         if not refusal(call, "trust")[0] and name != "report":
             found.append(name)
     return not found and not Path("executed").exists(), f"not refused: {found}" if found else "all refused"
 
 
-@tried("strangers' files", "`train --config FILE`, with and without --help, runs no command of the file")
+@tried("untrusted files", "`train --config FILE`, with and without --help, runs no command from the file")
 def a_command_in_a_settings_file() -> Found:
     Path("settings.yaml").write_text("environment: subprocess:getoutput\nenv_kwargs: {cmd: touch executed}\n")
     codes = []
@@ -320,7 +320,7 @@ def a_command_in_a_settings_file() -> Found:
     return not Path("executed").exists() and codes[0] == 2, f"exit status {codes[0]}; of --help {codes[1]}"
 
 
-@tried("strangers' files", "a symbolic link in a run leads no write outside")
+@tried("untrusted files", "a symbolic link in a run does not redirect writes outside it")
 def a_link_out_of_a_run() -> Found:
     import upslope
 
@@ -331,7 +331,7 @@ def a_link_out_of_a_run() -> Found:
     return found[0] and Path("outside").read_text() == "mine\n", found[1]
 
 
-@tried("strangers' files", "names that leave the folder, or that no file can have, are refused")
+@tried("untrusted files", "names that lead out of the folder or are invalid as file names are refused")
 def names_that_are_no_names() -> Found:
     found = [
         refusal(lambda name=name: train("Plain", name=name, **E20), "name")[0] for name in ("../x", ".", "x" * 300)
@@ -342,7 +342,7 @@ def names_that_are_no_names() -> Found:
 # --- defaults ------------------------------------------------------------------------------------------------------
 
 
-@tried("defaults", "a learning rate edited in config.json is not taken silently")
+@tried("defaults", "a learning rate edited in config.json is not used silently")
 def an_edited_learning_rate() -> Found:
     import upslope
 
@@ -353,7 +353,7 @@ def an_edited_learning_rate() -> Found:
     return refusal(lambda: upslope.resume(run, quiet=True), "learning_rate")
 
 
-@tried("defaults", "a solved regulator is healthy")
+@tried("defaults", "a solved regulator is reported as healthy")
 def regulator() -> Found:
     import upslope
 
@@ -362,7 +362,7 @@ def regulator() -> Found:
     return not found, f"returns {[round(float(r), 2) for r in run.returns]}; alarms {[one.cause for one in found]}"
 
 
-@tried("defaults", "an environment whose action matters only at the end is not blamed")
+@tried("defaults", "the doctor does not blame an environment whose action matters only at the end")
 def cue() -> Found:
     import upslope
 
@@ -372,7 +372,7 @@ def cue() -> Found:
 
 
 def attempt_one(name: str) -> Found:
-    """Try one input in its own process and an empty folder."""
+    """Try one input in its own process and in an empty folder."""
     with tempfile.TemporaryDirectory() as folder:
         program = [sys.executable, str(HERE / "field.py"), "--here", name]
         path = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH", ""))))
@@ -380,7 +380,7 @@ def attempt_one(name: str) -> Found:
         try:
             done = subprocess.run(program, cwd=folder, env=environment, capture_output=True, text=True, timeout=LIMIT)
         except subprocess.TimeoutExpired:
-            return False, f"hangs: ended after {LIMIT} s"
+            return False, f"hangs: stopped after {LIMIT} s"
     try:
         is_right, found = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
@@ -389,11 +389,12 @@ def attempt_one(name: str) -> Found:
 
 
 def table(rows: list[dict[str, Any]], versions: dict[str, str]) -> str:
-    """The table for the page."""
+    """The table for the page. Groups and conditions are taken from this file; only the findings are stored."""
     lines = ["| what | input | must be true | holds |", "|---|---|---|---|"]
     for row in rows:
         holds = "yes" if row["right"] else f"**no**: {row['found'][:120]}"
-        lines.append(f"| {row['group']} | {row['input']} | {row['must']} | {holds} |")
+        one = INPUTS[row["input"]]
+        lines.append(f"| {one.group} | {row['input']} | {one.must} | {holds} |")
     count = sum(row["right"] for row in rows)
     measured = ", ".join(f"{name} {version}" for name, version in versions.items())
     return "\n".join([*lines, "", f"{count} of {len(rows)} hold. Measured with {measured}."])

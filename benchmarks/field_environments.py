@@ -1,4 +1,4 @@
-"""Environments of `benchmarks/field.py`: each has one peculiarity that users' environments have had."""
+"""The environments of `benchmarks/field.py`. Each has one peculiarity that occurred in users' environments."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ from gymnasium.spaces import Box, Discrete
 
 
 class Plain(gymnasium.Env):
-    """The observation is two zeros, there are two actions, and episodes never end by themselves."""
+    """The observation is two zeros, there are two actions, and episodes never terminate."""
 
     observation_space = Box(-1, 1, (2,), np.float32)
     action_space = Discrete(2)
@@ -24,7 +24,7 @@ class Plain(gymnasium.Env):
 
 
 class FloatsInAnIntegerBox(Plain):
-    """Declares uint8 but returns a float in [0, 1]; the reward is for deciding whether it exceeds one half."""
+    """Declares uint8 but returns a float in [0, 1]. The agent is rewarded for deciding whether it exceeds one half."""
 
     observation_space = Box(0, 1, (1,), np.uint8)
 
@@ -87,7 +87,7 @@ class SmallSeedsOnly(Plain):
 
     def reset(self, *, seed=None, options=None):
         if seed is not None and seed >= 2**31:
-            raise OverflowError(f"{seed} does not fit into 32 bits with a sign")
+            raise OverflowError(f"{seed} does not fit into a signed 32-bit integer")
         return super().reset(seed=seed)
 
 
@@ -99,7 +99,7 @@ class OldReset(Plain):
 
 
 class FailsToClose(Plain):
-    """Works, but raises an error when closed after a step."""
+    """Works, but raises an error if it is closed after a step."""
 
     stepped = False
 
@@ -112,7 +112,7 @@ class FailsToClose(Plain):
 
 
 class CountsItsSimulators(Plain):
-    """Starts a process and ends it in `close`; logs both to the file $CLOSE_LOG."""
+    """Starts a process and ends it in `close`, and logs both to the file $CLOSE_LOG."""
 
     def __init__(self):
         self.program = subprocess.Popen(["sleep", "60"])
@@ -164,7 +164,8 @@ class NoSpaces(gymnasium.Env):
 
 
 class Masked(Plain):
-    """Two of four actions are forbidden at each step, as `info` says; a forbidden one raises an error."""
+    """At each step, two of four actions are forbidden, and `info` contains the mask. A forbidden action raises an
+    error."""
 
     action_space = Discrete(4)
 
@@ -185,7 +186,7 @@ class Masked(Plain):
 
 
 class Cue(Plain):
-    """Shows +1 or −1 only in the first step; the last of ten actions must match it."""
+    """Shows +1 or −1 only in the first step. The last of ten actions must match it."""
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -199,7 +200,7 @@ class Cue(Plain):
 
 
 class Regulator(Plain):
-    """Keep a point at zero. Cost: x² + 0.1 a². A solved run has rewards close to 0, and is healthy."""
+    """Keep a point at zero. Cost: x² + 0.1 a². A solved run has rewards close to 0 and is healthy."""
 
     observation_space = Box(-np.inf, np.inf, (2,), np.float32)
     action_space = Box(-1, 1, (1,), np.float32)

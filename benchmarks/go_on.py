@@ -1,10 +1,10 @@
-"""Imitate, then improve: do agents that have imitated a mediocre teacher learn faster than agents that begin anew?
+"""Do agents that have imitated a mediocre teacher learn faster than agents that start from scratch?
 
     python benchmarks/go_on.py
 
-Ten seeds imitate the recorded episodes of one teacher, which was trained for a few thousand steps, and go on with ppo;
-beside them, ppo begins anew with the same seeds and the same budget. All are scored by fresh episodes of their last
-checkpoint. All settings are the defaults and the preset of jax:CartPole-v1.
+Ten seeds imitate the recorded episodes of one teacher, which was trained for a few thousand steps, and then continue
+with ppo. For comparison, ppo starts from scratch with the same seeds and the same budget. All are scored by fresh
+episodes of their last checkpoint. The settings are the defaults and the preset of jax:CartPole-v1.
 """
 
 import json
@@ -26,7 +26,7 @@ RECORDED, EPISODES = 100, 50
 
 
 def main() -> None:
-    """Train all, and store and print their scores."""
+    """Train all agents, and store and print their scores."""
     with tempfile.TemporaryDirectory() as name:
         scores = scores_in(Path(name))
     found = {kind: {"mean": mean_of(x).words(), "seeds": np.round(x, 1).tolist()} for kind, x in scores.items()}
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def scores_in(folder: Path) -> dict[str, np.ndarray]:
-    """The scores of the teacher [1], of the imitators [S] and of the learners of each budget [S]."""
+    """The scores of the teacher [1], of the imitators [S], and of the learners with each budget [S]."""
     one: dict[str, Any] = {"folder": folder, "seed": FIRST, "quiet": True}
     several: dict[str, Any] = one | {"seeds": SEEDS}
     teacher = upslope.train(ENVIRONMENT, name="teacher", steps=TEACHER_STEPS, **one).path
@@ -54,7 +54,7 @@ def scores_in(folder: Path) -> dict[str, np.ndarray]:
 
 
 def score_of(run: Path) -> np.ndarray:
-    """Each seed's mean return of fresh episodes with sampled actions [S]."""
+    """Each seed's mean return over fresh episodes with sampled actions [S]."""
     return upslope.evaluate(run, episodes=EPISODES)["stochastic"].seed_means()
 
 

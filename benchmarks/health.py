@@ -2,9 +2,10 @@
 
     python benchmarks/health.py
 
-The compiled loop of one seed, alternately with and without them, from the start of a budget of 500,000 steps: the
-minimum processor time of each, and the median ratio of neighbouring timings. It runs on one core, because waiting
-threads count as busy. A run of fewer than about 100 iterations measures them in every iteration.
+The compiled loop of one seed is timed alternately with and without the metrics, from the start of a budget of 500,000
+steps. The results are the minimum CPU time of each, and the median ratio of neighbouring timings. The loop runs on one
+core, because waiting threads count as busy. A run of fewer than about 100 iterations measures the metrics in every
+iteration.
 """
 
 import json
@@ -36,7 +37,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any], int]] = {
 
 
 def program(name: str, with_health: bool) -> Any:
-    """One seed's loop, compiled, and its first state."""
+    """The compiled loop of one seed, and its initial state."""
     environment, algorithm, settings, iterations = CASES[name]
     world: Any = make(environment)
     is_box = "Pendulum" in environment

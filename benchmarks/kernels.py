@@ -1,15 +1,16 @@
-"""How many kernels does an iteration launch, and how long does the device wait for the host? Counted without a GPU.
+"""How many kernels does an iteration launch, and how long does the device wait for the host? Measured without a GPU.
 
     PYTHONPATH=OLDER/src python benchmarks/kernels.py before   # with the source of an older commit
     python benchmarks/kernels.py after
     python benchmarks/kernels.py table                         # docs/performance.md's table from both
 
-Kernels: the program that an accelerator gets, with all seeds vmapped, is compiled for the CPU, and the operations of
-the result are counted, those of a loop as often as it turns. XLA fuses otherwise for a GPU, so the number is no GPU's.
+Kernels: the program for an accelerator, in which all seeds are vmapped, is compiled for the CPU, and the operations in
+the result are counted. Those in a loop count once per iteration of the loop. XLA fuses operations differently for a
+GPU, so the number on a GPU is different.
 
-Waiting: a run of `upslope.train` on the CPU in which every dispatch keeps its thread busy until the program has ended,
-as launching thousands of kernels does, and in which a chunk is one iteration. Between the end of one dispatch and the
-beginning of the next the device has nothing to do.
+Waiting: `upslope.train` runs on the CPU with one iteration per chunk. Every dispatch keeps its thread busy until the
+program has ended, as launching thousands of kernels does. Between the end of one dispatch and the beginning of the
+next, the device is idle.
 """
 
 import json
@@ -50,7 +51,7 @@ TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
 def operations(program: str) -> tuple[dict[str, list[str]], str]:
-    """The instructions of each computation without their names, and the name of the entry."""
+    """The instructions of each computation without their names, and the name of the entry computation."""
     found: dict[str, list[str]] = {}
     entry = name = ""
     for line in program.splitlines():
@@ -82,7 +83,7 @@ def named(instruction: str, role: str) -> Iterator[str]:
 
 
 def count(computations: dict[str, list[str]], name: str) -> tuple[int, int]:
-    """(operations that are launched, rounds of loops) of a computation and all that it calls."""
+    """(launched operations, loop iterations) of a computation and of everything that it calls."""
     launched = rounds = 0
     for instruction in computations[name]:
         operation = operation_of(instruction)
@@ -107,7 +108,7 @@ def count(computations: dict[str, list[str]], name: str) -> tuple[int, int]:
 
 
 def kernels() -> dict[str, int]:
-    """What an iteration of eight seeds launches where seeds are vmapped."""
+    """The operations that an iteration of eight vmapped seeds launches."""
     config = configure("jax:CartPole-v1", is_continuous=False, use_preset=False, seeds=SEEDS, **SETTINGS)
     task = task_of(config, make("jax:CartPole-v1"))
     with patch.object(compiled, "is_vmapped", lambda _: True), patch.object(iteration, "is_vmapped", lambda _: True):
@@ -120,7 +121,7 @@ def kernels() -> dict[str, int]:
 
 
 def waiting() -> dict[str, float]:
-    """Milliseconds per iteration: of a dispatch, and between two."""
+    """Milliseconds that a dispatch takes, and milliseconds between two dispatches."""
     dispatched: list[tuple[float, float]] = []
     dispatch = Program.__call__
 
@@ -134,7 +135,7 @@ def waiting() -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder, patch.object(Program, "__call__", slow):
         options: dict[str, Any] = {"seeds": SEEDS, "steps": steps, "quiet": True, "preset": False, **SETTINGS}
         upslope.train("jax:CartPole-v1", folder=folder, **options)
-    later = dispatched[ITERATIONS // 10 :]  # with what is compiled on the way
+    later = dispatched[ITERATIONS // 10 :]  # the first ones include compilation
     gaps = [after[0] - before[1] for before, after in pairwise(later)]
     return {
         "dispatch, ms": round(1e3 * statistics.median(end - start for start, end in later), 2),
@@ -144,11 +145,11 @@ def waiting() -> dict[str, float]:
 
 
 def table(stored: dict[str, Any]) -> str:
-    """A Markdown table of both."""
+    """A Markdown table of both measurements."""
     lines = ["| an iteration of 8 seeds × 64 environments × 128 steps | before | after |", "|---|---:|---:|"]
     words = {
         "operations": "operations launched by the vmapped program, compiled for the CPU",
-        "rounds of loops": "rounds of its loops",
+        "rounds of loops": "iterations of its loops",
         "wait, ms": "milliseconds between two dispatches that each keep a thread busy: median",
         "wait, mean ms": "the same: mean",
     }

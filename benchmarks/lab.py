@@ -1,7 +1,7 @@
 """Run the full lab, store its results, and write them into docs/lab.md.
 
 python benchmarks/lab.py            # minutes
-python benchmarks/lab.py groups     # these experiments only; the stored results of the others stay
+python benchmarks/lab.py groups     # only these experiments; the stored results of the others are kept
 python benchmarks/lab.py --table    # write docs/lab.md from the stored results
 """
 
@@ -25,7 +25,7 @@ HEADING = "| claim | number | predicted | measured | verdict |\n|---|---|---|---
 
 
 def run(names: list[str]) -> None:
-    """Run `upslope lab --json`, and store its output; with names, only these experiments are replaced."""
+    """Run `upslope lab --json`, and store its output. If names are given, only these experiments are replaced."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-c", "from upslope.cli.main import main; main()", "lab", "--json", "--output"]
         command += [f"{folder}/lab.html", *(["--only", *names] if names else [])]
@@ -45,7 +45,7 @@ def write_page() -> None:
 
 
 def findings(found: dict[str, Any]) -> str:
-    """Each experiment with its question and a table. The words are the current ones; only the numbers are stored."""
+    """Each experiment with its question and a table. The texts are the current ones; only the numbers are stored."""
     parts = []
     for experiment in found["experiments"]:
         words, numbers = texts("en")["experiments"][experiment["name"]], experiment["numbers"]

@@ -1,12 +1,13 @@
-"""How well does it learn? Each case trains several seeds, and stores their scores beside the published one.
+"""Measure how well upslope learns: each case trains several seeds and stores their scores next to a published one.
 
     python benchmarks/learning.py                 # every case (hours)
-    python benchmarks/learning.py cartpole_ppo …  # some
-    python benchmarks/learning.py hopper_zoo --folder DIR   # keep its run there, and resume it if it was stopped
-    python benchmarks/learning.py --table         # docs/learning.md from the stored results
+    python benchmarks/learning.py cartpole_ppo …  # only these cases
+    python benchmarks/learning.py hopper_zoo --folder DIR   # keep the run there, and resume it if it was stopped
+    python benchmarks/learning.py --table         # write docs/learning.md from the stored results
 
-The score of a seed is its mean return over the last 100 training episodes, with the exploring policy; `evaluation`
-holds fresh episodes in both modes with the last checkpoint, never the best one. The interval is Student's t over seeds.
+The score of a seed is its mean return over the last 100 training episodes, with the exploring policy. `evaluation`
+holds the returns of fresh episodes in both modes with the last checkpoint, never the best one. The interval is
+Student's t over seeds.
 """
 
 import argparse
@@ -36,7 +37,7 @@ class Case:
     algorithm: str
     steps: int
     target: str
-    """The target in words."""
+    """A description of the target."""
     published: str = ""
     """The published score and its source."""
     settings: dict[str, Any] = field(default_factory=dict)
@@ -60,7 +61,7 @@ TRPO: dict[str, Any] = {
     **{"conjugate_gradient_iterations": 15, "backtracks": 10, "learning_rate_schedule": "constant"},
     **{"entropy_coefficient": 0.0, "max_grad_norm": math.inf},
 }
-"""What `TRPO_ZOO` and the defaults of its library (sb3-contrib) have in common."""
+"""Settings that `TRPO_ZOO` shares with the defaults of its library (sb3-contrib)."""
 TRPO_MUJOCO: dict[str, Any] = {
     **TRPO,
     **{"rollout_steps": 1024, "minibatches": 16, "critic_epochs": 20, "conjugate_gradient_iterations": 25},
@@ -91,11 +92,11 @@ TRPO_SCORES: tuple[tuple[str, int, dict[str, Any]], ...] = (
     ("Swimmer", 366, {"gamma": 0.9999}),
     ("Ant", 4982, {}),
 )
-"""Environment, the zoo's score, and settings of its own."""
+"""(environment, the zoo's score, settings specific to the environment)."""
 
 
 def without_velocities(environment: str, steps: int, target: str, published: str) -> dict[str, Case]:
-    """The cases of an environment whose velocities are left out, compiled and on the host."""
+    """The cases of an environment without its velocities, compiled and on the host."""
     name = environment.split("-")[0].lower() + "_no_velocity"
     return {
         f"{name}_{where}": Case(prefix + environment, "ppo", steps, target, published, preset="no_velocity")
@@ -224,7 +225,7 @@ def summary(scores: np.ndarray) -> dict[str, Any]:
 
 
 def imitation() -> dict[str, Any]:
-    """On CartPole, off_policy from a mediocre teacher and clone of a good one."""
+    """Cases on CartPole: off_policy with a mediocre teacher, and clone with a good one."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for rung, teacher_steps in (("off_policy", 20_000), ("clone", 100_000)):
@@ -264,7 +265,7 @@ def write_page() -> None:
 
 
 def every_seed() -> str:
-    """The rows for a hundred seeds of CartPole, from `cartpole_seeds.py`."""
+    """The rows for a hundred seeds on CartPole, from `cartpole_seeds.py`."""
     lines = []
     for name, found in json.loads((RESULTS.parent / "cartpole_seeds.json").read_text("utf-8")).items():
         summary = found["summary"]
@@ -296,71 +297,74 @@ def number(value: float | None) -> str:
 
 
 def words(score: dict[str, Any] | None) -> str:
-    """Format as mean ± half interval; a dash if training had no episodes."""
+    """Format as mean ± half interval, or as a dash if training had no episodes."""
     return "–" if score is None else f"{score['mean']:.1f} ± {score['half_interval']:.1f}"
 
 
 HEADER = """# How well it learns
 
-Written by `python benchmarks/learning.py --table` from `benchmarks/results/learning/`, which
-`python benchmarks/learning.py` stores. ± is half the 95 % Student-t interval over seeds, for the mean of each seed's
-score. *Training* is the mean return of the last 100 training episodes, with the exploring policy; the other two are
-means over 20 fresh episodes per seed (100 for recorded data) with the last checkpoint. Published scores often come from
-one agent, another version of the environment, or the best point of training: they are a rough guide, not a competition.
+`python benchmarks/learning.py` stores its results in `benchmarks/results/learning/`, and `python benchmarks/learning.py
+--table` writes this page from them. Scores are means over seeds, and ± is half the width of the 95 % Student-t
+interval. *Training* is the mean return of the last 100 training episodes, with the exploring policy. *Stochastic* and
+*deterministic* are means over 20 fresh episodes per seed (100 for recorded data) with the last checkpoint. Published
+scores often come from one agent, another version of the environment, or the best point of training, so treat them as a
+rough guide.
 
 | case | environment | rung | steps | seeds | training | stochastic | deterministic | goal | published |
 |---|---|---|---|---|---|---|---|---|---|"""
 
 EVERY_SEED = """## Every seed
 
-Written from `benchmarks/results/cartpole_seeds.json`, which `python benchmarks/cartpole_seeds.py` stores: a hundred
-seeds with CartPole's preset, each judged by 100 fresh episodes per mode with its last checkpoint. The preset was tuned
-on seeds 0 to 99 of the compiled twin and judged once, on seeds 1000 to 1099. Solved means a mean return of 475 or more.
-Seconds were measured on two busy cores and are no measure of speed. A row of fewer than a hundred seeds is unfinished.
+`python benchmarks/cartpole_seeds.py` trains a hundred seeds with CartPole's preset and stores the results in
+`benchmarks/results/cartpole_seeds.json`. The last checkpoint of each seed is evaluated in 100 fresh episodes per mode.
+The preset was tuned on seeds 0 to 99 of the compiled version and evaluated once, on seeds 1000 to 1099. A seed counts
+as solved if its mean return is 475 or more. The seconds were measured on two busy cores, so they say little about
+speed. A row with fewer than a hundred seeds is unfinished.
 
 | environment, seeds, Python | s per seed | stochastic: solved | mean | lowest | deterministic: solved | mean | lowest |
 |---|---|---|---|---|---|---|---|
 %s
 
-Tuning showed how a solved pole can be lost again (in one seed of sixty, with these settings except γ = 0.99 and 100,000
-steps). Once every return is 500, the critic predicts a constant, and the advantages are its rounding errors;
-standardised, they move the policy at random, until the cart drifts off when the learning rate is too small to recover.
-So the preset has batches eight times as large as the zoo's (`--preset zoo`) and a budget that ends soon after the
-slowest seed learns. The last 100 training episodes, whose mean `train` shows, begin before that: a seed that evaluates
-at 500 may show 460.
+Tuning showed how a policy that has solved CartPole can get worse again (in one seed of sixty, with these settings
+except γ = 0.99 and 100,000 steps). Once every return is 500, the critic predicts a constant, and the advantages are
+only its rounding errors. After standardisation they move the policy at random, until the cart drifts off at a time when
+the learning rate is too small for the policy to recover. The preset therefore has batches eight times as large as the
+zoo's (`--preset zoo`) and a budget that ends soon after the slowest seed has learned. The last 100 training episodes,
+whose mean `train` shows, begin before that point, so a seed that evaluates at 500 may show 460.
 """
 TABULAR = """## Tabular environments
 
-Written from `benchmarks/results/tabular.json`, which `python benchmarks/tabular.py` stores: 500,000 steps per seed,
-without action masks. It shows the expected return of each seed's last policy, computed exactly from `env.unwrapped.P`
-by solving the linear system, without a time limit (−∞: an episode may never end) and, if the environment has one,
-within it. The goal is for the stochastic policy without a time limit. Presets were tuned on seeds 0 to 4. Taxi, which
-has a preset, and FrozenLake, which has none, have not been measured if they are not in the table.
+`python benchmarks/tabular.py` trains 500,000 steps per seed, without action masks, and stores the results in
+`benchmarks/results/tabular.json`. The table shows the expected return of each seed's last policy, computed exactly from
+`env.unwrapped.P` by solving the linear system. It is given without a time limit (−∞: an episode may never end) and, if
+the environment has a limit, also within that limit. The goal applies to the stochastic policy without a time limit.
+Presets were tuned on seeds 0 to 4. Environments missing from the table have not been measured; FrozenLake has no
+preset.
 
 | world, settings, seeds | goal | optimum | stochastic | deterministic | stochastic, limit | deterministic, limit |
 |---|---|---|---|---|---|---|
 %s
 
-This took three changes to the settings, the same for Taxi and CliffWalking: a learning rate of 0.01 instead of 0.00025,
-since a weight of the first layer changes only when its state is visited; an entropy coefficient of 0.1 instead of 0.01,
-since nearly every pickup and drop-off costs 10, and a policy that becomes certain of that too soon never tries them
-where they are right; and batches of 2,048 steps of 32 environments instead of 1,024 of 8. They are a good starting
-point for other environments whose observation is a single number:
+These results required three changes to the settings, the same for Taxi and CliffWalking. First, the learning rate is
+0.01 instead of 0.00025, since a weight of the first layer changes only when its state is visited. Second, the entropy
+coefficient is 0.1 instead of 0.01: nearly every pickup and drop-off costs 10, and a policy that avoids them too soon
+never tries them where they are right. Third, batches have 2,048 steps from 32 environments instead of 1,024 steps from
+8. These settings are a good starting point for other environments whose observation is a single number:
 `--learning-rate 0.01 --entropy-coefficient 0.1 --num-envs 32 --rollout-steps 64`. FrozenLake keeps the defaults.
 """
-MUJOCO = """## MuJoCo: whose settings
+MUJOCO = """## MuJoCo: which settings
 
-The PPO paper's settings are the preset `paper` of its seven tasks, and rl-baselines3-zoo's tuned ones the preset `zoo`
-of HalfCheetah, Hopper, Swimmer and Walker2d; Ant's only preset is the zoo's. The zoo's published scores, at 1M steps on
-version 3, with one agent each, deterministic, are HalfCheetah 5,819, Hopper 2,410, Swimmer 282, Walker2d 3,479, Ant
-1,327. The default is whichever scores higher here. For HalfCheetah that is the zoo's, which comes close to its
-published score but takes longer, since its networks are wide and its epochs many; for Swimmer it is also the zoo's,
-which exceeds its published score (for the paper's settings, see [the lab's table](lab.md)); for Hopper it is the
-paper's, since the zoo's falls far short of its published score; and for Walker2d it is also the paper's: the zoo's is
-close to its published score, but its last training episodes earn less than those of the paper's settings, 2,745 on
-average against 3,531 in [the lab's table](lab.md). Ant, whose settings are the library's defaults and were never tuned,
-stays far below the published score; the published task has neither the contact forces in version 5's observations nor
-their cost. `python benchmarks/learning.py ant_zoo --folder DIR` measures one, and continues if it was interrupted.
+The preset `paper` holds the PPO paper's settings for its seven tasks. The preset `zoo` holds rl-baselines3-zoo's tuned
+settings for HalfCheetah, Hopper, Swimmer and Walker2d, and is the only preset for Ant. The zoo's published scores, at
+1M steps on version 3 with one deterministic agent each, are HalfCheetah 5,819, Hopper 2,410, Swimmer 282, Walker2d
+3,479 and Ant 1,327. The default for each task is the preset that scores higher here. For HalfCheetah and Swimmer it is
+`zoo`. HalfCheetah comes close to its published score but takes longer to train, since `zoo` has wide networks and many
+epochs; Swimmer exceeds its published score (for the paper's settings, see [the lab's table](lab.md)). For Hopper and
+Walker2d the default is `paper`. On Hopper, `zoo` falls far short of its published score. On Walker2d it comes close,
+but its last training episodes earn less than with the paper's settings, 2,745 on average against 3,531 in [the lab's
+table](lab.md). Ant, whose settings are the library's defaults and were never tuned, stays far below its published
+score. The published task has neither the contact forces in version 5's observations nor their cost. `python
+benchmarks/learning.py ant_zoo --folder DIR` measures one case, and continues if it was interrupted.
 """
 
 

@@ -1,12 +1,13 @@
-"""What do a hundred and a thousand seeds in one run take? Memory, files and time of training, report and compare.
+"""How much time, memory and disk space do a hundred or a thousand seeds in one run need?
 
-Stores benchmarks/results/many_seeds.json, and fills its table in docs/scale.md.
+Stores benchmarks/results/many_seeds.json, and fills in its table in docs/scale.md.
 
-    python benchmarks/many_seeds.py            # 10, 100 and 1,000 seeds (some minutes)
-    python benchmarks/many_seeds.py --table    # the table alone, from what is stored
+    python benchmarks/many_seeds.py            # 10, 100 and 1,000 seeds (a few minutes)
+    python benchmarks/many_seeds.py --table    # only the table, from the stored results
 
-Two runs of each number of seeds, PPO and A2C on the compiled CartPole, are trained, reported on one page and compared,
-each by a command of its own. The largest memory is that of the command's process as the system counts it.
+For each number of seeds, two runs, PPO and A2C on the compiled CartPole, are trained, reported on one page and
+compared. Each of these commands runs in its own process. The memory is the peak of that process as counted by the
+system.
 """
 
 import argparse
@@ -33,7 +34,8 @@ import resource, subprocess, sys
 subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
-"""Runs a command in between: to a process's largest memory Linux counts that of the one which started it."""
+"""Starts a command through an intermediate process, because Linux includes the memory of the parent process in the peak
+memory of its child."""
 ABOUT = """
 import json
 from upslope.learning.devices import num_cores
@@ -43,7 +45,7 @@ print(json.dumps({"cores": num_cores(), "versions": versions()}))
 
 
 def command(folder: Path, *words: str) -> dict[str, float]:
-    """Run a command of upslope; its seconds and its largest memory in MB."""
+    """Run an upslope command, and return its duration in seconds and its peak memory in MB."""
     started = perf_counter()
     line = [sys.executable, "-S", "-c", MEASURED, *UPSLOPE, *words]
     done = subprocess.run(line, cwd=folder, check=True, capture_output=True, text=True)
@@ -52,7 +54,7 @@ def command(folder: Path, *words: str) -> dict[str, float]:
 
 
 def measure(seeds: int) -> dict[str, Any]:
-    """What two runs of this many seeds take."""
+    """Measure two runs with this number of seeds."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         given = ["--seeds", str(seeds), "--steps", str(STEPS), "--folder", ".", "--quiet"]
@@ -71,7 +73,7 @@ def measure(seeds: int) -> dict[str, Any]:
 
 
 def table(found: dict[str, dict[str, Any]]) -> str:
-    """The results as a table of the page."""
+    """The results as a Markdown table for the page."""
     rows = [
         "| seeds | train one run | files | run on disk | report of both | page | compare both |",
         "|---:|---:|---:|---:|---:|---:|---:|",
@@ -89,7 +91,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Measure, store, and fill the table."""
+    """Measure, store, and fill in the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", action="store_true")
     if not parser.parse_args().table:

@@ -1,9 +1,10 @@
-"""How much of its speed does a compiled run of several seeds keep beside a process that keeps one core busy?
+"""How much of its speed does a compiled run of several seeds keep alongside a process that keeps one core busy?
 
     python benchmarks/neighbour.py      # a minute or two; stores benchmarks/results/neighbour.json
 
-Seeds are shared out among the cores, so the slower core sets the pace of a chunk. Beside one busy process, a run that
-may use C cores has a fair share of C / (C + 1) of them; that is the rate to compare with. Rounds alternate.
+Seeds are distributed among the cores, so the slowest core determines the duration of a chunk. Alongside one busy
+process, the fair share of a run that may use C cores is C / (C + 1) of them, which is the rate to compare with. Rounds
+with and without the process alternate.
 """
 
 import json
@@ -48,7 +49,7 @@ def neighbour(is_there: bool) -> Any:
 
 
 def rate(seeds: int, steps: int, has_neighbour: bool) -> float:
-    """Steps per second of a run, after compilation."""
+    """The steps per second of a run, after compilation."""
     arguments = ["jax:CartPole-v1", str(seeds), str(steps), json.dumps(SETTINGS)]
     with neighbour(has_neighbour):
         command = [sys.executable, HERE / "peers" / "measure_upslope.py", *arguments]

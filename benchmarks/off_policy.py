@@ -1,11 +1,11 @@
-"""How often do the 95 % intervals of `upslope judge` cover the exact value? Simulated recordings of finite worlds.
+"""How often do the 95 % intervals of `upslope judge` cover the exact value? Simulates recordings of finite worlds.
 
-    python benchmarks/off_policy.py          # simulate and store (some minutes)
+    python benchmarks/off_policy.py          # simulate and store (a few minutes)
     python benchmarks/off_policy.py --table  # write the tables in docs/judge.md from the stored results
 
-A recorder μ and a policy π are softmax tables; π's logits are μ's and `distance` times normal noise. Each case draws
-200 recordings of N episodes for each of 5 pairs of policies, and compares every estimator with V^π, which is exact. The
-doubly robust estimators get a Q that is fitted to the other half of the episodes, as in `upslope judge`, in a table.
+A recorder μ and a policy π are softmax tables. π's logits are μ's plus `distance` times normal noise. Each case draws
+200 recordings of N episodes for each of 5 pairs of policies, and compares every estimator with the exact V^π. The
+doubly robust estimators use a tabular Q that is fitted to the other half of the episodes, as in `upslope judge`.
 """
 
 import json
@@ -30,14 +30,14 @@ WORLDS: dict[str, tuple[Tabular, float, int]] = {
     "key, 8 steps": (delayed_key(8), 1.0, 8),
     "corridor": (short_corridor(), 0.95, 20),
 }
-"""Name → the world, γ, and the steps after which its episodes are truncated."""
+"""Name → the world, γ, and the number of steps after which its episodes are truncated."""
 DISTANCES = (0.2, 0.5, 1.0)
 EPISODES = (30, 100, 300)
 PAIRS, SAMPLES = 5, 200
 EDGES = (0, 5, 10, 20, 50, 100, 1e9)
 """Edges of the bins of the effective number of episodes."""
 OFTEN = 1 / 3
-"""The worst case is sought among those in which an estimate is told this often."""
+"""The worst case is chosen among those in which an estimate is reported at least this often."""
 
 
 def main() -> None:
@@ -61,7 +61,7 @@ Row = tuple[str, float, int, str, float, bool, float, float]
 def one_pair(
     name: str, world: Tabular, gamma: float, limit: int, distance: float, episodes: int, random: np.random.Generator
 ) -> list[Row]:
-    """What every estimator says of 200 recordings of one recorder, for one policy."""
+    """The results of every estimator on 200 recordings of one recorder, for one policy."""
     shape = (int(world.observation_of.max()) + 1, world.transition.shape[1])
     logits = random.normal(size=shape)
     behaviour = softmax(logits, axis=-1)
@@ -88,7 +88,7 @@ def one_pair(
 def play(
     world: Tabular, policy: np.ndarray, limit: int, episodes: int, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """State, action, reward and validity [T, N] of episodes of up to `limit` steps."""
+    """The state, action, reward and validity [T, N] of episodes with up to `limit` steps."""
     state = random.choice(len(world.start), episodes, p=world.start)
     shape = (limit, episodes)
     found = np.zeros(shape, int), np.zeros(shape, int), np.zeros(shape), np.zeros(shape, bool)
@@ -144,8 +144,8 @@ def fitted(
     reward: np.ndarray,
     valid: np.ndarray,
 ) -> np.ndarray:
-    """Fitted Q evaluation in a table: Q [T, O, A] with the steps to go, by regression on the recorded steps; the mean
-    of the others where an action was never recorded."""
+    """Tabular fitted Q evaluation: Q [T, O, A] by steps to go, from a regression on the recorded steps. If an action
+    was never recorded, its value is the mean of the others."""
     shape = target.shape
     following = np.concatenate([seen[1:], seen[-1:]])
     goes_on = np.concatenate([valid[1:], np.zeros_like(valid[:1])])
@@ -161,7 +161,7 @@ def fitted(
 
 
 def binned(rows: list[Row]) -> dict[str, Any]:
-    """Estimator → coverage and number of recordings by effective number of episodes."""
+    """Estimator → coverage and number of recordings, by effective number of episodes."""
     found: dict[str, Any] = {}
     for estimator in ("is", "wis", "pdis", "wpdis", "dr", "wdr"):
         mine = [row for row in rows if row[3] == estimator]
@@ -175,7 +175,7 @@ def binned(rows: list[Row]) -> dict[str, Any]:
 
 
 def by_case(rows: list[Row]) -> list[dict[str, Any]]:
-    """Each case: how often each estimator is told, how often it covers, and the medians of half width and error."""
+    """For each case: how often each estimator reports a value and covers the true value, and its median half width."""
     cases: dict[tuple[str, float, int, str], list[Row]] = {}
     for row in rows:
         cases.setdefault(row[:4], []).append(row)
@@ -197,7 +197,7 @@ def by_case(rows: list[Row]) -> list[dict[str, Any]]:
 
 
 def share(x: np.ndarray) -> float | None:
-    """The mean of flags, with three decimals."""
+    """The share of true flags, with three decimals."""
     return round(float(x.mean()), 3) if len(x) else None
 
 
@@ -215,9 +215,8 @@ def tables(found: dict[str, Any]) -> str:
         lines.append(f"| {LABELS[estimator]} | {' | '.join(shown)} |")
     cases = [x for x in found["by case"] if x["told"] >= OFTEN]
     worst = min(cases, key=lambda x: x["coverage"])
-    return "\n".join(
-        [*lines, "", f"The worst of the {len(cases)} cases that are told at least every third time: {words(worst)}."]
-    )
+    last = f"The worst of the {len(cases)} cases with an answer in at least a third of the recordings: {words(worst)}."
+    return "\n".join([*lines, "", last])
 
 
 def words(case: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
-"""Environments from other people's packages that `packages.py` trains on.
+"""The environments from third-party packages on which `packages.py` trains.
 
-The list was chosen, and committed, before any of them was tried: dictionaries, images, goals, robots, games, text, and
-rewards that are vectors. An entry is what a user would type.
+The list was chosen and committed before any of them was tried. It includes dictionaries, images, goals, robots, games,
+text and vector rewards. An entry contains what a user would type.
 """
 
 from dataclasses import dataclass
@@ -9,18 +9,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Entry:
-    """An environment, and what pip installs for it besides upslope."""
+    """An environment, and the packages that it needs in addition to upslope."""
 
     environment: str
     install: tuple[str, ...]
     steps: int = 20_000
-    """Fewer where an environment is slow, or its observations are images."""
+    """The number of training steps; fewer if an environment is slow or its observations are images."""
     flags: tuple[str, ...] = ()
-    """Flags without which the environment does not know what to make."""
+    """Flags that the environment requires."""
     no_dependencies: tuple[str, ...] = ()
-    """Packages installed without their own requirements, which pin versions older than upslope's."""
+    """Packages that are installed without their dependencies, because these are pinned to older versions than upslope
+    needs."""
     remedy: tuple[str, ...] = ()
-    """Flags that a refusal names, with which the command is tried again."""
+    """Flags that an error message suggests; the command is tried again with them."""
 
 
 ENTRIES = (

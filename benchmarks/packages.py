@@ -1,12 +1,13 @@
-"""Train, resume and evaluate on environments from other people's packages, with one command each and no file.
+"""Train, resume and evaluate on environments from third-party packages, with one command each and no additional file.
 
     python benchmarks/packages.py FOLDER             # all of package_list.py, each in a virtual environment in FOLDER
-    python benchmarks/packages.py FOLDER ID …        # some of them, beside what is stored
-    python benchmarks/packages.py --table            # write docs/host_packages.md's table from what is stored
+    python benchmarks/packages.py FOLDER ID …        # some of them; the other stored results are kept
+    python benchmarks/packages.py --table            # write docs/host_packages.md's table from the stored results
 
-Training is stopped by Ctrl-C after its first iterations, so that `upslope resume` has something left. A refusal is
-stored with its words; where the list has the remedy that they name, the command is tried again with it. Stores
-benchmarks/results/packages.json. Virtual environments are made by uv if it is installed, else by venv and pip.
+Training is stopped by Ctrl-C after its first iterations, so that `upslope resume` has something left to do. If a
+command is refused, its message is stored. If the list contains the remedy that the message suggests, the command is
+tried again with this remedy. Stores benchmarks/results/packages.json. Virtual environments are created with uv if it is
+installed, and otherwise with venv and pip.
 """
 
 import json
@@ -34,7 +35,7 @@ PROGRAM = "import sys; from upslope.cli.main import main; main(sys.argv[1:])"
 
 
 def python_of(entry: Entry, folder: Path) -> Path:
-    """The interpreter of the virtual environment that has this entry's packages, made if there is none."""
+    """The interpreter of the virtual environment with this entry's packages, which is created if necessary."""
     name = re.sub(r"\W+", "-", (entry.no_dependencies or entry.install)[0]).strip("-")
     python = folder / name / "bin" / "python"
     if (folder / name / "ok").exists():
@@ -53,7 +54,8 @@ def python_of(entry: Entry, folder: Path) -> Path:
 
 
 def command(python: Path, words: list[str], folder: Path, *, stop_at: Path | None = None) -> tuple[int, str]:
-    """Run an upslope command; return its status and its output. It is stopped by Ctrl-C once `stop_at` has rows."""
+    """Run an upslope command, and return its exit status and its output. Once the file `stop_at` has rows, the command
+    is stopped by Ctrl-C."""
     log = folder / f"{words[0]}.txt"
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -68,7 +70,7 @@ def command(python: Path, words: list[str], folder: Path, *, stop_at: Path | Non
         while process.poll() is None:
             if time.monotonic() > until:
                 process.kill()
-                return -1, f"hangs: ended after {LIMIT} s"
+                return -1, f"hangs: stopped after {LIMIT} s"
             if stop_at is not None and not is_asked and stop_at.exists() and stop_at.stat().st_size:
                 process.send_signal(signal.SIGINT)
                 is_asked = True
@@ -77,7 +79,7 @@ def command(python: Path, words: list[str], folder: Path, *, stop_at: Path | Non
 
 
 def trained(entry: Entry, python: Path, flags: tuple[str, ...]) -> dict[str, Any]:
-    """Train, resume and evaluate once; what was said and found."""
+    """Train, resume and evaluate once; return the messages and the results."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         words = ["train", entry.environment, *entry.flags, *flags, "--steps", str(entry.steps)]
@@ -100,7 +102,7 @@ def trained(entry: Entry, python: Path, flags: tuple[str, ...]) -> dict[str, Any
 
 
 def is_choice(line: str) -> bool:
-    """Whether a line says what training chose."""
+    """Whether a line of the output reports a choice that training made."""
     starts = ("preset:", "networks:", "masks:", "training in", "a batch")
     return line.startswith(starts) or "imported because of its id" in line or "frames" in line[:40]
 
@@ -124,7 +126,7 @@ def version_of(entry: Entry, python: Path) -> str:
 
 
 def attempt(entry: Entry, folder: Path) -> dict[str, Any]:
-    """All that is stored of an entry."""
+    """Try an entry, and return everything that is stored about it."""
     row: dict[str, Any] = {"environment": entry.environment, "steps": entry.steps, "entry": asdict(entry)}
     try:
         python = python_of(entry, folder)
@@ -137,25 +139,26 @@ def attempt(entry: Entry, folder: Path) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]], date: str) -> str:
-    """The page's table."""
+    """The Markdown table for the page."""
     lines = ["| environment | package | steps | result |", "|---|---|---|---|"]
     for row in rows:
         lines.append(f"| `{row['environment']}` | {row.get('package', '')} | {row['steps']:,} | {result_of(row)} |")
     works = sum(row["result"] == "works" for row in rows)
     remedied = sum(row.get("remedied", {}).get("result") == "works" for row in rows)
     left = (
-        f" {len(ENTRIES) - len(rows)} of the list's {len(ENTRIES)} are not tried yet."
+        f" {len(ENTRIES) - len(rows)} of the {len(ENTRIES)} in the list have not been tried yet."
         if len(rows) < len(ENTRIES)
         else ""
     )
     words = (
-        f"Of {len(rows)}, {works} train, resume and evaluate as they are, {remedied} more with the remedy named.{left}"
+        f"Of {len(rows)}, {works} can be trained, resumed and evaluated without changes, and {remedied} more with the "
+        f"suggested remedy.{left}"
     )
     return "\n".join([*lines, "", f"{words} Tried on {date}."])
 
 
 def result_of(row: dict[str, Any]) -> str:
-    """A cell of the table: how it went."""
+    """The cell of the table that describes the result."""
     if row["result"] == "works":
         shown = ", ".join(f"{mode} {value:g}" for mode, value in row["evaluate"].items())
         return f"works; evaluated {shown}"
@@ -168,7 +171,7 @@ def result_of(row: dict[str, Any]) -> str:
 
 
 def main(words: list[str]) -> None:
-    """Try them, store what is found, and write the table."""
+    """Try the environments, store the results, and write the table."""
     stored = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {"rows": []}
     known = {row["environment"]: row for row in stored["rows"]}
     if words != ["--table"]:

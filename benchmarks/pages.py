@@ -4,7 +4,7 @@ from pathlib import Path
 
 
 def fill(page: Path, name: str, content: str) -> None:
-    """Replace the text between the page's marks of this name."""
+    """Replace the text between the markers with this name in the page."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     before, rest = page.read_text("utf-8").split(begin)
     after = rest.split(end)[1]

@@ -2,9 +2,9 @@
 
     python benchmarks/phases.py
 
-The compiled loop is one program, so its parts are compiled and timed separately, for one seed on one core: the median
-of 15 calls of each part, of the whole loop, and of a hidden layer's matrix product for a minibatch. On the host, the
-shares are those of the live display.
+The compiled loop is one program, so its parts are compiled and timed separately, for one seed on one core. The results
+are the median of 15 calls of each part, of the whole loop, and of a hidden layer's matrix product for a minibatch. On
+the host, the shares are those shown by the live display.
 """
 
 import json
@@ -39,7 +39,7 @@ WIDE = {"num_envs": 8, "rollout_steps": 256, "epochs": 4, "minibatches": 4}
 
 
 def milliseconds(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
-    """The result, and the median time of a call in milliseconds."""
+    """The result of a function, and the median time of a call in milliseconds."""
     compiled = jax.jit(function, compiler_options=QUICK)
     answer = jax.block_until_ready(compiled(*arguments))
     times = []
@@ -83,7 +83,7 @@ def products(rows: int = 2048, width: int = 64, times: int = 500) -> int:
 def host(
     environment: str, is_continuous: bool, seconds: float = 10.0, seeds: int = 8, **settings: Any
 ) -> dict[str, float]:
-    """The share of each phase in an iteration of the seeds in one process, like a worker's."""
+    """The share of each phase in an iteration of the seeds, measured in one process like a worker's."""
     world = make(environment)
     assert isinstance(world, HostEnvironment)
     config = configure(environment, is_continuous=is_continuous, use_preset=False, seeds=seeds, steps=10**9, **settings)

@@ -1,12 +1,13 @@
-"""What do products of 16 bits do to learning? Stores benchmarks/results/precision.json.
+"""How do 16-bit products affect learning? Stores benchmarks/results/precision.json.
 
     python benchmarks/precision.py          # trains, in a few minutes on two cores
     python benchmarks/precision.py table    # docs/performance.md's table from the result
 
-The same seeds with `--precision float32` and `bfloat16`, each by the environment's preset. A CPU rounds the
-same operands, and shows the effect on learning; what it does for speed only an accelerator shows. Two numbers of
-each seed: the mean return of its last 100 training episodes, and the mean of all its training episodes, which tells how
-fast it learned. Seeds are paired only by their initial networks, since runs that round otherwise soon act otherwise.
+The same seeds are trained with `--precision float32` and `bfloat16`, with the environment's preset. A CPU rounds the
+same operands, so it shows the effect on learning; only an accelerator shows the effect on speed. Each seed gives two
+numbers: the mean return of its last 100 training episodes, and the mean return of all its training episodes, which
+indicates how fast it learned. Seeds are paired only by their initial networks, since runs that round differently soon
+act differently.
 """
 
 import json
@@ -30,7 +31,7 @@ PRECISIONS = ("float32", "bfloat16")
 
 
 def measure(environment: str, precision: str) -> dict[str, list[float]]:
-    """The two numbers of each seed."""
+    """The two numbers for each seed."""
     with tempfile.TemporaryDirectory() as folder:
         run = upslope.train(environment, folder=folder, seeds=SEEDS, precision=precision, quiet=True)
         episodes = run.episodes()
@@ -39,7 +40,7 @@ def measure(environment: str, precision: str) -> dict[str, list[float]]:
 
 
 def table(stored: dict[str, Any]) -> str:
-    """A Markdown table of means over seeds."""
+    """A Markdown table of the means over seeds."""
     lines = [
         "| mean return over 20 seeds, with 95 % intervals | float32 | bfloat16 | difference |",
         "|---|---:|---:|---:|",

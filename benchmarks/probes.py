@@ -1,10 +1,10 @@
 """Does every rung solve the probe environments that it can solve in theory?
 
     python benchmarks/probes.py            # all
-    python benchmarks/probes.py ppo gae …  # some; other stored results are kept
+    python benchmarks/probes.py ppo gae …  # only these; other stored results are kept
 
-Five seeds each, with the criteria of `upslope probe`: the deterministic return of every seed is within 5 % of the best,
-and the critic's values are within 10 % of the exact ones. The result is stored.
+Each rung is trained with five seeds. The criteria are those of `upslope probe`: the deterministic return of every seed
+must be within 5 % of the best, and the critic's values within 10 % of the exact ones. The result is stored.
 """
 
 import json
@@ -34,7 +34,7 @@ def main(only: list[str]) -> None:
 
 
 def kept(probed: dict[str, Any]) -> dict[str, Any]:
-    """The result of a probe as stored."""
+    """The result of a probe in the form in which it is stored."""
     rounded = {name: None if probed[name] is None else round(probed[name], 4) for name in ("return_gap", "value_error")}
     return rounded | {"solved": probed["solved"]}
 

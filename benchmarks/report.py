@@ -2,12 +2,12 @@
 
 Stores benchmarks/results/report.json.
 
-    python benchmarks/report.py          # train the runs first (some minutes)
+    python benchmarks/report.py          # train the runs first (a few minutes)
     python benchmarks/report.py FOLDER   # keep the runs there, and reuse those that exist
 
-The runs: the ladder on the compiled CartPole, 50,000 steps per seed, and `ppo` again with λ = 0.8; 20 evaluation
-episodes per seed in both modes; the credit view of one episode of one run. The timing of the whole command alternates
-with that of writing the page alone, in a process that has already imported everything.
+The runs are those of the ladder on the compiled CartPole with 50,000 steps per seed, and `ppo` again with λ = 0.8.
+There are 20 evaluation episodes per seed in both modes, and the credit view of one episode of one run. Timings of the
+whole command alternate with timings of writing only the page, in a process that has already imported everything.
 """
 
 import json
@@ -33,7 +33,7 @@ UPSLOPE = [sys.executable, "-c", "from upslope.cli.main import main; main()"]
 
 
 def train(folder: Path) -> list[Path]:
-    """Train and evaluate ten runs of ten seeds; add a credit view to one."""
+    """Train and evaluate ten runs of ten seeds, and add a credit view to one of them."""
     race = upslope.ladder(WORLD, seeds=SEEDS, steps=STEPS, folder=folder, name="race", resume=True, quiet=True).path
     if not (race / "ppo_short_credit").exists():
         upslope.train(
@@ -48,7 +48,7 @@ def train(folder: Path) -> list[Path]:
 
 
 def timed(runs: Sequence[Path], page: Path) -> dict[str, float]:
-    """Seconds for the command and for writing the page alone."""
+    """Seconds for the whole command, and for writing only the page."""
     started = perf_counter()
     subprocess.run([*UPSLOPE, "report", *map(str, runs), "-o", str(page)], check=True, stdout=subprocess.DEVNULL)
     command = perf_counter() - started
@@ -58,7 +58,7 @@ def timed(runs: Sequence[Path], page: Path) -> dict[str, float]:
 
 
 def measure(folder: Path) -> dict[str, Any]:
-    """All results to store."""
+    """Measure everything that is stored."""
     runs, page = train(folder), folder / "report.html"
     seconds = [timed(runs, page) for _ in range(TIMES)]
     return {

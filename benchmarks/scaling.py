@@ -1,11 +1,11 @@
 """How does the compiled rate grow with seeds, environments, width and cores? Stores benchmarks/results/scaling.json.
 
-    python benchmarks/scaling.py          # some minutes
+    python benchmarks/scaling.py          # a few minutes
     python benchmarks/scaling.py --plot   # docs/images/scaling.svg from the stored result (needs Matplotlib)
 
-CartPole, 128 steps per iteration, 4 epochs × 4 minibatches. One setting is varied at a time, from 8 seeds, 64
-environments, 64-64 networks and all cores. Each point is the best and the median of seven chunks of iterations, after
-compilation.
+The environment is CartPole, with 128 steps per iteration and 4 epochs × 4 minibatches. One setting is varied at a time,
+starting from 8 seeds, 64 environments, 64-64 networks and all cores. Each point is the best and the median of seven
+chunks of iterations, after compilation.
 """
 
 import json
@@ -28,7 +28,7 @@ VARIED = {
 }
 CHUNKS, ROLLOUT = 7, 128
 ENOUGH = 400_000
-"""Number of environment steps per chunk that makes its overhead negligible."""
+"""A number of environment steps per chunk that makes its overhead negligible."""
 
 
 def measure(point: dict[str, int]) -> dict[str, float]:

@@ -1,9 +1,9 @@
-"""One seed in a slow environment: a single process against slices of its environments in one process per core.
+"""One seed in a slow environment: compare a single process with slices of its environments in one process per core.
 
     python benchmarks/slow_world.py
 
-Each environment step computes for 2 ms, like a simulator. The two are timed alternately, and each ratio compares
-neighbouring timings. Stores benchmarks/results/slow_world.json.
+Each environment step computes for 2 ms, like a simulator. The two variants are timed alternately, and each ratio
+compares neighbouring timings. Stores benchmarks/results/slow_world.json.
 """
 
 import json

@@ -1,18 +1,18 @@
-"""How fast is it? upslope and its peers in one run, each in its own virtual environment.
+"""How fast is upslope compared with its peers? Each contender runs in its own virtual environment.
 
     python benchmarks/speed.py --environments FOLDER            # every case (about 90 min on two cores)
-    python benchmarks/speed.py --environments FOLDER compiled_8 # some
-    python benchmarks/speed.py --environments FOLDER compiled_8 --rounds 1  # a look, which is not stored
+    python benchmarks/speed.py --environments FOLDER compiled_8 # only these cases
+    python benchmarks/speed.py --environments FOLDER compiled_8 --rounds 1  # a quick look, which is not stored
     python benchmarks/speed.py --table                          # docs/performance.md from the stored results
-    python benchmarks/speed.py --against COMMIT                 # this tree against an older one in pairs, without peers
-    python benchmarks/speed.py --against COMMIT compiled a2c    # some of its cases
+    python benchmarks/speed.py --against COMMIT                 # this tree and an older one in pairs, without peers
+    python benchmarks/speed.py --against COMMIT compiled a2c    # the same for only these cases
 
-FOLDER holds the peers' virtual environments, and is created on the first run; what is not a package must be cloned into
-it, and RLtools needs g++ and OpenBLAS (`speed_cases.py` lists all). In each of five rounds, every contender of a case
-runs once, one after another, so that all run under the same conditions; ratios are taken within a round. A rate counts
-the environment steps of all seeds, without compilation and the first update, which are reported separately; a case
-"from the shell" counts everything from the start of the command. In a case on one core, everyone runs on the same one.
-The plot needs Matplotlib.
+FOLDER holds the peers' virtual environments, and is created on the first run. Peers that are not packages must be
+cloned into it, and RLtools needs g++ and OpenBLAS (`speed_cases.py` lists everything). In each of five rounds, every
+contender of a case runs once, one after another, so that all run under the same conditions. Ratios are computed within
+a round. A rate counts the environment steps of all seeds, without compilation and the first update, which are reported
+separately. A case "from the shell" counts everything from the start of the command. In a case on one core, all
+contenders run on the same core. The plot needs Matplotlib.
 """
 
 import argparse
@@ -34,11 +34,11 @@ from speed_table import RESULTS, Rounds, write_page
 HERE = Path(__file__).parent
 ROUNDS = 5
 LISTED = ("jax", "flax", "torch", "numpy", "gymna", "stable", "sbx", "sb3", "rejax", "mujoco", "rltools")
-"""How the names of the packages begin whose versions are stored."""
+"""Prefixes of the names of packages whose versions are stored."""
 
 
 def python_of(environment: str, folder: Path) -> Path:
-    """The Python interpreter of a contender; a peer's virtual environment is created, or completed, if it has to be."""
+    """The Python interpreter of a contender. A peer's virtual environment is created or completed if necessary."""
     if environment == "upslope":
         return Path(sys.executable)
     place = folder / environment
@@ -63,7 +63,7 @@ def clone_of(name: str, folder: Path) -> Path:
 
 @contextmanager
 def one_core(is_pinned: bool) -> Iterator[None]:
-    """Let processes that start in a `with` block have only the first of this process's cores, if they are pinned."""
+    """Inside this block, if `is_pinned`, new processes may use only the first of this process's cores."""
     if not is_pinned:
         yield
         return
@@ -78,7 +78,8 @@ def one_core(is_pinned: bool) -> Iterator[None]:
 
 
 def with_bytecode() -> None:
-    """Compile upslope's source to bytecode, as pip does with what it installs, and let everyone use theirs."""
+    """Compile upslope's source to bytecode, as pip does for installed packages, and let all contenders use their
+    bytecode."""
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     compileall.compile_dir(HERE.parent / "src", quiet=2)
 
@@ -94,7 +95,7 @@ def run(contender: Contender, folder: Path) -> dict[str, float]:
 
 
 def written(argument: object) -> str:
-    """An argument as it stands on a command line."""
+    """An argument in the form in which it is written on a command line."""
     return json.dumps(argument) if isinstance(argument, dict) else str(argument)
 
 
@@ -109,11 +110,12 @@ def versions(case: Case, folder: Path) -> dict[str, list[str]]:
 
 
 VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2"}
-"""How the system calls a processor's vectors → what they are called, the widest first."""
+"""The system's name for a processor's vector instructions → their usual name, starting with the widest."""
 
 
 def processor() -> str:
-    """The processor's name, generation and vectors, as far as the system says; one name stands for several of them."""
+    """The processor's name, generation and vector instructions, as far as the system reports them. The name alone may
+    stand for several processors."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []
     known = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
@@ -125,10 +127,10 @@ def processor() -> str:
 
 
 def measure(name: str, folder: Path, count: int) -> None:
-    """Measure the rounds of a case, and store them if they are all that are due."""
+    """Measure the rounds of a case, and store them unless fewer rounds than usual were requested."""
     case = CASES[name]
     for environment in {contender.environment for contender in case.contenders}:
-        python_of(environment, folder)  # before anything is measured
+        python_of(environment, folder)  # prepares all environments before anything is measured
     rounds: Rounds = []
     with one_core(case.is_pinned):
         for number in range(count):
@@ -147,10 +149,14 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", help=f"of the peers: {', '.join(CASES)}; --against: {', '.join(PAIRINGS)}")
     parser.add_argument("--environments", type=Path, metavar="FOLDER")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="fewer than %(default)s are shown, not stored")
+    parser.add_argument(
+        "--rounds", type=int, default=ROUNDS, help="with fewer than %(default)s, results are shown but not stored"
+    )
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--against", metavar="COMMIT")
-    parser.add_argument("--pairs", type=int, default=PAIRS, help="of --against, for each case (%(default)s)")
+    parser.add_argument(
+        "--pairs", type=int, default=PAIRS, help="number of pairs per case with --against (%(default)s)"
+    )
     options = parser.parse_args()
     known = PAIRINGS if options.against else CASES
     unknown = [case for case in options.cases if case not in known]
@@ -161,7 +167,7 @@ if __name__ == "__main__":
         raise SystemExit(not measure_against(options.against, chosen, options.pairs, processor()))
     if not options.table:
         if options.environments is None:
-            parser.error("--environments FOLDER says where the peers' virtual environments are")
+            parser.error("give the folder of the peers' virtual environments: --environments FOLDER")
         with_bytecode()
         for case in options.cases or CASES:
             measure(case, options.environments.resolve(), options.rounds)

@@ -1,10 +1,11 @@
 """Is this tree as fast as an older one? Used by `speed.py --against COMMIT`; measures only upslope, in pairs.
 
-In a pair, both trees train the same case once, each in its own process, one directly after the other; the order
-alternates between pairs, so that other load on the machine affects both alike. A pair gives one ratio of steady rates,
-new / old. The report is the median ratio with an interval between two of the ratios that covers the true median with a
-probability of at least 95 % (order statistics, exact for any distribution: with nine pairs, from the second smallest to
-the second largest), so that a single disturbed pair has no effect.
+In a pair, both trees train the same case once, each in its own process, one directly after the other. The order
+alternates between pairs, so that other load on the machine affects both equally. A pair gives one ratio of steady
+rates, new / old. The reported result is the median ratio, with an interval between two of the ratios that covers the
+true median with a probability of at least 95 %. The interval is based on order statistics, which are exact for any
+distribution. With nine pairs, it extends from the second smallest to the second largest ratio, so that a single
+disturbed pair has no effect.
 """
 
 import json
@@ -28,7 +29,7 @@ TREE = HERE.parent
 RESULTS = HERE / "results" / "speed_against.json"
 PAIRS = 9
 FEWEST_PAIRS = 6
-"""With fewer pairs, no two ratios bound the median with 95 % probability."""
+"""With fewer pairs than this, no two ratios bound the median with a probability of 95 %."""
 ALLOWED = 0.97
 """A case counts as slower if its interval lies entirely below this ratio."""
 PLAIN = {"normalize_rewards": False, "normalize_observations": False}
@@ -36,7 +37,7 @@ PLAIN = {"normalize_rewards": False, "normalize_observations": False}
 
 @dataclass(frozen=True)
 class Pairing:
-    """One case; its steps take some seconds on two cores after compiling."""
+    """One case. Its steps take several seconds on two cores after compilation."""
 
     environment: str
     algorithm: str
@@ -78,7 +79,7 @@ def git(*words: str) -> str:
 
 @contextmanager
 def checked_out(commit: str) -> Iterator[Path]:
-    """Context with the tree of a commit in a temporary folder."""
+    """A context in which the tree of a commit is checked out in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "older"
         git("worktree", "add", "--detach", str(place), commit)
@@ -99,14 +100,14 @@ def rate_of(tree: Path, case: Pairing) -> float:
         raise SystemExit(f"{case.algorithm} in {case.environment} failed in {tree}:\n{done.stderr[-2000:]}")
     answer = json.loads(done.stdout.strip().splitlines()[-1])
     if Path(answer["source"]) != (tree / "src").resolve():
-        raise SystemExit(f"upslope came from {answer['source']}, not from {tree / 'src'}.")
+        raise SystemExit(f"upslope was imported from {answer['source']}, not from {tree / 'src'}.")
     return answer["steps_per_second"]
 
 
 def median_interval(ratios: Sequence[float], level: float = 0.95) -> tuple[float, float]:
     """The two values between which the true median lies with at least this probability."""
     ordered, n = sorted(ratios), len(ratios)
-    # Cut off as many values at each end as the probability of a median beyond them allows.
+    # Drop as many values at each end as the allowed probability of a median beyond them permits.
     cut = max((k for k in range(n // 2) if 2 * binom.cdf(k, n, 0.5) <= 1 - level), default=0)
     return ordered[cut], ordered[n - 1 - cut]
 
@@ -120,9 +121,9 @@ def summary(rates: Sequence[dict[str, float]]) -> dict[str, Any]:
 
 
 def measure_against(commit: str, names: Sequence[str], pairs: int, processor: str) -> bool:
-    """Measure, print and store the cases of these two trees; return whether none is slower."""
+    """Measure, print and store the cases of the two trees; return whether no case is slower."""
     if pairs < FEWEST_PAIRS:
-        print(f"{pairs} pairs bound no median: the interval shown is their range, and nothing is judged.")
+        print(f"{pairs} pairs are too few to bound the median: the interval shown is their range, without a verdict.")
     with checked_out(commit) as older:
         edited = "-edited" if git("status", "--porcelain", "--", "src") else ""
         result: dict[str, Any] = {

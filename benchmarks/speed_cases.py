@@ -1,8 +1,8 @@
-"""The cases of `speed.py`: the same work by upslope and by its peers, and where the peers come from.
+"""The cases of `speed.py`, in which upslope and its peers do the same work, and the sources of the peers.
 
-A contender whose name begins with "upslope" is judged; one whose name begins with "raw" learns nothing and is only a
-bound; all others are rivals. Every contender of a case does the same: the same environment, batch, epochs, minibatches
-and widths, on the same cores.
+A contender whose name begins with "upslope" is upslope itself. One whose name begins with "raw" learns nothing and is
+only a bound. All others are rivals. Every contender of a case does the same work: the same environment, batch, epochs,
+minibatches and widths, on the same cores.
 """
 
 from dataclasses import dataclass
@@ -21,13 +21,13 @@ CLONES = {
     "purejaxrl-clone": ("https://github.com/luchris429/purejaxrl", "31756b1"),
     "cleanrl-clone": ("https://github.com/vwxyzjn/cleanrl", "fe8d8a0"),
 }
-"""What is not a package: folder beside the virtual environments → repository, commit."""
+"""Peers that are not packages: folder next to the virtual environments → repository, commit."""
 PUREJAXRL, CLEANRL = CLONES
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One implementation of the case's work."""
+    """One implementation of the work of a case."""
 
     name: str
     environment: str
@@ -38,18 +38,18 @@ class Contender:
 
 @dataclass(frozen=True)
 class Case:
-    """Work that all of its contenders do, one after another in each round."""
+    """Work that all contenders of the case do, one after another in each round."""
 
     title: str
     contenders: tuple[Contender, ...]
     is_pinned: bool = False
-    """Whether everyone has only one core; otherwise everyone has all of them."""
+    """Whether each contender has only one core; otherwise each has all of them."""
     unit: Unit = "steps_per_second"
-    """What is measured: a rate, or the seconds that the whole work takes."""
+    """The measured quantity: a rate, or the duration of the whole work in seconds."""
 
 
 def upslope(name: str, environment: str, seeds: int, steps: int, settings: dict[str, Any]) -> Contender:
-    """upslope, run as a user would run it."""
+    """A contender with upslope, run as a user would run it."""
     return Contender(name, "upslope", "measure_upslope.py", (environment, seeds, steps, settings))
 
 
@@ -70,14 +70,14 @@ def purejaxrl(name: str, file: str, environment: str, steps: int, processes: int
 
 
 def cleanrl(name: str, environment: str, processes: int, steps: int, num_envs: int, num_steps: int) -> Contender:
-    """A contender with CleanRL's PPO from its clone, its networks compiled by PyTorch."""
+    """A contender with CleanRL's PPO from its clone, with networks compiled by PyTorch."""
     return Contender(
         name, "baselines", "measure_cleanrl.py", (CLEANRL, environment, processes, steps, num_envs, num_steps)
     )
 
 
 def rltools(name: str, steps: int, shape: dict[str, Any]) -> Contender:
-    """A contender with RLtools' C++ on its own Pendulum."""
+    """A contender with RLtools' C++ library on its own Pendulum."""
     return Contender(name, "rltools", "measure_rltools.py", (steps, shape))
 
 
@@ -87,13 +87,13 @@ def rltools_gymnasium(name: str, environment: str, processes: int, steps: int, s
 
 
 def raw(name: str, environment: str, processes: int) -> Contender:
-    """A contender with Gymnasium alone, without learning."""
+    """A contender that only steps a Gymnasium environment, without learning."""
     return Contender(name, "upslope", "measure_raw.py", (environment, processes))
 
 
 def shell(name: str, environment: str, cache: str, score: float | str, *command: Any) -> Contender:
-    """A whole command, from the shell to its end, with a cold or a warm cache of compiled programs; it must end with a
-    policy of this score, unless it is "any"."""
+    """A contender that is timed as a whole command, from the shell to its end, with a cold or a warm cache of compiled
+    programs. The command must end with a policy that reaches this score, unless the score is "any"."""
     return Contender(name, environment, "measure_shell.py", (cache, score, *command))
 
 
@@ -119,8 +119,8 @@ CHEETAH = "HalfCheetah-v5"
 def on_pendulum(
     title: str, here: int, there: int, activation: str, settings: dict[str, Any], shape: dict[str, int]
 ) -> Case:
-    """Pendulum on one core, for this many steps of upslope and of RLtools, whose tanh is measured with its faster
-    replacement too."""
+    """Pendulum on one core, with this number of steps for upslope and for RLtools. RLtools is also measured with its
+    faster replacement of tanh."""
     ours = settings | {"num_envs": shape["envs"], "rollout_steps": shape["steps"], "activation": activation}
     quotients = [("RLtools, its fast tanh", "FAST_TANH")] if activation == "tanh" else []
     theirs = [*quotients, ("RLtools", activation.upper())]
@@ -135,7 +135,7 @@ def on_pendulum(
 
 
 def ppo_on_pendulum(title: str, here: int, there: int, activation: str, shape: dict[str, int]) -> Case:
-    """The same by PPO, with RLtools' number of epochs and size of minibatches."""
+    """The same case with PPO, with RLtools' number of epochs and its minibatch size."""
     minibatches = shape["envs"] * shape["steps"] // shape["batch"]
     settings = SAME | {"epochs": shape["epochs"], "minibatches": minibatches}
     return on_pendulum(title, here, there, activation, settings, shape)
@@ -303,11 +303,12 @@ GYMNASIUM: dict[str, Case] = {
 
 
 def from_shell(cache: str) -> dict[str, Case]:
-    """From the shell to a policy that reaches a score, with a cold or a warm cache.
+    """The cases from the shell to a policy that reaches a score, with a cold or a warm cache.
 
-    A run ends as soon as its last 100 training episodes return the score on average, or with its budget; in either case
-    its last 20 must. upslope has its presets, PureJaxRL on CartPole the same numbers, SB3 the settings of its zoo, and
-    RLtools those of its example. SB3 compiles nothing, so that its second time is like its first.
+    A run ends as soon as the mean return of its last 100 training episodes reaches the score, or when its budget is
+    spent. In either case, the mean return of its last 20 episodes must reach the score. upslope uses its presets,
+    PureJaxRL the same numbers on CartPole, SB3 the settings of its zoo, and RLtools those of its example. SB3 compiles
+    nothing, so its second run takes as long as its first.
     """
     state = {"cold": "nothing compiled before", "warm": "the second time"}[cache]
     rltools_name = {"cold": "RLtools with g++", "warm": "RLtools, compiled before"}[cache]

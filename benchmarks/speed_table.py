@@ -1,7 +1,8 @@
-"""What `speed.py` stored, as the tables and the plot of docs/performance.md.
+"""Turn the results of `speed.py` into the tables and the plot of docs/performance.md.
 
-A ratio says how many times as fast upslope is as another: of rates, upslope's over the other's; of seconds, the
-other's over upslope's. It is always computed within a round, and below 1 where upslope is slower.
+A ratio states how many times as fast upslope is as another contender. For rates, it is upslope's rate divided by the
+other's; for durations, it is the other's divided by upslope's. It is always computed within a round, and is below 1 if
+upslope is slower.
 """
 
 import json
@@ -25,7 +26,7 @@ def is_ours(name: str) -> bool:
 
 
 def is_bound(name: str) -> bool:
-    """Whether this contender only steps, and is no rival."""
+    """Whether this contender only steps the environment, so that it is not a rival."""
     return name.startswith("raw")
 
 
@@ -48,11 +49,11 @@ class Result:
         self.case = case
 
     def values(self, who: str) -> list[float]:
-        """What was measured of a contender, one value a round."""
+        """The measured values of a contender, one per round."""
         return [r[who][self.unit] for r in self.rounds]
 
     def shown(self, who: str) -> str:
-        """The same as text with its unit."""
+        """The median and range of these values as text, with the unit."""
         return f"{spread(self.values(who), 1)} s" if self.unit == "seconds" else spread(self.values(who))
 
     def median_of(self, who: str, key: str) -> str:
@@ -61,12 +62,12 @@ class Result:
         return f"{statistics.median(found):,.1f}" if found else "–"
 
     def ratios(self, ours: str, other: str) -> list[float]:
-        """How many times as fast the first is as the second, in every round."""
+        """How many times as fast the first contender is as the second, in every round."""
         pairs = zip(self.values(ours), self.values(other), strict=True)
         return [b / a if self.unit == "seconds" else a / b for a, b in pairs]
 
     def ratio_shown(self, ours: str, other: str) -> str:
-        """The same as text, bold where upslope is slower."""
+        """The ratios as text, in bold if upslope is slower."""
         ratios = self.ratios(ours, other)
         return spread(ratios, 2) if statistics.median(ratios) >= 1 else f"**{spread(ratios, 2)}**"
 
@@ -78,15 +79,15 @@ class Result:
 
 
 def stored_results() -> list[Result]:
-    """Those of every case that has been measured, in the order of the cases."""
+    """The results of every measured case, in the order of the cases."""
     paths = {case: RESULTS / f"{case}.json" for case in CASES}
     return [Result(c, json.loads(p.read_text("utf-8"))) for c, p in paths.items() if p.exists()]
 
 
 def against_the_best() -> str:
-    """A Markdown table with a row for every shape: upslope beside the fastest rival, and the share of raw stepping."""
+    """A Markdown table that compares upslope with the fastest rival of each case, and with raw stepping."""
     lines = [
-        "| work | upslope | steps/s, or s | the best other | steps/s, or s | times as fast | of raw stepping | on |",
+        "| work | upslope | steps/s, or s | fastest peer | steps/s, or s | times as fast | of raw stepping | on |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for result in stored_results():
@@ -102,7 +103,7 @@ def against_the_best() -> str:
 
 
 def contenders() -> str:
-    """A Markdown table of every case's contenders, with what each needs to begin."""
+    """A Markdown table of the contenders of every case, with their start-up times and peak memory."""
     lines = [
         "| work | who | steps/s, or s: median (range) | until the first update, s | peak memory, MB |",
         "|---|---|---|---|---|",
@@ -115,7 +116,7 @@ def contenders() -> str:
 
 
 def plot() -> None:
-    """Plot bars for every case, with the range over rounds."""
+    """Draw a bar plot for every case, with the range over rounds."""
     from matplotlib import pyplot
 
     results = stored_results()
@@ -151,7 +152,7 @@ def phases() -> str:
 
 
 def write_page() -> None:
-    """Write the tables between their marks, and draw the plot."""
+    """Write the tables between their markers in the page, and draw the plot."""
     fill(PAGE, "speed", against_the_best())
     fill(PAGE, "contenders", contenders())
     fill(PAGE, "phases", phases())

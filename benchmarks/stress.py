@@ -1,4 +1,4 @@
-"""What survives SIGKILL? Stores benchmarks/results/stress.json, and writes the figures into docs/reliability.md.
+"""Do runs survive SIGKILL? Stores benchmarks/results/stress.json, and writes the figures into docs/reliability.md.
 
     python benchmarks/stress.py kills               # 100 kills, compiled and host (about 13 minutes on two cores)
     python benchmarks/stress.py kills --count 12    # fewer; stored cases are not repeated
@@ -6,9 +6,9 @@
     python benchmarks/stress.py table               # the page's table from the stored results
 
 The command line trains a run in its own process group, which is killed at a moment drawn from a seed: at any time, or
-while a checkpoint is half written. The run is resumed and killed again, and finally left to finish; then every array,
-row and setting is compared with those of an uninterrupted run. Checkpoints are written every few tenths of a second
-instead of every ten seconds, so that short runs have many.
+while a checkpoint is half written. The run is resumed and killed again, and finally left to finish. Every array, row
+and setting is then compared with those of an uninterrupted run. Checkpoints are written every few tenths of a second
+instead of every ten seconds, so that even short runs have many of them.
 """
 
 import argparse
@@ -46,7 +46,7 @@ KILLS_OF_A_RUN = 4
 
 
 def kills(count: int, seed: int, folder: Path, only: str | None) -> None:
-    """Kill each case the same number of times; a finished case is stored and not repeated."""
+    """Kill each case the same number of times. A finished case is stored and not repeated."""
     for k, name in enumerate(CASES):
         share, done = (count + k) // len(CASES), stored().get("kills", {}).get(name, {})
         if (only is not None and only not in name) or done.get("kills", 0) >= share:
@@ -111,7 +111,7 @@ def write_page() -> None:
         rows.append(f"| {name} | {x['files']:,} | {x['refused']:,} | {x['files'] - x['refused']:,} |")
     rows += ["", "Measured with " + ", ".join(f"{name} {value}" for name, value in found["machine"].items()) + "."]
     if found["malformed_failed"] or any(case["faults"] for case in cases.values()):
-        sys.exit("There are faults in the stored results; mend them first.")
+        sys.exit("The stored results contain faults; correct them first.")
     fill(PAGE, "figures", "\n".join(rows))
 
 

@@ -1,6 +1,6 @@
 """Kill a training run repeatedly, and compare its result with that of an uninterrupted run.
 
-`benchmarks/stress.py` does this many times, and the tests a few times.
+`benchmarks/stress.py` does this many times, and the tests do it a few times.
 """
 
 import contextlib
@@ -22,14 +22,14 @@ import numpy as np
 
 COMMAND = "from upslope.runs import loop; loop.CHECKPOINT_SECONDS = 0.2; from upslope.cli.main import main; main()"
 MOMENTS = ("any", "writing", "any", "starting", "writing")
-"""The kinds of moments to draw, in turn."""
+"""The kinds of moments, which are drawn in turn."""
 LONGEST = 900.0
 """Seconds after which an unfinished process counts as a failure."""
 
 
 @dataclass
 class Case:
-    """A training command, and how long its uninterrupted run took."""
+    """A training command, and the duration of its uninterrupted run."""
 
     name: str
     arguments: list[str]
@@ -41,7 +41,7 @@ class Case:
 
 @dataclass
 class Tally:
-    """Counts of what happened in a case."""
+    """Counts of the events in a case."""
 
     counts: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
@@ -66,7 +66,7 @@ def kill(process: subprocess.Popen[bytes]) -> bool:
 
 
 def wait_until(process: subprocess.Popen[bytes], is_so: Any, seconds: float = LONGEST) -> bool:
-    """Check every half millisecond; return False if the process ends or the time runs out first."""
+    """Check a condition every half millisecond; return False if the process ends or the time runs out first."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:
         if is_so():
@@ -93,7 +93,7 @@ def stamps(run: Path) -> set[tuple[str, int]]:
 
 
 class Growth:
-    """Whether a file has grown: a resumed run first cuts rows, and appends new ones only after training."""
+    """Detects whether a file has grown. A resumed run first removes rows, and appends new ones only after training."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -110,7 +110,8 @@ class Growth:
 
 
 def kill_at(moment: str, process: subprocess.Popen[bytes], case: Case, run: Path, draw: np.random.Generator) -> str:
-    """Kill at a moment of this kind; return the actual kind, which is `ended` if the process finished first."""
+    """Kill a process at a moment of this kind; return the actual kind, which is `ended` if the process finished
+    first."""
     left_over = set(listing(run / "checkpoints"))
     if moment == "starting":
         time.sleep(draw.uniform(0, case.began * 1.5))
@@ -139,7 +140,8 @@ def rows_of(run: Path) -> list[str]:
 
 
 def faults_of(run: Path) -> Iterator[str]:
-    """Files that standard readers reject: a checkpoint is a zip file with checksums, config.json is JSON."""
+    """Files that standard readers reject: a checkpoint must be a zip file with checksums, and config.json must be
+    JSON."""
     for path in run.rglob("*"):
         try:
             if path.suffix == ".npz":
@@ -161,7 +163,7 @@ def saved_step(run: Path) -> int:
 
 
 def everything(run: Path) -> dict[str, Any]:
-    """Everything that must be equal: every array, the other contents of checkpoints, all rows, the config."""
+    """Everything that must be equal: every array, the other contents of checkpoints, all rows, and the config."""
     found: dict[str, Any] = {"rows": rows_of(run)}
     for name in ("last", "best"):
         with np.load(run / "checkpoints" / f"{name}.npz") as archive:
@@ -175,7 +177,7 @@ def everything(run: Path) -> dict[str, Any]:
 
 
 def train_uninterrupted(case: Case, names: Sequence[str] = ("warm", "straight")) -> None:
-    """The uninterrupted run, trained once before to fill the cache of compiled programs."""
+    """Train the uninterrupted run, after training it once before to fill the cache of compiled programs."""
     for name in names:
         run, begun = case.folder / name, time.monotonic()
         process = start([*case.arguments, "--name", name], case.folder / f"{name}.log")
@@ -186,7 +188,7 @@ def train_uninterrupted(case: Case, names: Sequence[str] = ("warm", "straight"))
 
 
 def train_through_kills(case: Case, number: int, kills: int, draw: np.random.Generator, tally: Tally) -> None:
-    """Train one run to its end through several kills, and compare it with the uninterrupted one."""
+    """Train one run to its end despite several kills, and compare it with the uninterrupted run."""
     name = f"run{number}"
     run, log = case.folder / name, case.folder / f"{name}.log"
     on_disk: set[str] = set()

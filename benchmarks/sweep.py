@@ -1,12 +1,12 @@
-"""Is a sweep worth it? Trials an hour in one program, and whether 64 trials beat the defaults on fresh seeds.
+"""Is a sweep worth it? Measure trials per hour in one program, and whether 64 trials beat the defaults on fresh seeds.
 
-    python benchmarks/sweep.py throughput    # one program against one process per trial, one per core; minutes
+    python benchmarks/sweep.py throughput    # one program, and one process per trial with one core each; minutes
     python benchmarks/sweep.py cartpole      # 64 trials on jax:CartPole-v1, 50,000 steps each; minutes
     python benchmarks/sweep.py halfcheetah   # 64 trials on HalfCheetah-v5, 200,000 steps each; hours on two cores
 
-The defaults are those of the action space, as in an environment that nobody has tuned; cases that end in _preset hold
-the sweep against the environment's tuned settings. Each result replaces its entry in results/sweep.json. A sweep that
-was stopped is continued by the same command (--folder keeps it). --dry runs a case in small, and stores nothing.
+The defaults are those of the action space, as for an environment without tuned settings. Cases that end in _preset
+compare the sweep with the environment's tuned settings. Each result replaces its entry in results/sweep.json. The same
+command continues a sweep that was stopped (--folder keeps it). --dry runs a small version of a case and stores nothing.
 """
 
 import argparse
@@ -39,9 +39,9 @@ CASES: dict[str, dict[str, Any]] = {
 }
 TRIALS, SEEDS, FRESH = 64, 3, 10
 SMALL = {"trials": 4, "seeds": 2, "fresh_seeds": 2, "steps": 4096}
-"""A case in small, to see that it works."""
+"""Settings for a small version of a case, to check that it works."""
 ALONE = 8
-"""Trials trained in a process each; their rate is that of more of them."""
+"""Number of trials that are trained in separate processes; their rate does not depend on this number."""
 STEPS = 50_000
 
 
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def worth(case: str, folder: Path, small: Mapping[str, int]) -> dict[str, Any]:
-    """Sweep, and report what the winner is worth on fresh seeds; `small` replaces the case's settings."""
+    """Run a sweep, and report how the winner performs on fresh seeds. `small` overrides the case's settings."""
     started = time.perf_counter()
     name = f"sweep-of-{case}" + ("-dry" if small else "")
     is_whole = not (folder / name).exists()
@@ -73,7 +73,7 @@ def worth(case: str, folder: Path, small: Mapping[str, int]) -> dict[str, Any]:
     confirmation = found.confirmation
     return {
         **{key: options[key] for key in CASES[case]},
-        "seconds": round(time.perf_counter() - started, 1) if is_whole else None,  # else it was stopped in between
+        "seconds": round(time.perf_counter() - started, 1) if is_whole else None,  # otherwise it was interrupted
         "seconds of trials": round(sum(t.seconds for t in found.trials if math.isfinite(t.seconds)), 1),
         "trials": counts(found.trials),
         "winner": None if found.winner is None else {"score": found.winner.score, **found.winner.drawn},
@@ -89,8 +89,8 @@ def worth(case: str, folder: Path, small: Mapping[str, int]) -> dict[str, Any]:
 
 
 def throughput() -> dict[str, Any]:
-    """Seconds for trials in one program, and for trials in a process each, everything included: starting Python,
-    compiling, training, writing. Nothing is pruned, and nothing compiled is there at the start."""
+    """The throughput of trials in one program, and of trials in separate processes. Everything is included: starting
+    Python, compiling, training and writing. Nothing is pruned, and no compiled programs are cached at the start."""
     with tempfile.TemporaryDirectory() as folder:
         together = sweep_seconds(Path(folder), TRIALS)
         alone = process_seconds(Path(folder), ALONE)
@@ -107,7 +107,7 @@ def throughput() -> dict[str, Any]:
 
 
 def sweep_seconds(folder: Path, trials: int) -> float:
-    """Seconds of one `upslope sweep` without pruning and without fresh seeds."""
+    """The duration in seconds of one `upslope sweep` without pruning and without fresh seeds."""
     words = ["sweep", "jax:CartPole-v1", "--trials", trials, "--steps", STEPS, "--seeds", SEEDS, "--fresh-seeds", 0]
     words += ["--sampler", "random", "--pruner", "none", "--folder", folder, "--quiet"]
     started = time.perf_counter()
@@ -116,7 +116,8 @@ def sweep_seconds(folder: Path, trials: int) -> float:
 
 
 def process_seconds(folder: Path, trials: int) -> float:
-    """Seconds of as many `upslope train`, each with other numbers, one per core at a time."""
+    """The duration in seconds of the same number of `upslope train` commands, each with different numbers, with one
+    running on each core."""
     generator, cores = random.Random(0), Queue()
     for core in sorted(os.sched_getaffinity(0)):
         cores.put(core)
@@ -137,7 +138,7 @@ def process_seconds(folder: Path, trials: int) -> float:
 
 
 def command(words: list[str], cache: Path, core: int | None = None) -> None:
-    """Run an upslope command with a compilation cache of its own, perhaps on one core."""
+    """Run an upslope command with its own compilation cache, optionally on one core."""
     pinned = [] if core is None else ["taskset", "-c", str(core)]
     call = [*pinned, sys.executable, "-c", "from upslope.cli.main import main; main()", *words]
     subprocess.run(call, check=True, env={**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)})

@@ -1,13 +1,13 @@
 """Table 1 of the PPO paper (Schulman et al. 2017) in full: eleven surrogate objectives on seven MuJoCo tasks.
 
     python benchmarks/table1.py                    # hours: 77 settings × 3 seeds × 10⁶ steps, one process per core
-    python benchmarks/table1.py HalfCheetah-v5     # these tasks only
+    python benchmarks/table1.py HalfCheetah-v5     # only these tasks
     python benchmarks/table1.py --table            # print the stored results as tables, and write docs/lab.md
 
-Each task has a file in `benchmarks/results/table1/`; stored settings are not trained again, so the script can be
+Each task has a file in `benchmarks/results/table1/`. Stored settings are not trained again, so the script can be
 stopped and restarted at any time. Settings are the defaults for continuous actions: Table 3 of the paper (horizon 2048,
 10 epochs, minibatches of 64, γ 0.99, λ 0.95), with normalised observations and rewards. The paper used version -v1
-of the tasks, with another MuJoCo.
+of the tasks, with a different MuJoCo version.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
-import mujoco  # noqa: F401  so that its stopwatch can be stopped before the first environment is made
+import mujoco  # noqa: F401  imported so that its stopwatch can be stopped before the first environment is created
 import numpy as np
 from cores import stay_on_next_core
 from pages import fill
@@ -65,7 +65,7 @@ def chance(task: str) -> float:
 
 
 def measure(tasks: Sequence[str], steps: int, seeds: int, folder: Path) -> None:
-    """Train the settings that are not stored yet, task by task, one on each core; store each when it finishes."""
+    """Train the settings that are not stored yet, task by task, with one on each core; store each when it finishes."""
     for task in tasks:
         begin(task, steps, seeds, folder)
     jobs = itertools.product(tasks, SURROGATES)
@@ -81,7 +81,7 @@ def measure(tasks: Sequence[str], steps: int, seeds: int, folder: Path) -> None:
                 task, name = running[done]
                 store(folder / f"{task}.json", name, done.result())
         except BaseException:
-            # The pool would wait for running jobs and start the next ones in its queue.
+            # Otherwise the pool would wait for running jobs and start the next ones in its queue.
             for process in multiprocessing.active_children():
                 process.kill()
             raise
@@ -102,7 +102,7 @@ def begin(task: str, steps: int, seeds: int, folder: Path) -> None:
         write(path, asked | {"chance": chance(task), "versions": versions(), "scores": {}})
     stored = read(path)
     if any(stored[key] != value for key, value in asked.items()):
-        raise SystemExit(f"{path} holds {stored['steps']:,} steps and {stored['seeds']} seeds: use another --folder.")
+        raise SystemExit(f"{path} is for {stored['steps']:,} steps and {stored['seeds']} seeds: use another --folder.")
 
 
 def train(task: str, name: str, steps: int, seeds: int) -> list[float]:
@@ -133,7 +133,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def table(folder: Path) -> str:
-    """Tables for the finished tasks: average normalised scores beside the paper's, and the mean return per task."""
+    """Tables for the finished tasks: average normalised scores next to the paper's, and the mean return per task."""
     files = [read(folder / f"{task}.json") for task in TASKS if (folder / f"{task}.json").exists()]
     complete = [stored for stored in files if len(stored["scores"]) == len(SURROGATES)]
     if not complete:
@@ -143,7 +143,7 @@ def table(folder: Path) -> str:
 
 
 def averages(complete: Sequence[dict[str, Any]]) -> str:
-    """Average normalised scores, with intervals over the seeds of each task."""
+    """Average normalised scores, with intervals that are based on the seeds of each task."""
     by_task = [normalised(stored) for stored in complete]
     found = [stratified_mean([scores[place] for scores in by_task]) for place in range(len(SURROGATES))]
     rows = [
@@ -153,18 +153,18 @@ def averages(complete: Sequence[dict[str, Any]]) -> str:
     slope = shown(stratified_mean([slopes(dict(zip(SURROGATES, scores, strict=True))) for scores in by_task]))
     return (
         markdown(["surrogate", "score [95 % interval]", "the paper"], rows)
-        + f"\n\nWithout the first row, a setting scores {slope} more here per point that it scores more in the paper."
+        + f"\n\nWithout the first row, each additional point in the paper's score corresponds to {slope} here."
     )
 
 
 def normalised(stored: dict[str, Any]) -> np.ndarray:
-    """Normalised scores [settings, seeds] of a task: 0 is random actions, 1 the best run."""
+    """Normalised scores [settings, seeds] of a task: 0 is random actions, and 1 is the best run."""
     scores = np.array([stored["scores"][name] for name in SURROGATES])
     return (scores - stored["chance"]) / (scores.max() - stored["chance"])
 
 
 def returns(complete: Sequence[dict[str, Any]]) -> str:
-    """The mean return in each task, and that of random actions."""
+    """The mean return in each task, and the mean return of random actions."""
     digits = [1 if np.ptp([*stored["scores"].values()]) < 100 else 0 for stored in complete]
     chances = [Estimate(stored["chance"], None) for stored in complete]
     rows = [["random actions", *map(shown, chances, digits)]]

@@ -1,14 +1,14 @@
-"""How well does PPO learn Gymnasium's tabular environments? The exact expected return of each seed's last policy.
+"""How well does PPO learn Gymnasium's tabular environments? Computes the exact return of each seed's last policy.
 
     python benchmarks/tabular.py                     # every environment, seeds 1000 to 1004
-    python benchmarks/tabular.py Taxi-v4             # some
-    python benchmarks/tabular.py --first 0           # the seeds that the presets were tuned on
+    python benchmarks/tabular.py Taxi-v4             # only these environments
+    python benchmarks/tabular.py --first 0           # the seeds on which the presets were tuned
     python benchmarks/tabular.py --no-preset         # with the default settings
     python benchmarks/tabular.py --folder DIR        # keep the runs there, and resume those that were stopped
 
-Observations are integers, so every policy is a table, and `env.unwrapped.P` holds all transitions. The expected return,
-without discount and time limit, is therefore the solution of a linear system; it is −∞ if an episode may never end.
-With the environment's own time limit, it is computed by backward induction.
+Observations are integers, so every policy is a table, and `env.unwrapped.P` contains all transitions. The expected
+return without a discount and without a time limit is therefore the solution of a linear system. It is −∞ if an episode
+may never end. With the environment's own time limit, it is computed by backward induction.
 """
 
 import argparse
@@ -138,7 +138,7 @@ def endless(world: Tabular, policy: np.ndarray) -> float:
         solved = np.linalg.solve(leaving, np.stack([reward[live], chain[np.ix_(live, ends)].sum(axis=1)], axis=1))
     except np.linalg.LinAlgError:
         return -math.inf
-    # The second column is the probability that the episode ever ends; where rounding hides it, it never does.
+    # The second column is the probability that the episode ever ends. A probability hidden by rounding counts as 0.
     return float(world.start[live] @ solved[:, 0]) if np.allclose(solved[:, 1], 1, atol=1e-6) else -math.inf
 
 

@@ -1,4 +1,4 @@
-"""The README's picture of credit: an episode of a half-trained agent that took the key, as `upslope credit` shows it.
+"""Draw the README's credit picture: an episode in which a half-trained agent took the key, as in `upslope credit`.
 
 python docs/credit_picture.py
 
@@ -22,12 +22,12 @@ from upslope.report.page import write_credit
 PICTURE = Path(__file__).parent / "images" / "credit.png"
 WIDTH, HEIGHT = 900, 900
 STEPS = 12_000
-"""Enough for the critic to know what the key is worth, too few for the policy to take it always."""
+"""Enough steps for the critic to learn the key's value, but too few for the policy to always take the key."""
 COLOURS = 64
 
 
 def main() -> None:
-    """Train, find an episode with the key, photograph its page."""
+    """Train, find an episode in which the key was taken, and take a screenshot of its page."""
     with tempfile.TemporaryDirectory() as folder:
         run = upslope.train("jax:Key-v0", "gae", steps=STEPS, num_envs=8, folder=folder, preset=False, quiet=True)
         episode = next(k for k in range(100) if credit_of(run.path, episode_seed=k).reward.sum() > 0)
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def photograph(page: Path) -> Image.Image:
-    """The view of a credit page, once it is drawn."""
+    """Take a screenshot of a credit page once it has been rendered."""
     options = webdriver.ChromeOptions()
     for flag in ("headless=new", "no-sandbox", "hide-scrollbars", f"window-size={WIDTH},{HEIGHT}"):
         options.add_argument(f"--{flag}")

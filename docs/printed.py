@@ -1,10 +1,10 @@
-"""Rewrite what commands print in the how-to pages, by running the pages.
+"""Run the how-to pages and update the output that they show.
 
-    python docs/printed.py                # minutes
-    python docs/printed.py recorded_data  # these pages only
+    python docs/printed.py                # all pages (minutes)
+    python docs/printed.py recorded_data  # only these pages
 
-A page's blocks run in order, in a folder of their own that holds examples/. A block of text after a comment
-`<!-- printed: REGEX -->` becomes the lines that match, of what the block before it printed.
+A page's blocks run in order, in a temporary folder that contains examples/. A text block after a comment
+`<!-- printed: REGEX -->` is replaced by the matching lines of the previous block's output.
 """
 
 import os
@@ -25,7 +25,7 @@ WIDTH = "100"
 
 
 def rewritten(page: str, folder: Path) -> str:
-    """The page, with what its commands print now."""
+    """Return the page with the current output of its commands."""
     printed: list[str] = []
 
     def visit(block: re.Match[str]) -> str:
@@ -39,7 +39,7 @@ def rewritten(page: str, folder: Path) -> str:
 
 
 def output(language: str, code: str, folder: Path) -> list[str]:
-    """What each command of a block prints."""
+    """Return what each command of a block prints."""
     program = [sys.executable, "-c", code]
     if language == "bash":
         lines = code.replace("\\\n", " ").splitlines()
@@ -54,16 +54,16 @@ def output(language: str, code: str, folder: Path) -> list[str]:
 
 
 def kept(printed: list[str], pattern: str) -> str:
-    """The lines that match, an empty one between commands."""
+    """Return the matching lines, with an empty line between commands."""
     matching = ["\n".join(line.rstrip() for line in text.splitlines() if re.search(pattern, line)) for text in printed]
     shown = "\n\n".join(text for text in matching if text)
     if not shown:
-        raise SystemExit(f"nothing that was printed matches {pattern!r}: {printed}")
+        raise SystemExit(f"no printed line matches {pattern!r}: {printed}")
     return shown
 
 
 def main() -> None:
-    """Rewrite the pages that are named, or all."""
+    """Update the named pages, or all of them."""
     for name in sys.argv[1:] or PAGES:
         page = ROOT / "docs" / f"{name}.md"
         with tempfile.TemporaryDirectory() as folder:

@@ -1,10 +1,10 @@
-"""Rewrite what the documentation repeats of the source, so that it cannot drift.
+"""Update the parts of the documentation that repeat the source: line numbers in links, and embedded files.
 
     python docs/refresh_links.py
 
-A link [`GAE`](../src/upslope/core/estimators.py#L1-L2) names a symbol, and gets the lines on which it is defined; dots
-lead inside: `GAE.__call__`, `descend_both.actor_loss`. A Python block after a comment `<!-- file: PATH -->` becomes the
-text of that file. Paths are relative to the page.
+A link such as [`GAE`](../src/upslope/core/estimators.py#L1-L2) names a symbol and gets the lines on which the symbol is
+defined. Dots refer to nested names: `GAE.__call__`, `descend_both.actor_loss`. A Python block after a comment
+`<!-- file: PATH -->` is replaced by the text of that file. Paths are relative to the page.
 """
 
 import ast
@@ -20,12 +20,12 @@ EMBEDDED = re.compile(r"(?P<marker><!-- file: (?P<path>\S+) -->)\n```python\n(?P
 
 
 def pages() -> list[Path]:
-    """Every page of documentation."""
+    """Return every page of the documentation."""
     return [*sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("*.md"))]
 
 
 def definitions(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[str, int, int]]:
-    """(dotted name, first line, last line) of every class, function and variable, at any depth."""
+    """Yield (dotted name, first line, last line) of every class, function and variable, at any depth."""
     for node in body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
             first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
@@ -39,7 +39,7 @@ def definitions(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[str, i
 
 
 def lines_of(file: Path, symbol: str) -> tuple[int, int] | None:
-    """The first and last line of a symbol's definition, decorators included; None if the file has none."""
+    """Return the first and last line of a symbol's definition, decorators included, or None if there is none."""
     for name, first, last in definitions(ast.parse(file.read_text("utf-8")).body):
         if name == symbol:
             return first, last
@@ -47,7 +47,7 @@ def lines_of(file: Path, symbol: str) -> tuple[int, int] | None:
 
 
 def find(file: Path, symbol: str) -> tuple[Path, int, int]:
-    """Where a symbol is defined: in this file, or in the only other one that has it, since code moves."""
+    """Find a symbol's definition: in this file or, since code moves, in the only other file that defines it."""
     others = [other for other in sorted(ROOT.glob("src/**/*.py")) if other != file]
     for candidates in ([file] if file.is_file() else [], others):
         found = [(path, *lines) for path in candidates if (lines := lines_of(path, symbol)) is not None]
@@ -57,12 +57,12 @@ def find(file: Path, symbol: str) -> tuple[Path, int, int]:
 
 
 def refreshed(page: Path, text: str) -> str:
-    """The page's text with the lines and the code that the source has now."""
+    """Return the page's text with the current line numbers and code of the source."""
 
     def link(match: re.Match[str]) -> str:
         symbol = SYMBOL.search(match["text"])
         if symbol is None:
-            raise LookupError(f"{page.name}: {match[0]} names no symbol; write [`name`](path#L1-L2)")
+            raise LookupError(f"{page.name}: {match[0]} does not name a symbol; write [`name`](path#L1-L2)")
         file, first, last = find((page.parent / match["path"]).resolve(), symbol["name"])
         path = Path(os.path.relpath(file, page.parent)).as_posix()
         return f"[{match['text']}]({path}#L{first}-L{last})"
@@ -74,7 +74,7 @@ def refreshed(page: Path, text: str) -> str:
 
 
 def main() -> None:
-    """Refresh all pages, and say which changed."""
+    """Update all pages, and print which ones changed."""
     for page in pages():
         before = page.read_text("utf-8")
         after = refreshed(page, before)

@@ -1,4 +1,4 @@
-"""A corridor: five steps to the right reach the goal, each step costs 1."""
+"""A corridor: five steps to the right reach the goal, and each step costs 1."""
 
 import gymnasium
 import numpy as np

@@ -1,11 +1,11 @@
 """PPO from scratch: generalised advantage estimation and the clipped ratio, in one file.
 
-A batch is used for several epochs. After the first step the policy π_θ is no longer the μ that acted, so the weight
+A batch is used for several epochs. After the first step, the policy π_θ is no longer the μ that acted, so the weight
 is corrected by the ratio ρ = π_θ(a|s)/μ(a|s), and moving ρ outside [1−ε, 1+ε] gains nothing:
 
     Loss = −1/B Σ min(ρ A, clip(ρ, 1−ε, 1+ε) A),   A_t = Σ_b (γλ)^b δ_{t+b},   δ_t = r_t + γ V(s_{t+1}) − V(s_t)
 
-Run it, about a minute on a CPU:   python examples/ppo_clip.py --steps 100000 --seed 0
+Run it (about a minute on a CPU):   python examples/ppo_clip.py --steps 100000 --seed 0
 """
 
 import gymnasium
@@ -42,7 +42,7 @@ def log_probability(parameters, observation, action):
 
 def generalised_advantage(reward, terminated, truncated, values, next_values):
     """A_t = δ_t + γλ A_{t+1}, [T, N]. `next_values` is V of the true successor, even at an episode's end."""
-    # Only a true end makes the future worthless. At truncation somebody merely stopped watching, so V still counts.
+    # Only a termination makes the future worthless. A truncation merely stops the observation, so V still counts.
     delta = reward + GAMMA * next_values * ~terminated - values
     advantage, following = np.zeros_like(delta), np.zeros_like(delta[0])
     for t in reversed(range(len(delta))):
@@ -79,8 +79,8 @@ def act(parameters, observation, key):
 
 
 def collect(worlds, now, parameters, key):
-    """NUM_STEPS steps of every environment, continuing from the observations `now`; and the returns of finished
-    episodes."""
+    """Take NUM_STEPS steps in every environment, continuing from the observations `now`. Also give the returns of
+    finished episodes."""
     rows, returns = [], []
     for step_key in jax.random.split(key, NUM_STEPS):
         action, log_mu = (np.asarray(x) for x in act(parameters, now, step_key))
@@ -88,14 +88,14 @@ def collect(worlds, now, parameters, key):
         successor, reward, terminated, truncated = (np.asarray(fact) for fact in facts)
         rows.append((now, action, log_mu, reward.astype(np.float32), terminated, truncated, successor))
         returns += [float(x["episode"]["r"]) for x in information if "episode" in x]
-        # Acting continues from the next episode's first observation, but it is never the successor of this one's last.
+        # Acting continues from the next episode's first observation, which is never the successor of this one's last.
         ended = terminated | truncated
         now = np.stack([w.reset()[0] if e else s for w, e, s in zip(worlds, ended, successor, strict=True)])
     return now, [np.stack(column) for column in zip(*rows, strict=True)], returns
 
 
 def train(steps: int = 100_000, seed: int = 0):
-    """Act, weigh, move, until the steps are spent. Returns the mean return of the episodes of each batch."""
+    """Act, weigh and move until the steps are spent. Returns the mean return of the episodes in each batch."""
     actor_key, critic_key, key = jax.random.split(jax.random.key(seed), 3)
     parameters = {"actor": initialise(actor_key, SIZES, 0.01), "critic": initialise(critic_key, (*SIZES[:-1], 1), 1.0)}
     worlds = [RecordEpisodeStatistics(gymnasium.make("CartPole-v1")) for _ in range(NUM_ENVS)]

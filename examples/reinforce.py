@@ -4,7 +4,7 @@ The goal is a policy π_θ whose expected return E_{τ~P_θ}[R(τ)] is large. It
 
     ∇E[R(τ)] ≈ 1/N Σ_n Σ_t R(τ_n) ∇log π_θ(a_t|s_t)
 
-Run it, about a minute on a CPU:
+Run it (about a minute on a CPU):
 
     python examples/reinforce.py                   weight every action by the return of its whole episode
     python examples/reinforce.py --reward-to-go    weight it only by the rewards after it: one line, less variance
@@ -24,7 +24,7 @@ GAMMA, LEARNING_RATE, HIDDEN_SIZES = 0.99, 3e-3, (64, 64)
 
 
 class Batch(NamedTuple):
-    """Steps of N episodes, one per column [T, N]; `valid` marks those that happened, the rest is padding."""
+    """Steps of N episodes, one per column [T, N]; `valid` marks those that happened; the rest is padding."""
 
     observation: np.ndarray
     action: np.ndarray
@@ -62,7 +62,7 @@ def weigh(reward, gamma, reward_to_go):
 
 
 def loss(parameters, batch):
-    """−mean of Ψ log π_θ(a|s): an optimiser descends, and descending −E[R] is ascending E[R].
+    """−mean of Ψ log π_θ(a|s): an optimiser descends, and descending −E[R] means ascending E[R].
 
     The mean is over steps, whereas the formula divides by episodes: the same direction, with a different length.
     """
@@ -97,7 +97,7 @@ def collect(worlds, parameters, key):
 
 
 def train(steps: int = 200_000, seed: int = 0, reward_to_go: bool = False):
-    """Act, weigh, move, until the steps are spent. Returns the mean return of each batch of episodes."""
+    """Act, weigh and move until the steps are spent. Returns the mean return of each batch of episodes."""
     key = jax.random.key(seed)
     parameters = initialise(key, (4, *HIDDEN_SIZES, 2))
     worlds = [gymnasium.make("CartPole-v1") for _ in range(NUM_EPISODES)]

@@ -1,20 +1,20 @@
-"""How the tests compile: import this before upslope, which reads `XLA_FLAGS` when it is imported.
+"""Compiler flags for the tests; import this before upslope, which reads `XLA_FLAGS` when it is imported.
 
-The tests compile some thousand training programs and run each briefly. Without LLVM's optimisation and XLA's fusion
-emitters that takes a third of the time, here and in the commands that tests start; see `compiled_for_users`.
+The tests compile about a thousand training programs and run each briefly. Disabling LLVM's optimisation and XLA's
+fusion emitters cuts the time to a third, both here and in the commands that tests start; see `compiled_for_users`.
 """
 
 import os
 
 import jax
 
-HAS_FUSION_EMITTERS_FLAG = jax.__version_info__ < (0, 11)  # XLA ends the process at a flag that it does not know
+HAS_FUSION_EMITTERS_FLAG = jax.__version_info__ < (0, 11)  # XLA aborts the process on an unknown flag
 FUSION_EMITTERS = {"xla_cpu_use_fusion_emitters": True} if HAS_FUSION_EMITTERS_FLAG else {}
 FLAGS = "--xla_backend_optimization_level=0" + " --xla_cpu_use_fusion_emitters=false" * HAS_FUSION_EMITTERS_FLAG
 
-# Processes that share the cores would wait for each other's threads, here and in the commands that tests start.
+# Processes that share cores would wait for each other's threads, here and in the commands that tests start.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 if FLAGS not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
-# Two devices on any machine, so that seeds are spread in the tests too.
+# Use two devices on any machine, so that the tests also distribute seeds over devices.
 jax.config.update("jax_num_cpu_devices", 2)

@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Fixtures and hooks for all tests."""
 
 import gc
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jax
 import pytest
-import type_checks  # noqa: F401 - before upslope
+import type_checks  # noqa: F401 - must precede upslope
 from compile_flags import FUSION_EMITTERS
 from helpers import write_run
 from weekly_cases import is_weekly
@@ -19,12 +19,12 @@ from weekly_cases import is_weekly
 from upslope.learning.devices import one_blas_thread
 
 os.environ.setdefault("MUJOCO_GL", "egl")
-# Commands and workers, of which there are hundreds, would otherwise each compile the whole source anew.
+# Otherwise each of the hundreds of commands and workers would compile the whole source again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 
-# The files that take longest, the longest first: begun last, one of them would keep a single core busy at the end.
+# The slowest files, slowest first. If one of them started last, it would keep a single core busy at the end.
 LONGEST = (
     "test_whole_way",
     "test_structured_observations", "test_workers", "test_hybrid_actions", "test_masks", "test_closing", "test_probe",
@@ -39,7 +39,7 @@ LONGEST = (
 
 @pytest.hookimpl(tryfirst=True)  # before tests are selected by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the weekly ones, and hand out the longest files first, with `--no-loadscope-reorder`."""
+    """Mark the weekly tests, and hand out the slowest files first (this needs `--no-loadscope-reorder`)."""
     for item in items:
         file = item.path.relative_to(Path(__file__).parent).as_posix()
         function, _, case = item.name.partition("[")
@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Libraries and tests are there to stay: the collector, which tracing calls often, need not scan them each time."""
+    """Freeze the objects of libraries and tests: tracing triggers the collector often, and it need not scan them."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
@@ -58,37 +58,37 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Runs compile the same few programs again and again: keep them on disk while the tests last."""
+    """Keep compiled programs on disk during the session, because runs compile the same few programs repeatedly."""
     folder = Path(tmp_path_factory.getbasetemp())
     shared = folder.parent if os.environ.get("PYTEST_XDIST_WORKER") else folder
     jax.config.update("jax_compilation_cache_dir", str(shared / "compiled"))
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(shared / "compiled")  # for commands in processes of their own
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(shared / "compiled")  # for commands in separate processes
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # else each compiles all its small programs anew
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # otherwise small programs are recompiled
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread_each() -> Iterator[None]:
-    """NumPy's matrix products take one thread, lest the test processes wait for each other's."""
+    """Limit NumPy's matrix products to one thread, so that test processes do not wait for each other's threads."""
     with one_blas_thread():
         yield
 
 
 @pytest.fixture(scope="session", autouse=True)
 def ctrl_c_interrupts() -> None:
-    """Tests that press Ctrl-C also pass in a job in the background, which the shell lets ignore it."""
+    """Let tests that press Ctrl-C also pass in a background job, in which the shell ignores the signal."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def trust_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What tests trust is not kept in the user's own folder."""
+    """Keep trust that tests grant out of the user's own folder."""
     os.environ["UPSLOPE_STATE"] = str(tmp_path_factory.mktemp("state"))
 
 
 @contextmanager
 def users_options() -> Iterator[None]:
-    """Within this, training in this process is compiled as users have it."""
+    """Within this context, programs in this process are compiled as they are for users."""
     from upslope.learning.iteration import PREFERRED, QUICK
 
     with pytest.MonkeyPatch.context() as patch:
@@ -99,32 +99,32 @@ def users_options() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def compiled_for_users() -> Iterator[None]:
-    """Programs as users have them, for the tests of exact bits of a file."""
+    """Compile programs as for users, for tests that compare exact bits of a file."""
     with users_options():
         yield
 
 
 @pytest.fixture
 def trains_for_long() -> Iterator[None]:
-    """Programs as users have them, for a test that trains for much longer than it compiles."""
+    """Compile programs as for users, for a test that trains for much longer than it compiles."""
     with users_options():
         yield
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for the runs that the tests of a file share."""
+    """A folder for runs that the tests of one file share."""
     return tmp_path_factory.mktemp("runs")
 
 
 @pytest.fixture
 def run_of(tmp_path: Path) -> Callable[..., Path]:
-    """Run directories written by hand: `run_of(episodes={seed: [(step, return), …]})`, with rows up to the budget."""
+    """Write run directories by hand: `run_of(episodes={seed: [(step, return), …]})`, with rows up to the budget."""
     return partial(write_run, tmp_path)
 
 
 @pytest.fixture
 def curse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file that says how `Cursed` goes wrong; at first it is not there."""
+    """The file that tells `Cursed` how to fail; it does not exist at first."""
     monkeypatch.setenv("CURSE", str(tmp_path / "curse"))
     return tmp_path / "curse"

@@ -1,4 +1,4 @@
-"""Runs for the doctor whose metrics are written by hand, and what it finds in them."""
+"""Runs with hand-written metrics for the doctor, and what it finds in them."""
 
 import json
 
@@ -42,7 +42,7 @@ def write_run(
     episodes=None,
     **settings,
 ):
-    """A run whose metrics are those of `HEALTHY`, but for the changes: numbers, or functions of the share of the run.
+    """Write a run with the metrics of `HEALTHY`, except for changes: numbers, or functions of the share of the run.
 
     `episodes(share, generator)` gives the (return, length) pairs of an iteration.
     """

@@ -1,12 +1,12 @@
-"""Twenty-four short runs whose rows of metrics and final parameters are stored in `golden/`.
+"""Twenty-four short runs whose metric rows and final parameters are stored in `golden/`.
 
-They pin behaviour through changes of structure: the numbers must be bit for bit those stored, on the machine and the
-versions that stored them. Elsewhere rounding differs, and sooner or later a near-tie between two actions falls
-differently, after which two runs have nothing in common: there the leading rows are compared, to within a tolerance.
-Store the runs anew only in a commit that changes numbers on purpose, and that says so:
+They pin behaviour across structural changes: on the machine and with the versions that stored them, the numbers must
+be identical bit for bit. Elsewhere rounding differs. Sooner or later a near-tie between two actions then falls
+differently, after which the two runs have nothing in common. There, only the leading rows are compared, to within a
+tolerance. Store the runs again only in a commit that changes numbers on purpose and says so:
 
-    python tests/golden_runs.py              # trains, and writes golden/runs.npz (--to FILE --only CASE …: elsewhere)
-    python tests/golden_runs.py --tolerance  # trains on a narrower instruction set, and stores what agrees there
+    python tests/golden_runs.py              # trains and writes golden/runs.npz (--to FILE --only CASE …: elsewhere)
+    python tests/golden_runs.py --tolerance  # trains on a narrower instruction set and stores how much agrees there
 """
 
 import json
@@ -70,7 +70,7 @@ TEACHERS = {
 
 
 def fingerprint() -> dict[str, str]:
-    """What decides how numbers are rounded: the versions and the processor."""
+    """What determines how numbers are rounded: the versions and the processor."""
     found = {name: version(name) for name in ("jax", "jaxlib", "numpy", "optax", "gymnasium")}
     found["python"] = ".".join(platform.python_version_tuple()[:2])
     path = Path("/proc/cpuinfo")
@@ -81,7 +81,7 @@ def fingerprint() -> dict[str, str]:
 
 
 def train_all(folder: Path, chosen: Sequence[str] = tuple(CASES)) -> dict[str, Any]:
-    """Train the chosen cases; the facts by name."""
+    """Train the chosen cases; return their facts by name."""
     done: dict[str, Any] = {}
     for name in chosen:
         train_case(name, folder, done)
@@ -89,7 +89,7 @@ def train_all(folder: Path, chosen: Sequence[str] = tuple(CASES)) -> dict[str, A
 
 
 def train_case(name: str, folder: Path, done: dict[str, Any]) -> Any:
-    """The run of a case, out of those that are `done`, which it is added to; before it, the run that it learns from."""
+    """Return the run of a case from `done`; if it is missing, train it first, after the run from which it learns."""
     import upslope
 
     if name not in done:
@@ -103,14 +103,14 @@ def train_case(name: str, folder: Path, done: dict[str, Any]) -> Any:
 
 
 def facts_of(run: Any) -> dict[str, Any]:
-    """The rows of a run without the clock's columns, and the parameters of every seed's last agent."""
+    """The rows of a run without time columns, and the parameters of every seed's last agent."""
     rows = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in run.metrics()]
     parameters = [parameters_of(run.load(seed=seed, checkpoint="last")) for seed in run.seeds]
     return {"rows": rows, "parameters": np.concatenate(parameters)}
 
 
 def parameters_of(policy: Any) -> np.ndarray:
-    """Policy, log σ, critic and normalisers, end to end; independent of how the agent is structured."""
+    """Policy, log σ, critic and normalisers as one vector, independent of the agent's structure."""
     agent, model = policy.agent, policy.agent.model
     seen = agent.normaliser or RunningStatistics.start((policy.encoder.num_features,))
     parts = [*model.actor.network.weights, *model.actor.network.biases, model.actor.log_std]
@@ -119,7 +119,7 @@ def parameters_of(policy: Any) -> np.ndarray:
 
 
 def save(found: dict[str, Any], elsewhere: dict[str, Any], path: Path = STORED, made_on: Any = None) -> None:
-    """Write all that was found; `elsewhere` says how many leading rows of a case agree on other machines."""
+    """Write all results; `elsewhere` gives the number of leading rows of each case that agree on other machines."""
     arrays = {f"parameters/{name}": facts["parameters"] for name, facts in found.items()}
     rows = {name: facts["rows"] for name, facts in found.items()}
     meta = json.dumps({"fingerprint": made_on or fingerprint(), "rows": rows, "elsewhere": elsewhere})
@@ -127,7 +127,7 @@ def save(found: dict[str, Any], elsewhere: dict[str, Any], path: Path = STORED, 
 
 
 def stored(path: Path = STORED) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(the facts of each case, the rest: `fingerprint`, `elsewhere`)."""
+    """Return (the facts of each case, the rest: `fingerprint`, `elsewhere`)."""
     with np.load(path) as archive:
         meta = json.loads(str(archive["meta"][()]))
         facts = {
@@ -137,14 +137,14 @@ def stored(path: Path = STORED) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 TOLERANCE = 1e-4
-"""The largest |a − b| / (1 + |b|) between two machines that took the same actions; 2e-6 was measured."""
+"""The largest allowed |a − b| / (1 + |b|) between two machines that took the same actions; 2e-6 was measured."""
 
 
 def distances(found: dict[str, Any], expected: dict[str, Any]) -> list[float]:
     """The largest |a − b| / (1 + |b|) of each expected row; infinite if the row or one of its columns is missing."""
     gaps = [float("inf")] * len(expected["rows"])
     for place, (mine, theirs) in enumerate(zip(found["rows"], expected["rows"], strict=False)):
-        if set(theirs) <= set(mine):  # a metric may be added, none may be missing
+        if set(theirs) <= set(mine):  # a metric may be added, but none may be missing
             values = np.asarray([[mine[k], theirs[k]] for k in theirs if isinstance(theirs[k], int | float)], float)
             gaps[place] = float(np.max(np.abs(values[:, 0] - values[:, 1]) / (1 + np.abs(values[:, 1]))))
     return gaps
@@ -156,7 +156,7 @@ def num_agreeing(found: dict[str, Any], expected: dict[str, Any]) -> int:
 
 
 def main() -> None:
-    """Store the runs, or how far they are from the stored ones on a narrower instruction set."""
+    """Store the runs, or the number of their rows that agree on a narrower instruction set."""
     sys.path.insert(0, str(Path(__file__).parent))
     if "--compare" in sys.argv:
         with tempfile.TemporaryDirectory() as folder:

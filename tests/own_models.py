@@ -1,4 +1,4 @@
-"""Small models for the tests, as a user would bring them."""
+"""Small models for the tests, as users might write them."""
 
 from typing import Any
 
@@ -12,12 +12,12 @@ from upslope.core.distributions import Categorical
 
 
 def over_columns(layer: Any, *arrays: Any) -> Any:
-    """A layer of Equinox, which takes one vector, on each of N."""
+    """Apply an Equinox layer, which takes a single vector, to each of N vectors."""
     return jax.vmap(layer)(*arrays)
 
 
 class Recurrent(equinox.Module):
-    """A GRU and a linear layer for the policy, the same for the value; both are told where an episode begins."""
+    """A GRU and a linear layer for the policy, and the same for the value; both see where episodes begin."""
 
     policy_cell: GRUCell
     value_cell: GRUCell
@@ -37,7 +37,7 @@ class Recurrent(equinox.Module):
         return observation.astype(jnp.float32)
 
     def start(self, num: int) -> Any:
-        # Not 0, so that it is seen whether an episode begins here.
+        # Not 0, so that a restart is visible.
         return {"policy": jnp.full((num, self.hidden), 0.5), "value": jnp.full((num, self.hidden), -0.5)}
 
     def step(self, features: Any, carry: Any, fresh: Any) -> tuple[Outputs, Any]:
@@ -52,7 +52,7 @@ class Recurrent(equinox.Module):
 
 
 class SharedTrunk(equinox.Module):
-    """One GRU, from which policy and value are read."""
+    """A single GRU, from which policy and value are computed."""
 
     cell: GRUCell
     policy_layer: Linear
@@ -82,7 +82,7 @@ class SharedTrunk(equinox.Module):
 
 
 class Forgetful(equinox.Module):
-    """Two linear layers. It carries a number from step to step, and does not look at it."""
+    """Two linear layers. The model carries a number from step to step but ignores it."""
 
     policy_layer: Linear
     value_layer: Linear
@@ -107,7 +107,7 @@ class Forgetful(equinox.Module):
 
 
 class Memoryless(Forgetful):
-    """The same without the number."""
+    """The same without the carried number."""
 
     def start(self, num: int) -> Any:
         return ()
@@ -117,28 +117,28 @@ class Memoryless(Forgetful):
 
 
 class Overlapping(Forgetful):
-    """A parameter in two groups."""
+    """Assigns one parameter to two groups."""
 
     def groups(self) -> dict[str, Any]:
         return {"policy": self.policy_layer, "value": (self.value_layer, self.policy_layer.bias)}
 
 
 class Missing(Forgetful):
-    """A parameter in no group."""
+    """Assigns one parameter to no group."""
 
     def groups(self) -> dict[str, Any]:
         return {"policy": self.policy_layer, "value": self.value_layer.weight}
 
 
 class Unknown(Forgetful):
-    """A group that no loss is known for."""
+    """Has a group with no known loss."""
 
     def groups(self) -> dict[str, Any]:
         return {"policy": self.policy_layer, "critic": self.value_layer}
 
 
 class WithoutStart(equinox.Module):
-    """No model."""
+    """Lacks methods that a model needs."""
 
     def __init__(self, observation_space: Any, action_space: Any, *, key: Any):
         pass
@@ -148,7 +148,7 @@ class WithoutStart(equinox.Module):
 
 
 class OtherCarry(Forgetful):
-    """A step returns a different carry from the one that it takes."""
+    """Its step returns a carry that differs from the one it takes."""
 
     def step(self, features: Any, carry: Any, fresh: Any) -> tuple[Outputs, Any]:
         outputs, carry = super().step(features, carry, fresh)
@@ -156,7 +156,7 @@ class OtherCarry(Forgetful):
 
 
 class TwoValues(Forgetful):
-    """Values of another shape than one a column."""
+    """Its values are not one number per column."""
 
     def step(self, features: Any, carry: Any, fresh: Any) -> tuple[Outputs, Any]:
         outputs, carry = super().step(features, carry, fresh)

@@ -1,4 +1,4 @@
-"""Trackers that tests name: one that notes its calls in a file, and some that go wrong."""
+"""Trackers that tests name: one that records its calls in a file, and several that fail."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 class Noting:
-    """Notes each call as a line of JSON in the file that the environment variable NOTES names."""
+    """Records each call as a line of JSON in the file named by the environment variable NOTES."""
 
     def note(self, what, value):
         with Path(os.environ["NOTES"]).open("a") as file:
@@ -33,7 +33,7 @@ class FailingAtOnce(Noting):
 
 
 class FailingLater(Noting):
-    """Takes one call of rows, and fails at the second."""
+    """Accepts one call with rows and fails at the second."""
 
     calls = 0
 
@@ -58,7 +58,7 @@ class Hanging(Noting):
 
 
 class HangingAtTheEnd(Noting):
-    """Takes all rows, and never ends."""
+    """Accepts all rows but never finishes."""
 
     def end(self, is_finished):
         super().end(is_finished)

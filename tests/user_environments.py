@@ -1,4 +1,4 @@
-"""Small Gymnasium environments for the tests, as a user would bring them."""
+"""Small Gymnasium environments for the tests, as users might write them."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ from upslope.engines.columns import reset_seed
 
 
 class Walk(gymnasium.Env):
-    """A noisy walk on a line, decided by its reset seed and the actions alone. It has no step limit of its own.
+    """A noisy walk on a line, determined by its reset seed and the actions. It has no step limit.
 
     The observation is (position, steps so far / 10); the episode terminates outside ±1.
     """
@@ -44,7 +44,7 @@ class Walk(gymnasium.Env):
 
 
 class Faulty(Walk):
-    """A walk that goes wrong on step `at` of each instance's life, in the way that `kind` says; None repairs it."""
+    """A walk that fails at step `at` of each instance, in the way that `kind` names; None repairs it."""
 
     kind: ClassVar[str | None] = None
     at: ClassVar[int] = 0
@@ -69,7 +69,7 @@ class Faulty(Walk):
 
 
 class OwnRandomness(Walk):
-    """Draws from a generator that no reset seed governs, so it does not repeat itself."""
+    """Draws from a generator that the reset seed does not control, so it does not repeat itself."""
 
     generator = np.random.default_rng()
 
@@ -92,7 +92,7 @@ class TwoAxes(Walk):
 class Counting(gymnasium.Env):
     """Observes (episode number, step), so that a fake transition or a wrong successor is visible.
 
-    The reward of step t is t. Every episode that ends by itself is noted in `finished` as (return, length).
+    The reward of step t is t. Every episode that terminates is added to `finished` as (return, length).
     """
 
     finished: ClassVar[list[tuple[float, int]]] = []
@@ -117,7 +117,7 @@ class Counting(gymnasium.Env):
 
 
 class Spaced(Walk):
-    """A walk that claims other spaces; it answers with samples of them."""
+    """A walk that claims other spaces and returns samples of them."""
 
     def __init__(self, observation_space: spaces.Space | None = None, action_space: spaces.Space | None = None):
         super().__init__()
@@ -142,7 +142,7 @@ def several_choices() -> Spaced:
 
 
 class Levers(Walk):
-    """A walk that several levers push, each to the right with its value and to the left without; repeatable."""
+    """A walk pushed by several levers, each to the right when set and to the left otherwise; repeatable."""
 
     def __init__(self, action_space: spaces.Space):
         super().__init__()
@@ -181,8 +181,10 @@ def cannot_be_made() -> Walk:
 
 
 class Cursed(Walk):
-    """A walk that goes wrong on the second step of seed 1's fourth episode, while a file says how, and whether in the
-    first environment or "elsewhere", in the fourth."""
+    """A walk that fails on the second step of seed 1's fourth episode while a file exists.
+
+    The file names the kind of failure; it occurs in the first environment or, with "elsewhere", in the fourth.
+    """
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
         self.place = {reset_seed(1, 0, 3): "", reset_seed(1, 3, 3): " elsewhere"}.get(seed)
@@ -207,7 +209,7 @@ class Cursed(Walk):
 
 
 class Still(gymnasium.Env):
-    """Shows zeros, pays for the action 1, and never ends by itself: what is odd about the next ones is all there is."""
+    """Shows zeros, pays for action 1, and never ends; its subclasses each change one thing."""
 
     observation_space: spaces.Space = spaces.Box(-1.0, 1.0, (2,), np.float32)
     action_space: spaces.Space = spaces.Discrete(2)
@@ -224,7 +226,7 @@ class Still(gymnasium.Env):
 
 
 class Shows(Still):
-    """Claims a space, and shows what a function of its random generator returns."""
+    """Claims a space and shows what a function of its random generator returns."""
 
     def __init__(self, space: spaces.Space, draw: Any):
         self.observation_space, self.draw = space, draw
@@ -234,7 +236,7 @@ class Shows(Still):
 
 
 class Answers(Still):
-    """Answers a step with what a function makes of the right answer."""
+    """Returns the correct answer after a function has changed it."""
 
     def __init__(self, change: Any, change_reset: Any = lambda answer: answer):
         self.change, self.change_reset = change, change_reset
@@ -247,7 +249,7 @@ class Answers(Still):
 
 
 class Strict(Still):
-    """Takes only actions that its space contains, and never writes into them what upslope would read again."""
+    """Accepts only actions that its space contains, and never modifies them."""
 
     def __init__(self, action_space: spaces.Space):
         self.action_space = action_space
@@ -274,8 +276,10 @@ def scalar() -> Strict:
 
 
 class Simulated(Still):
-    """Keeps a program running until it is closed. What happens is noted in the file $SIMULATIONS; $FAILS says where it
-    goes wrong."""
+    """Keeps a program running until it is closed.
+
+    Events are recorded in the file $SIMULATIONS; $FAILS names the place where it fails.
+    """
 
     def __init__(self, reads: bool = False) -> None:
         if self.fails_in("init") and self.count("open") >= 3:
@@ -316,7 +320,7 @@ def reads_its_input() -> Simulated:
 
 
 class Senses(Walk):
-    """A walk that shows where it is as one dictionary of arrays of every kind, with others inside it."""
+    """A walk that shows its position as a dictionary with arrays of every kind, some of them nested."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -338,7 +342,7 @@ class Senses(Walk):
 
 
 class Told(Senses):
-    """The same with words that no network can read, at the top and inside."""
+    """The same with text that no network can read, at the top level and inside."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -355,7 +359,7 @@ class Told(Senses):
 
 
 class Pictures(Walk):
-    """A walk that shows where it is as a bright bar in a small picture, with a number beside it."""
+    """A walk that shows its position as a bright bar in a small picture, and a number."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -373,7 +377,7 @@ class Pictures(Walk):
 
 
 class CompiledPictures(CompiledEnvironment):
-    """A corridor: right pays. It shows the place on a board of bytes, and a number."""
+    """A corridor in which going right pays. It shows the position on a board of bytes, and a number."""
 
     observation_space = spaces.Tuple([spaces.Box(0, 255, (6, 6, 2), np.uint8), spaces.Discrete(2)])
     action_space = spaces.Discrete(2)
@@ -394,7 +398,7 @@ class CompiledPictures(CompiledEnvironment):
 
 
 class CompiledSenses(CompiledEnvironment):
-    """A corridor: right pays. What it shows is a dictionary of arrays of several kinds."""
+    """A corridor in which going right pays. Its observation is a dictionary of arrays of several kinds."""
 
     observation_space = spaces.Dict(
         {
@@ -423,8 +427,10 @@ class CompiledSenses(CompiledEnvironment):
 
 
 class Fenced(Walk):
-    """A walk with three actions, of which one is forbidden in every step: a step away from where it is, or standing
-    still. A forbidden one raises. `info["action_mask"]` says which, but nothing where the episode is over."""
+    """A walk with three actions; each step forbids one of them, a step away from the centre or the third action.
+
+    A forbidden action raises. `info["action_mask"]` reports the mask, except at the end of an episode.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -445,7 +451,7 @@ class Fenced(Walk):
 
 
 class FencedByMethod(Fenced):
-    """The same, told as sb3-contrib asks for it."""
+    """The same, with the mask provided as sb3-contrib expects it."""
 
     def reset(self, **options: Any) -> tuple[Any, dict]:
         return super().reset(**options)[0], {}
@@ -458,7 +464,7 @@ class FencedByMethod(Fenced):
 
 
 class FencedByKey(Fenced):
-    """The same, told among the observations."""
+    """The same, with the mask among the observations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -475,14 +481,14 @@ class FencedByKey(Fenced):
 
 
 class Stuck(Fenced):
-    """Allows nothing in its fourth step."""
+    """Allows no action in its fourth step."""
 
     def allowed(self) -> np.ndarray:
         return np.zeros(3, np.int8) if self.steps == 3 else super().allowed()
 
 
 class Walk3(Walk):
-    """A walk with a third action, that is never forbidden."""
+    """A walk with a third action, which is never forbidden."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -498,7 +504,7 @@ class Nothing(Walk):
 
 
 class CompiledFenced(CompiledPictures):
-    """The same corridor, whose walls forbid to go on: at the left end action 0, at the right end action 1."""
+    """The same corridor, whose ends each forbid one action: 0 at the left end, 1 at the right end."""
 
     def action_mask(self, state: Any) -> Any:
         return jnp.stack([state > 0, state < 5])
@@ -515,7 +521,7 @@ HYBRID: spaces.Dict = spaces.Dict(
 
 
 class Hybrid(Walk):
-    """A walk that actions of several parts push, and that forbids the tool that was used last; repeatable."""
+    """A walk pushed by actions with several parts; it forbids the tool that was used last; repeatable."""
 
     def __init__(self, masks: bool = True) -> None:
         super().__init__()
@@ -534,7 +540,7 @@ class Hybrid(Walk):
         self.last = int(action["tool"])
         push = arm.sum() + action["tool"] + bits.sum() + action["keys"].sum()
         observation, reward, terminated, truncated, _ = super().step(int(push > 4))
-        action["arm"][0][:] = 0  # what it does with its own copy changes nothing
+        action["arm"][0][:] = 0  # changing its own copy has no effect
         return observation, reward, terminated, truncated, self.allowed()
 
     def allowed(self) -> dict[str, Any]:
@@ -548,7 +554,7 @@ class Hybrid(Walk):
 
 
 class CompiledHybrid(CompiledEnvironment):
-    """A corridor where actions of several parts pay for what they are, and the tool used last is forbidden."""
+    """A corridor whose reward depends on actions with several parts; the tool used last is forbidden."""
 
     observation_space: spaces.Space = spaces.Box(-10.0, 10.0, (2,), np.float32)
     action_space: spaces.Space = HYBRID
@@ -573,7 +579,7 @@ class CompiledHybrid(CompiledEnvironment):
 
 
 class Amount(Still):
-    """One step: the reward is highest where the amounts are those shown; the bounds are not centred on 0."""
+    """One step: the reward is highest at fixed amounts; the bounds are not centred on 0."""
 
     action_space: spaces.Space = spaces.Box(np.array([-1.0, 0.0]), np.array([1.0, 10.0]), (2,), np.float64)
 
@@ -583,7 +589,7 @@ class Amount(Still):
 
 
 class Endless(Still):
-    """Takes a Dict with an amount without bounds."""
+    """Takes a Dict with an unbounded amount."""
 
     action_space: spaces.Space = spaces.Dict(
         {"far": spaces.Box(-np.inf, np.inf, (1,), np.float32), "near": spaces.Discrete(2)}
@@ -595,7 +601,7 @@ def only_choices() -> Spaced:
 
 
 class Panic(BaseException):
-    """An exception like those of libraries in Rust or of test frameworks, which `except Exception` does not catch."""
+    """Like exceptions of Rust libraries or test frameworks, which `except Exception` does not catch."""
 
 
 class Panics(Still):
@@ -628,7 +634,7 @@ class Panics(Still):
 
 
 class Loud(Still):
-    """Writes to the standard output, as itself and as a library in C would."""
+    """Writes to standard output, both from Python and as a C library would."""
 
     def step(self, action: Any) -> Any:
         print("a step {")
@@ -637,7 +643,7 @@ class Loud(Still):
 
 
 class LeavesThread(Still):
-    """Starts a thread that does not end, and one of a pool that is idle."""
+    """Starts a thread that does not end, and an idle thread in a pool."""
 
     def __init__(self, seconds: float = 600.0) -> None:
         self.pool = ThreadPoolExecutor(1)
@@ -646,14 +652,14 @@ class LeavesThread(Still):
 
 
 class ClosesOutput(Still):
-    """Closes the standard output."""
+    """Closes standard output."""
 
     def __init__(self) -> None:
         sys.stdout.close()
 
 
 class ChangesFolder(Still):
-    """Changes the current folder, when it is made or later, and needs what it changed to."""
+    """Changes the current folder, at creation or later, and needs the changed folder afterwards."""
 
     def __init__(self, at: int = 0) -> None:
         self.at, self.steps = at, 0

@@ -1,4 +1,4 @@
-"""Small vector environments for the tests, as a user would bring them, and what steps them."""
+"""Small vector environments for the tests, as users might write them, and helpers that step them."""
 
 from typing import Any
 
@@ -14,12 +14,14 @@ from upslope.models.encoders import encoder_of
 from upslope.models.heads import head_of
 
 LENGTHS = (3, 4, 5)
-"""Steps of the episodes of each column, repeated."""
+"""Lengths of the episodes in each column, repeated."""
 
 
 class Counting(VectorEnv):
-    """Shows (episode, step) of each column; the reward of a step is its number. Even columns terminate, odd ones are
-    truncated. Action 1 is forbidden in even steps, which info tells."""
+    """Shows (episode, step) of each column; the reward of a step is its number.
+
+    Even columns terminate and odd ones are truncated. Action 1 is forbidden in even steps, as info reports.
+    """
 
     def __init__(self, num_envs: int, mode: str = "NextStep"):
         self.num_envs, self.mode = num_envs, AutoresetMode(mode)
@@ -39,7 +41,7 @@ class Counting(VectorEnv):
         return self.seen(), self.info()
 
     def start(self, which: np.ndarray) -> None:
-        """Begin the next episode in these columns."""
+        """Start the next episode in these columns."""
         self.episode[which] += 1
         self.count[which] = 0
         self.is_over[which] = False
@@ -63,11 +65,11 @@ class Counting(VectorEnv):
         return self.seen(), reward, terminated, ended & ~terminated, info | self.info()
 
     def seen(self) -> Any:
-        """The observations."""
+        """The observations of all columns."""
         return np.stack([self.episode, self.count], axis=1).astype(np.float32)
 
     def info(self) -> dict[str, Any]:
-        """The masks."""
+        """The masks of all columns."""
         return {"action_mask": np.stack([np.ones(self.num_envs), self.count % 2], axis=1).astype(np.int8)}
 
 
@@ -77,12 +79,12 @@ def counting(num_envs: int, mode: str = "NextStep") -> Counting:
 
 
 def fixed() -> Counting:
-    """Cannot be asked for a number."""
+    """Has no argument for the number of environments."""
     return Counting(4)
 
 
 def silent(num_envs: int) -> Counting:
-    """Does not say how it resets."""
+    """Does not declare its autoreset mode."""
     made = Counting(num_envs)
     made.metadata = {}
     return made
@@ -100,7 +102,7 @@ def forgetful(num_envs: int) -> VectorEnv:
 
 
 class Script:
-    """Chooses actions by a function of the step, and notes the restarts."""
+    """Chooses actions by a function of the step, and records restarts."""
 
     memory: Any = None
 
@@ -123,6 +125,6 @@ def columns_of(name: str, num_envs: int, seeds: tuple[int, ...] = (7,), **kwargs
 
 
 def stepped(columns: BatchedColumns, script: Script, steps: int) -> tuple[Any, Any]:
-    """A segment of this many steps, as the engine collects it."""
+    """Collect a segment of this many steps as the engine does."""
     columns.begin(range(len(columns.episodes)))
     return collect_host(columns, script, steps, {})

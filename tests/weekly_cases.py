@@ -1,7 +1,7 @@
-"""Tests that run weekly: long ones, each a further case of what quicker ones show in every run of the tests.
+"""Tests that run weekly: long tests that each add a further case to what quicker tests cover in every run.
 
 `.ci/run` has to stay below 25 minutes on two cores. A test is listed by its file, its function and, if only some of its
-cases are meant, their names; `.ci/weekly` runs them all.
+cases are meant, their names; `.ci/weekly` runs all of them.
 """
 
 WEEKLY: dict[str, dict[str, tuple[str, ...]]] = {
@@ -179,6 +179,6 @@ WEEKLY: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 def is_weekly(file: str, function: str, case: str) -> bool:
-    """Whether a test of a file, relative to `tests/`, is listed; `case` is what stands in its brackets."""
+    """Whether a test of a file, relative to `tests/`, is listed; `case` is the text in its brackets."""
     cases = WEEKLY.get(file, {}).get(function)
     return cases is not None and (not cases or case in cases)

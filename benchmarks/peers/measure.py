@@ -1,4 +1,4 @@
-"""What every measurement shares; needs nothing but Python."""
+"""Functions that all measurements share; they need only Python's standard library."""
 
 import json
 import resource
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def at_once(processes: int, *command: str) -> list[dict[str, Any]]:
-    """Run a measurement in so many processes at the same time; their answers."""
+    """Run a measurement in this number of processes simultaneously, and return their results."""
     running = [
         subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True) for _ in range(processes)
     ]
@@ -16,6 +16,6 @@ def at_once(processes: int, *command: str) -> list[dict[str, Any]]:
 
 
 def peak_memory() -> float:
-    """The largest resident memory of this process or of one that it waited for, in MB."""
+    """The peak resident memory of this process, or of a process that it waited for, in MB."""
     who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     return round(max(resource.getrusage(w).ru_maxrss for w in who) / 1024, 1)

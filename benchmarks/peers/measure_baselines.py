@@ -1,7 +1,9 @@
-"""PPO of Stable-Baselines3, of SBX, or of sb3-contrib with an LSTM ("recurrent"), or A2C of Stable-Baselines3, on a
-Gymnasium environment, in one or more processes at once; prints a JSON line.
+"""Measure Stable-Baselines3 and its relatives on a Gymnasium environment, in one or more processes; prints a JSON line.
 
 python measure_baselines.py sb3|a2c|sbx|recurrent ENVIRONMENT PROCESSES STEPS '{"n_envs": 8, "n_steps": 128, …}'
+
+The algorithm is PPO from Stable-Baselines3 (sb3), A2C from Stable-Baselines3 (a2c), PPO from SBX (sbx), or PPO with an
+LSTM from sb3-contrib (recurrent).
 """
 
 import json
@@ -14,7 +16,7 @@ HIDDEN = {"net_arch": {"pi": [64, 64], "vf": [64, 64]}}
 
 
 def one(library: str, environment: str, steps: int, settings: dict) -> dict:
-    """Train in this process: a warm-up of two iterations, then the measured ones."""
+    """Train in this process: first a warm-up of two iterations, then the measured ones."""
     import gymnasium
     from stable_baselines3.common.vec_env import DummyVecEnv
 

@@ -1,9 +1,9 @@
-"""CleanRL's ppo.py with torch.compile, in one or more processes at once; prints a JSON line.
+"""Measure CleanRL's ppo.py with torch.compile, in one or more simultaneous processes; prints a JSON line.
 
     python measure_cleanrl.py CLONE ENVIRONMENT PROCESSES STEPS ENVIRONMENTS ROLLOUT
 
-CLONE is a clone of github.com/vwxyzjn/cleanrl (fe8d8a0). Its file is run as it is, except for two lines: the agent's
-functions are compiled, and instead of printing its rate from the start, it tells the time of every iteration. Its
+CLONE is a clone of github.com/vwxyzjn/cleanrl (fe8d8a0). Its file is run unchanged, except for two lines: the agent's
+functions are compiled, and instead of printing the rate since the start, it reports the time of every iteration. Its
 TensorBoard files go to a temporary folder.
 """
 
@@ -25,11 +25,11 @@ CHANGES = {
     'print("SPS:", int(global_step / (time.time() - start_time)))': "iteration_ended(global_step)",
 }
 NOT_COUNTED = 3
-"""Iterations at the start, in which PyTorch compiles."""
+"""Number of iterations at the start during which PyTorch compiles."""
 
 
 def one(clone: Path, environment: str, steps: int, num_envs: int, rollout: int) -> dict[str, float]:
-    """Train in this process; the rate is that after the first iterations."""
+    """Train in this process; the rate excludes the first iterations."""
     import torch
 
     torch.set_num_threads(1)
@@ -37,7 +37,7 @@ def one(clone: Path, environment: str, steps: int, num_envs: int, rollout: int) 
     source = path.read_text("utf-8")
     for old, new in CHANGES.items():
         if old not in source:
-            raise SystemExit(f"{path} has no line {old!r}: it is another commit.")
+            raise SystemExit(f"{path} has no line {old!r}: it is from a different commit.")
         source = source.replace(old, new)
     module = sys.modules["__main__"] = ModuleType("__main__")
     times: list[tuple[int, float]] = []

@@ -1,12 +1,12 @@
-"""PureJaxRL's PPO, with or without memory, on gymnax; prints a JSON line.
+"""Measure PureJaxRL's PPO, with or without memory, on gymnax; prints a JSON line.
 
     python measure_purejaxrl.py CLONE ppo|ppo_rnn ENVIRONMENT STEPS PROCESSES '{"NUM_ENVS": 64, …}'
 
-CLONE is a clone of github.com/luchris429/purejaxrl (31756b1). It is not a package, so its file is imported as it is,
-except for two lines that Flax no longer understands: a GRU is now told its width when it is made. Brax and Navix, which
-its wrappers import for environments that are not measured here, are replaced by empty modules. The settings replace
-those at the file's end; WIDTH is that of ppo's hidden layers, which the file fixes at 64. Each process has a seed, as
-one program uses one core.
+CLONE is a clone of github.com/luchris429/purejaxrl (31756b1). It is not a package, so its file is imported unchanged,
+except for two lines that current Flax rejects, because a GRU now gets its width when it is created. Brax and Navix,
+which its wrappers import for environments that are not measured here, are replaced by empty modules. The settings
+replace those at the end of the file. WIDTH is the width of ppo's hidden layers, which the file fixes at 64. Each
+process trains one seed, since one program uses one core.
 """
 
 import json
@@ -36,11 +36,11 @@ UNUSED = {
     "brax.envs.wrappers.training": ("EpisodeWrapper", "AutoResetWrapper"),
     "navix": (),
 }
-"""Module that PureJaxRL's wrappers import → the names that they take from it."""
+"""Module that PureJaxRL's wrappers import → the names that they import from it."""
 
 
 def replace_unused() -> None:
-    """Put empty modules where PureJaxRL looks for libraries that are not measured."""
+    """Replace libraries that PureJaxRL imports but that are not measured by empty modules."""
     for name, wanted in UNUSED.items():
         module = ModuleType(name)
         for attribute in wanted:
@@ -49,7 +49,7 @@ def replace_unused() -> None:
 
 
 def imported(clone: Path, name: str, width: int = 64) -> ModuleType:
-    """The module of this name in the clone, with layers of this width."""
+    """The module with this name in the clone, with layers of this width."""
     replace_unused()
     folder = clone / "purejaxrl"
     sys.path.insert(0, str(folder))
@@ -64,7 +64,7 @@ def imported(clone: Path, name: str, width: int = 64) -> ModuleType:
 
 
 def one(clone: Path, name: str, environment: str, steps: int, settings: dict[str, Any]) -> dict[str, float]:
-    """Train twice in this process; the second time measures the rate, and the first one compiling."""
+    """Train twice in this process: the first time measures compilation, and the second time measures the rate."""
     import jax
 
     config = DEFAULTS | {"ENV_NAME": environment, "TOTAL_TIMESTEPS": steps} | settings

@@ -1,7 +1,7 @@
-"""How fast Gymnasium steps an environment with random actions and nothing else; prints a JSON line.
+"""Measure how fast Gymnasium steps an environment with random actions and nothing else; prints a JSON line.
 
-python measure_raw.py ENVIRONMENT PROCESSES          # as it comes
-python measure_raw.py ENVIRONMENT PROCESSES still    # MuJoCo's stopwatch stopped
+python measure_raw.py ENVIRONMENT PROCESSES          # unchanged
+python measure_raw.py ENVIRONMENT PROCESSES still    # with MuJoCo's stopwatch stopped
 """
 
 import json
@@ -19,7 +19,7 @@ SECONDS = 5.0
 
 
 def one(environment: str, is_still: bool) -> float:
-    """Steps per second of this process."""
+    """The steps per second of this process."""
     if package := package_of(environment):
         import_module(package.module)
     env = gymnasium.make(environment, disable_env_checker=True)

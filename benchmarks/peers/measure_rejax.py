@@ -1,9 +1,9 @@
-"""rejax's PPO on a compiled environment of gymnax, seeds vmapped; prints a JSON line.
+"""Measure rejax's PPO on a compiled gymnax environment, with vmapped seeds; prints a JSON line.
 
     python measure_rejax.py SEEDS STEPS [ENVIRONMENTS [ID [MINIBATCHES [WIDTH]]]]
 
-By default CartPole, a batch of 64 × 128, 4 epochs × 4 minibatches, separate 64-64 tanh networks as upslope's; no
-evaluation.
+The defaults are CartPole, a batch of 64 × 128, 4 epochs × 4 minibatches, and separate 64-64 tanh networks like
+upslope's. There is no evaluation.
 """
 
 import json

@@ -1,11 +1,11 @@
-"""A whole command, from its start in the shell to its end; prints a JSON line.
+"""Measure a whole command, from its start in the shell to its end; prints a JSON line.
 
     python measure_shell.py cold|warm SCORE upslope jax:CartPole-v1 …        # `upslope train` with these arguments
-    python measure_shell.py cold|warm SCORE solve_sb3.py CartPole-v1 475     # a script beside this one
+    python measure_shell.py cold|warm SCORE solve_sb3.py CartPole-v1 475     # a script in the same folder
 
-cold: the folder of caches is empty. warm: the same command has run once before, with the same folder. SCORE is what the
-last 20 training episodes must have returned on average, or "any". A script's last line is a JSON object with the
-environment steps ("steps"), the updates ("updates"), and that average ("return").
+cold: the cache folder is empty. warm: the same command has run once before with the same folder. SCORE is the mean
+return that the last 20 training episodes must reach, or "any". The last line that a script prints is a JSON object with
+the environment steps ("steps"), the updates ("updates"), and that mean return ("return").
 """
 
 import csv
@@ -23,11 +23,11 @@ from measure import peak_memory
 HERE = Path(__file__).parent
 UPSLOPE = "from upslope.cli.main import main; main()"
 LAST = 20
-"""Training episodes whose mean return must reach the score."""
+"""Number of last training episodes whose mean return must reach the score."""
 
 
 def told_by(run: Path) -> dict[str, Any]:
-    """What a run directory says of itself."""
+    """The steps, updates and final return, read from a run directory."""
     row = json.loads((run / "metrics.jsonl").read_text("utf-8").splitlines()[-1])
     with (run / "episodes.csv").open(encoding="utf-8") as file:
         returns = [float(episode["return"]) for episode in csv.DictReader(file)][-LAST:]
@@ -35,7 +35,7 @@ def told_by(run: Path) -> dict[str, Any]:
 
 
 def once(program: str, arguments: list[str], caches: Path) -> dict[str, Any]:
-    """Run the command, and return what it says and the seconds that it took."""
+    """Run the command, and return its results and its duration in seconds."""
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     environment["XDG_CACHE_HOME"] = str(caches)
     with tempfile.TemporaryDirectory() as folder:

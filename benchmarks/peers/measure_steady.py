@@ -1,9 +1,9 @@
-"""The steady rate of one run of whichever upslope is on the path; prints a JSON line.
+"""Measure the steady rate of one run with whichever version of upslope is on the path; prints a JSON line.
 
 python measure_steady.py ENVIRONMENT ALGORITHM STEPS '{"num_envs": 64, …}'
 
-Only what every version has is used: `upslope.train`, and the clock's column in the run's rows. The rate is of all seeds
-together, from the end of the first chunk, in which programs are compiled, to the end of the run.
+Only features that all versions have are used: `upslope.train`, and the column of times in the run's rows. The rate is
+that of all seeds together, from the end of the first chunk, in which programs are compiled, to the end of the run.
 """
 
 import json
@@ -16,10 +16,10 @@ import upslope
 
 
 def steady_rate(rows: list[dict[str, Any]]) -> float:
-    """Environment steps per second after the first chunk, whose rows all have the first time."""
+    """Environment steps per second after the first chunk, which consists of the rows that share the first time."""
     first, last = rows[0]["time/elapsed"], rows[-1]["time/elapsed"]
     if last <= first:
-        raise SystemExit("The run is over after its first chunk: there is no steady rate. Give it more steps.")
+        raise SystemExit("The run ended after its first chunk, so there is no steady rate. Give it more steps.")
     begun: dict[int, int] = {}
     reached: dict[int, int] = {}
     for row in rows:

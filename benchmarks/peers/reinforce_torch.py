@@ -1,8 +1,8 @@
-"""REINFORCE as in PyTorch's example on Gymnasium's CartPole for so many steps; prints a JSON line.
+"""Train REINFORCE as in PyTorch's example on Gymnasium's CartPole for a number of steps; prints a JSON line.
 
     python reinforce_torch.py STEPS
 
-After pytorch/examples, reinforcement_learning/reinforce.py: the same network of 128 relu units with dropout, Adam,
+It follows pytorch/examples, reinforcement_learning/reinforce.py: the same network of 128 relu units with dropout, Adam,
 discounted and standardised rewards to go, and one update per episode.
 """
 
@@ -18,7 +18,7 @@ GAMMA = 0.99
 
 
 def to_go(rewards: list[float]) -> torch.Tensor:
-    """Discounted rewards to go, with mean 0 and deviation 1."""
+    """Discounted rewards to go, with mean 0 and standard deviation 1."""
     returns, total = [], 0.0
     for reward in reversed(rewards):
         total = reward + GAMMA * total

@@ -1,10 +1,9 @@
-"""PureJaxRL's PPO on gymnax's CartPole with the numbers of upslope's preset, to the end; prints a JSON line.
-
-It has twice the preset's budget, since with the same one it does not always reach the score.
+"""Train PureJaxRL's PPO on gymnax's CartPole with the numbers of upslope's preset; prints a JSON line.
 
     python solve_purejaxrl.py CLONE
 
-Compiled programs are kept in the folder of caches, $XDG_CACHE_HOME. PureJaxRL cannot stop at a score.
+It has twice the preset's budget, since with the same budget it does not always reach the score, and spends all of it,
+since PureJaxRL cannot stop at a score. Compiled programs are kept in the cache folder, $XDG_CACHE_HOME.
 """
 
 import json

@@ -1,8 +1,8 @@
-"""RLtools' Pendulum in the shape of its own example until a score is reached; prints a JSON line.
+"""Train RLtools on its Pendulum, in the shape of its own example, until a score is reached; prints a JSON line.
 
     python solve_rltools.py SCORE
 
-The program is compiled unless it is in the folder of caches, $XDG_CACHE_HOME.
+The program is compiled unless it is in the cache folder, $XDG_CACHE_HOME.
 """
 
 import json

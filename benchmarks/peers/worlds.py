@@ -1,4 +1,4 @@
-"""CartPole with the same work in Python, whose observations are a vector or a Dict, and with or without a mask."""
+"""Variants of CartPole that do the same work in Python, with vector or Dict observations, with or without a mask."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ NOTHING_FORBIDDEN = np.ones(2, np.int8)
 
 
 class Parted(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """CartPole that takes its observation apart, and shows the parts or puts them together again."""
+    """CartPole that splits its observation, and returns either the parts or the recombined vector."""
 
     shows_parts = False
     gives_mask = False
@@ -23,12 +23,12 @@ class Parted(gymnasium.Wrapper[Any, Any, Any, Any]):
         self.observation_space = spaces.Dict(boxes) if self.shows_parts else whole
 
     def seen(self, observation: np.ndarray) -> Any:
-        """The observation as it is shown."""
+        """The observation that is returned."""
         parts = {name: observation[part] for name, part in PARTS.items()}
         return parts if self.shows_parts else np.concatenate([parts["position"], parts["angle"]])
 
     def told(self, info: dict[str, Any]) -> dict[str, Any]:
-        """The info, with a mask under a name that means one, or under another."""
+        """The info, with a mask either under the usual name or under one without meaning."""
         return info | {"action_mask" if self.gives_mask else "other": NOTHING_FORBIDDEN}
 
     def reset(self, **options: Any) -> Any:
@@ -47,6 +47,6 @@ class Dicts(Parted):
 
 
 class Masked(Parted):
-    """A mask that forbids nothing comes with every step."""
+    """Every step returns a mask that forbids nothing."""
 
     gives_mask = True

@@ -1,4 +1,4 @@
-// Plotly's figures take the page's colours, and change with them.
+// Plotly figures use the colours of the page and follow their changes.
 addEventListener("load", () => {
   const plots = document.querySelectorAll(".lab .plotly-graph-div");
   const colour = () => {
@@ -9,7 +9,7 @@ addEventListener("load", () => {
     plots.forEach((plot) => Plotly.relayout(plot, change));
   };
   if (plots.length) {
-    // Each was drawn before its neighbour was there, and so too wide.
+    // Each figure was drawn too wide, before its neighbour existed.
     plots.forEach((plot) => Plotly.Plots.resize(plot));
     colour();
     new MutationObserver(colour).observe(document.body, { attributes: true, attributeFilter: ["data-md-color-scheme"] });

@@ -1,4 +1,4 @@
-// A browser starts no worker from file://. There the search runs in a hidden frame that has a worker's interface.
+// Browsers do not start workers from file://, so the search runs in a hidden frame with a worker's interface.
 if (location.protocol === "file:") {
   window.IFrameWorker = window.Worker = class extends EventTarget {
     constructor(url) {

@@ -1,4 +1,4 @@
-"""The public names, for mkdocstrings."""
+"""List the public names for mkdocstrings."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from code_of import SOURCE
 import upslope
 
 FIELDS = ("core.types", "environments.base", "models.model")
-"""Modules whose names are shown with every field, also where a field has no words of its own."""
+"""Modules whose names are shown with every field, even if a field has no docstring."""
 
 
 def all_names(_: str, language: str = "en") -> str:
-    """One section a module that has public names: what the module is, and each name."""
+    """Return one section for each module with public names: a description of the module, and each name."""
     return "\n".join(section(room, names) for room, names in upslope.PUBLIC_NAMES.items())
 
 
 def section(room: str, names: tuple[str, ...]) -> str:
-    """The names that live in one module."""
+    """Return the section for the names of one module."""
     path = SOURCE.joinpath("upslope", *room.split(".")).with_suffix(".py")
     about = (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").split("\n\n")[0]
     options = "\n    options:\n      show_if_no_docstring: true" if room in FIELDS else ""

@@ -1,4 +1,4 @@
-"""The built site stands alone: every link inside it leads somewhere, and nothing is fetched from elsewhere."""
+"""Check that the built site is self-contained: no internal link is dead, and nothing is fetched from elsewhere."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from urllib.parse import unquote, urlsplit
 from mkdocs.exceptions import PluginError
 
 FETCHED = {("script", "src"), ("img", "src"), ("iframe", "src"), ("link", "href"), ("source", "src")}
-"""What a browser loads without being asked."""
+"""Attributes whose targets a browser loads automatically."""
 
 
 class Page(HTMLParser):
-    """The anchors and links of a page."""
+    """Parser that collects the anchors and links of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Page(HTMLParser):
 
 
 def on_post_build(config: Any, **_: Any) -> None:
-    """Fail the build where a link is dead or the network would be asked."""
+    """Fail the build if a link is dead or a page would need the network."""
     site = Path(config.site_dir)
     pages = {path.resolve(): Page(path.read_text("utf-8")) for path in site.rglob("*.html") if path.name != "404.html"}
     wrong = [
@@ -40,21 +40,21 @@ def on_post_build(config: Any, **_: Any) -> None:
         for fault in faults(path, page, pages)
     ]
     if wrong:
-        raise PluginError("\n".join(["The built site has dead or foreign links:", *wrong[:20]]))
+        raise PluginError("\n".join(["The built site has dead or external links:", *wrong[:20]]))
 
 
 def faults(path: Path, page: Page, pages: dict[Path, Page]) -> list[str]:
-    """What is wrong with the links of a page."""
+    """List the faults in the links of a page."""
     found = []
     for tag, name, link in page.links:
         parts = urlsplit(link)
         if parts.scheme or parts.netloc:
             if (tag, name) in FETCHED and parts.scheme != "data":
-                found.append(f"fetches {link}")
+                found.append(f"fetches {link} from the network")
             continue
         target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
         if not target.is_file():
-            found.append(f"{link} leads nowhere")
+            found.append(f"{link} is a dead link")
         elif parts.fragment and target in pages and unquote(parts.fragment) not in pages[target].anchors:
-            found.append(f"{link} names no anchor of its page")
+            found.append(f"{link} refers to a missing anchor")
     return found

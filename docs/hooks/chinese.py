@@ -1,4 +1,4 @@
-"""What a Chinese page needs besides its words: no spaces from line ends, its language, an interface in Chinese."""
+"""Adapt Chinese pages: remove spaces caused by line breaks, set the language, and translate the theme's interface."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ WORDS = {
     "Back to top": "回到顶部",
     "Search": "搜索",
 }
-"""Of the theme, which is built in one language only."""
+"""Translations for the theme, which is built in only one language."""
 
 
 def joined(markdown: str) -> str:
-    """Lines of a paragraph as one, where both sides are Chinese: a browser would show a space between them."""
+    """Join the lines of a paragraph if both sides are Chinese; a browser would show a space between them."""
     return outside_fences(markdown, partial(LINE_END.sub, ""))
 
 
 def interface(html: str) -> str:
-    """Say the page's language, for hyphenation, fonts and readers' voices, and the theme's words in it."""
+    """Set the page's language, for hyphenation, fonts and screen readers, and translate the theme's interface."""
     html = html.replace('<html lang="en"', '<html lang="zh-CN"', 1)
     for english, chinese in WORDS.items():
         html = re.sub(rf'(>\s*|(?:aria-label|placeholder|title)="){english}(?=\s*<|"|:)', rf"\g<1>{chinese}", html)

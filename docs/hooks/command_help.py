@@ -1,4 +1,4 @@
-"""`--help` of every command, as it is printed."""
+"""Show the `--help` output of every command."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def all_commands(_: str, language: str = "en") -> str:
-    """One section a command."""
+    """Return one section for each command."""
     return "\n".join(f"## upslope {name}\n\n```text\n{help_of(name)}\n```\n" for name in cli.COMMANDS)
 
 
 def help_of(name: str) -> str:
-    """What `upslope NAME --help` prints to a terminal of fixed width."""
+    """Return what `upslope NAME --help` prints on a terminal of fixed width."""
     printed = io.StringIO()
     with (
         mock.patch.dict(os.environ, {"COLUMNS": COLUMNS, "TERM": "dumb", "NO_COLOR": "1"}),

@@ -1,12 +1,12 @@
-"""What pages repeat of the source is put in when the site is built, and so is never out of date.
+"""Insert content from the source into pages when the site is built, so that it is never out of date.
 
     <!-- source: upslope.core.estimators.GAE.__call__ -->   the code of that name
     <!-- lab: variance -->                             the lab's verdicts and figures
-    <!-- metrics: analysis.metrics.METRICS -->         what each metric means
-    <!-- help -->                                      --help of every command
+    <!-- metrics: analysis.metrics.METRICS -->         the meaning of each metric
+    <!-- help -->                                      the --help output of every command
     <!-- api -->                                       the public names
 
-A name that does not exist ends the build.
+A name that does not exist fails the build.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FILL: dict[str, Callable[[str, str], str]] = {
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Put in what a page asks for."""
+    """Replace the directives in a page by their content."""
 
     def fill(found: re.Match[str]) -> str:
         try:
@@ -49,12 +49,12 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def language_of(uri: str) -> str:
-    """English, but Chinese in the folder zh."""
+    """Return the language of a page: Chinese in the folder zh, and English elsewhere."""
     return "zh" if uri.startswith("zh/") else "en"
 
 
 def on_page_content(html: str, page: Any, **_: Any) -> str:
-    """Plotly only where there is a figure to draw."""
+    """Load Plotly on pages that have a figure of the lab."""
     if 'class="lab"' not in html:
         return html
     scripts = (get_relative_url(script, page.url) for script in (lab_figures.SCRIPT, "assets/figures.js"))
@@ -62,10 +62,10 @@ def on_page_content(html: str, page: Any, **_: Any) -> str:
 
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:
-    """A page's interface in the page's language."""
+    """Translate the interface of Chinese pages."""
     return chinese.interface(output) if language_of(page.file.src_uri) == "zh" else output
 
 
 def on_post_build(config: Any, **_: Any) -> None:
-    """Plotly beside the pages, for the lab's figures."""
+    """Write Plotly into the site, for the lab's figures."""
     lab_figures.write_script(Path(config.site_dir))

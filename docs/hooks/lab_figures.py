@@ -1,4 +1,4 @@
-"""The lab's verdicts and figures for a claim, from the stored result of `python benchmarks/lab.py`."""
+"""Render the lab's verdicts and figures for an experiment, from the stored result of `python benchmarks/lab.py`."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from upslope.report.output import templates
 STORED = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "lab.json"
 SCRIPT = "assets/plotly.min.js"
 NOT_STORED = {
-    "en": "Not measured in this copy. Measure it: `upslope lab --only {name}`.",
+    "en": "This copy of the documentation has no results for this experiment. Run it: `upslope lab --only {name}`.",
     "zh": "这份文档里没有实测结果。自己测：`upslope lab --only {name} --language zh`。",
 }
 HEADING = {"en": "The lab: ", "zh": "实验室："}
 
 
 def section(name: str, language: str = "en") -> str:
-    """One experiment: what was asked, the claims with their verdicts, the figures."""
+    """Return the section of an experiment: its question, the claims with their verdicts, and the figures."""
     if name not in [experiment.name for experiment in EXPERIMENTS]:
         raise LookupError(f'the lab has no experiment "{name}"')
     words: dict[str, Any] = texts(language)  # type: ignore[arg-type]  # both languages have pages
@@ -38,26 +38,26 @@ def section(name: str, language: str = "en") -> str:
         return head + NOT_STORED[language].format(name=name) + "\n"
     view = experiment_view(name, outcome, words, plot)
     shown = str(templates("upslope.lab").get_template("lab_parts.html").module.findings(view))
-    # A blank line would end the HTML block.
+    # A blank line would terminate the HTML block.
     return head + f'<div class="lab">{" ".join(shown.split())}</div>\n'
 
 
 def plot(name: str, figure: dict[str, Any]) -> Html:
-    """One figure as HTML, with a fixed name, so that the same findings give the same page."""
+    """Render a figure as HTML, with a fixed id, so that the same findings give the same page."""
     options = {"displayModeBar": False, "responsive": True}
     return Html(to_html(figure, full_html=False, include_plotlyjs=False, config=options, div_id=name))
 
 
 @cache
 def stored() -> dict[str, Outcome]:
-    """What was measured, by experiment; empty where nothing is stored."""
+    """Return the stored outcomes by experiment; empty if there is no stored result."""
     if not STORED.is_file():
         return {}
     return {found["name"]: outcome(found) for found in json.loads(STORED.read_text("utf-8"))["experiments"]}
 
 
 def outcome(found: dict[str, Any]) -> Outcome:
-    """An experiment's JSON as the lab's own data."""
+    """Convert an experiment's JSON to the lab's own data types."""
     findings = tuple(
         Finding(
             f["name"],
@@ -73,15 +73,15 @@ def outcome(found: dict[str, Any]) -> Outcome:
 
 
 def number(value: float | None) -> float:
-    """JSON has no nan."""
+    """Convert a stored number; null stands for nan, which JSON does not have."""
     return math.nan if value is None else value
 
 
 def bound(value: float | None, endless: float) -> float:
-    """JSON has no infinity."""
+    """Convert a stored bound; null stands for infinity, which JSON does not have."""
     return endless if value is None else value
 
 
 def write_script(site: Path) -> None:
-    """Plotly beside the pages, from the installed package."""
+    """Write Plotly's script from the installed package into the site."""
     (site / SCRIPT).write_text(get_plotlyjs(), "utf-8")

@@ -1,4 +1,4 @@
-"""Formulas: `$…$` and blocks ```math → MathML, which browsers draw themselves."""
+"""Convert formulas (`$…$` and ```math blocks) to MathML, which browsers render natively."""
 
 from __future__ import annotations
 
@@ -17,40 +17,40 @@ ABOVE_ESCAPES = 185
 
 
 def mathml(formula: str, display: str) -> str:
-    """LaTeX → MathML; a formula that cannot be read ends the build."""
-    # The converter knows the outer environment's name for the same layout.
+    """Convert LaTeX to MathML; a formula that cannot be parsed fails the build."""
+    # The converter does not support `aligned`, but supports `align*`, which has the same layout.
     known = formula.strip().replace("{aligned}", "{align*}")
     drawn = convert(known, display=display)
-    # A raised prime inside an index is too small to be seen; a plain one is raised by its own shape.
+    # A superscript prime inside an index is too small to see; the plain character is already raised.
     drawn = re.sub(r"<msup>(<mi>[^<]*</mi>)<mi>&#x02032;</mi></msup>", r"<mrow>\1<mtext>′</mtext></mrow>", drawn)
     drawn = re.sub(r"<mi>log</mi>(?!<mo stretchy)", '<mi>log</mi><mspace width="0.17em"/>', drawn)
     ElementTree.fromstring(drawn)
     if "\\" in drawn:
-        raise ValueError(f"a command in this formula is not known to latex2mathml: {formula}")
+        raise ValueError(f"latex2mathml does not support a command in this formula: {formula}")
     return drawn
 
 
 def block(source: str, *_: Any, **__: Any) -> str:
-    """A fenced block: superfences' formatter."""
+    """Format a fenced block, as called by superfences."""
     return f'<div class="formula">{mathml(source, "block")}</div>'
 
 
 class Inline(InlineProcessor):
-    """`$…$` in running text and in tables."""
+    """Processor for `$…$` in running text and in tables."""
 
     def handleMatch(self, m: Any, data: str) -> tuple[str, int, int]:  # noqa: N802 - Markdown's name
         return self.md.htmlStash.store(mathml(m["formula"], "inline")), m.start(0), m.end(0)
 
 
 class Formulas(Extension):
-    """The extension for Markdown."""
+    """Markdown extension for inline formulas."""
 
     def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802 - Markdown's name
         md.inlinePatterns.register(Inline(INLINE, md), "formula", ABOVE_ESCAPES)
 
 
 def on_config(config: Any) -> Any:
-    """Enter both with MkDocs."""
+    """Register inline formulas and fenced blocks with MkDocs."""
     config.markdown_extensions.append(Formulas())
     fences = config.mdx_configs.setdefault("pymdownx.superfences", {}).setdefault("custom_fences", [])
     fences.append({"name": "math", "class": "formula", "format": block})

@@ -1,4 +1,4 @@
-"""What each metric means, from the tables in analysis/, and what to do about it, from the doctor's rules."""
+"""Describe each metric: its meaning comes from the tables in analysis/, and the advice from the doctor's rules."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DERIVED = {
     "truncation_bootstrap / |V|": "health/truncation_bootstrap",
     "share of the rise lost": "episode/return",
 }
-"""Numbers that rules compute from a metric."""
+"""Quantities that rules compute from a metric, with that metric."""
 STANDS_FOR = {
     "key": "",
     "flag": "--learning-rate or the limit that is strict",
@@ -47,11 +47,11 @@ STANDS_FOR = {
     "rates[-1]": "fewer",
     "steps": "thousands of",
 }
-"""A run's own numbers in the rules' texts, without a run."""
+"""Replacements for a run's own numbers in the texts of the rules."""
 
 
 class Rule(NamedTuple):
-    """What a rule of the doctor says of the metrics that it rests on."""
+    """The texts of a rule of the doctor, and the metrics on which it is based."""
 
     metrics: frozenset[str]
     symptom: str
@@ -60,7 +60,7 @@ class Rule(NamedTuple):
 
 
 def tables(name: str, language: str = "en") -> str:
-    """One section a metric of the table `analysis.metrics.METRICS`."""
+    """Return one section for each metric of a table such as `analysis.metrics.METRICS`."""
     module, _, attribute = name.rpartition(".")
     explained: dict[str, Explanation] | None = getattr(import_module(f"upslope.{module}"), attribute, None)
     if explained is None:
@@ -69,22 +69,22 @@ def tables(name: str, language: str = "en") -> str:
 
 
 def section(metric: str, explanation: Explanation) -> str:
-    """A metric: its name and unit, what it means, what is healthy, and what to do where it is not."""
+    """Return a metric's section: its name and unit, its meaning, healthy values, and what to do otherwise."""
     advice = [f"    - {rule.symptom} {rule.likely} *{rule.remedy}*" for rule in rules() if metric in rule.metrics]
     advice += [f"    - {OTHERWISE[metric]}"] if metric in OTHERWISE else []
     if not advice:
-        raise LookupError(f"{metric}: no rule and no advice says what to do where it is not healthy")
+        raise LookupError(f"{metric}: neither a rule nor advice.yaml explains what to do if it is not healthy")
     lines = [
         f"### `{metric}` {{ #{metric.replace('/', '-')} }}\n",
         f"{explanation.title}, in *{explanation.unit}*. {explanation.meaning}\n",
         f"- **Healthy:** {explanation.healthy}",
     ]
-    return "\n".join([*lines, "- **When it is not:**\n", *advice]) + "\n"
+    return "\n".join([*lines, "- **If it is not:**\n", *advice]) + "\n"
 
 
 @cache
 def rules() -> tuple[Rule, ...]:
-    """All rules that `upslope.analysis` has, read and not run: their advice names the flags of no particular run."""
+    """Return all rules of the doctor, parsed instead of run, so that their advice is independent of any run's flags."""
     functions = [
         node
         for path in sorted(RULES.glob("rules_*.py"))
@@ -95,7 +95,7 @@ def rules() -> tuple[Rule, ...]:
 
 
 def rules_of(function: ast.FunctionDef) -> Iterator[Rule]:
-    """The findings that a rule returns."""
+    """Yield the findings that a rule can return."""
     assigned = [node for node in ast.walk(function) if isinstance(node, ast.Assign)]
     known = {node.targets[0].id: node.value for node in assigned if isinstance(node.targets[0], ast.Name)}
     for call in calls_of("Finding", function):
@@ -106,13 +106,13 @@ def rules_of(function: ast.FunctionDef) -> Iterator[Rule]:
 
 
 def calls_of(name: str, node: ast.AST) -> list[ast.Call]:
-    """The calls of `name(…)` and of `something.name(…)`."""
+    """Return the calls of `name(…)` and of `something.name(…)`."""
     calls = [n for n in ast.walk(node) if isinstance(n, ast.Call)]
     return [n for n in calls if name in (getattr(n.func, "id", None), getattr(n.func, "attr", None))]
 
 
 def metrics_in(*nodes: ast.AST) -> frozenset[str]:
-    """The metrics that are named in a piece of source."""
+    """Return the metrics that a piece of source names."""
     constants = (n.value for node in nodes for n in ast.walk(node) if isinstance(n, ast.Constant))
     found = {name for name in constants if isinstance(name, str)}
     full = {x for name in found for x in (name, f"health/{name}", DERIVED.get(name, ""))}
@@ -120,20 +120,20 @@ def metrics_in(*nodes: ast.AST) -> frozenset[str]:
 
 
 def part_in_words(part: ast.expr) -> str:
-    """Text as it is; a number of a run in words, … if there are none, which is right in brackets only."""
+    """Return text unchanged, and words for a run's number; … if there are none, which is allowed only in brackets."""
     if isinstance(part, ast.FormattedValue):
         return STANDS_FOR.get(ast.unparse(part.value), "…")
     return str(part.value) if isinstance(part, ast.Constant) else "…"
 
 
 def words(node: ast.AST, known: dict[str, ast.expr]) -> str:
-    """Text in the source, without the numbers of a run."""
+    """Return the text of an expression in the source, without the numbers of a run."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.JoinedStr):
         text = re.sub(r" \([^()]*…[^()]*\)", "", "".join(map(part_in_words, node.values)))
         if "…" in text:
-            raise LookupError(f"{ast.unparse(node)}: STANDS_FOR has no words for one of its numbers")
+            raise LookupError(f"{ast.unparse(node)}: STANDS_FOR has no replacement for one of its numbers")
         return text[:1].upper() + text[1:] if text[:1].isascii() else text
     if isinstance(node, ast.IfExp):
         return " Or: ".join(filter(None, (words(node.body, known), words(node.orelse, known))))

@@ -1,6 +1,6 @@
-"""Notebooks of docs/, executed when the site is built: `NAME.ipynb` becomes the page `NAME.md` with its outputs.
+"""Execute the notebooks of docs/ when the site is built: `NAME.ipynb` becomes the page `NAME.md` with its outputs.
 
-A cell that fails ends the build. `mkdocs serve` executes a notebook again only when it was changed.
+A failing cell fails the build. `mkdocs serve` executes a notebook again only if it has changed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nbclient.exceptions import CellExecutionError
 DOCS = Path(__file__).resolve().parents[1]
 SOURCE = DOCS.parent / "src"
 CELL_SECONDS = 300
-"""Seconds that a cell may take."""
+"""Time limit for a cell in seconds."""
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -33,7 +33,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 @cache
 def page_of(text: str, name: str) -> str:
-    """The page of a notebook."""
+    """Execute a notebook and return its page."""
     notebook = nbformat.reads(text, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(notebook, timeout=CELL_SECONDS, resources={"metadata": {"path": folder}})
@@ -47,7 +47,7 @@ def page_of(text: str, name: str) -> str:
 
 
 def parts_of(cell: Any) -> list[str]:
-    """A cell as Markdown: its text, or its code and what that has shown."""
+    """Convert a cell to Markdown: its text, or its code with the outputs."""
     if cell.cell_type == "markdown":
         return [cell.source]
     if cell.cell_type != "code" or not cell.source.strip():
@@ -60,7 +60,7 @@ def parts_of(cell: Any) -> list[str]:
 
 
 def markdown_of(output: Any) -> str:
-    """A result or a display as Markdown."""
+    """Convert a result or a display to Markdown."""
     data = output.get("data", {})
     if "text/html" in data:
         return f'<div class="notebook-output" markdown="0">\n{data["text/html"]}\n</div>'
@@ -68,5 +68,5 @@ def markdown_of(output: Any) -> str:
 
 
 def block(text: str) -> str:
-    """Text as it was printed."""
+    """Return printed text as a fenced block."""
     return f"~~~~text\n{text.rstrip()}\n~~~~" if text.strip() else ""

@@ -1,6 +1,6 @@
-"""Pages from outside docs/: the repository's own pages, and every file of code that a page links to, with its lines.
+"""Add pages from outside docs/: the repository's own pages, and a listing of every code file that a page links to.
 
-So the site stands alone: a link that leads out of docs/ leads to a page of the site.
+This makes the site self-contained: links that lead out of docs/ are rewritten to pages of the site.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LANGUAGES = {".py": "python", ".yaml": "yaml", ".json": "json"}
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages of the repository, and the code that any page links to."""
+    """Add the repository's pages and the code files that any page links to."""
     wanted = {page: DOCS / page for page in files.src_uris if page.endswith(".md")}
     for name, uri in ROOT_PAGES.items():
         wanted[uri] = ROOT / name
@@ -48,13 +48,13 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Lead links that leave docs/ to the site's own pages."""
+    """Rewrite links that leave docs/ so that they lead to pages of the site."""
     uri = page.file.src_uri
     return rewrite(with_counterpart(markdown, uri), uri, DOCS / uri, set()) if (DOCS / uri).is_file() else markdown
 
 
 def with_counterpart(markdown: str, uri: str) -> str:
-    """Below the heading, where the same page is in the other language."""
+    """Add a link to the same page in the other language below the heading."""
     other, name = (uri.removeprefix("zh/"), "English") if uri.startswith("zh/") else (f"zh/{uri}", "中文")
     if not (DOCS / other).is_file():
         return markdown
@@ -63,19 +63,19 @@ def with_counterpart(markdown: str, uri: str) -> str:
 
 
 def rewrite(markdown: str, uri: str, source: Path, linked: set[Path]) -> str:
-    """The links of a page as the site has them; the files of code among them are added to `linked`."""
+    """Rewrite the links of a page for the site, and add the code files among their targets to `linked`."""
     to_site = partial(link, uri=uri, source=source, linked=linked)
     return outside_fences(markdown, partial(LINK.sub, to_site))
 
 
 def outside_fences(markdown: str, change: Callable[[str], str]) -> str:
-    """A page with its text changed, and its fenced blocks as they are."""
+    """Apply `change` to a page's text, leaving its fenced blocks unchanged."""
     parts = FENCE.split(markdown)
     return "".join(part if place % 2 else change(part) for place, part in enumerate(parts))
 
 
 def link(found: re.Match[str], uri: str, source: Path, linked: set[Path]) -> str:
-    """One link as the site has it."""
+    """Rewrite one link for the site."""
     target = (source.parent / found["path"]).resolve()
     if not target.is_relative_to(ROOT) or not target.is_file():
         raise PluginError(
@@ -88,7 +88,7 @@ def link(found: re.Match[str], uri: str, source: Path, linked: set[Path]) -> str
 
 
 def site_uri(target: Path, linked: set[Path]) -> str:
-    """Where the site has a file."""
+    """Return the path of a file's page in the site; code files are added to `linked`."""
     if target.parent == ROOT and target.name in ROOT_PAGES:
         return ROOT_PAGES[target.name]
     if target.is_relative_to(DOCS) and target.suffix != ".py":
@@ -98,12 +98,12 @@ def site_uri(target: Path, linked: set[Path]) -> str:
 
 
 def code_uri(path: Path) -> str:
-    """`src/upslope/core/estimators.py` → `code/src/upslope/core/estimators.py.md`."""
+    """Map `src/upslope/core/estimators.py` to `code/src/upslope/core/estimators.py.md`."""
     return f"code/{path.relative_to(ROOT).as_posix()}.md"
 
 
 def listing(path: Path) -> str:
-    """A page with the lines of a file, each with an anchor."""
+    """Return a page that lists a file's lines, each with an anchor."""
     name = path.relative_to(ROOT).as_posix()
     language = LANGUAGES.get(path.suffix, "text")
     text = path.read_text("utf-8").rstrip()
@@ -112,5 +112,5 @@ def listing(path: Path) -> str:
 
 
 def relative(target: str, page: str) -> str:
-    """From one page to another."""
+    """Return the relative path from a page to a target."""
     return Path(os.path.relpath(target, Path(page).parent)).as_posix()

@@ -1,7 +1,7 @@
 """upslope: policy gradients from REINFORCE to PPO.
 
-`upslope.train("CartPole-v1", seeds=5)` trains, `upslope.load(run.path)` gives the policy. Names are imported when they
-are first used, so that `import upslope` is fast.
+`upslope.train("CartPole-v1", seeds=5)` trains an agent, and `upslope.load(run.path)` loads its policy. Names are
+imported when they are first used, so that `import upslope` is fast.
 """
 
 from importlib import import_module

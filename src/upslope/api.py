@@ -51,41 +51,44 @@ def train(
 
     Args:
         environment: a Gymnasium id, `module:Id`, `jax:Name`, your own class or factory as `module:Name`, a callable
-            that returns an environment, or a `CompiledEnvironment`. With `start_from`, that run's by default.
-        algorithm: a rung of the ladder; see `upslope list`. By default `ppo`, or the one of the run in `start_from`.
+            that returns an environment, or a `CompiledEnvironment`. With `start_from`, the default is the environment
+            of that run.
+        algorithm: a rung of the ladder; see `upslope list`. The default is `ppo`, or the algorithm of the run in
+            `start_from`.
         start_from: start from this run's agent, with its normalisers and optimiser state: a run or its directory, or
-            "RUN@best" for its best checkpoint. Settings that you omit are then taken from that run, except that a
-            different algorithm uses its own. `from_seed`, `fresh_normalisers` and `fresh_optimiser` adjust what is
+            "RUN@best" for its best checkpoint. Omitted settings are then taken from that run, except that a different
+            algorithm uses its own defaults. `from_seed`, `fresh_normalisers` and `fresh_optimiser` adjust what is
             inherited.
-        estimator: axis 1, replacing the rung's: a name, or any `Estimator`.
-        objective: axis 2, replacing the rung's: a name, or any `Objective`.
+        estimator: the estimator (axis 1) that replaces the rung's: a name, or any `Estimator`.
+        objective: the objective (axis 2) that replaces the rung's: a name, or any `Objective`.
         bonus: exploration bonus: `none`, `count`, `rnd`, `noveld`, `icm`, or any `Bonus`.
         model: your own model's class or factory, model(observation_space, action_space, *, key, **model_kwargs), or
             its name `module:Name`; see `upslope.Model`.
-        optimiser: `adam`, `adamw`, `rmsprop`, `sgd`, or any complete Optax chain, whose updates are added as they are;
-            `learning_rate` and `max_grad_norm` are then not used.
-        schedules: your own schedules by setting (`learning_rate`, `epsilon`, `entropy_coefficient`): functions from
-            the fraction of the budget spent, 0 to 1, to a factor.
+        optimiser: `adam`, `adamw`, `rmsprop`, `sgd`, or any complete Optax chain. The updates of a chain are added
+            unchanged, and `learning_rate` and `max_grad_norm` are not used.
+        schedules: your own schedules by setting (`learning_rate`, `epsilon`, `entropy_coefficient`). A schedule is a
+            function that maps the fraction of the budget spent, 0 to 1, to a factor.
         name: name of the run, by default derived from environment and algorithm. An existing name is refused.
         preset: the environment's tuned settings: True for its default preset if it has one, False for none, or a
             preset's name, e.g. "paper".
-        track: experiment trackers to send the run to during training: `wandb`, `trackio`, `mlflow`, `tensorboard` or
-            your own `module:Name`; one or several. Each runs in its own process, so a tracker that fails or hangs
-            does not affect the run; see `upslope.track`.
-        track_project: the trackers' project (MLflow: experiment); by default the one they are configured with.
+        track: experiment trackers to which the run is sent during training: `wandb`, `trackio`, `mlflow`, `tensorboard`
+            or your own `module:Name`; one or several. Each tracker runs in its own process, so a tracker that fails or
+            hangs does not affect the run; see `upslope.track`.
+        track_project: the trackers' project (MLflow: experiment); by default the one in their own configuration.
         workers: number of processes that share the seeds of a Gymnasium environment; by default one per core, if the
-            run is long enough to make starting them worthwhile. The result does not depend on it.
-        cluster: where the workers run: the address of a Ray cluster, "auto" for the one running here or else this
-            machine, or an `upslope.Placement`, which also sets a worker's resources (extra `ray`). Results do not
-            depend on it.
-        on_iteration: called between chunks with the state of the run (`upslope.Following`): it may read the newest
-            numbers, call methods of the environments, or stop. If it raises, everything is saved first.
+            run is so long that starting them is worthwhile. The result does not depend on this number.
+        cluster: where the workers run (extra `ray`): the address of a Ray cluster, "auto" for the cluster running on
+            this machine or else this machine alone, or an `upslope.Placement`, which also sets a worker's resources.
+            Results do not depend on it.
+        on_iteration: a function called between chunks with the state of the run (`upslope.Following`). It can read the
+            newest metrics, call methods of the environments, or stop the run. If it raises an exception, everything is
+            saved first.
         trust: allow the code named in the config.json of the run in `start_from`.
         settings: any field of `Config`, e.g. `steps=100_000, seeds=5, lambda_=0.9`.
 
     Raises:
-        UpslopeError: a setting is invalid or has no effect, or training failed; the last checkpoint is kept.
-        KeyboardInterrupt: Ctrl-C was pressed; everything is saved first.
+        UpslopeError: a setting is invalid or has no effect, or training failed. The last checkpoint is kept.
+        KeyboardInterrupt: Ctrl-C was pressed. Everything is saved first.
     """
     if name is not None:
         check_name(name)
@@ -127,7 +130,7 @@ def session_of(
     on_iteration: Callable[[Following], Any] | None = None,
     cluster: str | Placement | None = None,
 ) -> Session:
-    """A training session monitored by the doctor."""
+    """Create a training session that is monitored by the doctor."""
     if on_iteration is not None and not callable(on_iteration):
         raise UpslopeError(f"on_iteration must be a function of the run's state, not {on_iteration!r:.60}.")
     trackers = (track,) if isinstance(track, str) else tuple(track)
@@ -137,7 +140,7 @@ def session_of(
 
 
 def run_directory(folder: str | Path, name: str | None, label: str) -> RunDirectory:
-    """The run directory `folder/name`, or one with a free name based on the label."""
+    """Return the run directory `folder/name`, or one with a free name based on the label."""
     if name is not None:
         check_name(name)
     return RunDirectory(Path(folder) / name if name is not None else free_name(Path(folder), label))
@@ -165,19 +168,19 @@ def resume(
     """Resume a stopped run. The result is the same as that of the uninterrupted run.
 
     `environment`, `estimator`, `objective`, `bonus`, `model`, `optimiser` and `schedules` are needed only if the run
-    was started with objects that cannot be imported by name. Compiled environments continue bit for bit; on the host,
-    episodes in progress are replayed, and a message reports an environment whose replay diverges.
+    was started with objects that cannot be imported by name. Compiled environments continue bit for bit. On the host,
+    episodes in progress are replayed, and a message is shown if the replay of an environment diverges.
 
-    `track` and `track_project` work as in `train`; a tracker that already has the run continues it.
+    `track` and `track_project` work as in `train`. A tracker that already has the run continues it.
 
-    `on_iteration` is not stored with a run: pass it again. The calls that it made are stored and repeated.
+    `on_iteration` is not stored with a run, so pass it again. The calls that it made are stored and repeated.
 
-    `trust` allows the code named in the run's config.json; a run from another machine may need it. Objects passed
+    `trust` allows the code named in the run's config.json, which a run from another machine may need. Objects passed
     here, registered Gymnasium ids, upslope's own names and runs trained on this machine need no trust.
 
     Raises:
-        UpslopeError: the run does not exist, its checkpoint is damaged or of another version, the objects differ from
-            the run's, or the run names code that is not trusted.
+        UpslopeError: the run does not exist, its checkpoint is damaged or was written by another version, the objects
+            differ from those of the run, or the run names code that is not trusted.
     """
     directory = RunDirectory(run)
     description, config = directory.read(), directory.config()
@@ -193,6 +196,8 @@ def resume(
     now = versions(config.environment)
     changed = {k: (v, now.get(k, "none")) for k, v in description["versions"].items() if now.get(k) != v}
     words = ", ".join(f"{name} {old} → {new}" for name, (old, new) in changed.items())
-    notes = [f"versions changed since the run started, so bits may differ: {words}"] if changed else []
+    notes = (
+        [f"versions changed since the run started, so results may differ in the last bits: {words}"] if changed else []
+    )
     session = session_of(quiet, workers, track, track_project, display, on_iteration, cluster)
     return resume_run(config, task, directory, session, notes, trust=trust)

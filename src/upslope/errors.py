@@ -13,5 +13,6 @@ class Interruption(BaseException):
 
 
 STOPS = (KeyboardInterrupt, Interruption)
-"""Exceptions that an environment's failure never raises. Every other one is a failure, also if its class derives from
-`BaseException` alone, such as `SystemExit`, a panic of a library in Rust, or the failure of a test framework."""
+"""Exceptions that never mean that an environment failed. Every other exception counts as a failure, even if its class
+derives only from `BaseException`, such as `SystemExit`, a panic in a Rust library, or a failure raised by a test
+framework."""

@@ -1,4 +1,4 @@
-"""Comparisons of runs written by hand: groups, scores, warnings, and nothing averaged silently."""
+"""Comparisons of hand-written runs: groups, scores and warnings; nothing is averaged silently."""
 
 import json
 import math
@@ -41,7 +41,7 @@ def test_runs_that_share_everything_but_seeds_are_one_group(run_of):
     pooled = found.groups[0]
     assert pooled.runs == (a, b) and pooled.seeds == (0, 1, 2, 3, 4) and pooled.scores.tolist() == [1, 2, 3, 4, 5]
     assert pooled.differs["gamma"] == 0.99 and pooled.differs["objective"] == "clip"
-    assert "lambda" not in pooled.differs  # the same in all
+    assert "lambda" not in pooled.differs  # the same in both runs
     assert all(i.is_paired for i in found.improvements)
 
 
@@ -57,7 +57,7 @@ def test_a_seed_that_is_there_twice_counts_once(run_of, tmp_path):
     assert again.groups[0].seeds == (0, 1, 2) and again.groups[0].scores.tolist() == [1.0, 2.0, 3.0]
     assert warned(again, f"left out: {a} is given more than once") and warned(again, f"left out: {tmp_path / 'c'}:")
 
-    # Of the same seeds those count that were trained to the end, then those that were evaluated.
+    # If several runs have the same seeds, prefer one trained to the end, then an evaluated one.
     half = run_of("half", episodes=ending(10, 11), steps=100, gamma=0.5, reached=50)
     whole = run_of("whole", episodes=ending(20, 21), steps=100, gamma=0.5)
     judged = run_of("judged", episodes=ending(22, 23), steps=100, gamma=0.5, evaluations=[evaluation(0, 24.0)])
@@ -87,7 +87,7 @@ LINEAGE = {
 
 
 def described(run, **changes):
-    """The same run with another description; a dict is merged into the one there."""
+    """Change the description of a run; a dict is merged into the existing entry."""
     path = run / "config.json"
     there = json.loads(path.read_text())
     merged = {k: there.get(k, {}) | x if isinstance(x, dict) and x else x for k, x in changes.items()}
@@ -191,9 +191,9 @@ def test_unequal_budgets_are_told_and_compared_at_the_smaller(run_of):
     assert warned(found, "unequal budgets", "ppo 100", "a2c 200")
     first, second = (g.efficiency for g in found.groups)
     assert first.steps == second.steps == (25, 50, 75, 100)
-    assert [e.value for e in first.at] == [1, 1, 1, 3.0]  # the mean of 1 and 3 + s, over s = 0 … 4
+    assert [e.value for e in first.at] == [1, 1, 1, 3.0]  # the mean of 1 and 3 + s, averaged over s = 0 … 4
     assert [e.value for e in second.at][1:] == [2, 2, 2] and math.isnan(second.at[0].value)
-    # Read at the 200 points ½, 1 … 100: 1 from 20 on (160 points), 3 at the last one.
+    # Read at the 200 points ½, 1, …, 100: the curve is 1 from step 20 on (160 points) and 3 at the last point.
     assert first.area.value == pytest.approx((160 * 1 + 3) / 161)
 
 
@@ -215,7 +215,7 @@ def test_a_run_that_is_not_finished_is_told(run_of):
 
 
 def test_an_unfinished_run_is_judged_at_the_budget_that_all_have_spent(run_of):
-    """By 40 steps the unfinished run is ahead, 5 to 1; at their ends it is behind, 5 to 9."""
+    """After 40 steps the unfinished run leads 5 to 1; at the end of each run it trails 5 to 9."""
     half = run_of("half", episodes=ending(5, 5, 6, step=40), steps=100, reached=40)
     whole = run_of("whole", episodes={s: [(30, 1.0 + s), (100, 9.0)] for s in range(3)}, steps=100, algorithm="a2c")
     found = upslope.compare([half, whole])
@@ -224,7 +224,7 @@ def test_an_unfinished_run_is_judged_at_the_budget_that_all_have_spent(run_of):
     (pair,) = found.improvements
     assert (pair.label, pair.other, pair.probability.value) == ("ppo", "a2c", 1.0)
     assert warned(found, "not every run in CartPole-v1 is finished", "within 40 steps")
-    # Alone it is judged by all that it has.
+    # On its own, it is judged by all the steps it has.
     alone = upslope.compare([half])
     assert alone.groups[0].budget == 40 and not warned(alone, "not every run")
 
@@ -264,11 +264,11 @@ def test_mixed_engines_are_told_but_not_one_that_only_some_needed(run_of):
 def test_the_score_of_training_is_that_of_the_last_hundred_episodes(run_of):
     episodes = {0: [(i, 7.0 if i <= 50 else 1.0 if i <= 100 else 3.0) for i in range(1, 151)], 1: [(9, 5.0)]}
     group = upslope.compare(run_of(episodes=episodes, steps=150)).groups[0]
-    assert group.scores.tolist() == [2.0, 5.0]  # of seed 0: fifty times 1, fifty times 3
+    assert group.scores.tolist() == [2.0, 5.0]  # seed 0: fifty returns of 1 and fifty of 3
 
 
 def test_a_seed_that_has_no_row_yet_is_compared_as_far_as_it_got(run_of):
-    """A run that was broken off within its first write."""
+    """A run that was interrupted during its first write."""
     run = run_of(episodes=ending(1, 2, 3), steps=100)
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run / "metrics.jsonl").write_text("".join(line for line in lines if '"seed": 2' not in line))
@@ -311,7 +311,7 @@ def test_recorded_data_need_an_evaluation(run_of):
 
 
 def test_nothing_to_compare():
-    with pytest.raises(upslope.UpslopeError, match="No run is given"):
+    with pytest.raises(upslope.UpslopeError, match="No run was given"):
         upslope.compare([])
 
 

@@ -1,5 +1,5 @@
-"""The credit of an episode: the estimators rank the key action as theory says, and a trained run's episode is weighed
-with its own policy, values and units."""
+"""The credit of an episode: estimators rank the key action as theory predicts, and an episode of a trained run is
+weighed with that run's policy, values and units."""
 
 import dataclasses
 import itertools
@@ -19,15 +19,18 @@ from upslope.core.types import Values, host_rollout
 from upslope.environments.tabular import Tabular
 
 LENGTH, PAYS, NOISE = 5, 3.0, 1.0
-"""Steps of the walk, what the door pays, and the size of the random rewards between."""
+"""Number of steps in the walk, reward for opening the door, and size of the random rewards on the way."""
 TAKE = 0.3
 """π(take the key)."""
 ESTIMATORS = [TotalReturn(), RewardToGo(), Baseline(), NStep(1), NStep(5), GAE(0.0), GAE(0.95)]
 
 
 def key_and_door() -> Tabular:
-    """A walk of `LENGTH` steps. Action 1 in the first takes the key; the last pays `PAYS` if it was taken; each step
-    between tosses a coin for ±`NOISE`. State 4 · position + 2 · key + coin, all of it seen."""
+    """A walk of `LENGTH` steps.
+
+    Action 1 in the first step takes the key, and the last step pays `PAYS` if the key was taken. Every earlier step
+    tosses a coin for ±`NOISE`. The state is 4 · position + 2 · key + coin and is fully observed.
+    """
     states = np.arange(4 * (LENGTH + 1))
     position, key = states // 4, states // 2 % 2
     transition = np.zeros((len(states), 2, len(states)))
@@ -49,7 +52,7 @@ def key_and_door() -> Tabular:
 
 
 def every_episode(world: Tabular, has_key: int):
-    """Every toss of the coins, all equally probable, one a column, given the first action; the others do not matter."""
+    """All equally probable coin sequences, one per column, given the first action; later actions do not matter."""
     coins = np.array(list(itertools.product(range(2), repeat=LENGTH))).T
     columns = coins.shape[1]
     action = np.zeros((LENGTH, columns), np.int32)
@@ -74,7 +77,7 @@ def every_episode(world: Tabular, has_key: int):
 
 
 def expected_weights(has_key: int, gamma: float = 1.0) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Mean [T] and standard deviation [T] of Ψ_t over the coins, with exact values of the policy."""
+    """Mean [T] and standard deviation [T] of Ψ_t over the coins, using the exact values of the policy."""
     world = key_and_door()
     policy = np.tile([1 - TAKE, TAKE], (len(world.start), 1))
     exact = world.state_values(policy, gamma)
@@ -87,7 +90,7 @@ def expected_weights(has_key: int, gamma: float = 1.0) -> tuple[dict[str, np.nda
 @pytest.mark.parametrize(("has_key", "advantage"), [(1, PAYS * (1 - TAKE)), (0, -PAYS * TAKE)])
 @pytest.mark.parametrize("name", ["NStep(1)", "NStep(5)", "GAE(0)", "GAE(0.95)", "Baseline"])
 def test_with_exact_values_the_key_action_alone_is_credited(name, has_key, advantage):
-    # By hand, γ = 1: v(s_0) = 3 · 0.3; once the key is taken 3 is certain, otherwise 0. So A(s_0, take) = 3 − 0.9 and
+    # By hand, γ = 1: v(s_0) = 3 · 0.3; the reward is 3 with the key and 0 without it. So A(s_0, take) = 3 − 0.9 and
     # A(s_0, leave) = −0.9. Later actions change nothing: A = 0. Every estimator with V is unbiased when V is exact.
     mean, _ = expected_weights(has_key)
     np.testing.assert_allclose(mean[name], [advantage, 0, 0, 0, 0], atol=1e-6)
@@ -97,15 +100,15 @@ def test_total_return_credits_every_action_alike_and_reward_to_go_all_before_the
     mean, deviation = expected_weights(has_key=1)
     np.testing.assert_allclose(mean["TotalReturn"], [PAYS] * LENGTH, atol=1e-6)
     np.testing.assert_allclose(mean["RewardToGo"], [PAYS] * LENGTH, atol=1e-6)
-    # The coins are tossed in the first four steps. TotalReturn blames each action for all four, ±1 each: √4 = 2.
+    # The coins are tossed in the first four steps. TotalReturn gives every action the noise of all four: √4 = 2.
     np.testing.assert_allclose(deviation["TotalReturn"], [2.0] * LENGTH, atol=1e-6)
-    # RewardToGo only for the coins still to come: √4, √3, √2, √1, 0.
+    # RewardToGo includes only the coins still to come: √4, √3, √2, √1, 0.
     np.testing.assert_allclose(deviation["RewardToGo"], np.sqrt([4, 3, 2, 1, 0]), atol=1e-6)
 
 
 def test_the_noise_of_gae_lies_between_the_td_error_and_monte_carlo():
     _, deviation = expected_weights(has_key=1)
-    # δ_t sees the coin of its own step alone: 1, 1, 1, 1, 0. GAE adds the later ones, shrunk by λ = 0.95.
+    # δ_t contains only the coin of its own step: 1, 1, 1, 1, 0. GAE adds later coins, each scaled by another λ = 0.95.
     np.testing.assert_allclose(deviation["NStep(1)"], [1, 1, 1, 1, 0], atol=1e-6)
     np.testing.assert_allclose(deviation["GAE(0)"], deviation["NStep(1)"])
     by_hand = [np.sqrt(sum(0.95 ** (2 * b) for b in range(left))) for left in (4, 3, 2, 1, 0)]
@@ -171,7 +174,7 @@ def test_a_run_without_a_critic_says_nothing_of_values(runs):
     credit = credit_of(runs["cartpole"])
     assert (credit.value, credit.td_error) == (None, None)
     assert list(credit.weights) == ["TotalReturn", "RewardToGo"]
-    # Every reward is 1, γ = 1: the total is the length, and what is to go counts down. All share the total alike.
+    # Every reward is 1 and γ = 1: the total return is the length and is shared equally; the reward-to-go counts down.
     n = credit.num_steps
     np.testing.assert_allclose(credit.weights["TotalReturn"], np.full(n, n))
     np.testing.assert_allclose(credit.weights["RewardToGo"], np.arange(n, 0, -1))
@@ -180,7 +183,7 @@ def test_a_run_without_a_critic_says_nothing_of_values(runs):
 
 
 def test_whom_an_estimator_blames(runs):
-    """By hand: (1 + 5)²/(1 + 25) actions share it, and the second is blamed, though its weight is negative."""
+    """By hand: (1 + 5)²/(1 + 25) actions share the credit, and the second is blamed although its weight is negative."""
     credit = credit_of(runs["key"])
     one = dataclasses.replace(credit, weights={"mine": np.asarray([1.0, -5.0]), "flat": np.asarray([2.0, -2.0])})
     assert one.spread("mine") == pytest.approx(36 / 26)

@@ -1,4 +1,4 @@
-"""Curves for pages: thinned without losing extremes, and areas with gaps."""
+"""Curves for pages: thinning keeps the extremes, and areas can have gaps."""
 
 import numpy as np
 from helpers import LAWS, SEEDS

@@ -23,7 +23,7 @@ LENGTH, KEPT = 7, 0.5
 
 
 class Accumulates(equinox.Module):
-    """h_t = ½ h_{t−1} + w · o_t, and the second of two logits is h_t."""
+    """h_t = ½ h_{t−1} + w · o_t; the second of the two logits is h_t."""
 
     weight: jax.Array
     value_weight: jax.Array
@@ -64,7 +64,7 @@ def test_the_influence_is_the_gradient_through_time():
     found = influence_of(initialise_agent(jax.random.key(0), spec), episode(observation))
     steps = np.arange(LENGTH)
     lag = steps[:, None] - steps
-    # By hand: ∂h_t/∂o_k = ½^(t−k) w, of length 5 · ½^(t−k); nothing comes from later observations.
+    # By hand: ∂h_t/∂o_k = ½^(t−k) w, whose norm is 5 · ½^(t−k). Later observations have no influence.
     np.testing.assert_allclose(found.size, np.where(lag >= 0, 5 * KEPT ** np.maximum(lag, 0), 0), rtol=1e-5)
     np.testing.assert_array_equal(found.steps, steps)
 
@@ -114,4 +114,4 @@ def test_a_board_shows_a_colour_for_each_channel_and_a_picture_its_newest_frame(
     np.testing.assert_array_equal(last[140, 20], HUES[1])
     assert not first[0, 0].any()
     red = decoded(found["camera"][0])[80, 80]
-    assert red[0] == pytest.approx(200, abs=12) and max(red[1:]) < 25  # WebP with loss
+    assert red[0] == pytest.approx(200, abs=12) and max(red[1:]) < 25  # lossy WebP

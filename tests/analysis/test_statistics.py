@@ -1,4 +1,4 @@
-"""Statistics of a few seeds, against numbers worked by hand, SciPy, and simulated truth."""
+"""Statistics of a few seeds, checked against numbers worked by hand, SciPy, and simulated truth."""
 
 import math
 
@@ -54,7 +54,7 @@ def test_where_there_is_no_telling_there_is_no_interval(estimate, x):
 
 def test_a_band_is_the_interval_at_every_point():
     x = np.random.default_rng(0).normal(size=(4, 6))
-    x[0, 0], x[:, 1], x[1:, 2] = np.nan, np.nan, np.nan  # a seed unknown, all unknown, one seed alone
+    x[0, 0], x[:, 1], x[1:, 2] = np.nan, np.nan, np.nan  # one seed unknown, all unknown, only one known
     x[:, 3] = 2.0
     band = mean_band(x)
     for i in (0, 4, 5):
@@ -68,7 +68,7 @@ def test_a_band_is_the_interval_at_every_point():
 def test_the_interquartile_mean_leaves_a_quarter_out_on_each_side():
     assert iqm_of(np.asarray([100.0, 1, 2, 3, -50])).value == 2.0  # ⌊5/4⌋ = 1 on each side
     assert iqm_of(np.asarray([0.0, 0, 1, 2, 3, 4, 9, 9])).value == 2.5
-    assert iqm_of(np.asarray([1.0, 2, 9])).value == 4.0  # ⌊3/4⌋ = 0: the mean
+    assert iqm_of(np.asarray([1.0, 2, 9])).value == 4.0  # ⌊3/4⌋ = 0: the plain mean
 
 
 def test_of_three_seeds_the_interquartile_mean_has_students_interval():
@@ -77,8 +77,8 @@ def test_of_three_seeds_the_interquartile_mean_has_students_interval():
 
 
 def test_the_trimmed_interval_is_yuens():
-    """SciPy has Yuen's test of two samples: against its own mirror image each has the same variance, so the standard
-    error is √2 times, and the degrees of freedom are twice, those of one."""
+    """SciPy offers Yuen's test for two samples. For a sample and its mirror image, the test has √2 times the standard
+    error of the sample and twice its degrees of freedom."""
     x = np.random.default_rng(1).lognormal(size=12)
     test = stats.ttest_ind(x, -x, equal_var=False, trim=0.25)
     center = stats.trim_mean(x, 0.25)
@@ -88,14 +88,14 @@ def test_the_trimmed_interval_is_yuens():
     assert ends(iqm_of(x))[1] - center == pytest.approx(
         max(trimmed_half_width(x), calibrated("iqm", 12) * x.std(ddof=1))
     )
-    # Two far apart clusters: the middle half spreads more than its distance from the mean lets normal seeds do.
+    # Two distant clusters: the middle half is more spread out than the calibration for normal seeds assumes.
     y = np.concatenate([np.zeros(6), np.ones(6)]) + 0.001 * np.arange(12)
     assert trimmed_half_width(y) > calibrated("iqm", 12) * y.std(ddof=1)
     assert ends(iqm_of(y))[1] - iqm_of(y).value == pytest.approx(trimmed_half_width(y))
 
 
 def test_calibration_is_the_quantile_that_integration_gives():
-    """Of three normal seeds: the median given s, by numerical integration over the direction of the residuals.
+    """For three normal seeds, integrate over the direction of the residuals to find the quantile of the median given s.
 
     Residuals of three seeds lie on a circle of radius s√2: x_k = x̄ + s·√(4/3)·cos(φ + 2πk/3), and x̄√3/s is Student's t
     with 2 degrees of freedom, independent of φ. So P(|x̄ + s·m(φ)| ≤ c·s) is an integral over φ of t's distribution.
@@ -112,7 +112,7 @@ def test_calibration_is_the_quantile_that_integration_gives():
 def test_the_median_of_six_or_more_lies_between_order_statistics():
     x = np.asarray([9.0, 2, 7, 1, 4, 30])
     assert median_of(x).value == 5.5
-    assert ends(median_of(x)) == (1.0, 30.0)  # covers with 1 − 2·2⁻⁶ = 96.9 %, and the next pair with 78 % only
+    assert ends(median_of(x)) == (1.0, 30.0)  # covers 1 − 2·2⁻⁶ = 96.9 %; the next pair covers only 78 %
     ten = np.arange(10.0)
     assert ends(median_of(ten)) == (1.0, 8.0)  # 1 − 2·(1 + 10)/2¹⁰ = 97.9 %
 
@@ -120,10 +120,10 @@ def test_the_median_of_six_or_more_lies_between_order_statistics():
 @pytest.mark.parametrize("n", [3, 5, 10])
 @pytest.mark.parametrize("name", ESTIMATES)
 def test_intervals_cover_normal_seeds(name, n):
-    """1,500 samples: an interval that covers 93.5 % fails here, and so does one that is too wide to be 95 %."""
+    """With 1,500 samples, an interval that covers 93.5 % fails this test, and so does one that is too wide for 95 %."""
     samples = np.random.default_rng(n).normal(400.0, 50.0, (1500, n))
     covered = np.mean([low <= 400.0 <= high for low, high in (ends(ESTIMATES[name](x)) for x in samples)])
-    # The order statistics of ten cover 97.9 %, and the wider of two intervals of the interquartile mean about 97 %.
+    # For n = 10, the order statistics cover 97.9 %, and the wider interval of the interquartile mean covers about 97 %.
     assert 0.937 <= covered <= (0.99 if n == 10 else 0.965)
 
 
@@ -180,8 +180,9 @@ def test_one_stratum_is_one_sample():
 
 
 def test_an_environment_whose_seeds_agree_is_not_known_for_certain():
-    """By hand: three that agree leave up to 1 − 0.05^(1/3) = 0.6316 of others, s² = 0.6316 · 0.3684 = 0.23268; the rest
-    has s² = 0.01. Standard error √(0.23268/3 + 0.01/3)/2 = 0.14222, ν = 0.24268²/((0.23268² + 0.01²)/2)."""
+    """By hand: three seeds that agree allow up to 1 − 0.05^(1/3) = 0.6316 of the scores to differ, so their variance is
+    s² = 0.6316 · 0.3684 = 0.23268. The other environment has s² = 0.01. The standard error is
+    √(0.23268/3 + 0.01/3)/2 = 0.14222, and ν = 0.24268²/((0.23268² + 0.01²)/2)."""
     found = stratified_mean([np.ones(3), np.asarray([0.4, 0.5, 0.6])])
     freedom = 0.24268**2 / ((0.23268**2 + 0.01**2) / 2)
     assert ends(found)[1] - 0.75 == pytest.approx(stats.t.ppf(0.975, freedom) * 0.14222, rel=1e-3)
@@ -198,14 +199,14 @@ def test_two_strata_have_welchs_standard_error():
 def test_the_interquartile_mean_of_strata_pools_them():
     strata = [np.asarray([0.0, 1.0]), np.asarray([2.0, 30.0])]
     assert stratified_iqm(strata).value == 1.5
-    # Kept are 1 and 2, each half of the weight: v = (1/2)² s²/2 = 0.0625 and 49; ν = 49.0625²/(0.0625² + 49²) =
-    # 1.00255. Winsorised at 1 and 2 both have no spread, so that variance is the smaller.
+    # 1 and 2 are kept, each with half the weight: v = (1/2)² s²/2 = 0.0625 and 49; ν = 49.0625²/(0.0625² + 49²) =
+    # 1.00255. Winsorised at 1 and 2, neither stratum has any spread, so that variance is the smaller one.
     half = ends(stratified_iqm(strata))[1] - 1.5
     assert half == pytest.approx(stats.t.ppf(0.975, 1.00255) * math.sqrt(49.0625), rel=1e-4)
 
 
 def test_scores_on_a_quartile_count_in_part():
-    # Of six, the quartiles lie at 1.5 and 4.5: weights (0, ½, 1, 1, ½, 0)/3.
+    # With six scores, the quartiles lie at 1.5 and 4.5: weights (0, ½, 1, 1, ½, 0)/3.
     assert between_quartiles(np.full(6, 1 / 6)) == pytest.approx(np.asarray([0, 1, 2, 2, 1, 0]) / 6)
     assert between_quartiles(np.full(8, 1 / 8)) == pytest.approx(np.asarray([0, 0, 1, 1, 1, 1, 0, 0]) / 4)
     strata = [np.asarray([0.0, 6.0]), np.asarray([12.0, 18.0]), np.asarray([30.0, 99.0])]
@@ -213,18 +214,19 @@ def test_scores_on_a_quartile_count_in_part():
 
 
 def test_environments_weigh_the_same_whatever_their_seeds():
-    """One environment at 0 and one at 1: the middle half is half of each, however many seeds tell of it."""
+    """With one environment at 0 and one at 1, the middle half takes half of each, whatever their numbers of seeds."""
     low, high = np.asarray([0.0, 0.01, -0.01]), 1 + 0.001 * np.arange(10)
     for strata in ([low, high], [high, low]):
         found = stratified_iqm(strata)
-        # Of low (a share 1/6 each) the middle half holds half of the second and the third, 0 and 0.01; of high the
-        # five lowest.
+        # From `low` (share 1/6 each), the middle half takes half of the second score, 0, and all of the third, 0.01;
+        # from `high`, it takes the five lowest.
         assert found.value == pytest.approx((0.0 / 12 + 0.01 / 6 + np.sum(high[:5]) / 20) / 0.5)
 
 
 def test_seeds_outside_the_quartiles_count_by_their_winsorised_spread():
-    # Kept are 3 and 4, h = 3: weights ½ (1, 3), 1 (3), 1 (4), ½ (8). The seeds 0 and 9 have none, and winsorised at the
-    # ends (1, 8) a spread of s² = 24.5: v = 24.5/2 · (2/3)². The others: s² = 2 and 8, weights (½ + 1)/3 each.
+    # The middle half has h = 3 scores: 1 and 8 with weight ½ each, and 3 and 4 with weight 1. The seeds 0 and 9 have no
+    # weight; winsorised at the ends (1, 8), their spread is s² = 24.5: v = 24.5/2 · (2/3)². The other strata have
+    # s² = 2 and 8, and weights (½ + 1)/3 each.
     strata = [np.asarray([1.0, 3.0]), np.asarray([4.0, 8.0]), np.asarray([0.0, 9.0])]
     parts = [max(1.0 * 0.25, 1.0 * 4 / 9), max(4.0 * 0.25, 4.0 * 4 / 9), 24.5 / 2 * 4 / 9]
     freedom = sum(parts) ** 2 / sum(v**2 for v in parts)
@@ -244,7 +246,7 @@ def test_strata_cover(n):
 
 @pytest.mark.parametrize("n", [3, 5, 10])
 def test_the_interquartile_mean_over_two_environments_covers(n):
-    """Forty pairs of environments, as different as they come. Tukey and McLaughlin's variance alone covers 90 %."""
+    """Forty pairs of widely different environments. Tukey and McLaughlin's variance alone covers only 90 %."""
     random, held = np.random.default_rng(n), []
     for _ in range(40):
         level, spread = random.uniform(0.2, 1.0, 2), random.uniform(0.02, 0.3, 2)
@@ -268,7 +270,7 @@ def test_a_profile_is_the_share_above_with_its_interval():
     x = np.asarray([0.1, 0.5, 0.9, 0.9])
     band = profile([x], np.asarray([0.0, 0.5, 0.9]))
     assert band.mean.tolist() == [1.0, 0.5, 0.0]
-    # Clopper and Pearson: none of 4 excludes a share p that would give none with less than 2.5 %, (1 − p)⁴ < 0.025.
+    # Clopper–Pearson: 0 of 4 excludes every share p that would give 0 of 4 with probability (1 − p)⁴ < 0.025.
     assert (band.low[2], band.high[2]) == pytest.approx((0.0, 1 - 0.025**0.25))
     wilson = stats.binomtest(2, 4).proportion_ci(method="wilson")
     two = profile([x, x], np.asarray([0.5]))
@@ -277,7 +279,7 @@ def test_a_profile_is_the_share_above_with_its_interval():
 
 
 def test_a_learning_curve_is_what_was_known_at_each_step(run_of):
-    """Written by hand: the return at a step is the mean of the last 100 episodes that ended by then."""
+    """In a hand-written run, the return at a step is the mean of the last 100 episodes that had ended by then."""
     path = run_of(episodes={0: [(10, 1.0), (20, 3.0), (90, 8.0)], 1: [(60, 5.0)]}, steps=100)
     record = read_record(path)
     steps, returns = curve(record, points=4)

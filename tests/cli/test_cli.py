@@ -1,4 +1,4 @@
-"""The command line and the public names, as a user meets them."""
+"""The command line and the public names, as a user sees them."""
 
 import csv
 import inspect
@@ -23,7 +23,7 @@ from upslope.config.foreign_names import table
 from upslope.config.ladder import ALGORITHMS
 from upslope.environments.compiled import COMPILED
 
-FLAGS = "--steps 64 --num-envs 2 --rollout-steps 8 --minibatches 2 --epochs 1 --hidden-sizes 8".split()  # noqa: SIM905 - as one types it
+FLAGS = "--steps 64 --num-envs 2 --rollout-steps 8 --minibatches 2 --epochs 1 --hidden-sizes 8".split()  # noqa: SIM905 - as typed
 OWN_ESTIMATOR = """
 from dataclasses import dataclass
 from typing import ClassVar
@@ -44,7 +44,7 @@ class Impatient(upslope.Estimator):
 
 @pytest.fixture(scope="module")
 def trained(folder: Path) -> Path:
-    """A small run of two seeds, trained by the command in a folder of its own; its output is kept beside it."""
+    """A small run of two seeds, trained by the command in a separate folder; its output is saved next to it."""
     words = ["train", "jax:CartPole-v1", *FLAGS, "--seeds", "2", "--no-preset", "--name", "two"]
     done = shell(words, folder)
     assert done.returncode == 0, done.stderr
@@ -59,7 +59,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def shell(words: list[str], folder: Path, after: str = "pass") -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own, piped."""
+    """Run the command in a separate process with piped output."""
     script = f"import sys\nfrom upslope.cli.main import main\ntry:\n    main()\nfinally:\n    {after}"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONIOENCODING": "utf-8"}
     return subprocess.run(
@@ -88,7 +88,7 @@ def test_help_shows_what_an_environment_and_a_rung_imply(capsys):
         main(["train", "jax:Pendulum-v1", "--algorithm", "ppo", "--help"])
     assert end.value.code == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "--learning-rate" in shown and "(default: 0.001)" in shown  # the preset's
+    assert "--learning-rate" in shown and "(default: 0.001)" in shown  # from the preset
 
 
 def test_help_has_headings_and_fits_80_columns(monkeypatch: pytest.MonkeyPatch, capsys):
@@ -102,10 +102,10 @@ def test_help_has_headings_and_fits_80_columns(monkeypatch: pytest.MonkeyPatch, 
     flags = [line.removeprefix("-q, ").split()[0].strip(",") for line in lines if re.match("(-q, )?--[a-z]", line)]
     known = [flag_of(f.name) for f in fields(Train)]
     assert flags[:2] == ["--algorithm", "--estimator"]
-    # The flags of the latter two are --preset and --wrapper.
+    # `preset_name` and `wrappers` are set by --preset and --wrapper.
     assert set(flags) == set(known) - {"--environment", "--preset-name", "--wrappers"} | {"--wrapper"}
     assert max(map(len, shown.split("positional arguments")[1].splitlines())) <= 80
-    assert "learns to" not in lines and "are long" not in lines  # the end of a line of the source, wrapped again
+    assert "learns to" not in lines and "are long" not in lines  # no line may end where a source line did
 
 
 def test_list_imports_only_what_it_shows(folder: Path):
@@ -194,7 +194,7 @@ def test_whole_numbers_may_have_an_exponent_or_underscores(written: str, here: P
 
 
 def test_a_file_may_write_numbers_with_an_exponent(here: Path):
-    # YAML reads 1e-3 as text; nobody who writes it means text.
+    # YAML parses 1e-3 as a string, which is never what the user means.
     (here / "settings.yaml").write_text("learning-rate: 1e-3\nsteps: 1e5\n")
     config = config_of(["CartPole-v1", "--config", "settings.yaml"])
     assert (config.learning_rate, config.steps) == (0.001, 100_000)
@@ -252,7 +252,7 @@ def test_an_estimator_of_ones_own_trains(here: Path, monkeypatch, capsys):
     )
     main(["resume", str(here / "runs" / "shell"), "-q"])
 
-    # By its name alone it would have another scale than the run's.
+    # The name alone would imply a scale that differs from the run's.
     with pytest.raises(upslope.UpslopeError, match=r"Impatient\(scale=3.0\).*Impatient\(scale=2.0\)"):
         upslope.resume(run.path, quiet=True)
     with pytest.raises(upslope.UpslopeError, match="Pass the same"):
@@ -287,7 +287,7 @@ def test_a_switch_is_obeyed_however_it_is_written(flag: str):
         ("learning-rate: 0.1\nlearning_rate: 0.2", "learning-rate and learning_rate are the same setting"),
         ("lambda: 0.1\nlambda_: 0.2", "lambda and lambda_ are the same setting"),
         ("wrapper: X\nwrappers: X", "wrapper and wrappers are the same setting"),
-        ("name: mine\nfolder: here", "file.yaml sets name, folder: a file holds the settings of a run"),
+        ("name: mine\nfolder: here", "file.yaml sets name, folder, but a file contains only the settings of a run"),
         ("environment: [a]", "environment must be text, not ['a']"),
     ],
     ids=lambda text: text[:24],

@@ -1,4 +1,4 @@
-"""Names and texts from files and arguments reach neither rich's markup nor the terminal's control sequences."""
+"""Text from files and arguments is never interpreted as rich markup or as terminal control sequences."""
 
 import io
 import json
@@ -27,7 +27,7 @@ CONTROLS = "\x1b\x9b\u202e\u2066\x07\x7f\x00\ud800"
 
 
 def is_clean(text: str) -> bool:
-    """Whether a terminal can show it."""
+    """Whether the text contains no control characters."""
     return not set(text) & set(CONTROLS)
 
 
@@ -67,7 +67,7 @@ def test_json_for_programs_is_what_it_says_and_holds_no_escapes(capsys: pytest.C
 
 @pytest.fixture
 def hostile(run_of, tmp_path: Path) -> list[Path]:
-    """Runs whose folder and files hold such texts."""
+    """Runs with such text in their folder names and files."""
     name = HOSTILE.replace("/", "|").replace("\x00", "").replace("\ud800", "")
     first = run_of(
         name="first", episodes=ending(1.0, 2.0), steps=100, evaluations=[(0, "stochastic", "last", 0, 1, 2, 1)]

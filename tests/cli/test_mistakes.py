@@ -1,4 +1,4 @@
-"""What a beginner does wrong at the command line, and what it answers: one message, at once."""
+"""Beginners' mistakes at the command line: each is answered immediately with one message."""
 
 import html
 import json
@@ -34,21 +34,21 @@ SMALL: dict[str, Any] = {
 
 
 def start(script: str, words: list[str], folder: Path, **streams: Any) -> subprocess.Popen[str]:
-    """The command in a process of its own."""
+    """Start the command in a separate process."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONIOENCODING": "utf-8"}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
     return subprocess.Popen([sys.executable, "-c", script, *words], cwd=folder, env=environment, text=True, **streams)
 
 
 def command(script: str, words: list[str], folder: Path, **streams: Any) -> subprocess.CompletedProcess[str]:
-    """The same, to its end."""
+    """Run the command in a separate process until it ends."""
     process = start(script, words, folder, **streams)
     out, err = process.communicate()
     return subprocess.CompletedProcess(words, process.returncode, out, err)
 
 
 def refused(words: str, capsys: pytest.CaptureFixture) -> str:
-    """What the command says when it refuses."""
+    """Return the message with which the command refuses."""
     with pytest.raises(SystemExit) as end:
         main(shlex.split(words))
     assert end.value.code == 2
@@ -59,7 +59,7 @@ COUNTS = (
     *("epochs", "critic-epochs", "conjugate-gradient-iterations", "backtracks", "n", "group-size", "devices-per-seed"),
     *("max-episode-steps", "sequence-length", "noise-every", "imitation-iterations", "from-seed", "reference-seed"),
 )
-"""Flags of counts without a limit of their own."""
+"""Flags that take a count and have no limit of their own."""
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ COUNTS = (
         ),
         ("train", "No environment was given"),
         ("train CartPole-v1 --resume", "--resume needs the --name of the run"),
-        ("doctor", "No run is given"),
+        ("doctor", "No run was given"),
     ],
 )
 def test_a_mistake_gets_its_answer(words: str, answer: str, capsys: pytest.CaptureFixture):
@@ -172,7 +172,7 @@ def test_the_command_of_a_config_gives_that_config(words: str):
     config = config_of(shlex.split(words))
     found = command_of(config, is_continuous="Pendulum" in words)
     assert config_of(shlex.split(found)[2:]) == config
-    assert len(shlex.split(found)) <= len(shlex.split(words)) + 2  # and says no more than is needed
+    assert len(shlex.split(found)) <= len(shlex.split(words)) + 2  # without unnecessary flags
 
 
 def test_record_gives_a_command_that_trains(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture):
@@ -208,7 +208,7 @@ def test_a_film_that_cannot_be_is_refused_before_anything_is_played(tmp_path: Pa
 
 
 def test_a_film_shows_an_episode_of_the_seed_that_is_evaluated(tmp_path: Path, monkeypatch, capsys):
-    """And everything else that the evaluation was told."""
+    """The video also uses all other options of the evaluation."""
     filmed: list[dict[str, Any]] = []
 
     def film(run: Any, path: Any, checkpoint: Any = "last", environment_seed: int = 0, **more: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Environments change the process that they run in: its output, its threads, its current folder."""
+"""Environments change the process in which they run: its output, its threads and its current folder."""
 
 import json
 import os
@@ -15,7 +15,7 @@ SMALL = "--steps 32 --num-envs 2 --rollout-steps 8 --minibatches 2 --epochs 1 --
 
 
 def run_command(words: str, folder: Path, seconds: float = 120.0) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own."""
+    """Run the command in a separate process."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONIOENCODING": "utf-8"}
     arguments = [sys.executable, "-P", "-c", COMMAND, *words.split()]
     return subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=seconds)
@@ -64,9 +64,9 @@ def test_an_environment_has_a_current_folder_of_its_own(at: int, tmp_path: Path,
 
 
 JAX_SETTINGS = {
-    ("JAX_PLATFORMS", "tpu"): "JAX cannot use the devices that it is told to use, JAX_PLATFORMS=tpu",
-    ("JAX_NUMPY_DTYPE_PROMOTION", "strict"): "not made for jax_numpy_dtype_promotion=strict, and failed",
-    ("JAX_NUMPY_RANK_PROMOTION", "raise"): "not made for jax_numpy_rank_promotion=raise, and failed",
+    ("JAX_PLATFORMS", "tpu"): "JAX cannot use the devices set by JAX_PLATFORMS=tpu",
+    ("JAX_NUMPY_DTYPE_PROMOTION", "strict"): "does not support jax_numpy_dtype_promotion=strict, and failed",
+    ("JAX_NUMPY_RANK_PROMOTION", "raise"): "does not support jax_numpy_rank_promotion=raise, and failed",
 }
 
 

@@ -1,4 +1,4 @@
-"""A command given in a stranger's folder runs no code of that folder, unless the user allows it."""
+"""A command run in an untrusted folder executes no code from it unless the user allows it."""
 
 import os
 import shutil
@@ -19,19 +19,19 @@ ENVIRONMENT = "from gymnasium.envs.classic_control import CartPoleEnv as Toy\n"
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of a compiled world."""
+    """A run in a compiled environment."""
     return tiny_run(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture
 def folder(trained: Path, tmp_path: Path) -> Path:
-    """A stranger's folder with a run in it."""
+    """An untrusted folder that contains a run."""
     shutil.copytree(trained, tmp_path / "strange" / "run")
     return tmp_path / "strange"
 
 
 def given_in(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """A command given in this folder; like the installed script, it does not put it on the search path itself."""
+    """Run a command in this folder; like the installed script, it does not add the folder to the search path."""
     path = os.pathsep.join(p for p in sys.path if p)
     environment = os.environ | {"PYTHONPATH": path, "UPSLOPE_STATE": str(folder.parent / "state")}
     environment.pop(user_modules.FOLDER_VARIABLE, None)
@@ -55,7 +55,7 @@ def test_a_library_that_is_not_installed_is_not_looked_for_in_the_folder(folder:
     done = given_in(folder, "evaluate", "run", "--episodes", "1")
     assert done.returncode == 2 and "brax, which is not installed" in done.stderr
     monkeypatch.chdir(folder)
-    monkeypatch.syspath_prepend("")  # as in Python's own prompt
+    monkeypatch.syspath_prepend("")  # as in an interactive Python session
     with pytest.raises(upslope.UpslopeError, match="brax, which is not installed"):
         upslope.evaluate("run", episodes=1)
     assert not (tmp_path / "executed").exists()
@@ -69,7 +69,7 @@ def test_a_module_that_was_trusted_elsewhere_is_asked_for_again(folder: Path, tm
     done = given_in(mine, "train", "toy:Toy", *words, "--max-episode-steps", "9", "-q")
     assert done.returncode == 0, done.stderr
     again = given_in(mine, "evaluate", "runs/run", "--episodes", "1")
-    assert again.returncode == 0, again.stderr  # it was named by the user, in this folder
+    assert again.returncode == 0, again.stderr  # the user named the module in this folder
     shutil.rmtree(folder / "run")
     shutil.copytree(mine / "runs" / "run", folder / "run")
     (folder / "toy.py").write_text(PLANTED.format(mark=tmp_path / "executed") + ENVIRONMENT)

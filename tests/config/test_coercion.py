@@ -1,4 +1,4 @@
-"""Settings from a command line, YAML, JSON and Python are read by one parser."""
+"""Settings from the command line, YAML, JSON and Python are all read by one parser."""
 
 from typing import Any, Literal
 

@@ -1,4 +1,4 @@
-"""Tuned settings: every one is valid and names its source, and one can be asked for by name."""
+"""Tuned settings: every preset is valid and names its source, and named presets can be selected."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,12 +20,12 @@ PAPER = "Schulman et al. 2017"
 
 
 def config_of(arguments: list[str]) -> Any:
-    """The config that a command line asks for."""
+    """The config that a command line produces."""
     return prepare(**prepare_arguments(parse_train(arguments)[1]))[0]
 
 
 def rows() -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(environment, name, row) of every preset."""
+    """Yield (environment, name, row) for every preset."""
     for environment, row in presets().items():
         yield environment, "default", row
         yield from ((environment, name, other) for name, other in row.get("others", {}).items())

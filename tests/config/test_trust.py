@@ -1,4 +1,4 @@
-"""What files name is neither imported nor called, unless it is allowed."""
+"""Code named in files is neither imported nor called unless the user allows it."""
 
 import re
 import shlex
@@ -21,12 +21,12 @@ from upslope.errors import UpslopeError
 from upslope.report.page import write_credit
 
 MODULE = "from pathlib import Path\nPath('executed').touch()\ndef make(**_):\n    Path('executed').touch()\n"
-"""A module that leaves a file where it is imported or called."""
+"""A module that creates a file when it is imported or called."""
 
 
 @pytest.fixture(autouse=True)
 def own_trust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every test begins without trust, in a folder of its own that holds the module `planted`."""
+    """Start every test without trust, in a separate folder that contains the module `planted`."""
     monkeypatch.setenv(trust.STATE_VARIABLE, str(tmp_path / "state"))
     monkeypatch.setattr(trust, "GRANTED", set())
     (tmp_path / "planted.py").write_text(MODULE)
@@ -39,18 +39,18 @@ def own_trust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of a compiled world."""
+    """A run in a compiled environment."""
     return tiny_run(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture
 def run(trained: Path, tmp_path: Path) -> Path:
-    """A copy of it."""
+    """A copy of the trained run."""
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
 def refusal(words: str, capsys: pytest.CaptureFixture) -> str:
-    """What the command says when it refuses."""
+    """Return the message with which the command refuses."""
     with pytest.raises(SystemExit) as end:
         main(shlex.split(words))
     assert end.value.code == 2
@@ -98,7 +98,7 @@ def test_an_axis_that_a_run_names_is_refused_where_it_would_be_used(role: str, r
     rewrite_config(run, **{role: "planted:make"})
     said = refusal("resume run", capsys)
     assert f"the {role} planted:make" in said and "--trust" in said
-    upslope.evaluate(run, episodes=1)  # which needs neither
+    upslope.evaluate(run, episodes=1)  # evaluation needs neither
     assert not Path("executed").exists() and "planted" not in sys.modules
 
 
@@ -153,14 +153,14 @@ def test_a_run_that_this_machine_trained_is_trusted_and_elsewhere_it_is_asked_fo
         0o700,
         [{"role": "environment", "name": "mine:make", "arguments": {"word": "x"}, "file": str(tmp_path / "mine.py")}],
     )
-    monkeypatch.setattr(trust, "GRANTED", set())  # as in another process
+    monkeypatch.setattr(trust, "GRANTED", set())  # as in a new process
     upslope.evaluate(run, episodes=1)
     monkeypatch.setenv(trust.STATE_VARIABLE, str(tmp_path / "another"))
     with pytest.raises(UpslopeError, match=re.escape('the environment mine:make with {"word": "x"}')):
         upslope.evaluate(run, episodes=1)
     upslope.evaluate(run, episodes=1, trust=True)
     monkeypatch.setattr(trust, "GRANTED", set())
-    upslope.resume(run, quiet=True)  # trust was kept
+    upslope.resume(run, quiet=True)  # trust persists
     rewrite_config(run, env_kwargs={"word": "y"})
     with pytest.raises(UpslopeError, match=re.escape('the environment mine:make with {"word": "y"}')):
         upslope.resume(run, quiet=True)
@@ -195,7 +195,7 @@ def test_a_store_that_is_a_link_is_not_read(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv(trust.STATE_VARIABLE, str(tmp_path / "link"))
     assert trust.untrusted(wanted) == wanted
     trust.allow(wanted)
-    assert trust.untrusted(wanted) == []  # in this process
+    assert trust.untrusted(wanted) == []  # trusted within this process
 
 
 @pytest.mark.parametrize(("answer", "is_run"), [("y", True), ("", False), ("n", False), ("yes please", False)])
@@ -236,7 +236,7 @@ def test_the_flag_allows_it(run: Path):
 
 
 def nested(depth: int) -> list[Any]:
-    """A list in a list in a list …"""
+    """A list nested `depth` levels deep."""
     found: list[Any] = []
     for _ in range(depth - 1):
         found = [found]
@@ -258,7 +258,7 @@ def test_what_is_nested_too_deeply_is_refused(settings: dict[str, Any], run: Pat
         said = refusal(words, capsys)
         assert "nested" in said and len(said) < 1000, words
     if "wrappers" in settings:
-        main(["report", "run", "--credit"])  # which shows the rest of the run
+        main(["report", "run", "--credit"])  # the report still shows the rest of the run
         assert "nested" in Path("report.html").read_text()
     else:
         assert "nested" in refusal("report run", capsys)

@@ -1,4 +1,4 @@
-"""Clipping with another ε above than below, at every corner."""
+"""Clipping with a different ε above than below, at every corner."""
 
 import jax
 import jax.numpy as jnp

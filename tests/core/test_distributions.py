@@ -1,4 +1,4 @@
-"""Policies against scipy, sums over all actions, exact quadrature, and counted samples."""
+"""Policies checked against scipy, sums over all actions, exact quadrature, and sample counts."""
 
 import itertools
 
@@ -23,7 +23,7 @@ def float64(x):
 
 
 def joint_table(policy):
-    """Every action, and its probability in each state of the batch by scipy: [actions, …], [actions, B]."""
+    """Every action [actions, …], and its probability in each state of the batch [actions, B], from scipy."""
     if isinstance(policy, Categorical):
         probability = scipy.special.softmax(float64(policy.logits), axis=-1)
         return np.arange(probability.shape[-1]), probability.T
@@ -48,7 +48,7 @@ def test_discrete_policies_equal_a_sum_over_all_actions(kind):
     np.testing.assert_allclose(policy.entropy(), entropy, rtol=1e-5, atol=1e-6)
     kl = scipy.stats.entropy(probability, joint_table(other)[1])
     np.testing.assert_allclose(policy.kl(other), kl, rtol=1e-4)
-    # The test would not see the reverse divergence otherwise.
+    # Otherwise this test would not notice if the divergence were reversed.
     assert np.all(np.abs(scipy.stats.entropy(joint_table(other)[1], probability) / kl - 1) > 0.01)
     np.testing.assert_array_equal(policy.mode(), actions[probability.argmax(axis=0)])
 
@@ -74,7 +74,7 @@ def test_the_gaussian_equals_scipy():
     np.testing.assert_allclose(policy.log_prob(jnp.asarray(action)), log_prob, rtol=1e-5)
     np.testing.assert_allclose(policy.entropy(), normal.entropy().sum(-1), rtol=1e-5)
     np.testing.assert_array_equal(policy.mode(), policy.mean)
-    # log p − log q is quadratic in each component, for which three points of Gauss–Hermite are exact.
+    # log p − log q is quadratic in each component, so three-point Gauss–Hermite quadrature is exact.
     points, share = scipy.special.roots_hermitenorm(3)
     at = normal.mean() + normal.std() * points[:, None, None]
     theirs = scipy.stats.norm(float64(other.mean), np.exp(float64(other.log_std)))
@@ -94,7 +94,7 @@ def test_gaussian_samples_have_its_mean_and_covariance():
     policy = random_policy("gaussian", 0)
     samples = jax.jit(jax.vmap(policy.sample))(jax.random.split(jax.random.key(0), NUM_SAMPLES))
     z = (float64(samples) - float64(policy.mean)) / np.exp(float64(policy.log_std))
-    # Of n standard normals the mean has the error 1/√n, the variance √(2/n), the correlation 1/√n.
+    # For n standard normals, the standard errors of mean, variance and correlation are 1/√n, √(2/n) and 1/√n.
     np.testing.assert_array_less(np.abs(z.mean(axis=0)), 5 / np.sqrt(NUM_SAMPLES))
     np.testing.assert_array_less(np.abs(z.var(axis=0) - 1), 5 * np.sqrt(2 / NUM_SAMPLES))
     np.testing.assert_array_less(np.abs(np.mean(z[..., 0] * z[..., 1], axis=0)), 5 / np.sqrt(NUM_SAMPLES))
@@ -148,7 +148,7 @@ def test_a_row_of_a_batch_is_a_policy_by_itself(kind):
 
 @pytest.mark.parametrize("scale", [1e2, 1e4])
 def test_a_policy_that_is_sure_stays_finite(scale):
-    # Logits drift apart in long training; 0 · log 0 must be 0, in the value and in the gradient.
+    # Logits drift apart in long training; 0 · log 0 must be 0 in both the value and the gradient.
     for policy in (Categorical(jnp.asarray([[scale, 0.0, -scale]])), Bernoulli(jnp.asarray([[scale, -scale]]))):
         uniform = jax.tree.map(jnp.zeros_like, policy)
 
@@ -169,7 +169,7 @@ INFINITE = [
 
 
 def limits(p: np.ndarray, q: np.ndarray) -> tuple[float, float]:
-    """Entropy and divergence in 64 bits, outcome by outcome."""
+    """Entropy and divergence in 64 bits, summed outcome by outcome."""
     entropy = -sum(x * np.log(x) for x in p.ravel() if x > 0)
     pairs = zip(p.ravel(), q.ravel(), strict=True)
     return entropy, sum(x * (np.log(x) - np.log(y)) if y > 0 else np.inf for x, y in pairs if x > 0)
@@ -196,7 +196,7 @@ def test_impossible_actions_have_their_limits(mine, other):
     assert_limits(Categorical, p, q, mine, other, [0, 1, 2])
     found = [float(Categorical(jnp.asarray(mine)).log_prob(jnp.int32(a))) for a in range(3)]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-    # Gradients go the way that small probabilities have theirs.
+    # The gradients are the limits of the gradients at small probabilities.
     near = jax.grad(lambda x: Categorical(x).entropy())(jnp.maximum(jnp.asarray(mine), -30.0))
     np.testing.assert_allclose(jax.grad(lambda x: Categorical(x).entropy())(jnp.asarray(mine)), near, atol=1e-5)
 

@@ -1,4 +1,4 @@
-"""Axis 1 against hand-worked sums, RLax, a plain Python loop over episodes, and its own laws."""
+"""Axis 1 checked against hand-worked sums, RLax, a plain Python loop over episodes, and its own laws."""
 
 from functools import partial
 
@@ -29,7 +29,7 @@ def weights(estimator, rollout, values, gamma):
 
 
 def episodes(rollout):
-    """(column, start, stop) of each run of steps that belong together."""
+    """Yield (column, start, stop) for each run of consecutive steps in one episode."""
     terminated, truncated, valid = map(np.asarray, (rollout.terminated, rollout.truncated, rollout.valid))
     for column in range(valid.shape[1]):
         start = 0
@@ -43,9 +43,9 @@ def episodes(rollout):
 
 
 def by_loop(rollout, values, gamma, weight):
-    """[T, N] of `weight(rewards, values, last)` for each step, given what follows it in its episode.
+    """`weight(rewards, values, last)` for each step [T, N], given the rest of its episode.
 
-    `last` is V of the true final observation, 0 if the world terminated there; V_0 is the step's own value.
+    `last` is V of the true final observation, or 0 if the world terminated there; `values[0]` is V at the step itself.
     """
     result = np.zeros(rollout.reward.shape)
     for column, start, stop in episodes(rollout):
@@ -57,14 +57,14 @@ def by_loop(rollout, values, gamma, weight):
 
 
 def n_step(reward, value, last, gamma, n):
-    """A^n = r_0 + γ r_1 + … + γ^(n−1) r_(n−1) + γ^n V_n − V_0, the sum cut at the episode's end."""
+    """A^n = r_0 + γ r_1 + … + γ^(n−1) r_(n−1) + γ^n V_n − V_0, with the sum cut at the episode's end."""
     n = min(n, len(reward))
     bootstrap = last if n == len(reward) else value[n]
     return sum(gamma**b * reward[b] for b in range(n)) + gamma**n * bootstrap - value[0]
 
 
 def mixture(reward, value, last, gamma, lambda_):
-    """(1−λ)(A¹ + λA² + …), where all A^n from the last step on are the same."""
+    """(1−λ)(A¹ + λA² + …), where all A^n that reach past the last step are equal."""
     rest = len(reward)
     parts = [(1 - lambda_) * lambda_ ** (n - 1) * n_step(reward, value, last, gamma, n) for n in range(1, rest)]
     return sum(parts) + lambda_ ** (rest - 1) * n_step(reward, value, last, gamma, rest)
@@ -83,7 +83,7 @@ def test_gae_of_constant_errors_is_a_geometric_sum():
 
 
 def test_gae_is_zero_where_the_critic_is_right_and_knows_when_the_world_ends():
-    # r = 1 for ever at γ = 0.9 is worth 10. If the world ends there, δ_3 = 1 − 10, carried back by γλ = 0.855.
+    # r = 1 forever at γ = 0.9 is worth 10. If the world ends there, δ_3 = 1 − 10, carried back by γλ = 0.855.
     rollout, values = constant_rewards(np.full(4, 10.0), np.full(4, 10.0))
     close(weights(GAE(0.95), rollout, values, 0.9)[:, 0], np.zeros(4))
     rollout, values = constant_rewards(np.full(4, 10.0), np.full(4, 10.0), np.arange(4) == 3)
@@ -91,7 +91,7 @@ def test_gae_is_zero_where_the_critic_is_right_and_knows_when_the_world_ends():
 
 
 def test_a_truncated_episode_is_bootstrapped_from_its_own_final_observation():
-    # Two episodes in a column: the first is cut after a step with V(s_1) = 7, the next begins at V = 1000.
+    # Two episodes in a column: the first is truncated after one step with V(s_1) = 7, and the next begins at V = 1000.
     rollout = rollout_of([[1.0], [2.0]], truncated=[[True], [False]])
     values = values_of([[3.0], [1000.0]], [[7.0], [5.0]])
     expected = [[1 + 0.5 * 7 - 3], [2 + 0.5 * 5 - 1000]]
@@ -112,7 +112,7 @@ def test_the_sums_of_whole_episodes_by_hand():
 
 @pytest.mark.parametrize("terminating", [0.0, 0.2])
 def test_advantages_and_targets_equal_rlax(terminating):
-    # RLax takes one sequence of values and merges an end into the discount: no truncation, no padding.
+    # RLax takes a single sequence of values and encodes an end in the discount: no truncation, no padding.
     rollout, values = segments(0, terminating, truncating=0.0, padding=0.0)
     sequence = jnp.concatenate([values.value, values.next_value[-1:]])
     discount = 0.9 * ~rollout.terminated
@@ -181,7 +181,7 @@ def test_the_baseline_is_gae_1_where_all_episodes_terminated(seed, gamma):
 @given(SEEDS)
 def test_gae_is_the_geometric_mixture_of_n_steps(seed):
     rollout, values = segments(seed)
-    # All A^n beyond the segment's length are alike, and their shares 0.3 · 0.7^(n−1) sum to 0.7^(T−1).
+    # All A^n beyond the segment's length are equal, and their shares 0.3 · 0.7^(n−1) sum to 0.7^(T−1).
     shares = [0.3 * 0.7 ** (n - 1) for n in range(1, NUM_STEPS)] + [0.7 ** (NUM_STEPS - 1)]
     advantages = [weights(NStep(n), rollout, values, 0.9) for n in range(1, NUM_STEPS + 1)]
     close(weights(GAE(0.7), rollout, values, 0.9), np.tensordot(shares, advantages, axes=1))

@@ -1,4 +1,4 @@
-"""Estimators of groups against numbers by hand, and their expected gradients by enumeration of every group."""
+"""Group estimators checked against numbers by hand; their expected gradients, by enumerating every group."""
 
 import itertools
 
@@ -16,13 +16,13 @@ close = lambda found, expected: np.testing.assert_allclose(found, expected, rtol
 
 
 def episodes(returns, lengths):
-    """One episode a column, of these lengths, which pays its return at its end."""
+    """One episode per column, with these lengths; each pays its return at its end."""
     step, last = np.arange(max(lengths))[:, None], np.asarray(lengths) - 1
     return rollout_of(np.where(step == last, returns, 0.0), terminated=step == last, valid=step <= last)
 
 
 def weigh(estimator, returns, lengths):
-    """[T, N]: the weight of each step in the sum that a descent minimises, a mean over the steps of the batch."""
+    """[T, N]: the weight of each step in the minimised loss, which is a mean over the steps of the batch."""
     rollout = episodes(returns, lengths)
     found = np.asarray(estimator(rollout, Values(rollout.reward, rollout.reward), 1.0).weight, np.float64)
     assert not found[~np.asarray(rollout.valid)].any()
@@ -33,7 +33,7 @@ RETURNS, LENGTHS = [1.0, 0.0, 0.0, 3.0], [1, 2, 2, 3]
 
 
 def test_each_episode_is_compared_with_the_others_of_its_group():
-    # Groups (1, 0) and (0, 3): 1 − 0, 0 − 1, 0 − 3, 3 − 0, each a quarter of the mean over episodes.
+    # Groups (1, 0) and (0, 3): 1 − 0, 0 − 1, 0 − 3, 3 − 0, each with weight ¼ in the mean over episodes.
     close(weigh(LeaveOneOut(2), RETURNS, LENGTHS)[0], np.array([1, -1, -3, 3]) / 4)
     # One group of four: the others' means are 1, 4/3, 4/3, 1/3.
     close(weigh(LeaveOneOut(4), RETURNS, LENGTHS)[0], np.array([0, -4 / 3, -4 / 3, 8 / 3]) / 4)
@@ -52,28 +52,28 @@ def test_the_length_divides_an_episode_by_itself_or_all_together(division, expec
     for estimator, factor in ((GroupMean(4, divide_by_length=division), 1), (LeaveOneOut(4, division), 4 / 3)):
         found = weigh(estimator, RETURNS, LENGTHS)
         close(found[0], factor * expected)
-        close(found[2, 3], factor * expected[3])  # every step of an episode has its weight
+        close(found[2, 3], factor * expected[3])  # all steps of an episode have the same weight
 
 
 def test_the_deviation_is_that_of_the_group_and_equal_returns_weigh_nothing():
-    # (1, 0): mean and deviation 1/2. (0.1, 0.1): no deviation, and rounding must not become a weight.
+    # (1, 0): mean and deviation are 1/2. (0.1, 0.1): there is no deviation, and rounding must not create a weight.
     returns, lengths = [1.0, 0.0, 0.1, 0.1], [1, 2, 3, 2]
     close(weigh(GroupMean(2, divide_by_deviation=True), returns, lengths)[0], [1 / 4, -1 / 4, 0, 0])
     skipping = GroupMean(2, divide_by_deviation=True, skip_equal_groups=True)
-    close(weigh(skipping, returns, lengths)[0], [1 / 2, -1 / 2, 0, 0])  # the mean of two episodes instead of four
+    close(weigh(skipping, returns, lengths)[0], [1 / 2, -1 / 2, 0, 0])  # the mean over two episodes instead of four
     by_steps = GroupMean(2, divide_by_deviation=True, divide_by_length="batch", skip_equal_groups=True)
-    close(weigh(by_steps, returns, lengths)[0], [1 / 3, -1 / 3, 0, 0])  # and of their three steps
+    close(weigh(by_steps, returns, lengths)[0], [1 / 3, -1 / 3, 0, 0])  # and over their three steps
     assert not weigh(skipping, [2.0] * 4, lengths).any()
 
 
 def test_fields_that_mean_nothing_are_refused():
-    with pytest.raises(UpslopeError, match="2 episodes or more, not 1"):
+    with pytest.raises(UpslopeError, match="at least 2 episodes, not 1"):
         LeaveOneOut(1)
     with pytest.raises(UpslopeError, match="0"):
         GroupMean(0)
 
 
-# A policy of two tokens, "go on" with probability p₁, then p₂: three sequences with scores ∇log π by the logits.
+# A policy that continues with probability p₁, then p₂: three sequences, with scores ∇log π with respect to the logits.
 P1, P2 = 0.3, 0.6
 PROBABILITY = np.array([1 - P1, P1 * (1 - P2), P1 * P2])
 SCORE = np.array([[-P1, 0.0], [1 - P1, -P2], [1 - P1, 1 - P2]])
@@ -84,7 +84,7 @@ GROUPS = np.array(list(itertools.product(range(3), repeat=3)))
 
 
 def expected_gradient(estimator):
-    """Σ over all 27 groups of three of P(group) · the gradient of a batch that is this group."""
+    """Σ over all 27 groups of three of P(group) · the gradient of a batch that consists of this group."""
 
     def one(reward, terminated, valid):
         rollout = rollout_of(reward, terminated, valid=valid)
@@ -97,7 +97,7 @@ def expected_gradient(estimator):
 
 
 def by_formula(weight):
-    """The same from the published formula: `weight(returns, lengths)` [3] of the three episodes of a group."""
+    """The same from the published formula: `weight(returns, lengths)` [3] gives the weights of a group's episodes."""
     rows = [(PROBABILITY[g].prod(), weight(RETURN[g], LENGTH[g]), SCORE[g]) for g in GROUPS]
     return sum(probability * factor @ score for probability, factor, score in rows)
 
@@ -127,17 +127,20 @@ def test_each_division_has_the_bias_of_its_formula(estimator, weight):
     found = expected_gradient(estimator)
     close(found, by_formula(weight))
     cosine = found @ GRADIENT / np.linalg.norm(found) / np.linalg.norm(GRADIENT)
-    assert cosine < 1 - 1e-5  # returns of three values: even the deviation turns the gradient
+    assert cosine < 1 - 1e-5  # with three distinct returns, even the deviation turns the gradient
 
 
 BATCHES = np.array(list(itertools.product(range(3), repeat=4)))
-"""All 81 batches of two groups of two."""
+"""All 81 batches of two groups with two episodes each."""
 
 
 @pytest.mark.parametrize("division", ["none", "episode"])
 def test_leaving_equal_groups_out_is_drawing_until_one_differs(division):
-    """Of DAPO's dynamic sampling, which draws groups again until they differ: the mean over the groups that do has the
-    expectation of a group drawn so, except in the share of batches in which none does, which move nothing."""
+    """DAPO's dynamic sampling draws groups again until their returns differ.
+
+    The mean over the groups that differ has the same expectation, scaled by the share of batches in which any group
+    differs.
+    """
 
     def update(chosen, estimator):
         step, last = np.arange(2)[:, None], LENGTH[chosen] - 1
@@ -154,7 +157,7 @@ def test_leaving_equal_groups_out_is_drawing_until_one_differs(division):
 
 
 def test_rounding_in_the_sum_of_rewards_is_no_difference_between_episodes():
-    """The same rewards in another order: their sums differ in the last bit of 32."""
+    """The same rewards in a different order: the sums differ in the last of 32 bits."""
     reward = np.float32([[0.1, 0.6], [0.1, 0.1], [0.6, 0.1]])
     last = np.arange(3)[:, None] == np.full(2, 2)
     rollout = rollout_of(reward, terminated=last)

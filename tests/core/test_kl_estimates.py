@@ -1,4 +1,4 @@
-"""Schulman's estimates of a KL divergence: values and mean gradients, by sums over all actions."""
+"""Schulman's estimators of the KL divergence: values and mean gradients, from sums over all actions."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ GRADIENT = POLICY * (np.log(POLICY / REFERENCE) - KL)
 
 
 def expected(estimator):
-    """The mean over a ~ π of the estimate, and of its gradient with respect to the logits, a as drawn."""
+    """Means over a ~ π of the estimate and of its gradient with respect to the logits, with a held fixed."""
 
     def mean(logits):
         log_prob = Categorical(logits).log_probs()

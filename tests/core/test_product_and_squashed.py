@@ -1,4 +1,4 @@
-"""Policies of several parts against a sum over all actions; squashed Gaussians against numerical integration."""
+"""Product policies checked against a sum over all actions; squashed Gaussians, against numerical integration."""
 
 import itertools
 
@@ -17,13 +17,13 @@ BATCH = 5
 
 
 def choices(seed: int) -> Product:
-    """All discrete kinds, one of them in a product of its own."""
+    """All discrete kinds, two of them in a nested product."""
     inner = Product((random_policy("multi_categorical", seed), random_policy("bernoulli", seed + 10)))
     return Product((random_policy("categorical", seed), inner))
 
 
 def table(policy: Product) -> tuple[np.ndarray, np.ndarray]:
-    """Every action [A, 6], and its probability by hand in every state [A, B]."""
+    """Every action [A, 6], and its probability in every state [A, B], computed by hand."""
     one, inner = policy.parts
     several, switches = inner.parts
     heads = [scipy.special.softmax(np.asarray(x.logits, np.float64), axis=-1) for x in (one, *several.heads)]
@@ -74,14 +74,14 @@ def test_a_mixture_is_the_sum_of_its_parts_in_numpy_and_jax():
     np.testing.assert_allclose(
         policy.log_prob(action), one.log_prob(parts[0]) + two.log_prob(parts[1]) + three.log_prob(parts[2]), rtol=1e-6
     )
-    # A part samples as it would by itself with its key.
+    # Each part samples as it would alone with the same key.
     keys = jax.random.split(jax.random.key(0), 3)
     for mine, alone, key in zip(parts, (one, two, three), keys, strict=True):
         np.testing.assert_array_equal(mine, alone.sample(key))
     here = jax.tree.map(np.asarray, policy)
     np.testing.assert_allclose(here.choose(np.asarray(noise)), action, rtol=1e-6)
     np.testing.assert_allclose(here.log_prob(np.asarray(action)), policy.log_prob(action), rtol=1e-5)
-    # The mask has no place for the Box: 4 choices and 3 switches.
+    # The mask has no entries for the Box, only for 4 choices and 3 switches.
     mask = jnp.ones((BATCH, 10), bool).at[:, 0].set(False).at[:, 5].set(False)
     masked = policy.masked(mask)
     np.testing.assert_array_equal(masked.parts[1].mean, two.mean)
@@ -98,7 +98,7 @@ def squashed(mean: float, log_std: float) -> SquashedGaussian:
 
 
 def integral(function, mean: float, log_std: float) -> float:
-    """∫ f(u) du over all u that matter to a normal distribution."""
+    """∫ f(u) du over the range in which a normal distribution has noticeable probability."""
     u = mean + np.exp(log_std) * np.linspace(-10, 10, 4001)
     return scipy.integrate.trapezoid(function(u), u)
 
@@ -108,10 +108,10 @@ def test_a_squashed_density_is_one_of_the_environments_action(mean: float, log_s
     policy, std = squashed(mean, log_std), np.exp(log_std)
     density = lambda u: np.exp(np.asarray(policy.log_prob(jnp.asarray(u, jnp.float32)[:, None]), np.float64))  # noqa: E731
     half, centre = (HIGH - LOW) / 2, (HIGH + LOW) / 2
-    # Over the interval of a, by a = centre + half tanh(u), da = half / cosh²(u) du.
+    # Integrate over the interval of a, with a = centre + half tanh(u) and da = half / cosh²(u) du.
     total = integral(lambda u: density(u) * half / np.cosh(u) ** 2, mean, log_std)
     assert total == pytest.approx(1, rel=1e-4)
-    # The change of variables by hand at a place in the interval, from a.
+    # The change of variables by hand, starting from points a in the interval.
     for a in (-0.5, 1.0, 4.5):
         u = np.arctanh((a - centre) / half)
         slope = 1 / (half * (1 - ((a - centre) / half) ** 2))  # du/da

@@ -1,4 +1,4 @@
-"""Noise that is a function of the state, against a covariance by sampling and formulas written out in NumPy."""
+"""State-dependent noise, checked against a sampled covariance and formulas written out in NumPy."""
 
 from typing import Any
 

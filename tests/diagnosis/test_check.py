@@ -1,4 +1,4 @@
-"""upslope check: each fault of an environment is found by the check that is for it, and sound ones pass."""
+"""upslope check finds each fault of an environment with the check meant for it, and passes sound environments."""
 
 import copy
 import json
@@ -19,7 +19,7 @@ from upslope.models.heads import head_of
 
 
 class Leaks(Walk):
-    """Goes on with something from the episode before."""
+    """Carries state over from the previous episode."""
 
     def __init__(self):
         super().__init__()
@@ -32,7 +32,7 @@ class Leaks(Walk):
 
 
 class Shares(Walk):
-    """All instances move one another."""
+    """All instances affect one another."""
 
     wind: ClassVar[list[float]] = [0.0]
 
@@ -49,14 +49,14 @@ class Shares(Walk):
 
 
 class Deaf(Walk):
-    """Does what it likes."""
+    """Ignores its action."""
 
     def step(self, action):
         return super().step(1)
 
 
 class Liar(Walk):
-    """Its observations are outside its space."""
+    """Returns observations outside its space."""
 
     def __init__(self):
         super().__init__()
@@ -88,7 +88,7 @@ class Clockwork(Walk):
 
 
 class Huge(Walk):
-    """Observes and pays in thousands."""
+    """Observations and rewards are in the thousands."""
 
     def observe(self):
         return np.array([1000 * self.position, self.steps / 10], np.float32)
@@ -138,7 +138,7 @@ def test_a_fault_is_found_by_its_check(environment, name, status):
 
 
 class Fails(Walk):
-    """Sound but for what `kind` says."""
+    """Sound except for the fault that `kind` names."""
 
     kind = ""
 
@@ -177,7 +177,7 @@ class Fails(Walk):
 
 
 class Declares(Walk):
-    """Sound but for its spaces."""
+    """Sound except for its spaces."""
 
     def __init__(self, observation_space, action_space):
         super().__init__()
@@ -185,20 +185,20 @@ class Declares(Walk):
 
 
 class TakesNoSeed(Walk):
-    """As before Gymnasium 0.26."""
+    """Takes no seed, as before Gymnasium 0.26."""
 
     def reset(self):
         return super().reset(seed=0)
 
 
 class OnlyLooksLikeOne:
-    """Has the methods and not the class."""
+    """Has the methods but is not a subclass."""
 
     reset, step = Walk.reset, Walk.step
 
 
 class NoSpaces(gymnasium.Env):
-    """Forgot both."""
+    """Declares neither space."""
 
 
 class CannotBeMade(Walk):
@@ -209,7 +209,7 @@ class CannotBeMade(Walk):
 
 
 class WholeActions(Walk):
-    """Takes a Box of integers."""
+    """Takes a Box of integers as actions."""
 
     def __init__(self):
         super().__init__()
@@ -258,7 +258,7 @@ BROKEN_AT_ONCE = [
     (OnlyLooksLikeOne, "environment", "has reset.. and step.. but is not a gymnasium.Env"),
     (lambda: None, "environment", "returned nothing"),
     (lambda: (Walk(), 3), "environment", "returned a tuple"),
-    (several_at_once, "environment", "several environments at once"),
+    (several_at_once, "environment", "contains several environments"),
     (NoSpaces, "environment", "declares no observation_space"),
     (lambda: Declares((2,), spaces.Discrete(2)), "environment", r"\(2,\) \(tuple\) as its observation_space"),
     (lambda: Declares(spaces.Discrete(2), 2), "environment", r"2 \(int\) as its action_space"),
@@ -274,7 +274,7 @@ def test_what_is_no_environment_has_its_own_line(environment, name, words):
 
 
 def errors_of(environment):
-    """The errors of an environment."""
+    """Return the errors found in an environment."""
     found = upslope.check(environment)
     assert found.worst == "error" and found.command == ""
     return [check for check in found.checks if check.status == "error"]
@@ -306,7 +306,7 @@ def test_the_line_tells_who_reads_an_image_and_that_masks_are_used(monkeypatch):
 
 
 class Masked(Walk):
-    """Says in `info` which actions are allowed, and takes no others."""
+    """Reports the allowed actions in `info` and accepts no others."""
 
     mask: ClassVar[Any] = np.array([1, 0], np.int8)
 
@@ -319,14 +319,14 @@ class Masked(Walk):
 
 
 class ByMethod(Walk):
-    """Says it as sb3-contrib reads it."""
+    """Reports them through a method, as sb3-contrib expects."""
 
     def action_masks(self):
         return [True, False]
 
 
 class Late(Walk):
-    """Says it after a step alone."""
+    """Reports them only after a step."""
 
     def step(self, action):
         return *super().step(action)[:-1], {"action_mask": np.ones(2, np.int8)}
@@ -356,12 +356,12 @@ def test_a_mask_is_recognised(environment, status, words):
     assert found["action mask"].status == status and words in found["action mask"].found
     assert "step" not in found or found["step"].status == "ok"
     if status == "ok":
-        # Random actions are drawn among those that are allowed, so that all other checks can be made.
+        # Random actions are drawn from the allowed ones, so that all other checks can run.
         assert "random actions" not in found and found["repeats itself"].status == "ok" and checked.command
 
 
 class SameObject(Walk):
-    """Hands out one array again and again, out of bounds at first, with whole ends."""
+    """Returns the same array every time, out of bounds at first, and ends as integers."""
 
     def reset(self, **options):
         self.array = np.full(2, -10.1, np.float32)
@@ -389,7 +389,7 @@ class FailsToClose(Walk):
 
 
 class CannotDraw(Walk):
-    """Promises pictures."""
+    """Promises pictures but cannot draw."""
 
     metadata: ClassVar[dict] = {"render_modes": ["rgb_array"]}
 
@@ -408,7 +408,7 @@ def test_errors_in_closing_and_drawing_are_warnings():
 
 
 class Mostly(Walk):
-    """Every third instance draws on its own."""
+    """Every third instance behaves differently from the others."""
 
     made: ClassVar[int] = 0
 
@@ -431,7 +431,7 @@ def test_an_environment_that_repeats_itself_only_mostly_is_not_said_to_share(eve
     monkeypatch.setattr(Mostly, "made", shift)
     found = {check.name: check for check in upslope.check(Mostly).checks}
     others = {found[name].status for name in ("nothing leaks through reset", "instances are independent")}
-    if found["repeats itself"].status == "ok":  # all that were compared happened to agree
+    if found["repeats itself"].status == "ok":  # all compared instances happened to agree
         assert every == 7 and others == {"ok"}
     else:
         assert " fresh environments" in found["repeats itself"].found and others == {"skipped"}
@@ -480,7 +480,7 @@ def test_it_resets_and_acts_as_training_does():
         seeds.clear()
         actions.clear()
         upslope.check(environment)
-        # 0 looks for a mask when it is made, and 123 is of Gymnasium's checker.
+        # Seed 0 is used to look for a mask when the environment is made; 123 comes from Gymnasium's checker.
         ours = [seed for seed in seeds if seed not in (None, 0, 123)]
         assert ours[:2] == [reset_seed(0, 0, 0), reset_seed(0, 0, 0)] and reset_seed(0, 0, 1) in ours
         head = head_of(environment().action_space, "")
@@ -509,7 +509,7 @@ def test_the_proposal_follows_from_what_was_found():
 
 
 def test_a_box_of_actions_without_bounds_is_named():
-    endless = lambda: Spaced(action_space=spaces.Box(-np.inf, np.inf, (2,), np.float32))  # noqa: E731 - one expression with a name
+    endless = lambda: Spaced(action_space=spaces.Box(-np.inf, np.inf, (2,), np.float32))  # noqa: E731 - a named expression
     by_name = {check.name: check for check in upslope.check(endless).checks}
     assert by_name["action range"].status == "warning"
 

@@ -1,4 +1,4 @@
-"""The doctor on a few runs that are really trained: planted faults of `benchmarks/doctor.py`, and a healthy one."""
+"""The doctor on a few runs that are actually trained: planted faults of `benchmarks/doctor.py`, and a healthy run."""
 
 import subprocess
 import sys
@@ -27,7 +27,7 @@ bank = Path(sys.argv[1])
 doctor_bank.train(bank, len(chosen))
 print(*(f"{{job.cause}} {{doctor_bank.place(bank, job)}}" for job in chosen), sep="\\n")
 """
-"""In one world, where most share one compiled program; in a process of its own, since programs are replaced in it."""
+"""Use one world, so that most runs share a program, and a separate process, because it replaces programs."""
 
 
 @pytest.mark.parametrize("runs", RUNS.values(), ids=RUNS)

@@ -1,4 +1,4 @@
-"""upslope check proposes a memory where the past tells what an observation does not, and nowhere else."""
+"""upslope check proposes a memory only if the past contains information that the current observation lacks."""
 
 import gymnasium
 import numpy as np
@@ -32,7 +32,7 @@ def test_no_memory_is_proposed_where_the_observation_is_the_state(environment):
 
 
 def cue_that_vanishes(length=4):
-    """Two cues in the first state, then a corridor where both look alike; its end pays for the action that was cued."""
+    """The first state shows one of two cues; a corridor then hides it, and its end pays for the cued action."""
     place, cue = np.divmod(np.arange(2 * (length + 1)), 2)
     successor = np.minimum(place + 1, length) * 2 + cue
     transition = np.eye(len(place))[np.stack([successor, successor], axis=-1)]
@@ -44,7 +44,7 @@ def cue_that_vanishes(length=4):
 
 
 class Frames(gymnasium.ObservationWrapper):
-    """CartPole as single frames of a bright pole, which do not show how it moves."""
+    """CartPole as single frames of a bright pole, which do not show its motion."""
 
     def __init__(self):
         super().__init__(gymnasium.make("CartPole-v1"))
@@ -81,8 +81,8 @@ def test_the_share_that_a_past_resolves_is_that_of_a_hand_worked_case():
     group = np.zeros(400, int)
     assert resolved(group, past, past) == pytest.approx(1.0, abs=0.01)
     assert resolved(group, past, chance) == 0.0
-    assert resolved(np.arange(400), past, past) == 0.0  # nothing recurs
-    # Half of the groups are decided by the past and half by chance: ln 2 in each, so half of the uncertainty.
+    assert resolved(np.arange(400), past, past) == 0.0  # no group recurs
+    # The past decides half of the groups and chance the other half. Each has uncertainty ln 2, so half is resolved.
     halves = np.repeat([0, 1], 200)
     assert resolved(halves, past, np.where(halves == 0, past, chance)) == pytest.approx(0.5, abs=0.01)
 
@@ -102,5 +102,5 @@ def test_the_line_proposes_a_memory_as_a_suspicion():
     why = {choice.what: choice.why for choice in found.choices}
     assert "suspicion" in why["--memory gru"] and "the step before" in why["--memory gru"]
     assert "benchmarks/cartpole_seeds.py" in why["preset default"]
-    (line,) = [check for check in found.checks if check.name == "the observation tells the state"]
+    (line,) = [check for check in found.checks if check.name == "the observation determines the state"]
     assert line.status == "warning" and "compare" in line.remedy

@@ -1,4 +1,4 @@
-"""What tells a cue from an action that is ignored: the action's effect beside what was seen earlier in the episode."""
+"""What distinguishes a cue from an ignored action: the action's effect given what was seen earlier in the episode."""
 
 from types import SimpleNamespace
 
@@ -14,8 +14,10 @@ LENGTH, COLUMNS = 5, 60
 
 
 def played(generator, matters, pays_late=False, cost=0.0):
-    """Episodes of five steps that show ±1 at first, and pay at the end if the last action matches it (or the first one
-    was 1): (action_effect, late_effect)."""
+    """(action_effect, late_effect) of episodes of five steps that show a cue, ±1, in the first step.
+
+    They pay at the end if the last action matches the cue or, with `pays_late`, if the first action was 1.
+    """
     cue, action = generator.integers(0, 2, COLUMNS), generator.integers(0, 2, (LENGTH, COLUMNS))
     luck = generator.integers(0, 2, COLUMNS)
     observation = np.zeros((LENGTH, COLUMNS, 1), np.float32)
@@ -53,6 +55,6 @@ def test_a_first_action_that_is_paid_for_at_the_end_has_a_late_effect():
 
 
 def test_an_action_that_is_ignored_has_none_but_by_chance():
-    # The larger of two z² is 1 + 2/π in the mean.
+    # The larger of two squared z-scores has mean 1 + 2/π.
     effect, late = mean_of(matters=False)
     assert effect < 1.5 and abs(late - (1 + 2 / np.pi)) < 1

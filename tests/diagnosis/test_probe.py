@@ -1,4 +1,4 @@
-"""The probe ladder: a sound pair solves it, and each mistake fails first at the probe that is for it."""
+"""The probe ladder: a sound pair solves it, and each mistake fails first at the probe designed to find it."""
 
 import json
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from upslope.models import build, encoders, memories
 
 @dataclass(frozen=True)
 class LimitIsDeath(upslope.Estimator):
-    """GAE that takes the time limit for an end."""
+    """GAE that treats the time limit as a termination."""
 
     needs_critic: ClassVar[bool] = True
     whole_episodes: ClassVar[bool] = False
@@ -31,7 +31,7 @@ class LimitIsDeath(upslope.Estimator):
 
 @dataclass(frozen=True)
 class NextRow(upslope.GAE):
-    """GAE that reads V(s_{t+1}) from the next row, also where that is the next episode's first."""
+    """GAE that reads V(s_{t+1}) from the next row, even if that row starts the next episode."""
 
     def __call__(self, rollout: Any, values: Any, gamma: float) -> Any:
         following = jnp.concatenate([values.value[1:], values.next_value[-1:]])
@@ -40,7 +40,7 @@ class NextRow(upslope.GAE):
 
 @dataclass(frozen=True)
 class SumCutAtTerminatedOnly(upslope.GAE):
-    """GAE whose sum goes on across time limits, into the next episode."""
+    """GAE whose sum continues across time limits into the next episode."""
 
     def __call__(self, rollout: Any, values: Any, gamma: float) -> Any:
         advantage = discounted_sum(td_error(rollout, values, gamma), rollout.terminated, gamma * self.lambda_)
@@ -49,7 +49,7 @@ class SumCutAtTerminatedOnly(upslope.GAE):
 
 @dataclass(frozen=True)
 class WrongSign(upslope.Objective):
-    """PPO that descends."""
+    """PPO that descends its objective."""
 
     def loss(self, state: Any, sample: Any) -> Any:
         return -upslope.Clip(0.2).loss(state, sample)
@@ -120,7 +120,7 @@ def test_a_policy_that_sees_too_much_and_a_critic_that_sees_too_little_fail_at_a
         monkeypatch.setattr(build, "views_of", lambda *given, wrong=wrong: wrong(*views(*given)))
         (found,) = upslope.probe(only=["asymmetric"], **PARTS)
         assert not found.solved
-        assert (found.return_gap < -0.1) == (wrong(1, 2) == (2, 2)), "the sign costs what the policy sees too much"
+        assert (found.return_gap < -0.1) == (wrong(1, 2) == (2, 2)), "a policy that sees too much beats the best return"
         assert (found.value_error or 0) > 0.4
 
 

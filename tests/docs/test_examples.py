@@ -1,7 +1,7 @@
-"""The examples: the scripts that use nothing of upslope have its gradients, and all of them learn.
+"""The examples: scripts that do not use upslope have the same gradients as upslope, and all examples learn.
 
-Two implementations that share no code agree on real CartPole data: the scripts' losses are differentiated directly, and
-the library's gradient is read from Adam's first moment after one step of `improve`, the function that training calls.
+The two implementations share no code but agree on real CartPole data: the scripts' losses are differentiated directly,
+and the library's gradient is read from Adam's first moment after one step of `improve`, which training calls.
 """
 
 import dataclasses
@@ -32,12 +32,12 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 RANDOM_RETURN = 22.0
 """The mean return of a uniformly random policy in CartPole-v1."""
 ADAM_FIRST_MOMENT = 0.1
-"""After its first step Adam's first moment is (1 − b₁) times the gradient."""
+"""After its first step, Adam's first moment is (1 − b₁) times the gradient."""
 TOLERANCE = 1e-5
 
 
 def load_example(name):
-    """Import examples/NAME.py by its path."""
+    """Import examples/NAME.py by path."""
     specification = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(specification)
     sys.modules[name] = module  # dataclasses and `module:Name` look it up there
@@ -49,7 +49,7 @@ REINFORCE, PPO, MY = (load_example(name) for name in ("reinforce", "ppo_clip", "
 
 
 def perceptron(layers):
-    """An example's layers as the library's network."""
+    """The library's network with an example's layers."""
     weights, biases = zip(*layers, strict=True)
     return Perceptron(tuple(weights), tuple(biases), "tanh")
 
@@ -62,7 +62,7 @@ def agent_of(actor, critic=None):
 
 
 def gradients(update, agent, rollout, credit, bonus=0.0):
-    """The library's gradients for actor and critic, as `improve` sees them."""
+    """The library's gradients of actor and critic, from one call of `improve`."""
     learner, key = begin_learning(update, agent), jax.random.key(0)
     moved, metrics = improve_once(update, learner, rollout, credit, key, 1e-3, bonus)
     (_, actor), (_, critic) = (moved.optimisers[name] for name in ("policy", "value"))
@@ -71,7 +71,7 @@ def gradients(update, agent, rollout, credit, bonus=0.0):
 
 
 def assert_same(layers, network):
-    """Each layer's gradient agrees, relative to its largest entry; none of them is zero."""
+    """The gradients of each layer agree, relative to their largest entry, and none of them is zero."""
     for (weight, bias), mine, my_bias in zip(layers, network.weights, network.biases, strict=True):
         for expected, found in ((weight, mine), (bias, my_bias)):
             scale = float(jnp.abs(expected).max())
@@ -80,7 +80,7 @@ def assert_same(layers, network):
 
 
 def disturbed(layers, size, seed=1):
-    """The same layers a little elsewhere."""
+    """The same layers with small random changes."""
     generator = np.random.default_rng(seed)
     return jax.tree.map(lambda x: x + size * generator.normal(size=x.shape).astype(np.float32), layers)
 
@@ -88,7 +88,7 @@ def disturbed(layers, size, seed=1):
 @pytest.mark.parametrize(("reward_to_go", "estimator"), [(False, TotalReturn()), (True, RewardToGo())])
 def test_reinforce_has_the_gradient_of_the_library(reward_to_go, estimator):
     layers = REINFORCE.initialise(jax.random.key(3), (4, 32, 32, 2))
-    layers[-1] = disturbed(layers[-1], 0.3)  # without an opinion every logit's gradient would look alike
+    layers[-1] = disturbed(layers[-1], 0.3)  # with equal logits, all gradients would look alike
     worlds = [gymnasium.make("CartPole-v1") for _ in range(4)]
     for n, world in enumerate(worlds):
         world.reset(seed=n)
@@ -112,7 +112,7 @@ def test_reinforce_has_the_gradient_of_the_library(reward_to_go, estimator):
 
 
 def test_ppo_has_the_gradient_of_the_library(monkeypatch):
-    """Off the behaviour policy, so that the ratio is not 1 and part of it is clipped; with both kinds of end."""
+    """The policy differs from the behaviour policy, so some ratios are clipped; both kinds of end occur."""
     monkeypatch.setattr(PPO, "NUM_STEPS", 64)
     sizes = (4, 32, 32)
     behaviour = {
@@ -125,7 +125,7 @@ def test_ppo_has_the_gradient_of_the_library(monkeypatch):
     _, facts, _ = PPO.collect(worlds, now, behaviour, jax.random.key(7))
     observation, action, log_mu, reward, terminated, truncated, successor = facts
     assert terminated.any() and truncated.any()
-    # The true successor of an episode's last step is not the next row, which begins another episode.
+    # The true successor of an episode's last step is not the next row, which starts another episode.
     ended = (terminated | truncated)[:-1]
     assert (successor[:-1] == observation[1:]).all(axis=-1)[~ended].all()
     assert (successor[:-1] != observation[1:]).any(axis=-1)[ended].all()
@@ -151,12 +151,12 @@ def test_ppo_has_the_gradient_of_the_library(monkeypatch):
 
 
 def as_arrays(rollout):
-    """A NumPy rollout as JAX's arrays."""
+    """Convert a NumPy rollout to JAX arrays."""
     return jax.tree.map(jnp.asarray, rollout)
 
 
 def test_ppo_bootstraps_at_truncation_only():
-    """γ = 0.99, λ = 0.95, by hand: r = 1, V(s_t) = 2, V(s_{t+1}) = 10 everywhere, the first step ends an episode."""
+    """γ = 0.99, λ = 0.95, by hand: r = 1, V(s_t) = 2, V(s_{t+1}) = 10 everywhere; the first step ends an episode."""
     one, no = np.ones((2, 1), np.float32), np.zeros((2, 1), bool)
     first = np.array([[True], [False]])
     going_on = 1 + 0.99 * 10 - 2
@@ -208,6 +208,6 @@ def test_my_estimator_trains(tmp_path):
         "jax:CartPole-v1", "reinforce", estimator=MY.LeaveOneOut(), steps=20_000, folder=tmp_path, quiet=True
     )
     assert run.config.estimator == "my_estimator:LeaveOneOut"
-    assert run.returns[0] > 2 * RANDOM_RETURN  # over its last 100 episodes, most of them early ones
+    assert run.returns[0] > 2 * RANDOM_RETURN  # over the last 100 episodes, most of them early in training
     rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text("utf-8").splitlines()]
     assert all(row["policy/loss"] is not None for row in rows)

@@ -1,4 +1,4 @@
-"""The tests stand where the code that they test stands, and share helpers alone."""
+"""Tests are laid out like the code they test, and share only helpers."""
 
 import ast
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The tables of docs/performance.md are made from what was stored, and judge rates and seconds the right way round."""
+"""The tables of docs/performance.md match the stored results; rates and seconds are compared the right way round."""
 
 import importlib
 from pathlib import Path
@@ -10,13 +10,13 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def speed_table(monkeypatch):
-    """The benchmark's module, which imports others beside it."""
+    """The benchmark's module, which imports its neighbours."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     return importlib.import_module("speed_table")
 
 
 def result(speed_table, unit, **measured):
-    """A stored case of two rounds."""
+    """A stored case with two rounds."""
     rounds = [{who: {unit: values[i]} for who, values in measured.items()} for i in range(2)]
     return speed_table.Result("case", {"title": "work", "unit": unit, "rounds": rounds})
 
@@ -29,7 +29,7 @@ def test_the_page_is_what_is_stored(speed_table):
 
 def test_more_steps_per_second_are_faster(speed_table):
     rates = result(speed_table, "steps_per_second", upslope=(30, 60), slow=(10, 10), quick=(20, 30), raw=(99, 99))
-    assert rates.best_other() == "quick"  # not raw, which learns nothing
+    assert rates.best_other() == "quick"  # not `raw`, which does not learn
     assert rates.ratios("upslope", "quick") == [1.5, 2.0]
     assert rates.ratio_shown("upslope", "quick") == "1.75 (1.50 – 2.00)"
 

@@ -1,4 +1,4 @@
-"""Chunks are dispatched from a thread of their own, so that a slow dispatch does not keep rows from being made."""
+"""A separate thread dispatches chunks, so that a slow dispatch does not delay the creation of rows."""
 
 import time
 from dataclasses import replace
@@ -30,9 +30,9 @@ def engine(task):
 
 
 def test_rows_are_made_while_the_next_chunk_is_dispatched(engine, monkeypatch):
-    # As on an accelerator, a call returns only once it has launched all kernels.
+    # As on an accelerator, a call returns only after it has launched all kernels.
     state = engine.start()
-    for _ in range(2):  # with what is compiled on the way
+    for _ in range(2):  # this also compiles the programs
         state, _ = engine.advance(state, lambda: True)
     dispatched, made = [], []
     dispatch, rows = Program.__call__, engine.rows
@@ -55,9 +55,9 @@ def test_rows_are_made_while_the_next_chunk_is_dispatched(engine, monkeypatch):
     for _ in range(3):
         state, _ = engine.advance(state, lambda: True)
     at_once = [min(end, other_end) - max(start, other) for start, end in made for other, other_end in dispatched]
-    # The last dispatch has not ended yet.
+    # The last dispatch is still running.
     assert sum(seconds for seconds in at_once if seconds > 0) > 0.9 * SECONDS * (len(made) - 1)
-    assert all(end <= start for (_, end), (start, _) in pairwise(sorted(dispatched)))  # one after another
+    assert all(end <= start for (_, end), (start, _) in pairwise(sorted(dispatched)))  # no two dispatches overlap
 
 
 def test_what_fails_in_the_background_is_raised_where_its_result_is_asked_for(engine, monkeypatch):
@@ -87,7 +87,7 @@ def test_a_chunk_that_was_begun_for_another_state_is_not_used(engine):
 
 
 def test_on_an_accelerator_chunks_are_longer(task, monkeypatch):
-    # The budget is 10 iterations, and 1,000 in the second case.
+    # The budgets are 10, 1,000 and 100 iterations.
     assert default_length(task) == 1
     monkeypatch.setattr(compiled, "has_accelerator", lambda: True)
     assert default_length(task) == 1

@@ -1,4 +1,4 @@
-"""Vector environments: what they step is what happened, in every autoreset mode, and no reset is a transition."""
+"""Vector environments: in every autoreset mode, all recorded steps really happened, and no reset is a transition."""
 
 import sys
 from pathlib import Path
@@ -27,7 +27,7 @@ SMALL: dict[str, Any] = {"num_envs": 3, "rollout_steps": 8, "minibatches": 1, "e
 
 
 def allowed(observation: Any, mask: Any, t: int) -> Any:
-    """Action 1 where it is allowed."""
+    """Choose action 1 where it is allowed."""
     return mask[..., 1].astype(int)
 
 
@@ -49,13 +49,13 @@ def test_no_transition_is_made_up(mode: str):
             assert np.array_equal(over["truncated"][s, valid, n], is_end & (n % 2 == 1))
             assert not over["terminated"][s, ~valid, n].any() and not rollout.reward[s, ~valid, n].any()
             expected = np.tile([True] * length + [False] * (mode == "NextStep"), 30)[:30]
-            assert np.array_equal(valid, expected), "only the resets of NEXT_STEP are no steps"
+            assert np.array_equal(valid, expected), "only the resets of NEXT_STEP are not steps"
             mine = (ends.seed_index == s) & (ends.length == length)
             assert mine.sum() == is_end.sum() and (ends.episode_return[mine] == length * (length + 1) / 2).all()
     starts = dict.fromkeys(range(6), 0)
     for rows in script.restarted:
         starts |= {row: starts[row] + 1 for row in rows}
-    per_end = 2 if mode == "NextStep" else 1  # memory restarts after the end, and after the step that resets
+    per_end = 2 if mode == "NextStep" else 1  # memory restarts after the end and after the resetting step
     first = np.sum(np.asarray(rollout.truncated | rollout.terminated)[0, :, 0])
     assert per_end * first - 1 <= starts[0] <= per_end * first
     columns.close()
@@ -67,13 +67,13 @@ def test_whole_episodes_are_one_a_column(mode: str):
     for _ in range(2):
         rollout, ends = collect_host_episodes(columns, Script(allowed), np.array([True]), {})
         assert np.asarray(rollout.valid)[0].sum(axis=0).tolist() == list(LENGTHS)
-        assert np.array_equal(rollout.observation[0, 0, :, 1], [0, 0, 0]), "each begins at its beginning"
+        assert np.array_equal(rollout.observation[0, 0, :, 1], [0, 0, 0]), "each column starts with a new episode"
         assert sorted(ends.length.tolist()) == sorted(LENGTHS)
-    assert len(set(columns.batches[0].seeds) - {None}) == 2, "a seed of its own for each reset of the whole"
+    assert len(set(columns.batches[0].seeds) - {None}) == 2, "each reset of the whole batch has a different seed"
 
 
 def parts(observation: Any, n: int) -> Any:
-    """A column's observation."""
+    """The observation of column `n`."""
     return tuple(x[n] for x in observation) if isinstance(observation, tuple) else observation[n]
 
 
@@ -118,12 +118,12 @@ def test_it_is_what_gymnasium_steps(name: str, mode: str):
 
 
 def test_training_resumes_with_new_episodes_and_says_so(tmp_path, monkeypatch, capsys):
-    """Every NEXT_STEP reset is one row of the rollout that counts as no step."""
+    """Each NEXT_STEP reset takes up one row of the rollout but does not count as a step."""
     stopped = train_until_stopped(tmp_path, monkeypatch)
     capsys.readouterr()
     run = upslope.resume(stopped)
-    said = " ".join("".join(capsys.readouterr()).split())  # however the lines are broken
-    assert "cannot be put back into the 3 episodes in progress" in said
+    said = " ".join("".join(capsys.readouterr()).split())  # ignoring line breaks
+    assert "cannot restore the 3 episodes in progress" in said
     episodes = run.episodes()
     assert set(episodes["length"]) <= set(LENGTHS)
     assert all(e["return"] == e["length"] * (e["length"] + 1) / 2 for e in episodes)
@@ -203,7 +203,7 @@ def test_a_batched_id_needs_no_trust_and_a_factory_does():
 
 
 class Pool:
-    """EnvPool's documented interface for Gymnasium: single spaces, a reset without seed, extra info."""
+    """EnvPool's documented interface for Gymnasium: single spaces, a reset without a seed, extra info."""
 
     def __init__(self, num_envs: int, seed: int = 42):
         from vector_environments import Counting
@@ -242,7 +242,7 @@ def test_envpool_is_stepped_by_its_documented_interface(monkeypatch: pytest.Monk
 
 
 def test_what_begins_afresh_remembers_nothing():
-    """Also where a Gymnasium environment could not be replayed: its memory and its discounted return are another's."""
+    """This also covers environments that could not be replayed, whose memory and return come from another episode."""
     settings: dict[str, Any] = {**SMALL, "memory": "gru", "memory_size": 8, "bonus": "rnd", "bonus_episodic": True}
     _, task = prepare("vector:vector_environments:counting", preset=False, settings=settings)
     state, fives = initialise_all(task, [0, 1]), np.full((2, 3), 5.0, np.float32)

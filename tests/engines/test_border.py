@@ -1,4 +1,4 @@
-"""Nothing crosses the border between an environment and upslope by a silent cast."""
+"""No value crosses the border between an environment and upslope through a silent cast."""
 
 import shutil
 from functools import partial
@@ -28,7 +28,7 @@ SMALL |= {"quiet": True, "preset": False, "max_episode_steps": 20}
 
 
 def walked(create: Any, steps: int = 3) -> tuple[HostColumns, list[str]]:
-    """Columns of one environment after some steps of the action 0, and what was told."""
+    """Step one environment with action 0; return its columns and the notices it caused."""
     said: list[str] = []
     world: Any = make(create)
     encoder, head = encoder_of(world.observation_space, "it"), head_of(world.action_space, "it")
@@ -116,7 +116,7 @@ def test_bounds_that_are_exceeded_are_told_once():
 
 def test_each_array_of_an_observation_is_checked():
     class Encoder(ObservationEncoder):
-        shapes = {"a": (1,), "b": (2,), "c": ()}  # noqa: RUF012 - nobody changes it
+        shapes = {"a": (1,), "b": (2,), "c": ()}  # noqa: RUF012 - never changed
         normalised, num_features, encode, space = None, 4, None, None
 
     space = spaces.Dict({"a": box(0, 9, np.uint8), "b": spaces.MultiDiscrete([2, 3]), "c": spaces.Discrete(4)})
@@ -155,7 +155,7 @@ def test_digits_that_floats_cannot_hold_are_told(draw: Any, dtype: Any, is_lost:
 
 
 class Unreadable:
-    """Neither NumPy nor a message can read it."""
+    """Neither NumPy nor an error message can read it."""
 
     def __array__(self, *arguments: Any, **options: Any) -> Any:
         raise Panic
@@ -236,7 +236,7 @@ def test_a_foreign_byte_order_is_read(dtype: str, tmp_path: Path):
 
 
 def test_an_empty_box_is_refused_for_what_it_is():
-    with pytest.raises(UpslopeError, match="which holds no number"):
+    with pytest.raises(UpslopeError, match="which contains no number"):
         encoder_of(spaces.Box(-1, 1, (0,)), "it")
 
 

@@ -1,4 +1,4 @@
-"""Whoever opens an environment closes it, in every path, and a worker's pipes are its own."""
+"""Every opened environment is closed on every path, and a worker's pipes are not shared with its environments."""
 
 import os
 import signal
@@ -34,13 +34,13 @@ def log(tmp_path: Path, monkeypatch: Any) -> Path:
 
 @pytest.fixture(autouse=True)
 def balance(log: Path) -> Any:
-    """After every test as many simulators are closed as were opened."""
+    """Check after every test that as many simulators were closed as opened."""
     yield
     assert Simulated.count("open") == Simulated.count("close") > 0
 
 
 WAYS = {"alone": (2, 1), "seeds": (2, 2), "slices": (1, 2)}
-"""Seeds and workers."""
+"""Numbers of seeds and workers."""
 
 
 def train(way: str, folder: Path, **settings: Any) -> Any:
@@ -58,7 +58,7 @@ def test_a_task_can_be_handed_to_another_process(schedule: str):
 @pytest.mark.parametrize("way", WAYS)
 def test_a_run_closes_its_environments(way: str, tmp_path: Path, capfd: Any):
     run = train(way, tmp_path)
-    # Whatever it is, at the end of a worker nobody wants to read it.
+    # Workers must end without any output.
     assert capfd.readouterr() == ("", "")
     upslope.evaluate(run.path, episodes=2)
     upslope.record(run.path, episodes=2)
@@ -112,7 +112,7 @@ def until(condition: Callable[[], bool]) -> None:
         if condition():
             return
         time.sleep(0.1)
-    raise AssertionError("it did not come about")
+    raise AssertionError("the condition never became true")
 
 
 FURTHER_SIGNALS = {(signal.SIGTERM, "seeds"), (signal.SIGINT, "slices"), (signal.SIGTERM, "alone")}
@@ -128,7 +128,7 @@ FURTHER_SIGNALS = {(signal.SIGTERM, "seeds"), (signal.SIGINT, "slices"), (signal
 )
 def test_environments_are_closed_by_a_signal(way: str, number: int, tmp_path: Path):
     if way == "alone" and number == signal.SIGKILL:
-        Simulated().close()  # nobody is left to close
+        Simulated().close()  # no process is left to close it
         return
     seeds, workers = WAYS[way]
     process = command(tmp_path, f"train {NAME} --steps 500000 --seeds {seeds} --workers {workers}")

@@ -1,4 +1,4 @@
-"""What goes wrong is told in one message: what was asked, why it cannot be, and what to do."""
+"""Every error is reported in one message: what was requested, why it is impossible, and what to do."""
 
 import re
 import signal
@@ -31,7 +31,7 @@ Refused = Callable[[str], str]
 
 @pytest.fixture
 def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refused:
-    """Run a command that is to end with status 2 and one message, which is returned."""
+    """Run a command that must exit with status 2 and one message; return the message."""
     monkeypatch.chdir(tmp_path)
 
     def run(command: str) -> str:
@@ -84,7 +84,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
             "train CartPole-v1 --algorithm reinforce_baseline --num-envs 1 --max-episode-steps 9 --minibatches 17",
             r"17 is more than the 9 samples .*1 environment × 9 steps.*Lower it, or raise --num-envs\.",
         ),
-        ("train user_environments:Nothing", r"holds no numbers.*Discrete\(1\)"),
+        ("train user_environments:Nothing", r"contains no numbers.*Discrete\(1\)"),
         ("train CartPole-v1 --encoder board", "--encoder is read only by images"),
         ("train CartPole-v1 --algorithm pppo", 'no algorithm "pppo".*Did you mean ppo'),
         ("train CartPole-v1 --estimator gaee", 'no estimator "gaee".*Did you mean gae'),
@@ -104,7 +104,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 )
 def test_bad_input_is_refused_with_the_reason(command: str, words: str, refused: Refused, tmp_path: Path):
     said = refused(command)
-    # The terminal may break lines where it likes.
+    # The terminal may break lines anywhere.
     assert re.search(words, " ".join(said.split())), said
     assert not (tmp_path / "runs").exists()
 
@@ -129,14 +129,14 @@ def test_a_settings_file_that_cannot_be_used(text: str, words: str, refused: Ref
 
 @pytest.fixture(scope="module")
 def faultless(folder: Path) -> Path:
-    """The run that a faulty environment would have had if it had been sound."""
+    """The run that the faulty environment would have produced without its fault."""
     Faulty.kind = None
     return upslope.train(Faulty, steps=320, folder=folder, name="faultless", quiet=True, **SMALL).path
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fault_in_the_environment_is_placed_and_survived(kind: str, folder: Path, faultless: Path, monkeypatch):
-    # Step 83 of an environment's life is in iteration 11 of 20: there is something to lose.
+    # Each environment reaches step 83 in iteration 11 of 20, so there is something to lose.
     monkeypatch.setattr(Faulty, "kind", kind)
     monkeypatch.setattr(Faulty, "at", 83)
     with pytest.raises(upslope.UpslopeError) as fault:
@@ -146,12 +146,12 @@ def test_a_fault_in_the_environment_is_placed_and_survived(kind: str, folder: Pa
     assert re.search(r"environment 0 of seed 0, episode \d+ \(reset seed \d+\), step \d+", said), said
     essential = {
         "raises": "raised RuntimeError in step.*the simulator is gone",
-        "observation is nan": "observation that is not finite.*correct the environment",
-        "reward is nan": "reward that is not finite, nan.*correct the environment",
+        "observation is nan": "observation that is not finite.*Correct the environment",
+        "reward is nan": "reward that is not finite, nan.*Correct the environment",
         "wrong shape": r"shape \(3,\).*requires \(2,\).*Correct the environment",
     }
     assert re.search(essential[kind], said), said
-    # What was learned before is there: ten iterations of sixteen steps.
+    # Everything learned before the fault is kept: ten iterations of sixteen steps.
     assert RunDirectory(folder / kind).metrics()[-1]["step"] == 160
     assert upslope.load(folder / kind, checkpoint="last")(np.zeros(2, np.float32)) in (0, 1)
 
@@ -180,7 +180,7 @@ def test_a_repaired_environment_goes_on_as_if_nothing_had_been(
     monkeypatch.setattr(Faulty, "kind", None)
     capsys.readouterr()
     upslope.resume(folder / name, quiet=True)
-    # The environment does repeat itself, so nothing may be said against it, and no episode may be lost.
+    # The environment does repeat itself, so no warning may appear, and no episode may be lost.
     assert capsys.readouterr().err == ""
     assert_same_run(faultless, folder / name)
 
@@ -230,7 +230,7 @@ def test_a_diverged_seed_harms_neither_the_others_nor_the_files(environment, eng
 
 @pytest.mark.parametrize("part", ["estimator", "objective"])
 def test_a_class_instead_of_an_object_is_not_ignored(part: str, tmp_path: Path):
-    # Silently training with the rung's own part would be another experiment than the one asked for.
+    # Silently training with the rung's default part would be a different experiment from the one requested.
     given: Any = {"estimator": upslope.NStep, "objective": upslope.KLPenalty}[part]
     train = getattr(upslope.train, "__wrapped__", upslope.train)
     with pytest.raises(Exception, match=part):
@@ -243,7 +243,7 @@ PLACES = ("__init__", "observation_space", "reset", "step", "close")
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("kind", ["Panic", "SystemExit"])
 def test_every_exception_of_an_environment_is_its_failure(kind: str, place: str, tmp_path: Path, capsys: Any):
-    """Some derive from BaseException alone; no more is lost by them than by others."""
+    """Some derive only from BaseException; they must not lose more than others do."""
     environment = {"env_kwargs": {"place": place, "kind": kind}, "max_episode_steps": 20}
     train = partial(upslope.train, "user_environments:Panics", steps=32, folder=tmp_path, **SMALL, **environment)
     words = f"{kind}.*called unwrap"

@@ -1,4 +1,4 @@
-"""A training state as a flat list of arrays, and metrics in one vector."""
+"""A training state as a flat list of arrays, and metrics as a single vector."""
 
 from typing import Any
 
@@ -15,12 +15,12 @@ from upslope.learning.iteration import initialise_all
 
 
 def take(tree: Any, s: int) -> Any:
-    """Seed s of a stacked pytree."""
+    """Return seed s of a stacked pytree."""
     return jax.tree.map(lambda x: x[s], tree)
 
 
 SMALL: dict[str, Any] = SEGMENTS | {"hidden_sizes": (8,), "seeds": 2}
-del SMALL["preset"]  # which is no setting, but an argument
+del SMALL["preset"]  # an argument, not a setting
 
 
 @pytest.mark.parametrize("settings", [{}, {"memory": "gru", "memory_size": 3}], ids=["plain", "memory"])

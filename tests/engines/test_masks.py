@@ -1,4 +1,4 @@
-"""Masks of actions everywhere: where they come from, acting, learning, resuming, recording, loading."""
+"""Action masks everywhere: where they come from, acting, learning, resuming, recording and loading."""
 
 from typing import Any
 
@@ -25,11 +25,11 @@ SMALL: dict[str, Any] = SEGMENTS | {"hidden_sizes": (8,), "quiet": True, "steps"
 FENCED = "user_environments:Fenced"
 PROBE = "jax:probe/mask"
 RECORDED: dict[str, Any] = dict.fromkeys(("num_envs", "rollout_steps", "max_episode_steps"))
-"""What nothing reads where recorded episodes are learned from."""
+"""Settings that are not used when learning from recorded episodes."""
 
 
 class Halves(upslope.CompiledEnvironment):
-    """Three steps; two choices, whose masks depend on the step; a forbidden one pays 100. `form` tells the mask's."""
+    """Three steps of two choices; masks depend on the step, a forbidden choice pays 100. `form` is the mask's form."""
 
     observation_space = spaces.Box(0, 3, (1,), np.float32)
     action_space = spaces.MultiDiscrete([2, 3])
@@ -96,7 +96,7 @@ def test_every_place_of_a_mask_is_brought_to_one(kind):
 
 
 class Guarded(own.Fenced):
-    """Counts its resets, which draw from the process's random numbers."""
+    """Counts its resets, each of which draws from the process's random numbers."""
 
     resets = 0
 
@@ -107,7 +107,7 @@ class Guarded(own.Fenced):
 
 
 class GuardedByKey(own.FencedByKey, Guarded):
-    """The same, with its mask among the observations."""
+    """The same, with the mask among its observations."""
 
 
 class Broken(own.Fenced):
@@ -166,7 +166,7 @@ def test_a_compiled_environments_mask_is_read_in_every_form():
     [FENCED, pytest.param("user_environments:FencedByMethod", marks=pytest.mark.weekly), "test_masks:halves"],
 )
 def test_no_forbidden_action_is_taken_and_a_run_goes_through_all_its_life(environment, tmp_path):
-    """Train with two seeds, evaluate, record, learn from the record, load."""
+    """Train with two seeds, evaluate, record, learn from the recording, and load."""
     run = train(environment, tmp_path, "run", seeds=2, steps=96)
     assert RunDirectory(run.path).read()["spaces"]["has_masks"] is True
     found = upslope.evaluate(run.path, episodes=3)
@@ -296,7 +296,7 @@ PLANTED: dict[str, Any] = {
 
 @pytest.mark.parametrize("fault", PLANTED)
 def test_a_mask_that_the_update_forgets_or_confuses_is_seen(fault, tmp_path, monkeypatch):
-    """The learner's policy is then not the one that acted, so log π before the update is not log μ."""
+    """The learner's policy then differs from the policy that acted, so log π before the update is not log μ."""
     monkeypatch.setattr(batch, "allowed", PLANTED[fault])
     rows = train(FENCED, tmp_path, "run", steps=64, learning_rate=1e-9).metrics()
     is_right = [row.get("health/log_prob_mismatch", np.inf) < 1e-5 for row in rows]

@@ -1,4 +1,4 @@
-"""Recorded episodes: what was written is what is read, and learning from it is what it says."""
+"""Recorded episodes are read as they were written, and learning from them works as described."""
 
 import json
 from pathlib import Path
@@ -83,13 +83,13 @@ def test_recorded_and_loaded_equals_the_rollouts(teacher: Path):
             assert rollout.action_mask is None and read.action_mask is None
             for name in set(Rollout._fields) - {"action_mask"}:
                 written, found = getattr(rollout, name)[:length, column], getattr(read, name)[:length, number]
-                # A world may say that an episode both terminated and was cut; a file keeps the former.
+                # An environment may report an episode as both terminated and truncated; a file keeps only the former.
                 written = written & ~rollout.terminated[:length, column] if name == "truncated" else written
                 np.testing.assert_array_equal(written, found, err_msg=name)
             assert not read.valid[length:, number].any()
             number += 1
     assert number == 13
-    with pytest.raises(upslope.UpslopeError, match=r"exists already.*--output"):
+    with pytest.raises(upslope.UpslopeError, match=r"already exists.*--output"):
         upslope.record(teacher, episodes=1)
 
 
@@ -114,7 +114,7 @@ def test_off_policy_learns_and_logs_its_effective_sample_size(teacher: Path, fol
     metrics = run.metrics()
     assert [row["step"] for row in metrics] == [steps, 2 * steps, 3 * steps]
     for row in metrics:
-        # (Σρ)² ≤ n Σρ², so it is a share in (0, 1]; after one small update it is near 1.
+        # (Σρ)² ≤ n Σρ², so this share lies in (0, 1]; after one small update it is close to 1.
         assert 0.2 < row["policy/effective_sample_size"] <= 1 + 1e-6
         assert row["episode/count"] == 0
     assert run.episodes().size == 0
@@ -122,7 +122,7 @@ def test_off_policy_learns_and_logs_its_effective_sample_size(teacher: Path, fol
 
 def test_clone_learns_the_experts_action(folder: Path):
     generator = np.random.default_rng(0)
-    # The expert pushes towards where the pole leans; 400 steps in episodes of 10.
+    # The expert pushes in the direction in which the pole leans; there are 400 steps in episodes of 10.
     observation = generator.normal(size=(400, 4)).astype(np.float32)
     path = hand_made(
         folder / "expert.npz",
@@ -141,7 +141,7 @@ def test_clone_learns_the_experts_action(folder: Path):
     unseen = generator.normal(size=(500, 4)).astype(np.float32)
     assert (policy(unseen) == (unseen[:, 2] > 0)).mean() > 0.95
     found = upslope.evaluate(run.path, episodes=5)["deterministic"]
-    assert found.returns.mean() > 30  # a policy that does not act is down after about nine steps
+    assert found.returns.mean() > 30  # without balancing, the pole falls after about nine steps
 
 
 def test_data_without_probabilities_is_for_clone_only(tmp_path: Path):
@@ -164,8 +164,8 @@ def test_more_minibatches_than_recorded_steps_is_refused(tmp_path: Path):
         ({"reward": None}, "lacks reward"),
         ({"observation": np.zeros((5, 3), np.float32)}, r"`observation` has shape \(5, 3\), but .* needs \(5, 4\)"),
         ({"final_observation": np.zeros((1, 4))}, r"`final_observation` has shape \(1, 4\)"),
-        ({"action": np.array([0, 1, 2, 0, 1])}, "integers from 0 to below 2"),
-        ({"action": np.array([0.0, 1.0, 1.0, 0.0, 1.0])}, "integers from 0 to below 2"),
+        ({"action": np.array([0, 1, 2, 0, 1])}, "integers that are at least 0 and below 2"),
+        ({"action": np.array([0.0, 1.0, 1.0, 0.0, 1.0])}, "integers that are at least 0 and below 2"),
         ({"reward": np.array([1.0, np.nan, 3.0, 4.0, 5.0])}, "`reward` contains a value that is not finite"),
         ({"length": np.array([3, 0, 2])}, "number of steps, at least 1"),
         ({"length": np.array([3, 3])}, "has shape .* needs"),
@@ -185,7 +185,7 @@ def test_a_dataset_that_does_not_fit_is_refused(changes: dict[str, Any], words: 
 
 
 def pictures_of(path: Path, lengths: list[int]) -> Path:
-    """Black pictures of episodes of these lengths: a small file."""
+    """Black images in episodes of these lengths; the file is small."""
     steps, episodes = sum(lengths), len(lengths)
     arrays: dict[str, Any] = {
         "observation": np.zeros((steps, 84, 84, 4), np.uint8),

@@ -1,4 +1,4 @@
-"""Environments of one seed in several processes: the same run, bit for bit; and only where it pays."""
+"""The environments of one seed in several processes: the same run, bit for bit, and only where it pays off."""
 
 import itertools
 import os
@@ -51,7 +51,7 @@ def test_the_result_does_not_depend_on_the_slices(case: str, seeds: int, workers
 
 @pytest.fixture
 def joined(monkeypatch: Any) -> None:
-    """The main process steps the first slice, and shares memory with the worker of the second."""
+    """The main process steps the first slice and shares memory with the worker of the second one."""
     monkeypatch.setattr(selection, "slicing_of", lambda *arguments: Slicing(2, is_joined=True))
 
 
@@ -81,7 +81,7 @@ def test_shared_memory_that_has_no_room_is_not_needed(has_memory: bool, joined: 
 
     alone = train("segments", tmp_path, "joined")
     if has_memory:
-        monkeypatch.setattr(shared_steps, "SPIN", 0.0)  # it always sleeps, and is woken
+        monkeypatch.setattr(shared_steps, "SPIN", 0.0)  # it always sleeps until it is woken
         monkeypatch.setattr(shared_steps, "PATIENCE", 0.0)
     else:
         monkeypatch.setattr(slices, "SharedSteps", full)
@@ -100,7 +100,7 @@ def test_a_fault_beside_the_main_process_is_named(kind: str, words: str, joined:
 
 
 def test_ctrl_c_while_the_own_slice_hangs_loses_nothing(joined: None, tmp_path: Path, monkeypatch: Any, curse: Path):
-    """The answer of the other slice is on its way then, and is not taken for that of the next request."""
+    """The other slice's answer is still on its way, and must not be taken for the answer to the next request."""
     whole = train("cursed", tmp_path, "whole")
     monkeypatch.setattr(transport, "PATIENCE", 0.2)
     monkeypatch.setattr(transport, "BEAT", 0.1)
@@ -176,8 +176,10 @@ def test_environments_are_split_where_it_pays(seconds, seeds, asked, expected, m
 
 @pytest.mark.parametrize(("takes", "expected_steps"), [(2**-6, 8), (2**-12, 1000)])
 def test_a_slow_environment_is_measured(takes: float, expected_steps: int, monkeypatch: Any):
-    """By a clock that only steps move; a fast one is tried a thousand times, a slow one for a quarter of a second. A
-    busy core that makes a few steps last longer changes nothing."""
+    """A fast environment is timed for a thousand steps, a slow one for a quarter of a second.
+
+    Only steps advance this clock. A busy core that makes a few steps last longer does not change the result.
+    """
     steps = itertools.count()
     now = 0.0
 

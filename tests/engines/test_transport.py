@@ -1,4 +1,4 @@
-"""What is above the workers' channel does not know it: a cluster, here of processes, trains the same run."""
+"""Code above the workers' channel does not depend on it: a cluster, here of local processes, trains the same run."""
 
 import json
 import sys
@@ -25,7 +25,7 @@ SMALL: dict[str, Any] = {"preset": False, "num_envs": 2, "rollout_steps": 16, "m
 
 
 class LosableChannel(PipeChannel):
-    """A process that stands for an actor."""
+    """A process that stands in for an actor."""
 
     error = WorkerLostError
 
@@ -40,12 +40,12 @@ class Nowhere(PipeChannel):
 
 
 class Processes:
-    """A cluster of processes of this machine."""
+    """A cluster of processes on this machine."""
 
     more = 0
 
     def require(self, part: Any, environment: Any) -> None:
-        """Every process is this machine's."""
+        """Nothing to check, because every process is on this machine."""
 
     def capacity(self) -> int:
         return 2 + self.more
@@ -99,7 +99,7 @@ def test_other_processors_are_recorded_also_on_resume(processes: Processes, tmp_
         upslope.resume(run.path, on_iteration=lambda now, stops=stops: stops and now.stop(), cluster=where, quiet=True)
         assert json.loads(config.read_text()).get("mixed_processors", False) == (is_mixed or not stops)
     plain = upslope.train("jax:CartPole-v1", name="plain", **settings)
-    upslope.resume(plain.path, cluster=upslope.Placement("auto", mixed=True), quiet=True)  # it is finished
+    upslope.resume(plain.path, cluster=upslope.Placement("auto", mixed=True), quiet=True)  # already finished
     assert "mixed_processors" not in json.loads((plain.path / "config.json").read_text())
 
 
@@ -132,16 +132,16 @@ def test_other_versions_processors_and_missing_modules_are_told():
 
 
 class Lossy:
-    """Stands for Ray: every other call, or its answer, is lost on the way."""
+    """Stands in for Ray: every other call, or its answer, is lost."""
 
     class RayError(Exception):
-        """Ray's errors."""
+        """Base class of Ray's errors."""
 
     class ActorUnavailableError(RayError):
-        """An actor cannot be reached now."""
+        """An actor is currently unreachable."""
 
     class GetTimeoutError(RayError):
-        """Nothing came in time."""
+        """No answer arrived in time."""
 
     def __init__(self) -> None:
         self.exceptions, self.calls, self.fate = self, [], iter(["call", "", "answer", "", "answer", "call", ""] * 9)
@@ -158,7 +158,7 @@ class Lossy:
 
 
 class CountingServer:
-    """Counts its requests, and tells each."""
+    """Counts its requests and reports each one."""
 
     count = 0
 

@@ -1,4 +1,4 @@
-"""The four classic worlds against Gymnasium's own; and that every compiled world keeps the protocol."""
+"""The classic environments checked against Gymnasium's own, and every compiled environment against the protocol."""
 
 from functools import partial
 from typing import NamedTuple
@@ -12,17 +12,16 @@ import pytest
 from upslope.environments.compiled import COMPILED
 
 CLASSIC = ("CartPole-v1", "Pendulum-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0")
-# Ours is float32, Gymnasium's is float64 with observations rounded to float32 at the end, so a step cannot
-# agree to better than some units of 6e-8 of the largest number on the way (Pendulum's angle grows to tens):
-# 1.8e-6 measured.
+# Ours use float32, Gymnasium's use float64 and round observations to float32 at the end. So a step cannot agree to
+# better than a few units of 6e-8 of the largest intermediate number (Pendulum's angle grows to tens): 1.8e-6 measured.
 FLOAT32_TOLERANCE = 5e-6
-# In float64 only the order of the sums differs: 3e-12 measured, of Acrobot's 28 rad/s.
+# In float64, only the order of the sums differs: 3e-12 measured, for Acrobot's 28 rad/s.
 FLOAT64_TOLERANCE = 1e-11
 NUM_KEYS = 20_000
 
 
 class Recorded(NamedTuple):
-    """What Gymnasium's environment did, one row a step; `state` is before the step, `successor` after it."""
+    """What Gymnasium's environment did, one row per step; `state` is before the step, `successor` after it."""
 
     state: np.ndarray
     action: np.ndarray
@@ -33,13 +32,13 @@ class Recorded(NamedTuple):
 
 
 def as_jax_action(action):
-    """Gymnasium's Discrete actions are int64, ours int32."""
+    """Convert Gymnasium's int64 Discrete actions to our int32."""
     action = np.asarray(action)
     return action.astype(np.int32) if action.dtype == np.int64 else action
 
 
 def record(environment, num_steps, seed, choose=None, states=None):
-    """Drive Gymnasium's environment; with `states`, put it in each of these instead of letting it run on."""
+    """Run Gymnasium's environment; with `states`, start each step from the given state instead."""
     environment.action_space.seed(seed)
     environment.reset(seed=seed)
     rows = []
@@ -51,7 +50,7 @@ def record(environment, num_steps, seed, choose=None, states=None):
         action = environment.action_space.sample() if choose is None else choose(state)
         observation, reward, terminated, truncated, _ = environment.step(action)
         successor = np.array(environment.unwrapped.state, np.float64)
-        # Gymnasium hands out its own state array, which it may go on to change.
+        # Gymnasium returns its own state array and may change it later.
         rows.append((state, as_jax_action(action), observation.copy(), reward, terminated, successor))
         if terminated or truncated:
             environment.reset()
@@ -59,26 +58,26 @@ def record(environment, num_steps, seed, choose=None, states=None):
 
 
 def step_all(world, recorded, dtype=jnp.float32):
-    """One step of ours from each recorded state."""
+    """Take one step in our environment from each recorded state."""
     state, action = jnp.asarray(recorded.state, dtype), jnp.asarray(recorded.action)
     return jax.jit(jax.vmap(partial(world.step, jax.random.key(0))))(state, action)
 
 
 def check_same(recorded, transition):
-    """Observation and reward within the tolerance of their own scale, terminated exactly."""
+    """Observation and reward agree within the tolerance at their own scale; `terminated` agrees exactly."""
     for ours, theirs in (
         (transition.observation, recorded.observation),
         (transition.reward[:, None], recorded.reward[:, None]),
     ):
         scale = np.maximum(1.0, np.abs(theirs).max(axis=0))
         assert np.max(np.abs(np.asarray(ours) - theirs) / scale) < FLOAT32_TOLERANCE
-    # A state that lies within rounding of a threshold could differ; the seeds are fixed, and none does.
+    # A state within rounding error of a threshold could differ, but with these fixed seeds there is none.
     np.testing.assert_array_equal(transition.terminated, recorded.terminated)
     assert not np.any(transition.truncated)
 
 
 def states_everywhere(name, num_states):
-    """States drawn widely enough to meet every clip, wrap and termination, which random play hardly does."""
+    """States drawn widely enough to reach every clip, wrap and termination, which random play rarely does."""
     low, high = {
         "CartPole-v1": ([-2.5, -3, -0.22, -3], [2.5, 3, 0.22, 3]),
         "Pendulum-v1": ([-20, -8], [20, 8]),
@@ -87,7 +86,7 @@ def states_everywhere(name, num_states):
         "MountainCarContinuous-v0": ([-1.2, -0.07], [0.6, 0.07]),
     }[name]
     states = np.random.default_rng(0).uniform(low, high, (num_states, len(low)))
-    # Gymnasium's car is float32 from its first step on.
+    # Gymnasium's car uses float32 from its first step on.
     return states.astype(np.float32) if name == "MountainCarContinuous-v0" else states
 
 
@@ -118,13 +117,13 @@ def test_the_formulas_are_gymnasiums_everywhere_in_float64(name, arguments):
     np.testing.assert_allclose(successor, recorded.successor, atol=tolerance, rtol=0)
     check_same(recorded, transition)
     if name != "Pendulum-v1":
-        assert 20 < recorded.terminated.sum() < 1980, "the states must meet both outcomes"
+        assert 20 < recorded.terminated.sum() < 1980, "the states must include both outcomes"
 
 
 @pytest.mark.parametrize("name", ["Pendulum-v1", "MountainCarContinuous-v0"])
 def test_an_action_beyond_the_bounds_is_treated_as_gymnasium_treats_it(name):
     remaining = iter(np.random.default_rng(0).uniform(-5, 5, (500, 1)).astype(np.float32))
-    # The checking wrappers refuse such an action; the environment itself does not.
+    # Gymnasium's checking wrappers refuse such an action; the environment itself does not.
     recorded = record(gymnasium.make(name).unwrapped, 500, 0, choose=lambda state: next(remaining))
     _, transition = step_all(COMPILED[name](), recorded)
     check_same(recorded, transition)
@@ -157,14 +156,14 @@ def step_with_the_motion(state):
 def test_a_whole_trajectory_equals_gymnasiums(name, choose, num_steps, arrives):
     recorded = record(gymnasium.make(name), num_steps, 3, choose)
     assert recorded.terminated.any() == arrives
-    # The first episode alone: ours never resets itself.
+    # Use only the first episode, because our environment never resets itself.
     length = int(np.argmax(recorded.terminated)) + 1 if arrives else num_steps
     recorded = Recorded(*(column[:length] for column in recorded))
     first = jnp.asarray(recorded.state[0], jnp.float32)
     step = partial(COMPILED[name]().step, jax.random.key(0))
     _, transition = jax.lax.scan(step, first, jnp.asarray(recorded.action))
-    # Rounding errors grow along the way, a falling pole's exponentially:
-    # 2e-6 measured, and 5e-6 of a reward of −10.
+    # Rounding errors grow along the trajectory, exponentially for a falling pole:
+    # 2e-6 measured, and 5e-6 for a reward of −10.
     np.testing.assert_allclose(transition.observation, recorded.observation, atol=1e-5, rtol=0)
     np.testing.assert_allclose(transition.reward, recorded.reward, atol=1e-5, rtol=1e-5)
     np.testing.assert_array_equal(transition.terminated, recorded.terminated)
@@ -172,7 +171,7 @@ def test_a_whole_trajectory_equals_gymnasiums(name, choose, num_steps, arrives):
 
 def test_one_step_of_cartpole_by_hand():
     # By hand from θ = 0 and F = ±10: u = 10/1.1, θ̈ = −u / (0.5 (4/3 − 0.1/1.1)) = −600/41, so θ̇ = −12/41; and
-    # ẍ = u + 0.05/1.1 · 600/41 = 400/41, so ẋ = 8/41. The third row is the same formulas from another state.
+    # ẍ = u + 0.05/1.1 · 600/41 = 400/41, so ẋ = 8/41. The third row uses the same formulas from another state.
     states = jnp.array([[0, 0, 0, 0], [0, 0, 0, 0], [0.01, -0.02, 0.03, 0.04]], jnp.float32)
     expected = [
         [0, 0.1951219512195122, 0, -0.2926829268292683],
@@ -202,10 +201,10 @@ def test_the_first_state_is_drawn_as_gymnasium_draws_it(name, low, high):
     for seed in range(500):
         environment.reset(seed=seed)
         theirs.append(np.array(environment.unwrapped.state))
-    # Gymnasium's own draws pass the same test, so that the bounds above are known to be its bounds.
+    # Gymnasium's own draws pass the same test, which confirms that the bounds above are its bounds.
     for drawn in (state, np.array(theirs)):
         assert (drawn >= low - 1e-6).all() and (drawn <= high + 1e-6).all()
-        deviation = (high - low) / np.sqrt(12)  # of a uniform draw; its square's is √(1.8 − 1) of the variance
+        deviation = (high - low) / np.sqrt(12)  # of a uniform draw; that of its square is √(1.8 − 1) times the variance
         assert (np.abs(drawn.mean(0) - (low + high) / 2) <= 4 * deviation / np.sqrt(len(drawn)) + 1e-6).all()
         assert (np.abs(drawn.var(0) - deviation**2) <= 4 * deviation**2 * np.sqrt(0.8 / len(drawn)) + 1e-9).all()
     moving = state[:, high > low]
@@ -232,7 +231,7 @@ def test_spaces_and_time_limit_are_gymnasiums(name):
 
 
 def described(space):
-    """The shape and dtype of each array of a compiled environment's observations."""
+    """The shape and dtype of each array in a compiled environment's observations."""
     if isinstance(space, gymnasium.spaces.Dict):
         return {key: described(part) for key, part in space.items()}
     is_index = isinstance(space, gymnasium.spaces.Discrete)
@@ -240,7 +239,7 @@ def described(space):
 
 
 def as_gymnasium(space, observation):
-    """The observation as Gymnasium has it."""
+    """The observation as Gymnasium represents it."""
     if isinstance(space, gymnasium.spaces.Dict):
         return {key: as_gymnasium(part, observation[key]) for key, part in space.items()}
     return np.asarray(observation)
@@ -249,7 +248,7 @@ def as_gymnasium(space, observation):
 @pytest.mark.parametrize("name", COMPILED)
 @pytest.mark.parametrize("x64", [False, True])
 def test_shapes_and_dtypes_are_those_of_the_spaces_and_stay(name, x64):
-    # With 64 bits allowed, a forgotten dtype shows as such; a weak type would break a scan's carry.
+    # With 64 bits enabled, a forgotten dtype becomes visible; a weak type would break the carry of a scan.
     with jax.enable_x64(x64):
         world, key = COMPILED[name](), jax.random.key(0)
         assert hash(world) == hash(world), "a world can be a static argument of jit"

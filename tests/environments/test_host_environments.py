@@ -1,4 +1,4 @@
-"""Gymnasium environments by name: wrappers, arguments, pictures, and names that are not registered."""
+"""Gymnasium environments by name: wrappers, arguments, images, and names that are not registered."""
 
 import importlib
 import json
@@ -26,14 +26,14 @@ QUICK: dict[str, Any] = {"steps": 64, "num_envs": 2, "rollout_steps": 16, "quiet
 
 
 def host(*arguments, **settings) -> HostEnvironment:
-    """An environment on the host."""
+    """Make an environment on the host."""
     environment = make(*arguments, **settings)
     assert isinstance(environment, HostEnvironment)
     return environment
 
 
 class Scaled(gymnasium.RewardWrapper):
-    """A wrapper of a user's own."""
+    """A user-defined wrapper."""
 
     def __init__(self, env, factor=2.0):
         super().__init__(env)
@@ -136,7 +136,7 @@ def test_nothing_is_set_for_drawing_where_nothing_is_drawn(monkeypatch):
 
 
 class Drawn(Walk):
-    """Draws when it is asked to."""
+    """Draws on request."""
 
     def __init__(self, render_mode=None):
         super().__init__()
@@ -171,7 +171,7 @@ MODULES = {
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("asks_first:AsksFirst-v0", r"Call asks_first.register_envs\(\) in a module of your own"),
+        ("asks_first:AsksFirst-v0", r"Call asks_first.register_envs\(\) in your own module"),
         ("registers:MyWlak", "Did you mean registers:MyWalk"),
         ("somebody/Their-v0", "module:somebody/Their-v0"),
         ("CartPole-v9", "Did you mean CartPole-v1"),

@@ -1,6 +1,6 @@
-"""Environments of other libraries: found by a prefix, imported only when asked for, refused with what installs them.
+"""Environments of other libraries: found by prefix, imported only when needed, refused with install instructions.
 
-The libraries themselves are tried by tests/weekly; here a module of a few lines stands for gymnax.
+tests/weekly tests the libraries themselves; here, a module of a few lines stands in for gymnax.
 """
 
 import subprocess
@@ -36,7 +36,7 @@ class Params:
 
 
 class Counter:
-    """Counts to `end`, where it terminates, on a board of zeros and ones; the action is the reward."""
+    """Counts to `end`, where it terminates, on a board of zeros and ones; the reward is the action."""
 
     def __init__(self, end: int = 5):
         self.end = end
@@ -60,7 +60,7 @@ class Counter:
 
 @pytest.fixture
 def fake_gymnax(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A module `gymnax` that has one environment."""
+    """A fake module `gymnax` with one environment."""
 
     def made(name: str, **arguments: Any) -> Any:
         return Counter(**arguments), Params()

@@ -1,4 +1,4 @@
-"""Environments of users with something odd about them: each is taken for what it is, or refused with a reason."""
+"""Unusual user environments: each is either handled correctly or refused with a reason."""
 
 import subprocess
 import sys
@@ -50,7 +50,7 @@ def test_one_environment_for_all_columns_is_refused_also_inside_wrappers(tmp_pat
 
 
 def test_an_environment_instead_of_a_way_to_make_them_is_named():
-    # In a process of its own, since the types of arguments are checked in this one.
+    # Use a separate process, because the types of arguments are checked in this one.
     script = "import gymnasium, upslope; upslope.check(gymnasium.make('CartPole-v1'))"
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stderr
     assert "is one environment, but training needs several" in said
@@ -70,7 +70,7 @@ def test_a_policy_begins_within_the_bounds_that_there_are(low: float, high: floa
 
 
 class MaskOfReals(Still):
-    """A part of its observations is called as a mask is; its actions have no choices."""
+    """One part of its observations is named like a mask, but its actions are not choices."""
 
     observation_space = spaces.Dict({"a": spaces.Box(-1, 1, (2,)), "action_mask": spaces.MultiBinary(3)})
     action_space = spaces.Box(-1, 1, (2,))
@@ -84,7 +84,7 @@ def test_a_key_is_a_mask_only_of_choices():
 
 
 class Later(Walk):
-    """Goes wrong from the thirtieth step on; `kind` says how."""
+    """Fails from the thirtieth step on, in the way that `kind` names."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -133,14 +133,14 @@ class OwnSpec(Walk):
 
 
 class Unreadable:
-    """Like a tensor that records gradients."""
+    """Behaves like a tensor that records gradients."""
 
     def __array__(self, *arguments: Any, **options: Any) -> Any:
         raise RuntimeError("Can't call numpy() on a tensor that requires grad.")
 
 
 class Tensors(Walk):
-    """Its info or its observations hold what NumPy cannot read."""
+    """Its info or its observations contain objects that NumPy cannot read."""
 
     def __init__(self, is_observed: bool) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ def test_an_attribute_of_the_users_may_be_called_spec(tmp_path: Path):
 
 
 class Wraps(Still):
-    """Shows 256 now and then, in arrays of 64 bits, where its space has bytes."""
+    """Returns 256 now and then, in 64-bit arrays, although its space has bytes."""
 
     observation_space = spaces.Box(0, 255, (2,), np.uint8)
     count = 0
@@ -179,7 +179,7 @@ def test_a_number_that_a_cast_would_change_is_refused_at_any_step(tmp_path: Path
 
 
 class Parts(Walk):
-    """A dictionary of which one part has no numbers, another text, and one a wrong shape if `is_wrong`."""
+    """A dictionary: one part has no numbers, one is text, and one has the wrong shape if `is_wrong`."""
 
     def __init__(self, is_wrong: bool = False) -> None:
         super().__init__()
@@ -209,7 +209,7 @@ def test_parts_that_cannot_be_read_are_left_out_and_a_wrong_one_is_named(tmp_pat
 
 
 class Rewards(Still):
-    """Pays an array of this shape."""
+    """Its reward is an array of this shape."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.shape = shape
@@ -230,13 +230,13 @@ def test_the_remedy_for_several_rewards_works(tmp_path: Path):
 
 
 class OneAction(Still):
-    """There is nothing to choose."""
+    """Has only one action."""
 
     action_space = spaces.Discrete(1)
 
 
 class ActsByDict(Still):
-    """Its action is a dictionary, of which it reads a part."""
+    """Its action is a dictionary, of which it uses only one part."""
 
     action_space = spaces.Dict({"push": spaces.Discrete(2), "wait": spaces.Discrete(3)})
 
@@ -245,7 +245,7 @@ class ActsByDict(Still):
 
 
 class ActsLate(Still):
-    """Its episodes are longer than the trials, in which its actions change nothing."""
+    """Its actions have no effect in the trials, but its episodes are longer than the trials."""
 
     def step(self, action: Any) -> Any:
         return self.show(), 0.0, False, False, {}

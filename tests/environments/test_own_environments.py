@@ -1,4 +1,4 @@
-"""A user's own compiled environment: found by every command, passed in Python, and held against the protocol."""
+"""A user's own compiled environment: every command finds it, Python accepts it, and the protocol is checked."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ QUICK: dict[str, Any] = {"steps": 512, "num_envs": 4, "rollout_steps": 64, "quie
 
 @pytest.fixture(autouse=True)
 def catch(monkeypatch):
-    """The example's module, found as in the folder that holds it."""
+    """The module of the example, found as if from its own folder."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
     import catch
 
@@ -74,7 +74,7 @@ def test_an_object_with_arguments_is_said_to_be_lost_and_can_be_passed(catch, tm
     wide = catch.Catch(columns=9)
     run = upslope.train(wide, folder=tmp_path, **(QUICK | {"quiet": False}))
     words = " ".join(capsys.readouterr().out.split())
-    assert words.index("cannot be found again by its name") < words.index("trained in")
+    assert words.index("cannot be found by its name") < words.index("trained in")
     assert f'upslope.evaluate("{run.path}", environment=…)'.replace(" ", "") in words.replace(" ", "")
     for refused in (upslope.evaluate, upslope.record, credit_of, upslope.resume):
         with pytest.raises(upslope.UpslopeError, match="pass it as environment="):
@@ -127,7 +127,7 @@ def test_a_file_that_names_it_needs_trust(tmp_path, monkeypatch):
 
 
 def test_another_process_runs_it(tmp_path):
-    """From the shell, in the folder that holds the module."""
+    """Run from the shell, in the folder of the module."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     words = ["train", "jax:catch:Catch", "--steps", "256", "--num-envs", "4", "--rollout-steps", "32"]
     command = [sys.executable, "-c", "from upslope.cli.main import main; main()", *words, "--folder", str(tmp_path)]
@@ -137,12 +137,12 @@ def test_another_process_runs_it(tmp_path):
 
 def test_it_learns(catch, tmp_path):
     run = upslope.train(catch.Catch, steps=100_000, learning_rate=1e-3, folder=tmp_path, quiet=True)
-    assert run.returns[0] > 0.8  # a random policy's is about −0.6
+    assert run.returns[0] > 0.8  # a random policy's return is about −0.6
 
 
 @dataclass(frozen=True, eq=False)
 class Own(upslope.CompiledEnvironment):
-    """Sound, until `wrong` says what is not."""
+    """Sound unless `wrong` names a fault."""
 
     wrong: str = ""
     observation_space = spaces.Box(-1, 1, (2,), np.float32)
@@ -172,16 +172,16 @@ class Own(upslope.CompiledEnvironment):
     ("wrong", "words"),
     [
         ("raises", r"raised RuntimeError: no licence \(test_own_environments.py, line \d+\)"),
-        ("alone", r"returned float32\[2\]; \(state, observation\) is needed"),
+        ("alone", r"returned float32\[2\]; it must return \(state, observation\)"),
         ("shape at reset", r"returned the observation float32\[3\], but the observation space is Box"),
         ("state dtype", r"changed state from int32\[2\] to float32\[2\]"),
         ("if", "jnp.where or jax.lax.cond instead of `if`"),
         ("shape", r"step\(\) returned the observation float32\[3\]"),
         ("dtype", r"step\(\) returned the observation int32\[2\]"),
-        ("reward", r"returned the reward float32\[2\]; a float of shape \(\)"),
-        ("whole reward", r"returned the reward int32\[\]; a float"),
-        ("terminated", r"returned the terminated int32\[\]; a bool"),
-        ("structure", "state of a different structure"),
+        ("reward", r"returned the reward float32\[2\]; it must be a float of shape \(\)"),
+        ("whole reward", r"returned the reward int32\[\]; it must be a float"),
+        ("terminated", r"returned the terminated int32\[\]; it must be a bool"),
+        ("structure", "state whose structure differs"),
         ("tuple", "upslope.Transition"),
     ],
 )
@@ -201,7 +201,7 @@ def test_a_space_that_is_missing_or_none_is_said():
 
 
 def double(environment, factor=2):
-    """A wrapper of one's own for compiled environments."""
+    """A user-defined wrapper for compiled environments."""
 
     class Doubled(type(environment)):
         def step(self, key, state, action):

@@ -1,4 +1,4 @@
-"""An id alone finds its package by a fixed table, and a preset makes its environment ready."""
+"""A fixed table maps a bare id to its package, and a preset prepares the environment."""
 
 import sys
 from pathlib import Path
@@ -31,7 +31,7 @@ gymnasium.register({id!r}, entry_point="user_environments:Walk", max_episode_ste
 
 
 class Told(Walk):
-    """A walk that also says, in words, where to go."""
+    """A walk that also says in words where to go."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Paid(Walk):
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a module that the table names and whose import registers `Hill-Walk-v0`."""
+    """The folder of a module that the table names and that registers `Hill-Walk-v0` when it is imported."""
     monkeypatch.setattr(packages, "PACKAGES", (Package("hill_of_the_tests", "hill-of-the-tests", "Hill-"),))
     folder = tmp_path / "installed"
     folder.mkdir()
@@ -160,9 +160,9 @@ def test_presets_are_found_by_the_id_after_a_module_and_by_families():
     assert row("MiniGrid-FourRooms-v0").steps == 5_000_000 and row("MiniGrid-Unlock-v0").steps == 100_000
     assert row("minigrid:MiniGrid-Unlock-v0").ignore_observation == ("mission",)
     assert row("vector:MiniGrid-Unlock-v0").preset == row("MiniGrid-Unlock-v0").preset
-    assert row("of_another_library:MiniGrid-Unlock").preset is None, "a family is of its package"
+    assert row("of_another_library:MiniGrid-Unlock").preset is None, "a family belongs to its package"
     other = row("MiniGrid-Unlock-v0", "gae")
-    assert other.ignore_observation == ("mission",) and other.epochs == 1, "tuned for PPO, made ready for all"
+    assert other.ignore_observation == ("mission",) and other.epochs == 1, "tuned for PPO, but usable with all rungs"
     assert command_of(other, is_continuous=False) == "upslope train MiniGrid-Unlock-v0 --algorithm gae"
     assert row("CartPole-v1", "gae").preset is None
 
@@ -176,7 +176,7 @@ def test_what_the_user_says_goes_before_the_preset():
     assert made(wrappers=("ResizeObservation",)).wrappers == ("ResizeObservation",)
     assert made(use_preset=False).wrappers == () and made().clip_rewards == 1
     own = configure("MiniGrid-Unlock-v0", is_continuous=False, wrappers=("minigrid.wrappers:FlatObsWrapper",))
-    assert own.ignore_observation == (), "a wrapper may leave nothing of this key"
+    assert own.ignore_observation == (), "a wrapper may remove this key"
 
 
 def test_a_preset_leaves_out_what_no_network_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
@@ -196,7 +196,7 @@ def test_a_preset_leaves_out_what_no_network_reads(tmp_path: Path, monkeypatch: 
 
 
 def test_clipped_rewards_are_the_learners_alone(tmp_path: Path):
-    """Rewards of ±100 clipped to 1 teach what rewards of ±1 teach, bit for bit; the returns stay 100 times as large."""
+    """Rewards of ±100 clipped to 1 train exactly as rewards of ±1 do, bit for bit; returns stay 100 times as large."""
     same: dict[str, Any] = {**SMALL, "preset": False, "folder": tmp_path, "quiet": True, "max_episode_steps": 6}
     small = upslope.train(Paid, name="small", **same)
     large = upslope.train(Paid, name="large", clip_rewards=1, env_kwargs={"size": 100.0}, **same)
@@ -208,7 +208,7 @@ def test_clipped_rewards_are_the_learners_alone(tmp_path: Path):
 
 
 def parameters(run: Any) -> list[Any]:
-    """The arrays of a run's last checkpoint's policy."""
+    """The arrays of the policy in a run's last checkpoint."""
     import jax
 
     return jax.tree.leaves(run.load(checkpoint="last").agent.model)

@@ -1,4 +1,4 @@
-"""Worlds whose values are known: finite ones by linear algebra, probes in closed form, both against play."""
+"""Environments with known values, finite ones by linear algebra and probes in closed form, compared with play."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from upslope.environments.compiled import COMPILED
 from upslope.environments.tabular import Tabular, delayed_key, gridworld, short_corridor
 from upslope.errors import UpslopeError
 
-# Sutton & Barto (2018), example 13.1, solved outside. By hand at p = π(right) = 1/2: v₂ = −1 + v₁/2,
+# Sutton & Barto (2018), example 13.1, solved independently. By hand at p = π(right) = 1/2: v₂ = −1 + v₁/2,
 # v₁ = −1 + (v₀ + v₂)/2 and v₀ = −1 + (v₀ + v₁)/2 give −6, −10, −12; the expected steps are −v₀; and
 # dJ/dlogit = p (1 − p) dJ/dp = 8/4.
 SHORT_CORRIDOR = {
@@ -27,7 +27,7 @@ SHORT_CORRIDOR = {
 
 
 def random_world(seed=0, num_states=6, num_actions=3, num_observations=4):
-    """A world without structure: several states share an observation, several start, two are terminal."""
+    """A random environment: several states share an observation, several are initial, and two are terminal."""
     generator = np.random.default_rng(seed)
     terminal = np.arange(num_states) >= num_states - 2
     start = generator.dirichlet(np.ones(num_states)) * ~terminal
@@ -46,9 +46,9 @@ def random_logits(world, seed=1):
 
 
 def play(world, choose, num_episodes, num_steps, gamma, seed=0):
-    """Discounted return of each episode, through `reset` and `step` alone; and its first observation.
+    """Discounted return of each episode, using only `reset` and `step`, and its first observation.
 
-    `choose(key, observation)` acts. An episode counts until it terminates, at most `num_steps`.
+    `choose(key, observation)` selects the action. An episode counts until it terminates, for at most `num_steps`.
     """
 
     def episode(key):
@@ -59,7 +59,7 @@ def play(world, choose, num_episodes, num_steps, gamma, seed=0):
             state, observation, discount = carry
             action_key, world_key = jax.random.split(step_key)
             state, transition = world.step(world_key, state, choose(action_key, observation))
-            # Once it has terminated, later rewards weigh nothing.
+            # Rewards after termination do not count.
             following = gamma * discount * ~transition.terminated
             return (state, transition.observation, following), discount * transition.reward
 
@@ -71,7 +71,7 @@ def play(world, choose, num_episodes, num_steps, gamma, seed=0):
 
 
 def sampler(policy):
-    """Acts by a table π [O, A]."""
+    """Act according to a table π [O, A]."""
     logits = jnp.log(jnp.asarray(policy, jnp.float32))
     return lambda key, observation: jax.random.categorical(key, logits[observation])
 
@@ -86,7 +86,7 @@ def test_short_corridor_equals_the_books(right):
 
 
 def test_the_best_corridor_policy_is_the_books():
-    # p* = 2 − √2 and J* = −(6 + 4√2): the gradient vanishes there and both neighbours are worse.
+    # p* = 2 − √2 and J* = −(6 + 4√2): the gradient vanishes there, and both neighbours are worse.
     world, best = short_corridor(), 2 - np.sqrt(2)
     value_at = lambda right: world.expected_return(np.array([[1 - right, right]]), 1.0)  # noqa: E731
     assert value_at(best) == pytest.approx(-(6 + 4 * np.sqrt(2)), rel=1e-12)
@@ -108,7 +108,7 @@ def test_the_gradient_is_the_slope_of_the_expected_return(world, gamma, horizon)
         moved[1][index] -= step
         high, low = (world.expected_return(softmax(each, axis=-1), gamma, horizon) for each in moved)
         slope[index] = (high - low) / (2 * step)
-    # Central differences err by step² and by 1e-16 / step.
+    # Central differences have errors of order step² and 1e-16 / step.
     np.testing.assert_allclose(world.policy_gradient(logits, gamma, horizon), slope, atol=1e-8, rtol=1e-6)
 
 
@@ -122,7 +122,7 @@ def test_state_values_are_the_policys_mean_of_action_values(horizon):
 
 
 def value_by_sweeps(policy, gamma, sweeps, rows=3, columns=5, step_cost=0.1, slip=0.2):
-    """The gridworld's value from its rules alone: a walk over cells, no arrays in common with `gridworld`."""
+    """The gridworld's values from its rules alone: a walk over cells that shares no arrays with `gridworld`."""
     goal = (rows - 1, columns - 1)
     value = {(row, column): 0.0 for row in range(rows) for column in range(columns)}
 
@@ -159,7 +159,7 @@ def test_gridworld_values_equal_sweeps_over_its_rules(horizon, sweeps):
 )
 def test_play_returns_what_the_algebra_says(world, horizon):
     policy, gamma, num_episodes = softmax(random_logits(world), axis=-1), 0.9, 10_000
-    # What comes after 200 steps weighs 0.9²⁰⁰ = 7e-10.
+    # Rewards after 200 steps have weight 0.9²⁰⁰ = 7e-10.
     returns, _ = play(world, sampler(policy), num_episodes, horizon or 200, gamma)
     difference = returns.mean() - world.expected_return(policy, gamma, horizon)
     assert abs(difference) < 4 * returns.std() / np.sqrt(num_episodes)
@@ -211,24 +211,24 @@ def test_impossible_questions_are_refused():
 
 
 PROBES = {
-    # name: (an optimal action, the mean return of acting at random, how many first observations, all even)
+    # name: (an optimal action, the mean return of random play, the number of first observations, all equally likely)
     "probe/constant": (lambda seen: jnp.int32(0), 1.0, 1),
     "probe/observation": (lambda seen: jnp.int32(0), 0.0, 2),
     "probe/delay": (lambda seen: jnp.int32(0), 0.9, 1),
     "probe/action": (lambda seen: jnp.int32(1), 0.0, 1),
     "probe/both": (lambda seen: jnp.where(seen[0] > 0, 1, 0), 0.0, 2),
-    # E(a − s/2)² = Var a + 1/4 = 1/3 + 1/4 for a even in [−1, 1].
+    # E(a − s/2)² = Var a + 1/4 = 1/3 + 1/4 for a uniform on [−1, 1].
     "probe/continuous": (lambda seen: 0.5 * seen, -7 / 12, 2),
     "probe/multidiscrete": (lambda seen: jnp.stack([seen[:2].argmax(), seen[2:].argmax()]), 1 / 6, 6),
     "probe/multibinary": (lambda seen: seen.astype(jnp.int8), 0.5, 8),
     "probe/truncation": (lambda seen: jnp.int32(0), 7.0, 1),
-    # One of three is forbidden and pays 100, the others ±1.
+    # One of three actions is forbidden and pays 100; the others pay ±1.
     "probe/mask": (lambda seen: jnp.where(seen[0] > 0, 1, 2), 100 / 3, 2),
-    # Half of the choices are right, and the amount costs as in probe/continuous.
+    # Half of the choices are right, and the amount costs the same as in probe/continuous.
     "probe/hybrid": (lambda seen: {"choice": jnp.int32(seen[0] > 0), "amount": 0.25 * seen[1:]}, 1 / 2 - 19 / 48, 4),
 }
 HIDDEN = {
-    # name: (the best play of what is seen, what chance pays): these show something else than their state.
+    # name: (the best return given what is seen, the return of random play): these do not show their state.
     "probe/memory": (lambda seen, first: (first[0] + 1).astype(int), -1 / 3),
     "probe/image": (lambda seen, first: 2 * (jnp.argmax(seen.sum(1)) // 2) + jnp.argmax(seen.sum(0)) // 2, -1 / 2),
     "probe/dict": (lambda seen, first: 2 * seen["which"] + (seen["signs"][seen["which"]] > 0), -1 / 2),
@@ -238,7 +238,7 @@ HIDDEN = {
 
 @pytest.mark.parametrize("name", HIDDEN)
 def test_the_value_of_a_hidden_state_is_what_the_best_play_of_what_is_seen_returns(name):
-    """Played step by step, discounted and summed; at random every action is equally likely."""
+    """Play step by step and sum the discounted rewards; random play takes every action with equal probability."""
     world, (best, expected) = COMPILED[name](), HIDDEN[name]
     count = 400
 
@@ -262,7 +262,7 @@ def test_the_value_of_a_hidden_state_is_what_the_best_play_of_what_is_seen_retur
 
 
 NUM_EPISODES = 2000
-# Far beyond every probe's length, so that one which fails to end gives itself away; 0.9³⁰⁰ is nothing.
+# Far longer than any probe, so that a probe that fails to end is noticed; 0.9³⁰⁰ is negligible.
 NUM_STEPS = 300
 
 
@@ -291,5 +291,5 @@ def test_a_probe_pays_random_play_what_chance_gives(name):
         return jax.tree.map(lambda x: x[row], samples)
 
     returns, _ = play(world, choose, NUM_EPISODES, NUM_STEPS, 0.9)
-    # The pool of actions and the episodes drawn from it are two samples.
+    # The pool of actions and the episodes drawn from it are two separate samples.
     assert abs(returns.mean() - expected) <= 4 * returns.std() * np.sqrt(2 / NUM_EPISODES) + 1e-5

@@ -1,4 +1,4 @@
-"""The world of tokens against a verifier written here, and its exact values."""
+"""The token environment checked against a verifier written here, and its exact values."""
 
 import itertools
 
@@ -12,7 +12,7 @@ from upslope.errors import UpslopeError
 
 
 def played(world, prompt, sequence):
-    """(rewards, observations, is it over) of a sequence of actions."""
+    """(rewards, observations, whether it is over) for a sequence of actions."""
     state, rewards, seen = np.int32(prompt * (len(world.start) // 2)), [], []
     for action in sequence:
         if world.terminal[state]:
@@ -34,13 +34,13 @@ def test_the_verifier_pays_for_the_sum_in_the_prompt():
         assert rewards == [0.0] * (len(rewards) - 1) + [float(is_right)]
         assert is_over and len(rewards) == min(len(written) + 1, 3)
         count += is_right
-        # 13 prefixes a prompt, in the order of a tree: the root, its 3 digits, their 9.
+        # 13 prefixes per prompt, in the order of a tree: the root, its 3 digits, and their 9.
         tree = [0]
         for digit in written[: len(rewards)]:
             tree.append(3 * tree[-1] + digit + 1)
         live = [13 * prompt + place for place in tree[1:] if place < 13]
         assert seen == [*live, 26]
-    # By sequences of three actions: 1, end, any of 4; then 2, end, any of 4; and 1, 1, end.
+    # Count sequences of three actions: (1, end, any of 4); then (2, end, any of 4) and (1, 1, end).
     assert count == 4 + (4 + 1)
 
 
@@ -57,7 +57,7 @@ def test_a_uniform_policy_is_right_as_often_as_counted_by_hand():
     ("kwargs", "words"),
     [
         ({"prompts": 11}, "so that each has a right answer"),
-        ({"digits": 0}, "1 digit or more"),
+        ({"digits": 0}, "at least 1 digit"),
         ({"length": 1}, "length=1"),
         ({"digits": 9, "length": 9}, "more than 1,024 states"),
     ],

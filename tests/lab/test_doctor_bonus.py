@@ -1,4 +1,4 @@
-"""The doctor's rules about a bonus, on runs whose metrics are written by hand, and on planted ones."""
+"""The doctor's rules about a bonus, on runs with hand-written metrics and on runs with planted faults."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The lab: the rule that judges, experiments in small sizes, wrong claims that are seen, the page in both languages."""
+"""The lab: its rule for verdicts, small experiments, the detection of wrong claims, and the page in both languages."""
 
 import json
 import math
@@ -23,7 +23,7 @@ from upslope.lab.table1 import NONE
 from upslope.lab.texts import measured, region, texts, typeset
 
 QUICK = {experiment.name: experiment for experiment in EXPERIMENTS}
-# So sure that a small size suffices; which claims a small size leaves undecided is chance.
+# So certain that a small size suffices; which claims a small size leaves undecided is a matter of chance.
 SURE = {
     "expectation": {"mean", "rate"},
     "gradient": set(),
@@ -98,14 +98,14 @@ def test_a_wrong_mean_is_refuted():
 
 @pytest.mark.parametrize(("estimator", "gamma"), [(RewardToGo(), 0.5), (NStep(1), 0.5)])
 def test_a_biased_estimator_is_refuted_as_the_gradient(estimator, gamma):
-    # γ = 0.5 drops what comes later; the gradient asked for is that of the undiscounted return.
+    # γ = 0.5 drops later rewards; the required gradient is that of the undiscounted return.
     outcome = gradients.gradient(repetitions=32, largest=512, estimator=estimator, gamma=gamma)
     verdicts = {f.name: f.verdict for f in outcome.findings}
     assert verdicts == {"along": "refuted", "rate": "refuted"}
 
 
 def test_what_is_predicted_is_what_theory_says(outcomes):
-    """The regions of claims that are equalities, by hand: a wider one would support what is not equal."""
+    """Predicted regions of claims of equality, by hand: wider regions would support unequal values."""
     regions = {(name, f.name): f.predicted for name in ("expectation", "importance") for f in outcomes(name).findings}
     assert regions["expectation", "mean"] == pytest.approx((88 - 0.1, 88 + 0.1))
     assert regions["expectation", "rate"] == pytest.approx((-0.55, -0.45))
@@ -116,7 +116,7 @@ def test_what_is_predicted_is_what_theory_says(outcomes):
 
 @pytest.fixture(scope="module")
 def outcomes():
-    """Each experiment in its quick size, when it is first asked for."""
+    """Each experiment in its quick size, run when it is first requested."""
     found = {}
 
     def of(name):
@@ -152,7 +152,7 @@ def test_every_word_is_there_in_both_languages(name, language, outcomes):
     assert set(mine["claims"]) == {f.name for f in outcomes(name).findings}
     assert set(mine["panels"]) == {panel.name for panel in outcomes(name).panels}
     assert shown.count('class="chart"') == len(outcomes(name).panels)
-    assert re.search(r"(src|href)=\"(https?:)?//", shown) is None, "the page needs nothing else"
+    assert re.search(r"(src|href)=\"(https?:)?//", shown) is None, "the page is self-contained"
     panels = outcomes(name).panels
     shown_names = {line.name for panel in panels for line in panel.lines}
     shown_names |= {x for p in panels if p.is_bars for line in p.lines for x in line.x if re.search("[A-Za-z]", x)}
@@ -237,7 +237,7 @@ def test_the_command(tmp_path, capsys):
     cli(["lab", "--only", "advantages", "--quick", "--json", "--language", "zh", "--output", str(path)])
     found = json.loads(capsys.readouterr().out)
     verdicts = {f["name"]: f["verdict"] for f in found["experiments"][0]["findings"]}
-    assert verdicts["as_written"] == "refuted", "and the exit status is 0 all the same"
+    assert verdicts["as_written"] == "refuted", "yet the exit status is 0"
     assert "优势" in path.read_text("utf-8")
     with pytest.raises(SystemExit) as stop:
         cli(["lab", "--only", "expectation", "--output", str(tmp_path / "nowhere" / "lab.html")])
@@ -246,5 +246,5 @@ def test_the_command(tmp_path, capsys):
 
 
 def test_the_help_names_every_experiment():
-    said = str(experiments.lab.__doc__).split("Only these experiments: ")[1].split(".")[0]
+    said = str(experiments.lab.__doc__).split("Run only these experiments: ")[1].split(".")[0]
     assert re.split(r",\s+", said) == [experiment.name for experiment in EXPERIMENTS]

@@ -1,4 +1,4 @@
-"""The ladder: every rung that fits, equal seeds and budgets, and nothing lost when it is stopped."""
+"""The ladder trains every rung that fits, with equal seeds and budgets, and loses nothing when it is stopped."""
 
 import io
 import json
@@ -60,10 +60,10 @@ def test_rungs_are_judged_by_fresh_episodes_and_once(race, tmp_path):
 
 
 def test_rungs_are_judged_by_as_many_episodes_as_are_asked_for(tmp_path):
-    """When a race goes on with a larger number, the rungs that were evaluated before it must not keep theirs."""
+    """When a ladder is resumed with more episodes, rungs evaluated earlier must not keep their smaller number."""
     options = {"algorithms": ["a2c"], "folder": tmp_path, "name": "x", "quiet": True} | SMALL
     upslope.ladder("jax:CartPole-v1", evaluation_episodes=2, **options)
-    upslope.evaluate(tmp_path / "x" / "a2c", episodes=3, environment_seed=1)  # of the user's own: it stays
+    upslope.evaluate(tmp_path / "x" / "a2c", episodes=3, environment_seed=1)  # the user's own evaluation is kept
     for episodes, known in ((5, 5), (2, 5)):
         upslope.ladder("jax:CartPole-v1", evaluation_episodes=episodes, resume=True, **options)
         rows = RunDirectory(tmp_path / "x" / "a2c").evaluations()
@@ -75,7 +75,7 @@ def test_rungs_are_judged_by_as_many_episodes_as_are_asked_for(tmp_path):
 
 
 def test_the_page_shows_who_is_blamed_by_a_critic_where_there_is_one(race):
-    """Though reinforce is named first, and may have the better score."""
+    """This holds although reinforce is named first and may have the better score."""
     kept = [p.parent.name for p in race.path.glob("*/credit.npz")]
     assert kept == ["a2c"]
 
@@ -106,14 +106,14 @@ def test_where_nothing_fits_it_says_why(tmp_path):
 
 
 def test_nothing_is_overwritten(race):
-    with pytest.raises(upslope.UpslopeError, match=r"exists already.*--resume"):
+    with pytest.raises(upslope.UpslopeError, match=r"already exists.*--resume"):
         upslope.ladder("jax:CartPole-v1", folder=race.path.parent, name="three", quiet=True, **SMALL)
     with pytest.raises(upslope.UpslopeError, match="needs the --name of the ladder"):
         upslope.ladder("jax:CartPole-v1", folder=race.path.parent, resume=True, quiet=True, **SMALL)
 
 
 def test_a_race_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(race, tmp_path, monkeypatch):
-    """Stopped by Ctrl-C in the second rung: the first is not trained again, the second goes on, the third begins."""
+    """Press Ctrl-C in the second rung: the first is not trained again, the second continues, and the third starts."""
     options = {
         "algorithms": ["reinforce", "a2c", "actor_critic"],
         "folder": tmp_path,

@@ -1,4 +1,4 @@
-"""Processes of a sweep do not import what lies in the current folder."""
+"""Processes of a sweep do not import modules from the current folder."""
 
 import os
 from pathlib import Path

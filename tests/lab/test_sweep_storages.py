@@ -1,4 +1,4 @@
-"""Sweeps by several processes on one storage, of SQLite or a PostgreSQL server, and after a process was killed."""
+"""Sweeps by several processes on one storage, SQLite or a PostgreSQL server, even after a process was killed."""
 
 import importlib
 import json
@@ -32,14 +32,14 @@ WORDS = ["--seeds", "1", "--steps", "320", "--fresh-seeds", "0", "--no-preset", 
 
 
 def tool(name):
-    """A program of PostgreSQL; Debian keeps them apart from the path."""
+    """Find a program of PostgreSQL, which Debian keeps outside the search path."""
     places = [*sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True), None]
     return next((found for place in places if (found := shutil.which(name, path=place))), None)
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """The URL of a database on a server of our own, run by a user of its own, since PostgreSQL refuses root."""
+    """The URL of a database on a private server; it runs as an unprivileged user, because PostgreSQL refuses root."""
     pytest.importorskip("psycopg")
     initdb, postgres = tool("initdb"), tool("postgres")
     if not initdb or not postgres:
@@ -51,7 +51,7 @@ def server(tmp_path_factory):
         if found is None:
             pytest.skip("there is no user to run a PostgreSQL server as")
         user = {"user": found.pw_name, "group": found.pw_gid, "extra_groups": []}
-        folder = Path("/tmp") / f"upslope-postgres-{os.getpid()}"  # pytest's folders are root's alone
+        folder = Path("/tmp") / f"upslope-postgres-{os.getpid()}"  # only root can enter pytest's folders
         folder.mkdir(mode=0o700)
         os.chown(folder, found.pw_uid, found.pw_gid)
     with socket.socket() as free:
@@ -92,12 +92,12 @@ MANY = 6
 
 
 def study_at(storage, description=None, first=None):
-    """A study as one of several processes opens it; each has connections of its own."""
+    """Open a study as one of several processes does; each has its own connections."""
     return Study(RATES, Access(storage, "shared", 4, "random", "none", 0), description or {"steps": 64}, first)
 
 
 def at_once(function):
-    """function(0 … MANY − 1), all begun at the same moment."""
+    """Call function(0 … MANY − 1), all starting at the same moment."""
     barrier = threading.Barrier(MANY)
 
     def call(number):
@@ -110,7 +110,7 @@ def at_once(function):
 
 def test_who_begins_a_study_at_the_same_moment_shares_it(storage):
     studies = at_once(lambda _: study_at(storage, first={"learning_rate": 0.003}))
-    assert len(studies[0].study.get_trials()) == 1, "the first trial is there once"
+    assert len(studies[0].study.get_trials()) == 1, "there is one first trial"
     trials = [trial for trial in at_once(lambda number: studies[number].ask()) if trial is not None]
     assert sorted(trial.number for trial in trials) == [0, 1, 2, 3]
     rates = [trial.params["learning_rate"] for trial in trials]
@@ -177,8 +177,8 @@ def test_a_pulse_outlives_a_server_that_was_away():
 
 
 def started(folder, environment, *words, name="shared"):
-    """`upslope sweep` in a process of its own."""
-    (folder / "space.yaml").write_text(json.dumps(SPACE))  # which is YAML too
+    """Start `upslope sweep` in a separate process."""
+    (folder / "space.yaml").write_text(json.dumps(SPACE))  # JSON is YAML too
     call = [sys.executable, "-c", "from upslope.cli.main import main; main()", "sweep", environment]
     call += ["--space", str(folder / "space.yaml"), "--folder", str(folder), "--name", name, *WORDS, *words]
     return subprocess.Popen(call)

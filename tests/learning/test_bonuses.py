@@ -1,4 +1,4 @@
-"""Bonuses against counts by hand, and against the same networks written in NumPy with gradients by differences."""
+"""Bonuses checked against counts by hand, and against the same networks in NumPy with numerical gradients."""
 
 from functools import partial
 
@@ -53,7 +53,7 @@ NOW = np.array([[0, 0], [1, 2], [0, 3], [1, 4]], np.int32)
 AFTER = np.array([[1, 2], [5, 3], [1, 4], [1, 2]], np.int32)
 TERMINATED = np.array([[0, 0], [1, 0], [0, 0], [0, 0]], bool)
 BEGINS = jnp.asarray(np.array([[1, 1], [0, 0], [1, 0], [0, 0]], bool))
-# The visits of each successor by hand, in the order of time, then of columns; first states of episodes are visits too.
+# Visits of each successor by hand, ordered by time, then by column; first states of episodes count as visits too.
 LIFELONG = np.array([[1, 1], [1, 1], [2, 1], [3, 2]])
 EPISODIC = np.array([[1, 1], [1, 1], [1, 1], [2, 2]])
 
@@ -67,10 +67,10 @@ def test_counts_by_hand(scope, count):
     call = quick_jit(bonus)
     paid, state = call(rollout, BEGINS, bonus.start(setting, KEY), KEY)
     np.testing.assert_allclose(paid, 1 / np.sqrt(count), rtol=1e-6)
-    # 0 was the first state of three episodes, and so on: every visit is in the table.
+    # State 0 was the first state of three episodes, and so on: the table contains every visit.
     assert np.asarray(state.visits).tolist() == [3, 3, 2, 1, 1, 1]
     assert float(bonus.measured(state)["bonus/states_visited"]) == 6
-    # The episodes go on in the next rollout: column 0 is in state 1 for the third time, column 1 sees 2 for the third.
+    # The episodes continue in the next rollout: column 0 visits state 1, and column 1 state 2, for the third time.
     last = facts(AFTER[3:], [[1, 2]])
     again, state = call(last, jnp.zeros((1, 2), bool), state, KEY)
     lifelong, episodic = np.array([4, 3]), np.array([3, 3])
@@ -131,7 +131,7 @@ def relu(x):
 
 
 def perceptron(parameters, x):
-    """A network of [W, b, W, b, …] in float64."""
+    """A network [W, b, W, b, …] in float64."""
     layers = [np.asarray(p, np.float64) for p in parameters]
     weights, biases = layers[::2], layers[1::2]
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
@@ -144,7 +144,7 @@ def layers_of(network):
 
 
 def differences(loss, parameters, step=1e-6):
-    """The gradient of a loss by central differences, an array for each of the parameters."""
+    """The gradient of a loss by central differences, one array per parameter."""
     found = []
     for k, p in enumerate(parameters):
         gradient = np.zeros(np.shape(p))
@@ -160,14 +160,14 @@ def differences(loss, parameters, step=1e-6):
 
 
 def first_step_of_adam(gradients, rate):
-    """What Adam subtracts in its first step, after the gradient's norm is clipped to 1: rate · g / (|g| + ε)."""
+    """What Adam subtracts in its first step after the gradient's norm is clipped to 1: rate · g / (|g| + ε)."""
     norm = np.sqrt(sum((g**2).sum() for g in gradients))
     clipped = [g * min(1.0, 1.0 / norm) for g in gradients]
     return [rate * g / (np.abs(g) + EPSILON) for g in clipped]
 
 
 def standardised(x, by=None):
-    """Rows in standard deviations of `by`, within ±5."""
+    """Rows in standard deviations of `by`, clipped to ±5."""
     by = x if by is None else by
     return np.clip((x - by.mean(axis=0)) / np.sqrt(by.var(axis=0) + 1e-8), -5, 5)
 
@@ -181,7 +181,7 @@ def numbers():
 
 
 def assert_stepped(after, before, expected, rate):
-    """The parameters moved by the expected step. Where a gradient is almost 0, its sign is rounding."""
+    """The parameters moved by the expected step. Where a gradient is almost 0, its sign depends on rounding."""
     for new, old, step in zip(after, before, expected, strict=True):
         np.testing.assert_allclose(np.asarray(old) - np.asarray(new), step, atol=0.02 * rate)
 
@@ -232,7 +232,7 @@ def test_the_first_update_of_icm(numbers):
 
 
 def test_noveld_by_hand():
-    """max(n(s') − α n(s), 0), at the first visit of the episode."""
+    """max(n(s') − α n(s), 0), at the first visit in the episode."""
     bonus = NovelD(features=3, width=4, alpha=0.7)
     begun = bonus.start(setting_of(spaces.Discrete(6)), KEY)
     paid, _ = quick_jit(bonus)(facts(NOW, AFTER, TERMINATED), BEGINS, begun, KEY)
@@ -247,7 +247,7 @@ def test_noveld_by_hand():
 
 
 class Stated(Bonus):
-    """Pays the number of the successor."""
+    """Pays the index of the successor."""
 
     has_unit = True
 
@@ -259,12 +259,14 @@ class Stated(Bonus):
 
 
 V = np.array([0.5, -1.0, 2.0, 0.25, 3.0, -2.0, 1.0, 0.0, 0.0, 0.0])
-"""What the intrinsic critic says of states 0 to 9."""
+"""The intrinsic critic's values of states 0 to 9."""
 
 
 def weighed(is_episodic, gamma=0.5, estimator=None, reward=0.0, coefficient=2.0, bonus=None, has_gap=False):
-    """Credit of three steps in one column, 0 → 1, end, 4 → 5 → 3, with the bonus beside a reward of 0; with a gap, a
-    step that a vector environment spends on its reset lies between."""
+    """Credit of three steps in one column (0 → 1, end, 4 → 5 → 3), with the bonus added to the reward.
+
+    With a gap, a step that a vector environment spends on its reset comes after the end.
+    """
     world = DeepSea(size=3)
     estimator = estimator or GAE(1.0)
     update = plain_update(needs_critic=estimator.needs_critic)
@@ -291,7 +293,7 @@ def weighed(is_episodic, gamma=0.5, estimator=None, reward=0.0, coefficient=2.0,
 
 def test_the_return_of_the_bonus_goes_on_after_the_end_of_an_episode():
     (state, scaled, credit, metrics), rollout = weighed(is_episodic=False, reward=1.0)
-    # r = 1, 5, 3: the numbers of the successors. After the end comes state 4; after the last step V(3).
+    # r = 1, 5, 3: the indices of the successors. State 4 follows the end, and V(3) follows the last step.
     third = 3 + 0.5 * V[3]
     second = 5 + 0.5 * third
     first = 1 + 0.5 * second
@@ -305,7 +307,7 @@ def test_the_return_of_the_bonus_goes_on_after_the_end_of_an_episode():
 
 
 class Unitless(Stated):
-    """As `Stated`, in units of its own return."""
+    """Like `Stated`, but in units of its own return."""
 
     has_unit = False
 
@@ -321,7 +323,7 @@ def test_a_step_that_is_spent_on_a_reset_changes_nothing(estimator, bonus):
         np.testing.assert_allclose(np.asarray(mine)[happened], np.asarray(other), rtol=1e-6)
     same(found[0].stream.statistics, expected[0].stream.statistics)
     same(found[0].stream.discounted_return, expected[0].stream.discounted_return)
-    if not (bonus.has_unit or estimator.whole_episodes):  # 1, 5 and 3 forwards, at γ = ½: 1, 5.5 and 5.75
+    if not (bonus.has_unit or estimator.whole_episodes):  # 1, 5, 3 discounted at γ = ½: 1, 5.5, 5.75
         assert np.asarray(found[0].stream.discounted_return).tolist() == [5.75]
 
 

@@ -1,4 +1,4 @@
-"""The folder of compiled programs is this user's alone, and a damaged program is compiled anew."""
+"""Only this user can access the folder of compiled programs, and a damaged program is compiled again."""
 
 import os
 import warnings
@@ -17,10 +17,10 @@ from upslope.learning import devices
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A cache in a folder of the test."""
+    """A cache in the test's own folder."""
     before = jax.config.values["jax_compilation_cache_dir"]
     monkeypatch.setattr(devices, "cache_folder", lambda: tmp_path / "upslope" / "programs")
-    monkeypatch.setattr(internal, "get_executable_and_time", internal.get_executable_and_time)  # put back afterwards
+    monkeypatch.setattr(internal, "get_executable_and_time", internal.get_executable_and_time)  # restored afterwards
     devices.usable_cache.cache_clear()
     devices.replace_damaged_entries.cache_clear()
     yield tmp_path / "upslope" / "programs"
@@ -49,7 +49,7 @@ def test_a_link_in_the_place_of_the_folder_is_refused(which: str, own_cache: Pat
     assert list((tmp_path / "elsewhere").iterdir()) == []
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        devices.configure_jax(on_host=True)  # said once
+        devices.configure_jax(on_host=True)  # warns only once
 
 
 def test_a_folder_of_another_user_and_a_file_are_refused(

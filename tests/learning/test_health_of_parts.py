@@ -1,4 +1,4 @@
-"""The health of parts: each planted fault shows in its metric alone, and fresh networks are healthy."""
+"""The health of parts: each planted fault affects only its own metric, and fresh networks are healthy."""
 
 import equinox
 import jax
@@ -60,7 +60,7 @@ def test_a_plain_model_has_no_parts():
 
 
 def test_the_mass_of_forbidden_actions_is_that_of_the_softmax():
-    # All logits are alike but the last, ln 2 above: π = (1, 1, 2) / 4, and the last is forbidden.
+    # All logits are equal except the last, which is larger by ln 2: π = (1, 1, 2) / 4. The last action is forbidden.
     def biased(model):
         last = lambda m: (m.actor.network.weights[-1], m.actor.network.biases[-1])  # noqa: E731
         return equinox.tree_at(last, model, (jnp.zeros((16, 3)), jnp.array([0.0, 0.0, np.log(2.0)])))
@@ -88,7 +88,7 @@ def test_a_memory_that_is_stuck_is_found():
     assert measured(VECTOR, scaled_cell(0.0), memory="gru", memory_size=16)["memory_dead"] == 1
 
     def pushed(model):
-        """The new state's bias is far above 0, and the gate that keeps the old one is closed."""
+        """Set the new state's bias far above 0, and close the gate that keeps the old state."""
         bias = jnp.concatenate([jnp.zeros(16), jnp.full(16, -50.0), jnp.full(16, 50.0)])
         return equinox.tree_at(lambda m: (m.actor.cell.layer.bias, m.critic.cell.layer.bias), model, (bias, bias))
 
@@ -107,7 +107,7 @@ def test_an_encoder_that_has_died_is_found():
 
 
 def test_the_share_of_a_key_is_that_of_its_variance():
-    # Two numbers of deviation 100 beside two of 1: 2 · 10,000 of 2 · 10,001.
+    # Two numbers with deviation 100 next to two with deviation 1: 2 · 10,000 of 2 · 10,001.
     found = measured(SCALES, scale=100.0)
     assert known(found) == {"key_share", "key_index"} and found["key_index"] == 0
     assert 1 - found["key_share"] == pytest.approx(1e-4, rel=0.5)

@@ -1,4 +1,4 @@
-"""Natural steps against the Fisher matrix enumerated over all actions, their length in KL, other parameters."""
+"""Natural steps compared with an enumerated Fisher matrix, their length in KL, and other parametrisations."""
 
 import signal
 from functools import partial
@@ -89,7 +89,7 @@ def test_a_zero_gradient_moves_nothing():
 
 
 def test_the_line_search_by_hand():
-    """L = (x − 1)², KL = x², a step to x = 2: KL ≤ 0.9 needs 0.8ᵏ · 2 ≤ 0.949, so k = 4, the fifth length."""
+    """L = (x − 1)², KL = x², a step to x = 2: KL ≤ 0.9 needs 0.8ᵏ · 2 ≤ 0.949, so k = 4, the fifth length tried."""
     means = lambda x: ((x - 1) ** 2, x**2)  # noqa: E731
     search = lambda objective, of: [float(x) for x in line_search(objective, of, jnp.float32(0), jnp.float32(-2))]  # noqa: E731
     assert search(TrustRegion(0.9), means) == pytest.approx([0.8**4, 5, 1 - (2 * 0.8**4 - 1) ** 2])
@@ -105,7 +105,7 @@ EVERY_KIND = Dict(
 
 @pytest.fixture(scope="module")
 def moved():
-    """An update of a policy over every kind of action, one choice of which is forbidden, and some rows padding."""
+    """An update of a policy over every kind of action; some rows forbid a choice, and some are padding."""
     agent = fresh_agent(jax.random.key(0), Box(-1, 1, (4,)), EVERY_KIND, hidden_sizes=(8,))
     generator = np.random.default_rng(0)
     rollout = rollout_of(np.zeros((16, 4)), valid=generator.random((16, 4)) < 0.8)
@@ -162,7 +162,7 @@ def test_what_a_natural_step_does_not_read_is_refused(settings, said):
 
 
 def test_a_seed_that_was_stopped_and_resumed_alone_is_that_seed_among_others(tmp_path):
-    """On the host, with a memory and a normaliser; the KL of every update is within δ."""
+    """On the host, with a memory and a normaliser; the KL of every update stays within δ."""
     settings = {"num_envs": 2, "rollout_steps": 16, "minibatches": 2, "critic_epochs": 2, "hidden_sizes": (8,)}
     settings |= {"memory": "gru", "memory_size": 4, "normalize_observations": True, "delta": 0.005, "steps": 320}
     train = partial(upslope.train, "CartPole-v1", "trpo", folder=tmp_path, quiet=True, preset=False, **settings)

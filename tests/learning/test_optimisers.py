@@ -1,4 +1,4 @@
-"""The third axis: directions against their formulas in NumPy, schedules against numbers by hand, and a user's own."""
+"""The third axis: directions against NumPy formulas, schedules against numbers by hand, and user-defined ones."""
 
 from functools import cache
 from pathlib import Path
@@ -28,7 +28,7 @@ X = np.random.default_rng(0).normal(size=(20, 3))
 
 
 def descended(optimiser: Optimiser, epochs: int) -> np.ndarray:
-    """Parameters after so many steps down the mean of x · p, whose gradient is the mean of x wherever p is."""
+    """Parameters after `epochs` steps down the mean of x · p, whose gradient is the mean of x for every p."""
     nothing = jnp.zeros(len(X))
     batch = Batch(
         features=jnp.float32(X), action=nothing, behaviour_log_prob=nothing, weight=nothing, target=nothing,
@@ -53,7 +53,7 @@ def by_hand(name: str, gradient: np.ndarray, steps: int, weight_decay: float) ->
         elif name == "rmsprop":  # Tieleman & Hinton (2012)
             second = 0.99 * second + 0.01 * gradient**2
             p = p - RATE * gradient / np.sqrt(second + EPSILON)
-        else:  # Kingma & Ba (2015); the decay beside it, Loshchilov & Hutter (2019)
+        else:  # Kingma & Ba (2015); decoupled decay: Loshchilov & Hutter (2019)
             first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
             corrected, spread = first / (1 - 0.9**t), second / (1 - 0.999**t)
             p = p - RATE * (corrected / (np.sqrt(spread) + EPSILON) + weight_decay * p)
@@ -78,7 +78,7 @@ def test_weight_decay_belongs_to_adamw_alone():
 
 
 def test_an_own_chain_is_complete():
-    # Its own rate, and no clipping: sgd at 0.3, whatever the learning rate is.
+    # It has its own rate and no clipping: sgd at 0.3, whatever the learning rate is.
     found = descended(Optimiser(own=optax.sgd(0.3), max_grad_norm=1e-9), 2)
     np.testing.assert_allclose(found, START - 0.6 * X.mean(axis=0), rtol=1e-5)
 
@@ -125,13 +125,13 @@ SMALL: dict[str, Any] = {
 
 
 def half_time(progress: Any) -> Any:
-    """All of the rate in the first half, nothing in the second."""
+    """The full rate in the first half, and 0 in the second."""
     return jnp.where(progress < 0.5, 1.0, 0.0)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory):
-    """A run of each kind, trained once."""
+    """Train each kind of run once, when it is first requested."""
     folder = tmp_path_factory.mktemp("runs")
     constant = {"learning_rate_schedule": "constant"}
     kinds: dict[str, dict[str, Any]] = {
@@ -153,7 +153,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory):
     @cache
     def run(kind: str) -> Path:
         settings = SMALL | kinds[kind]
-        if "optimiser" in settings:  # the chain holds its own
+        if "optimiser" in settings:  # the chain contains its own
             settings = {
                 name: value for name, value in settings.items() if name not in ("learning_rate", "max_grad_norm")
             }
@@ -163,18 +163,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory):
 
 
 def parameters_of(run: Path) -> np.ndarray:
-    """All parameters of a run's last agent, end to end."""
+    """All parameters of a run's last agent as one vector."""
     return np.concatenate([np.ravel(x) for x in jax.tree.leaves(upslope.load(run, checkpoint="last").agent.model)])
 
 
 def test_an_optax_chain_is_ours_with_a_constant_rate(trained):
     ours, own, falling = (parameters_of(trained(kind)) for kind in ("constant", "own chain", "linear"))
     np.testing.assert_allclose(ours, own, atol=1e-5)
-    assert np.abs(falling - ours).max() > 1e-3, "another rate is seen"
+    assert np.abs(falling - ours).max() > 1e-3, "a different rate is noticed"
 
 
 def test_an_optax_chain_may_count_its_steps_twice(trained):
-    # Adam's state and the schedule's both hold a `count`; 20 iterations of 4 steps end at rate 0.
+    # Adam's state and the schedule's state both hold a `count`; 20 iterations of 4 steps end at rate 0.
     rows = metrics_of(trained("own chain with its own schedule"))
     assert len(rows) == 20 and rows[0]["policy/kl"] > 0
     assert "health/policy_signal" not in rows[0], "the optimiser is not known, so nothing is read from its state"

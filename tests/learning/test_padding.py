@@ -1,4 +1,4 @@
-"""Padding after short episodes has no effect, and what a shift of the mean may stop."""
+"""Padding after short episodes has no effect, and a shift of the mean does not count as a change of the policy."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ SMALL: dict[str, Any] = {"num_envs": 2, "hidden_sizes": (8,), "preset": False, "
 
 
 class Narrow(Still):
-    """Many actions with narrow bounds, whose density at 0 is immense; episodes of unequal lengths."""
+    """Many actions with narrow bounds, whose density at 0 is huge; episodes have different lengths."""
 
     action_space = spaces.Box(-1e-3, 1e-3, (16,))
     count = length = 0

@@ -1,4 +1,4 @@
-"""One update towards a reference policy against its gradient by hand, and a reference with memory over two rollouts."""
+"""One update towards a reference policy with its gradient by hand, and a reference with memory over two rollouts."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""Columns whose episodes ended begin anew, all at once or one after another; the others go on."""
+"""Columns whose episodes ended restart, all together or one after another; the others continue."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from upslope.learning.collect import EnvState, begin_episodes, restarted
 
 
 class CostlyCartPole(CartPole):
-    """CartPole, as if its reset were dear."""
+    """CartPole with a reset that is declared costly."""
 
     costly_reset = True
 

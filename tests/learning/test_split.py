@@ -1,10 +1,10 @@
-"""One seed split over two devices is the seed on one device, within rounding.
+"""One seed split over two devices matches the seed on one device, within rounding.
 
-The episodes are equal, since the random numbers of each environment are, and so are the minibatches. What differs is
-the order in which the rows of a batch are summed: with 32-bit sums of a few hundred terms that is some 1e-7 of each
-sum. After four iterations the largest distance of two parameters was measured at 4e-7 in these cases, and 1e-5 is asked
-for: an error in the split (a gradient that is not summed, another minibatch) moves parameters by the learning rate of
-each step of Adam, 2.5e-4 and more.
+The episodes and the minibatches are equal, because the random numbers of each environment are. Only the order in which
+the rows of a batch are summed differs: with 32-bit sums of a few hundred terms, that changes each sum by about 1e-7.
+After four iterations, the largest difference between parameters was 4e-7 in these cases, and the tests require 1e-5. An
+error in the split (a gradient that is not summed, a different minibatch) moves parameters by the learning rate of each
+Adam step, which is 2.5e-4 or more.
 """
 
 from typing import Any
@@ -28,7 +28,7 @@ SHORT = SEGMENTS | {"max_episode_steps": 10}
 NATURAL: dict[str, Any] = {"num_envs": 6, "rollout_steps": 7, "max_episode_steps": 5, "hidden_sizes": (8,)}
 BOTH = {"normalize_observations": True, "normalize_rewards": True}
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
-    # 5 minibatches of 19 steps: neither divides the other, and two devices have 10 and 9 of them.
+    # 5 minibatches of 19 steps: neither number divides the other, and the two devices hold 10 and 9 of the steps.
     "segments": ("jax:CartPole-v1", "ppo", SEGMENTS | BOTH | {"minibatches": 5, "target_kl": 1e-4}),
     "seeds": ("jax:CartPole-v1", "ppo", SEGMENTS | {"seeds": 3}),
     "episodes": ("jax:CartPole-v1", "reinforce_baseline", EPISODES | {"critic_epochs": 3}),
@@ -40,12 +40,12 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "rnd": ("jax:CartPole-v1", "ppo", SEGMENTS | {"bonus": "rnd", "shared_trunk": True}),
 }
 EXACT = ("health/broken_links", "health/reset_as_successor")
-"""Metrics that ask whether observations are equal to the last bit, which the compiler may round in two ways."""
+"""Metrics that test whether observations are exactly equal, which the compiler may round in two ways."""
 PLAIN = ("segments", "groups")
 
 
 def trained(case: str, devices: int) -> tuple[Any, Any, Any]:
-    """The states before and after four iterations, and their chunk."""
+    """The states before and after four iterations, and the chunk of these iterations."""
     environment, algorithm, settings = CASES[case]
     settings = {"steps": 4000, **settings, "devices_per_seed": devices}
     config, task = prepare(make(environment), algorithm, preset=False, settings=settings)
@@ -55,7 +55,7 @@ def trained(case: str, devices: int) -> tuple[Any, Any, Any]:
 
 
 def distance(x: Any, y: Any) -> float:
-    """The largest difference of two trees of floats; infinite where only one is not a number."""
+    """The largest relative difference between two trees of floats, which must have the same nans."""
     leaves = zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)
     pairs = [(np.asarray(a, float), np.asarray(b, float)) for a, b in leaves if np.size(a)]
     assert all((np.isnan(a) == np.isnan(b)).all() for a, b in pairs)
@@ -72,7 +72,7 @@ def test_a_seed_on_two_devices_is_that_seed_on_one(case: str):
     assert len(returns[0]) > 0
     assert distance(*returns) < TOLERANCE
     assert distance(one.learner, two.learner) < TOLERANCE
-    assert distance(start.learner, one.learner) > 10 * TOLERANCE  # else equal parameters would say little
+    assert distance(start.learner, one.learner) > 10 * TOLERANCE  # otherwise equal parameters would prove little
     assert set(of_one.metrics) == set(of_two.metrics)
     far = {name: distance(of_one.metrics[name], of_two.metrics[name]) for name in of_one.metrics if name not in EXACT}
     assert {name: gap for name, gap in far.items() if gap > 1e-2} == {}
@@ -80,7 +80,7 @@ def test_a_seed_on_two_devices_is_that_seed_on_one(case: str):
 
 @pytest.mark.weekly
 def test_seeds_at_once_may_be_split_too(monkeypatch: pytest.MonkeyPatch):
-    # What several accelerators do, on CPUs.
+    # On CPUs, do what several accelerators would do.
     for module in ("upslope.learning.iteration", "upslope.engines.compiled"):
         monkeypatch.setattr(f"{module}.is_vmapped", lambda mesh: True)
     (_, one, of_one), (_, two, of_two) = trained("seeds", 1), trained("seeds", 2)
@@ -89,12 +89,12 @@ def test_seeds_at_once_may_be_split_too(monkeypatch: pytest.MonkeyPatch):
 
 
 def ends_of(chunk: Any) -> list[list[tuple[int, int]]]:
-    """Where each seed's episodes ended, and how long they were."""
+    """When each seed's episodes ended, and how long they were."""
     return [[(row[0], row[3]) for row in rows] for rows in chunk.episodes]
 
 
 def test_the_work_is_split():
-    # No device has the activations of all 1,536 rows of a minibatch, or steps all 64 environments.
+    # No device has the activations of all 1,536 rows of a minibatch, and none steps all 64 environments.
     settings = {"num_envs": 64, "rollout_steps": 24, "minibatches": 1, "hidden_sizes": (37,), "steps": 4000}
     config, task = prepare(make("jax:CartPole-v1"), preset=False, settings=settings | {"devices_per_seed": 2})
     engine = CompiledEngine(task, config.seed_list(), 1)
@@ -114,7 +114,7 @@ def test_nothing_happens_without_such_devices():
 
 
 def test_seeds_take_devices_in_groups():
-    # The tests have two devices.
+    # The tests use two devices.
     ((share, mesh),) = assign_seeds(3, True, 2)
     assert share == slice(0, 3)
     assert dict(mesh.shape) == {"seeds": 1, "environments": 2}

@@ -1,4 +1,4 @@
-"""Numbers that are inputs of a program: their arithmetic, where they are found in a task, and what they refuse."""
+"""Numbers that are inputs of a program: their arithmetic, where a task contains them, and what they refuse."""
 
 import math
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ from upslope.learning.varied import Family, Inputs, UndecidedError, Varied, flat
 
 
 def outputs(function, *numbers):
-    """function(*varied numbers), compiled once with these as inputs, and its inputs."""
+    """function(*varied numbers), compiled once with the numbers as inputs, and the row of its inputs."""
     inputs = Inputs()
 
     def program(row):
@@ -31,7 +31,7 @@ def outputs(function, *numbers):
 def test_arithmetic_is_done_in_double_precision_as_for_constants():
     x = jnp.arange(1.0, 4.0)
     gamma, lambda_ = 0.9907, 0.9373
-    assert np.float32(gamma) * np.float32(lambda_) != np.float32(gamma * lambda_)  # so that the order matters
+    assert np.float32(gamma) * np.float32(lambda_) != np.float32(gamma * lambda_)  # so the order of operations matters
     found, row = outputs(lambda a, b: (a * b * x, x - (1 - a) / 3, -a * x, 2**b + x), gamma, lambda_)
     expected = (gamma * lambda_ * x, x - (1 - gamma) / 3, -gamma * x, 2**lambda_ + x)
     np.testing.assert_array_equal(np.stack(found), np.stack(expected))
@@ -55,13 +55,13 @@ def test_functions_that_jax_compiles_by_themselves_take_it():
 def test_code_that_decides_by_it_is_refused_and_code_that_overlooks_it_gets_nan():
     number = Varied("gamma", lambda x: x[0], lambda _: jnp.float32(0))
     for ask in (lambda: number == 1.0, lambda: number < 1, lambda: bool(number), lambda: int(number), lambda: {number}):
-        with pytest.raises(UndecidedError, match="gamma determines what is computed"):
+        with pytest.raises(UndecidedError, match="gamma determines which operations are computed"):
             ask()
     assert isinstance(number, float) and math.isnan(math.fabs(number)) and number != "a" and number is not None
 
 
 def tasks_of(*settings, algorithm="ppo", **shared):
-    """A task for each of these settings, in one environment."""
+    """A task for each of these settings, in the same environment."""
     environment = make("jax:CartPole-v1")
     return [prepare(environment, algorithm, preset=False, settings=shared | some)[1] for some in settings]
 
@@ -99,7 +99,7 @@ def test_a_bound_task_has_inputs_for_its_numbers_and_checks_are_not_asked():
 
 @dataclass(frozen=True)
 class Deciding(NStep):
-    """A user's estimator whose formula has cases."""
+    """A user's estimator whose formula distinguishes cases."""
 
     lambda_: float = 0.5
 

@@ -1,4 +1,4 @@
-"""The agent: what it sees, how it begins, in which units it acts, and what it refuses."""
+"""The agent: what it sees, how it starts, in which units it acts, and what it refuses."""
 
 import json
 from dataclasses import replace
@@ -117,7 +117,7 @@ def test_actions_are_members_of_their_space_for_one_state_and_for_many(name):
     observation = jax.random.normal(jax.random.key(1), (5, 4))
     actions, _, *numbers = ask(observation, jax.random.key(2))
     assert all(number.shape == (5,) for number in numbers)
-    to_environment = lambda action: agent.head.to_environment(np.asarray(action)).astype(space.dtype)  # noqa: E731 - one expression with a name
+    to_environment = lambda action: agent.head.to_environment(np.asarray(action)).astype(space.dtype)  # noqa: E731 - a named expression
     assert all(space.contains(action) for action in to_environment(actions))
     action, mode, *numbers = ask(observation[3], jax.random.key(2))
     assert all(number.shape == () for number in numbers)
@@ -136,7 +136,7 @@ def test_numpy_acts_as_the_compiled_agents_do(observed, name, activation):
         observation_space, observation = spaces.Discrete(4, start=1), generator.integers(1, 5, (2, 5))
     settings = {"activation": activation, "normalize": ["observations"]}
     fresh = stack([agent_for(SPACES[name], observation_space, seed, **settings) for seed in range(2)])
-    # Every number of both agents says something.
+    # Every number of both agents affects the result.
     agents = jax.tree.map(lambda x: jnp.asarray(generator.uniform(0.2, 1.0, x.shape), jnp.float32), fresh)
     keys = jax.random.split(jax.random.key(0), 2)
 
@@ -161,7 +161,7 @@ def test_numpy_acts_as_the_compiled_agents_do(observed, name, activation):
 
 
 def test_counting_begins_where_the_space_says():
-    to_environment = lambda name, action: head_of(SPACES[name], "world").to_environment(np.array(action))  # noqa: E731 - one expression with a name
+    to_environment = lambda name, action: head_of(SPACES[name], "world").to_environment(np.array(action))  # noqa: E731 - a named expression
     np.testing.assert_array_equal(to_environment("a choice", [0, 2]), [5, 7])
     np.testing.assert_array_equal(to_environment("several choices", [[0, 0], [1, 2]]), [[10, 20], [11, 22]])
     np.testing.assert_array_equal(to_environment("a grid of choices", [1, 2, 3, 4]), [[1, 2], [3, 4]])
@@ -182,7 +182,7 @@ def test_the_network_works_in_units_of_the_half_range(name, centre, half):
 
 
 def test_box_actions_are_clipped_for_the_world_and_take_its_shape():
-    clip = lambda name, action: head_of(SPACES[name], "world").to_environment(np.array(action, np.float32))  # noqa: E731 - one expression with a name
+    clip = lambda name, action: head_of(SPACES[name], "world").to_environment(np.array(action, np.float32))  # noqa: E731 - a named expression
     np.testing.assert_array_equal(clip("a box", [[-3, 11], [1, 5]]), [[-2, 10], [1, 5]])
     np.testing.assert_array_equal(clip("a box with one bound", [-1e9, -1e9]), [0, -1e9])
     np.testing.assert_array_equal(clip("a box with one bound", [1e9, 1e9]), [1e9, 1])
@@ -242,7 +242,7 @@ def test_weights_begin_orthogonal_with_a_gain_of_their_own(hidden_sizes):
         assert not any(np.any(bias) for bias in network.biases)
     assert np.all(actor_of(agent_for(SPACES["a box"], log_std_init=-1.0)).log_std == -1.0)
     policy = agent_for(SPACES["a choice"]).policy(jnp.ones((1, 4)))
-    assert policy.entropy()[0] == pytest.approx(np.log(3), abs=1e-3), "the first policy has no opinion"
+    assert policy.entropy()[0] == pytest.approx(np.log(3), abs=1e-3), "the initial policy has no preference"
 
 
 # Batched QR decompositions in one compiled program once hung XLA for some numbers of seeds.
@@ -263,7 +263,7 @@ def test_rewards_are_scaled_by_the_deviation_of_the_discounted_return_and_nothin
     state = initialise(task, 0)
     table = softmax_agent(np.zeros((1, 2)))
     agent = replace(table, model=replace(table.model, encoder=BoxEncoder((1,))), normalize_rewards=True)
-    # A critic that would be seen if its value were written into the rewards.
+    # A critic whose value would be noticed if it were written into the rewards.
     agent = with_networks(agent, critic=replace(critic_of(agent), biases=(jnp.full(1, 3.0),)))
     state = state._replace(learner=state.learner._replace(agent=agent))
     weigh_once = quick_jit(partial(weigh, task))
@@ -278,7 +278,7 @@ def test_rewards_are_scaled_by_the_deviation_of_the_discounted_return_and_nothin
             running = np.where(is_end[t], 0.0, running)
         expected = np.asarray(rollout.reward) / np.std(seen)
         np.testing.assert_allclose(scaled.reward, expected, rtol=1e-3)
-        assert same(scaled._replace(reward=rollout.reward), rollout), "the other facts are as they were"
+        assert same(scaled._replace(reward=rollout.reward), rollout), "the other facts are unchanged"
 
 
 def test_an_agents_log_std_belongs_to_continuous_actions_alone():
@@ -288,6 +288,6 @@ def test_an_agents_log_std_belongs_to_continuous_actions_alone():
 
 
 def test_a_fresh_state_has_the_types_of_a_trained_one():
-    # A weak type would have every program compiled a second time after the first iteration.
+    # A weak type would make every program compile a second time after the first iteration.
     state = initialise(task_of(CartPole()), 0)
     assert [leaf for leaf in jax.tree.leaves(state) if leaf.aval.weak_type] == []

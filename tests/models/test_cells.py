@@ -1,4 +1,4 @@
-"""Cells of observations that no bonus may mistake for each other."""
+"""Cells of observations that a bonus must not confuse with one another."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""Encoders: dictionaries, tuples and several choices at once, their descriptions, and what they refuse."""
+"""Encoders: dictionaries, tuples and several choices together, their descriptions, and what they refuse."""
 
 import json
 from collections import OrderedDict
@@ -74,12 +74,12 @@ def test_a_description_of_a_dictionary_survives_strict_json_whatever_the_order_o
     turned = json.loads(text)
     turned["parts"] = dict(reversed(turned["parts"].items()))
     assert from_json(turned, ENCODERS) == encoder
-    # The space that a user's own model is shown has the same structure.
+    # The space shown to a user's own model has the same structure.
     assert encoder_of(encoder.space(), "world") == encoder
 
 
 def nested(depth: int) -> Any:
-    """A description that is so deep."""
+    """A description nested this deeply."""
     description: Any = {"kind": "BoxEncoder", "shape": [2]}
     for _ in range(depth):
         description = {"kind": "TupleEncoder", "parts": [description]}

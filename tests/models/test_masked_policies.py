@@ -1,4 +1,4 @@
-"""Masks of actions: their forms, and what a policy is under one, against NumPy by hand."""
+"""Action masks: their forms, and the policy under a mask, against NumPy by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def logits(*shape, seed=0):
 
 
 def renormalised(x, mask):
-    """softmax over the allowed alone, in NumPy: p = e^x / Σ_allowed e^x, and 0 elsewhere."""
+    """softmax over the allowed actions only, in NumPy: p = e^x / Σ_allowed e^x, and 0 elsewhere."""
     weight = np.where(mask, np.exp(x.astype(np.float64)), 0.0)
     return weight / weight.sum(axis=-1, keepdims=True)
 
@@ -43,11 +43,11 @@ def test_a_masked_choice_is_the_softmax_of_what_is_left():
         np.testing.assert_allclose(mine.log_prob(jnp.full(5, action)), expected, rtol=1e-5)
     np.testing.assert_allclose(mine.entropy(), -xlogy(p, p).sum(-1), rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(mine.kl(other), (xlogy(p, p) - xlogy(p, q)).sum(-1), rtol=1e-4, atol=1e-6)
-    assert mine.entropy()[2] == 0 and mine.kl(other)[2] == 0, "one action left is certain"
+    assert mine.entropy()[2] == 0 and mine.kl(other)[2] == 0, "a single remaining action is certain"
     np.testing.assert_array_equal(mine.mode(), p.argmax(-1))
     samples = jax.vmap(mine.sample)(jax.random.split(jax.random.key(0), 2000))
     assert mask[np.arange(5), np.asarray(samples)].all()
-    here = Categorical(x).masked(mask)  # the same in NumPy, as the host acts
+    here = Categorical(x).masked(mask)  # the same in NumPy, as on the host
     np.testing.assert_allclose(here.log_prob(p.argmax(-1)), mine.log_prob(p.argmax(-1)), rtol=1e-6)
 
 
@@ -122,7 +122,7 @@ FLAT = {
 
 @pytest.mark.parametrize("kind", SPACES)
 def test_both_forms_of_a_mask_say_the_same(kind):
-    """What Gymnasium's own sampling allows under a mask is what the flat form allows."""
+    """What Gymnasium's own sampling allows under a mask equals what the flat form allows."""
     space, head = SPACES[kind], head_of(SPACES[kind])
     flat, gymnasiums = FLAT[kind]
     expected = np.asarray(flat, bool)

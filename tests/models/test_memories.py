@@ -26,7 +26,7 @@ def cell(memory: str) -> Cell:
 
 @cache
 def inputs() -> tuple[np.ndarray, np.ndarray]:
-    """Inputs [T, N, D], and where an episode begins."""
+    """Inputs [T, N, D], and where episodes begin."""
     generator = np.random.default_rng(2)
     return generator.standard_normal((T, N, D)).astype(np.float32), generator.random((T, N)) < 0.3
 
@@ -105,9 +105,9 @@ def test_a_linear_recurrence_keeps_what_it_saw_and_starts_within_the_ring():
 
 
 def returns_of(model: Any) -> tuple[jax.Array, jax.Array]:
-    """The exact return in a small world, and Σ p(τ) R(τ) log π(τ) with p held fixed, whose gradient is its own.
+    """The exact return in a small world, and Σ p(τ) R(τ) log π(τ) with p held fixed, which has the same gradient.
 
-    The world shows a cue, then nothing, and pays for an action that equals the cue at the last of three steps.
+    The world shows a cue, then nothing, and pays if the action in the last of three steps equals the cue.
     """
     exact, surrogate = jnp.float32(0), jnp.float32(0)
     for cue, *actions in product((0, 1), repeat=4):

@@ -1,4 +1,4 @@
-"""The seam: a model over time, its groups, the gradient through stretches of L steps, and a user's own in a run."""
+"""Models over time: their groups, the gradient through sequences of L steps, and a user's own model in a run."""
 
 from functools import cache, partial
 from typing import Any
@@ -40,7 +40,7 @@ def agent_of(own: Any, **settings: Any):
 
 @cache
 def facts():
-    """Twelve steps of five columns, with ends and padding anywhere, and where the first row begins an episode."""
+    """Twelve steps of five columns with random ends and padding, and whether the first row begins an episode."""
     generator = np.random.default_rng(0)
     terminated, truncated = generator.random((2, T, N)) < 0.12
     valid = generator.random((T, N)) < 0.9
@@ -55,14 +55,14 @@ def facts():
 
 
 def memory_of(model):
-    """A memory in which some columns are within an episode."""
+    """A memory in which some columns are in the middle of an episode."""
     _, _, first = facts()
     carry = jax.tree.map(lambda x: jnp.where(first.reshape(-1, *(1,) * (x.ndim - 1)), x, x + 0.3), model.start(N))
     return Memory(carry, jnp.asarray(first))
 
 
 def begins():
-    """Where an episode begins [T, N], by the facts."""
+    """Where episodes begin [T, N], according to the facts."""
     rollout, _, first = facts()
     terminated, truncated, valid = (np.asarray(x) for x in (rollout.terminated, rollout.truncated, rollout.valid))
     over = terminated | truncated | ~valid
@@ -74,7 +74,7 @@ def sigmoid(x):
 
 
 def gru(cell, x, h):
-    """A step of Equinox's GRU in NumPy: Cho et al. (2014), with the reset gate after the product."""
+    """One step of Equinox's GRU in NumPy: Cho et al. (2014), with the reset gate after the product."""
     weight, recurrent, bias, bias_n = (
         np.asarray(a, np.float64) for a in (cell.weight_ih, cell.weight_hh, cell.bias, cell.bias_n)
     )
@@ -146,7 +146,7 @@ def test_what_is_no_model_is_refused_before_training(own: Any, words: str, tmp_p
 
 
 def test_every_parameter_is_in_a_group_whatever_else_a_model_holds():
-    # `hidden` is a number within the shared group, and no parameter.
+    # `hidden` is a number in the shared group, but not a parameter.
     model = agent_of(own_models.SharedTrunk).model
     assert model.whole.hidden == 4 and group_places(model) == {"shared": list(range(len(jax.tree.leaves(model))))}
     model = agent_of(own_models.Recurrent).model
@@ -172,7 +172,7 @@ GRADIENT = {"optimiser": Optimiser("sgd", max_grad_norm=1e6), "objective": Polic
 
 
 def step_down(own: Any, length: int | None) -> dict[str, list[np.ndarray]]:
-    """The gradient of each group: what one step of plain descent at rate 1 takes away."""
+    """The gradient of each group: what one step of plain descent at rate 1 subtracts."""
     agent, (rollout, credit, _) = agent_of(own), facts()
     update = plain_update(sequence_length=length, **GRADIENT)
     learner = begin_learning(update, agent)
@@ -185,7 +185,7 @@ def step_down(own: Any, length: int | None) -> dict[str, list[np.ndarray]]:
 
 
 def losses_of(names: tuple[str, ...], length: Any, model: Any) -> dict[str, Any]:
-    """The mean loss of each group by a plain loop; no gradient crosses from one stretch to the next."""
+    """The mean loss of each group by a plain loop; no gradient crosses from one sequence to the next."""
     rollout, credit, _ = facts()
     begin, memory = jnp.asarray(begins()), memory_of(model)
     carry, total = memory.carry, dict.fromkeys(names, jnp.zeros(()))
@@ -210,7 +210,7 @@ def test_the_gradient_flows_through_stretches_of_l_steps_and_no_further(own: Any
     model, found = agent_of(own).model, {}
     slopes = quick_jit(jax.jacrev(partial(losses_of, tuple(group_places(model))), argnums=1))
     cuts = (5,) if isinstance(own, str) else (4, 5, 1)
-    for length in (None, *cuts):  # 5 does not divide 12: the last stretch is padded
+    for length in (None, *cuts):  # 5 does not divide 12: the last sequence is padded
         found[length], expected = step_down(own, length), slopes(length or T, model)
         for name, gradients in found[length].items():
             for mine, theirs in zip(gradients, parameters_of(expected[name], name), strict=True):
@@ -219,7 +219,7 @@ def test_the_gradient_flows_through_stretches_of_l_steps_and_no_further(own: Any
     for length in cuts:
         cut = [x for gradients in found[length].values() for x in gradients]
         gap = max(np.abs(a - b).max(initial=0) for a, b in zip(whole, cut, strict=True))
-        assert gap > 1e-3, "a cut is seen"
+        assert gap > 1e-3, "a cut is noticed"
 
 
 def test_a_model_that_ignores_its_carry_has_one_gradient_at_every_length():
@@ -245,7 +245,7 @@ RUNS = {
 
 @pytest.fixture(scope="module")
 def trained(folder):
-    """A run of each kind, trained once."""
+    """Train each kind of run once, when it is first requested."""
 
     @cache
     def run(kind: str):
@@ -261,7 +261,7 @@ KINDS += [pytest.param(kind, marks=pytest.mark.weekly) for kind in RUNS if kind 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_ratio_is_one_before_the_policy_moves(kind: str, folder):
-    # With one epoch of one minibatch the loss is that of ρ = 1 everywhere, so what acted is what learns.
+    # With one epoch of one minibatch, the loss is evaluated at ρ = 1, so the policy that learns is the one that acted.
     environment, model, settings = RUNS[kind]
     settings = SMALL | settings | {"epochs": 1, "minibatches": 1, "steps": 160, "learning_rate": 1e-8}
     run = upslope.train(environment, model=model, folder=folder, name=f"{kind} still", **settings)
@@ -287,7 +287,7 @@ def test_an_own_model_is_loaded_evaluated_and_recorded(kind: str, trained, tmp_p
     data = upslope.record(path, episodes=3, output=tmp_path / "data.npz")
     policy = upslope.load(path, seed=0, checkpoint="last")
     assert policy.has_memory
-    # Played again step by step, the policy gives the recorded actions the recorded probabilities.
+    # Replayed step by step, the policy gives the recorded actions the recorded probabilities.
     with np.load(data) as recorded:
         ends = np.cumsum(recorded["length"])
         for first, last in zip(ends - recorded["length"], ends, strict=True):
@@ -300,7 +300,7 @@ def test_an_own_model_is_loaded_evaluated_and_recorded(kind: str, trained, tmp_p
                 log_prob = distribution.log_prob(jnp.asarray(recorded["action"][t : t + 1]))[0]
                 assert log_prob == pytest.approx(recorded["behaviour_log_prob"][t], abs=1e-5)
         observations = recorded["observation"][: ends[0]]
-    # A call remembers the calls before it, until it is told to forget.
+    # A call remembers the calls before it until the policy is reset.
     probabilities = []
     for _ in range(2):
         policy.reset()
@@ -319,7 +319,7 @@ def test_recorded_episodes_teach_a_model_with_memory(trained, tmp_path):
     run = upslope.train(
         "jax:CartPole-v1", "off_policy", data=str(data), model=own_models.Recurrent, steps=200, epochs=1, **options
     )
-    # Its own teacher's model, another one's parameters: finite, and the ratio not 1.
+    # The model is the teacher's, but its parameters are not: the loss is finite, and the ratio is not 1.
     rows = run.metrics()
     assert rows and all(np.isfinite(row["policy/loss"]) for row in rows)
 

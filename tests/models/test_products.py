@@ -1,4 +1,4 @@
-"""Products whose operands are rounded to bfloat16, against NumPy's in 64 bits."""
+"""Products whose operands are rounded to bfloat16, against NumPy in 64 bits."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ SMALL = {"steps": 640, "num_envs": 6, "rollout_steps": 16, "minibatches": 2, "ep
 
 
 def rounded(x):
-    """x with the 8 significant bits of bfloat16."""
+    """x rounded to the 8 significant bits of bfloat16."""
     return np.asarray(x).astype(ml_dtypes.bfloat16).astype(np.float64)
 
 
@@ -39,14 +39,14 @@ def test_operands_are_rounded_and_sums_are_not(shape):
         generator.normal(size=size).astype(np.float32) for size in ((rows, width), (width, outputs), (rows, outputs))
     )
     full = x @ weight, slopes @ weight.T, x.T @ slopes
-    # In one process a run in either precision may come first.
+    # In one process, a run in either precision may come first.
     before, found, after = (of_linear(x, weight, slopes, name) for name in ("float32", "bfloat16", "float32"))
     for mine, again, plain in zip(before, after, full, strict=True):
         assert np.allclose(mine, plain, rtol=1e-5, atol=1e-4) and np.array_equal(mine, again)
     a, b, g = map(rounded, (x, weight, slopes))
     for mine, exact, plain in zip(found, (a @ b, g @ b.T, a.T @ g), full, strict=True):
         assert mine.dtype == jnp.float32
-        assert np.allclose(mine, exact, rtol=1e-5, atol=1e-4)  # sums of 16 bits would be off by 0.01 and more
+        assert np.allclose(mine, exact, rtol=1e-5, atol=1e-4)  # sums in 16 bits would be off by 0.01 or more
         assert not np.allclose(mine, plain, rtol=1e-5, atol=1e-4)
 
 
@@ -58,8 +58,8 @@ def test_a_run_in_16_bits_leaves_no_trace_in_later_ones():
 
 
 def test_a_program_has_the_precision_of_its_task():
-    # The policy that acts rounds as the one that is improved does, or their ratio would not be 1 before the update.
-    # Here it acts in 6 environments with 4 numbers each, and is improved on 48 of their steps.
+    # The acting policy must round in the same way as the improved policy; otherwise their ratio before the update would
+    # not be 1. Here it acts in 6 environments with 4 numbers each, and is improved on 48 of their steps.
     programs = {}
     for precision in ("float32", "bfloat16"):
         config, task = prepare(make("jax:CartPole-v1"), preset=False, settings=SMALL | {"precision": precision})

@@ -1,4 +1,4 @@
-"""What the policy and the critic read: keys and ranges, what the networks depend on, and runs that obey it."""
+"""What the policy and the critic read: keys and ranges, what each network depends on, and runs that respect this."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ ARM = spaces.Dict(
         "goal": spaces.Discrete(3),
     }
 )
-"""Features in the order of their keys: angles 0 to 3, held 4 and 5, goal 6 to 8; the camera is an image."""
+"""Features in the order of their keys: 0 to 3 are angles, 4 and 5 held, 6 to 8 goal; the camera is an image."""
 
 
 def view(*keys: str, space: Any = ARM, flag: str = "--policy-reads") -> Any:
@@ -101,7 +101,7 @@ def test_each_network_depends_on_what_it_reads_and_on_nothing_else(memory: str |
         return {"policy": np.asarray(found.policy.logits), "value": np.asarray(found.value)}
 
     def mixed(group: str) -> Any:
-        """`first` in what the group reads, `other` in all else."""
+        """Use `first` for what the group reads, and `other` for everything else."""
         arm = {"angles": other["arm"]["angles"].copy(), "held": other["arm"]["held"]}
         if group == "policy":
             arm["angles"][:, 1:3] = first["arm"]["angles"][:, 1:3]
@@ -115,7 +115,7 @@ def test_each_network_depends_on_what_it_reads_and_on_nothing_else(memory: str |
     before, elsewhere = outputs(first), outputs(other)
     for group in ("policy", "value"):
         np.testing.assert_array_equal(outputs(mixed(group))[group], before[group])
-        assert (elsewhere[group] != before[group]).any(axis=-1).any(), "what it reads counts"
+        assert (elsewhere[group] != before[group]).any(axis=-1).any(), "what it reads matters"
 
 
 SMALL: dict[str, Any] = SEGMENTS | {"hidden_sizes": (8,), "steps": 64, "quiet": True, "normalize_observations": True}
@@ -131,11 +131,11 @@ def test_reading_the_same_parts_is_leaving_the_others_out(tmp_path):
             {n: x for n, x in row.items() if x is not None and not n.startswith(OF_OBSERVATIONS)}
             for row in (mine, theirs)
         ]
-        assert rows[0] == pytest.approx(rows[1], rel=1e-5)  # two programs, which a compiler may round differently
+        assert rows[0] == pytest.approx(rows[1], rel=1e-5)  # two programs may round differently
 
 
 class Guess(upslope.CompiledEnvironment):
-    """One step; what pays is a private key among the observations."""
+    """One step; the action that pays is a private key among the observations."""
 
     observation_space = spaces.Dict({"open": spaces.Box(-1, 1, (2,)), "private": spaces.Box(-1, 1, (1,))})
     action_space = spaces.Discrete(2)

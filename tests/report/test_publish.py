@@ -1,4 +1,4 @@
-"""Figures, tables and archives of runs: their numbers are those of `compare`, and a stranger's file can do no harm."""
+"""Figures, tables and archives of runs: their numbers match `compare`, and untrusted files can do no harm."""
 
 import csv
 import io
@@ -34,7 +34,7 @@ def returns(seed: int, ceiling: float) -> list[tuple[int, float]]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Three algorithms in two worlds, with three seeds each; ppo's in CartPole-v1 are in two runs."""
+    """Three algorithms in two environments, with three seeds each; ppo's in CartPole-v1 are split into two runs."""
     folder = tmp_path_factory.mktemp("runs")
     made = []
     for world in WORLDS:
@@ -49,7 +49,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The Matplotlib figures that were drawn."""
+    """The Matplotlib figures drawn so far."""
     pytest.importorskip("matplotlib")
     found: list[Any] = []
     original = print_figures.laid_out
@@ -109,7 +109,7 @@ def test_files_have_their_sizes_fonts_and_no_dates(runs: list[Path], tmp_path: P
     svg = upslope.figure(runs[:1], tmp_path / "one.svg", size="page").path.read_text()
     assert 'width="486pt"' in svg and "<text" not in svg and "<dc:date>" not in svg
     png = upslope.figure(runs[:1], tmp_path / "one.png").path.read_bytes()
-    assert int.from_bytes(png[16:20], "big") == 975  # 3.25 inches of 300 pixels
+    assert int.from_bytes(png[16:20], "big") == 975  # 3.25 inches at 300 pixels per inch
 
 
 @pytest.mark.parametrize("kind", ["curves", "comparison"])
@@ -287,7 +287,7 @@ def test_an_archive_has_the_commands_and_the_same_bytes(runs: list[Path], archiv
     first = contents["runs"][0]
     assert first["command"] == "upslope train CartPole-v1 --no-preset --steps 1000 --seeds 2 --name ppo-CartPole-v1-0"
     assert f"    {first['command']}\n" in text and first["versions"]["upslope"] in text
-    with pytest.raises(UpslopeError, match="exists already"):
+    with pytest.raises(UpslopeError, match="already exists"):
         upslope.bundle(runs, tmp_path)
     twins = [write_run(tmp_path / k, "same", episodes={0: [(9, 1.0)]}, steps=10) for k in "ab"]
     with zipfile.ZipFile(upslope.bundle(twins, tmp_path / "twins")) as file:
@@ -309,7 +309,7 @@ def test_only_what_belongs_to_a_run_is_packed(tmp_path: Path):
 
 
 def hostile(path: Path, *entries: tuple[Any, bytes], contents: str = '{"format": 1}') -> Path:
-    """An archive with these entries, by name or with all their fields."""
+    """An archive with these entries, given by name or with all their fields."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         if contents:
             file.writestr("bundle.json", contents)
@@ -327,19 +327,19 @@ def entry_with(name: str, **fields: Any) -> zipfile.ZipInfo:
 
 LINK = entry_with("run/config.json", external_attr=(stat.S_IFLNK | 0o777) << 16)
 HOSTILE: dict[str, tuple[tuple[Any, bytes], ...]] = {
-    "belongs to no run": (("../run/config.json", b"{}"),),
+    "is not part of a run": (("../run/config.json", b"{}"),),
     "'/elsewhere/config.json', which": (("/elsewhere/config.json", b"{}"),),
     "'run/../../config.json'": (("run/../../config.json", b"{}"),),
     "'../config.json'": (("../config.json", b"{}"),),
     "'./config.json'": (("./config.json", b"{}"),),
     "'C:/config.json'": (("C:/config.json", b"{}"),),
-    "which belongs to no run": (("..\\..\\run/config.json", b"{}"),),
+    "which is not part of a run": (("..\\..\\run/config.json", b"{}"),),
     "'run/own.py'": (("run/own.py", b"{}"),),
     "'run/checkpoints/last.npz/'": (("run/checkpoints/last.npz/", b""),),
     "is not a plain file": ((LINK, b"/etc/passwd"),),
     "contains run/CONFIG.json twice": (("run/config.json", b"{}"), ("run/CONFIG.json", b"{}")),
     "declares": (("run/metrics.jsonl", bytes(80 << 20)),),
-    "compressed in another way": ((entry_with("run/config.json", compress_type=zipfile.ZIP_LZMA), b"{}"),),
+    "another compression method": ((entry_with("run/config.json", compress_type=zipfile.ZIP_LZMA), b"{}"),),
 }
 
 
@@ -385,7 +385,7 @@ def test_what_is_no_archive_of_upslope_is_refused(tmp_path: Path, archive: Path,
 
 
 def test_a_run_in_an_archive_needs_trust_like_any_other(tmp_path: Path, monkeypatch: Any):
-    """`--normalize threshold` makes the environment that the run names."""
+    """`--normalize threshold` makes the environment named by the run."""
     monkeypatch.setenv("UPSLOPE_STATE", str(tmp_path / "state"))
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "planted.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")

@@ -1,4 +1,4 @@
-"""The report: what it draws is what the run holds, and it works in a real browser, alone, narrow and dark."""
+"""The report draws what the run contains, and works in a real browser: self-contained, narrow and dark."""
 
 import json
 import re
@@ -32,7 +32,7 @@ PHONE, DESK = 390, 1200
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Two runs in two worlds: one with a critic, evaluated, with credit; one with neither."""
+    """Two runs in two environments: one with a critic, evaluations and credit, and one without them."""
     folder = tmp_path_factory.mktemp("runs")
     for world, algorithm, name in (("jax:Key-v0", "gae", "key"), ("jax:CartPole-v1", "reinforce", "cartpole <b>")):
         upslope.train(
@@ -65,7 +65,7 @@ def test_metrics_on_common_steps_are_means_since_the_step_before(runs):
 
 
 def test_a_report_is_written_without_jax(runs, tmp_path):
-    """JAX takes a fifth of the seconds that a report has."""
+    """Importing JAX takes a fifth of the time that a report may take."""
     code = f"from upslope.report.page import write_report; import sys; write_report([{str(runs[0])!r}], "
     code += f"{str(tmp_path / 'r.html')!r}); assert 'jax' not in sys.modules and 'gymnasium' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -73,7 +73,7 @@ def test_a_report_is_written_without_jax(runs, tmp_path):
 
 
 def test_several_environments_are_compared_in_one_unit_where_asked(tmp_path):
-    """ppo is the best of two worlds in all seeds but one, so its profile ends above a2c's."""
+    """ppo scores higher than a2c in both environments, and so does its average over them."""
     scores = {"ppo": {"CartPole-v1": (300, 400, 500), "Acrobot-v1": (-90, -80, -100)}}
     scores["a2c"] = {"CartPole-v1": (0, 100, 200), "Acrobot-v1": (-180, -140, -170)}
     runs = [
@@ -97,7 +97,7 @@ def section_of(html, name):
 
 
 def test_groups_have_the_names_of_their_runs_and_the_budgets_they_spent(tmp_path):
-    """One run of 18,000 of its 60,000 steps, beside two that are finished and only differ in γ."""
+    """One run has spent 18,000 of its 60,000 steps; two others are finished and differ only in γ."""
     scores = {"slow start": (1, 2, 3), "high gamma": (4, 5, 6), "low gamma": (7, 8, 9)}
     settings = ({"algorithm": "a2c", "reached": 18_000}, {"gamma": 0.999}, {"gamma": 0.9})
     runs = [
@@ -119,13 +119,13 @@ def test_one_seed_is_a_dot_with_one_tick(tmp_path):
     figures = Figures()
     score_figure(figures, [group], {group.label: "one"})
     (drawn,) = figures.found
-    assert [trace["mode"] for trace in drawn["data"]] == ["markers"], "no bar for a mean of one"
+    assert [trace["mode"] for trace in drawn["data"]] == ["markers"], "no bar for a single seed"
     assert drawn["layout"]["xaxis"]["ticktext"] == ["0.955"]
     assert drawn["layout"]["xaxis"]["range"][0] < 0.955 < drawn["layout"]["xaxis"]["range"][1]
 
 
 def test_what_templates_and_scripts_could_run_is_escaped(tmp_path):
-    """Names, notes and labels of a run are a stranger's; so is what a figure holds."""
+    """A run's names, notes and labels are untrusted, and so is the content of a figure."""
     name = "</script><script>alert(1)</script>{{ 7 * 7 }}"
     figures = Figures()
     place = figures.add([{"name": name}], {}, height=10, label=f'"{name}')
@@ -216,7 +216,7 @@ def test_bad_input_is_refused(runs, tmp_path, monkeypatch):
         with pytest.raises(upslope.UpslopeError, match=match):
             write_report(runs, output)
 
-    refused("No run is given", [])
+    refused("No run was given", [])
     refused("not a run directory", [tmp_path])
     refused("no folder", [runs[0]], tmp_path / "nowhere" / "report.html")
     mine = tmp_path / "mine.html"
@@ -259,7 +259,7 @@ def driver():
 
 
 def opened(driver, path, width, theme="light"):
-    """Open a page from its file, and draw every figure of it."""
+    """Open a page from its file and draw all its figures."""
     driver.get_log("browser"), driver.get_log("performance")
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
@@ -275,7 +275,7 @@ def opened(driver, path, width, theme="light"):
 
 
 def wait_for(driver, script):
-    """Until the page says so; a page that never does is ended by the tests' own limit."""
+    """Wait until the script returns true; the tests' own time limit ends an endless wait."""
     while not driver.execute_script(script):
         time.sleep(0.1)
 
@@ -302,13 +302,13 @@ def test_a_browser_draws_every_chart_without_an_error_or_the_network(driver, rep
     assert [url for url in urls if url != report.as_uri() and not url.startswith(("data:", "blob:"))] == []
     assert driver.execute_script("return document.documentElement.scrollWidth") <= width
     if width >= DESK:
-        assert driver.execute_script(TOO_WIDE) == [], "tables that must be scrolled sideways"
+        assert driver.execute_script(TOO_WIDE) == [], "no table needs horizontal scrolling"
     ink = driver.execute_script("return document.querySelector('.chart')._fullLayout.font.color")
     assert ink == {"light": "rgba(28,28,30,1)", "dark": "rgba(236,236,240,1)"}[theme]
 
 
 def test_tables_of_nine_runs_fit_a_desk(driver, tmp_path):
-    """With negative intervals and long names; on a phone they scroll, and the page itself does not."""
+    """With negative intervals and long names; on a phone the tables scroll, but the page itself does not."""
     runs = [
         write_run(tmp_path, f"a name of many words {k}", steps=6000, gamma=0.9 + k / 100, hidden_sizes=(64, 64, 64, 64),
                   episodes={s: [(1000 * e, -1234.5 * k + 99 * s * e) for e in range(1, 6)] for s in range(5)})

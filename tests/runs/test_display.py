@@ -1,4 +1,4 @@
-"""What people see: the numbers on the panel are the run's numbers, and plain output is plain."""
+"""What users see: the panel shows the run's numbers, and plain output is plain."""
 
 import io
 import math
@@ -44,7 +44,7 @@ def test_panel_shows_the_runs_numbers():
     assert "ppo on CartPole-v1 [seed]" in text
     assert "25 %" in text
     assert "25,000 of 100,000" in text
-    # 5 seeds × 75,000 steps to do at 12,500 steps a second: 30 s.
+    # 5 seeds with 75,000 steps left, at 12,500 steps per second: 30 s.
     assert "0:10 · 0:30 left · 12,500 steps/s" in text
     assert "10.0 – 18.0" in text
     assert "10.0  12.0  14.0  16.0  18.0" in text
@@ -115,7 +115,7 @@ def test_curve_lies_on_the_budgets_axis():
     for iteration in range(1, 1001):
         snapshot = make_snapshot([float(iteration)], steps=[iteration * 50])
         display.extend_curve(curve, snapshot)
-    # Half of the budget is done, so half of the axis is drawn, and the last point is the latest.
+    # Half of the budget is spent, so half of the axis is drawn, and the last point is the latest.
     assert len(curve) == display.CURVE_POINTS // 2 + 1
     assert curve[-1] == 1000.0
     assert display.sparkline([0.0, 7.0, NAN, 3.0], display.CURVE_POINTS) == "▁█ ▄"
@@ -169,7 +169,7 @@ def test_clock():
 
 
 def test_update_is_cheap(monkeypatch):
-    """It draws nothing, which is what takes time, and what it keeps does not grow."""
+    """An update does not draw, because drawing takes time, and the data it keeps does not grow."""
     monkeypatch.setattr(LiveDisplay, "panel_of", lambda *_: pytest.fail("an update draws"))
     stream = io.StringIO()
     shown = LiveDisplay(Console(file=stream, force_terminal=True, width=80))
@@ -223,7 +223,7 @@ def test_plain_lines_are_few_and_plain():
     assert "\x1b" not in text and "\r" not in text
     lines = text.splitlines()
     assert lines[:2] == ["ppo on CartPole-v1", "runs/one"] and lines[-1] == "the end"
-    # The first sign of life, then one line for each tenth.
+    # The first line, then one line for each tenth of the budget.
     assert len(lines) == 2 + 11 + 1
     assert "14.0 ± 3.9 (95 %) · 5 seeds" in lines[5]
     assert lines[-2].startswith("100 %")

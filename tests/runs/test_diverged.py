@@ -1,4 +1,4 @@
-"""What a diverged agent did is no result: its episodes have no return, and it is not recorded, loaded or judged."""
+"""A diverged agent has no results: its episodes have no return, and it is not recorded, loaded or judged."""
 
 import json
 from collections.abc import Callable

@@ -1,5 +1,5 @@
-"""Exported policies, held against upslope's own on a thousand random observations: untrained agents with random
-parameters and random statistics, in NumPy alone, in C, and in onnxruntime."""
+"""Exported policies in NumPy alone, in C and in onnxruntime, checked against upslope's own on a thousand random
+observations; the agents are untrained, with random parameters and random statistics."""
 
 import copy
 import json
@@ -40,7 +40,7 @@ from upslope.runs.export.walk import plan_of, widened
 from upslope.runs.policy import Policy, spaces_of
 
 EPISODES, STEPS, COLUMNS = 8, 4, 32
-"""A thousand observations: each column has eight episodes, between which the memory begins anew."""
+"""A thousand observations: each column has eight episodes, and the memory restarts between them."""
 FORMATS = ("numpy", "c", "onnx")
 VECTOR = spaces.Box(-1.0, 1.0, (3,), np.float32)
 EVERYTHING = spaces.Dict(
@@ -62,7 +62,7 @@ MOVES = spaces.Dict(
         "a": spaces.Dict({"b": spaces.Discrete(2)}),
     }
 )
-"""Two of its parts have the same path as text."""
+"""As text, two of its parts have the same path."""
 BOUNDED = spaces.Dict({"push": spaces.Box(-2, 6, (2,), np.float64), "PUSH": spaces.Discrete(3)})
 CASES: dict[str, tuple[spaces.Space, spaces.Space, dict[str, Any]]] = {
     "choice": (VECTOR, spaces.Discrete(3, start=5), {}),
@@ -120,14 +120,14 @@ def policy_of(observation_space: Any, action_space: Any, *, normalize=True, mask
 
 
 def disturbance(x: Any, draw: np.random.Generator) -> np.ndarray:
-    """Random numbers that leave outputs of the size that training gives them."""
+    """Random numbers that keep outputs about as large as training makes them."""
     size = 0.5 / np.sqrt(x[0].size) if x.ndim > 1 else 0.2
     return (size * draw.normal(size=x.shape)).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A policy, what it is shown, and what upslope answers."""
+    """A policy, its inputs, and upslope's answers."""
 
     policy: Policy
     plan: Plan
@@ -139,7 +139,7 @@ class Case:
 
 @cache
 def case(name: str) -> Case:
-    """A case by its name. What it is shown is drawn once."""
+    """Return a case by name; its inputs are drawn once."""
     observation_space, action_space, settings = CASES[name]
     policy = policy_of(observation_space, action_space, **settings)
     plan = plan_of(policy.agent, policy.encoder, has_masks=policy.needs_mask)
@@ -155,7 +155,7 @@ def in_time(x: np.ndarray) -> np.ndarray:
 
 
 def answers(policy: Policy, plan: Plan, arrays: list[np.ndarray], masks: np.ndarray | None) -> dict[str, np.ndarray]:
-    """What upslope's policy answers: its actions, called as users call it, and the parameters."""
+    """The answers of upslope's policy: its actions, called as users call it, and the parameters."""
     twin, found = copy.copy(policy), []
     for episode in range(EPISODES):
         policy.reset()
@@ -163,7 +163,7 @@ def answers(policy: Policy, plan: Plan, arrays: list[np.ndarray], masks: np.ndar
         for t in range(STEPS):
             observation = structured(plan, policy.encoder, [x[episode, t] for x in arrays])
             mask = None if masks is None else masks[episode, t]
-            if plan.pictures:  # without a compiled program convolutions take minutes
+            if plan.pictures:  # without a compiled program, convolutions take minutes
                 distribution, _ = policy.step(policy.agent, observation, (), np.zeros(COLUMNS, bool), mask)
                 action = policy.agent.head.to_environment(np.asarray(distribution.mode()))
             else:
@@ -174,7 +174,7 @@ def answers(policy: Policy, plan: Plan, arrays: list[np.ndarray], masks: np.ndar
 
 
 def parts(action: Any, distribution: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(path, action, distribution) of each part of an action."""
+    """Yield (path, action, distribution) for each part of an action."""
     if not isinstance(action, dict | tuple):
         yield path, action, distribution
         return
@@ -184,7 +184,7 @@ def parts(action: Any, distribution: Any, path: str = "") -> Iterator[tuple[str,
 
 
 def named(path: str, action: Any, distribution: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """The action and the parameters of a part, by name. The later one of the same path has a mark."""
+    """Yield the action and the parameters of a part by name; the second part with the same path gets a mark."""
     path += "'" if path == "/a/b" and action.ndim > 1 else ""
     yield f"action{path}", action
     if isinstance(distribution, DiagonalGaussian | SquashedGaussian):
@@ -197,7 +197,7 @@ def named(path: str, action: Any, distribution: Any) -> Iterator[tuple[str, np.n
 
 
 def assert_same(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> None:
-    """Parameters within 1e-5, relative plus absolute, and the same actions."""
+    """Parameters agree within 1e-5, relative plus absolute, and actions are the same."""
     for name, x in wanted.items():
         assert found[name].shape == x.shape, name
         if x.dtype.kind == "f":
@@ -206,7 +206,7 @@ def assert_same(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> 
         if name.startswith("action"):
             assert found[name].dtype == x.dtype
             if x.dtype.kind != "f":
-                np.testing.assert_array_equal(found[name], x, name)  # no scores of these draws tie
+                np.testing.assert_array_equal(found[name], x, name)  # no scores tie in these draws
 
 
 SCRIPT = """
@@ -250,7 +250,7 @@ for folder in sys.argv[2:]:
 
 @pytest.fixture(scope="module")
 def in_numpy(folder: Path) -> dict[str, dict[str, np.ndarray]]:
-    """What the generated files give in a Python that has NumPy and nothing else."""
+    """The answers of the generated files in a Python that has only NumPy."""
     bare = folder / "bare"
     bare.mkdir()
     installed = Path(np.__file__).parents[1]
@@ -279,7 +279,7 @@ def test_in_numpy_alone_a_policy_is_itself(name: str, in_numpy: Any, folder: Pat
     source = (folder / name.replace(" ", "_") / "policy.py").read_text()
     assert len(source.splitlines()) < 120
     has_gates = CASES[name][2].get("memory") in ("gru", "lstm")
-    assert ("sigmoid" in source) == has_gates, "only the parts that it uses"
+    assert ("sigmoid" in source) == has_gates, "the file contains only what the policy uses"
 
 
 def test_one_observation_gives_one_action_and_another_shape_is_refused(folder: Path, in_numpy: Any):
@@ -307,7 +307,7 @@ def test_a_policy_reads_only_what_its_spaces_hold():
 
 
 def written(policy: Policy, folder: Path) -> Any:
-    """The class in the file that a policy is exported to."""
+    """The class in the file to which a policy is exported."""
     policy.export("numpy", folder)
     names: dict[str, Any] = {"__file__": str(folder / "policy.py"), "__name__": "policy"}
     exec((folder / "policy.py").read_text(), names)
@@ -328,7 +328,7 @@ def test_a_mask_or_a_memory_that_does_not_fit_is_refused(tmp_path: Path):
         with pytest.raises(ValueError, match="The mask must have the shape"):
             policy(given, wrong)
     for nothing in ([0, 0, 0, 1, 1], [1, 1, 1, 0, 0]):
-        with pytest.raises(ValueError, match="allows nothing"):
+        with pytest.raises(ValueError, match="allows no choice"):
             policy(one, nothing)
     with pytest.raises(ValueError, match="call reset"):
         policy(batch, np.stack([mask, mask]))
@@ -344,7 +344,7 @@ def test_a_mask_or_a_memory_that_does_not_fit_is_refused(tmp_path: Path):
 def test_in_c_a_policy_is_itself(name: str, tmp_path: Path):
     made = case(name)
     done = made.policy.export("c", tmp_path / "my-policy.h")
-    # Episode after episode: its memory has to begin anew with each.
+    # One episode after another: the memory must restart with each of them.
     arrays = [np.concatenate(x, axis=1) for x in made.arrays]
     masks = None if made.masks is None else np.concatenate(made.masks, axis=1)
     found, seconds = run_c(done.paths[0], made.plan, arrays, masks, ("-Wall", "-Wextra", "-Werror"))
@@ -355,8 +355,8 @@ def test_in_c_a_policy_is_itself(name: str, tmp_path: Path):
 
 
 def test_sizes_are_those_counted_by_hand(tmp_path: Path):
-    """By hand: 2·7 statistics, 7·7 + 7 weights before the memory, its own, 7·16 + 16 and 16·3 + 3 behind it, and
-    three actions with their centre, half range, log σ as floats and two bounds as doubles."""
+    """By hand: 2·7 statistics; 7·7 + 7 weights before the memory, its own, and 7·16 + 16 and 16·3 + 3 after it; and
+    three actions with centre, half range and log σ as floats and two bounds as doubles."""
     done = case("gru").policy.export("c", tmp_path)
     numbers = 2 * 7 + (7 * 7 + 7) + (2 * 21 * 7 + 21 + 7) + (7 * 16 + 16) + (16 * 3 + 3)
     assert done.constant_bytes == 4 * numbers + 3 * (3 * 4 + 2 * 8)
@@ -398,7 +398,7 @@ def test_the_inputs_of_a_graph_are_named_after_the_keys_and_keep_their_kinds(tmp
     path = case("lstm").policy.export("onnx", tmp_path).paths[0]
     found = {one.name: (one.type, one.shape) for one in onnxruntime.InferenceSession(str(path)).get_inputs()}
     assert found == {
-        "observation/action": ("tensor(float)", ["batch"]),  # since `action` is what comes out
+        "observation/action": ("tensor(float)", ["batch"]),  # because `action` is the output
         "arm/0": ("tensor(float)", ["batch", 2, 2]),
         "arm/1": ("tensor(int64)", ["batch"]),
         "board": ("tensor(uint8)", ["batch", 6, 6]),
@@ -412,7 +412,7 @@ def test_the_inputs_of_a_graph_are_named_after_the_keys_and_keep_their_kinds(tmp
 REFUSED = [
     ("maps", "numpy", "`observation` with convolutions", "as onnx"),
     ("maps", "c", r"`observation` \(Box\)", "as onnx"),
-    ("lstm", "c", "memory of the kind lstm", "numpy or onnx"),
+    ("lstm", "c", "LSTM memory", "numpy or onnx"),
     ("everything", "c", r"`arm/1` \(Discrete\)", "numpy or onnx"),
     ("half", "c", "actions of float16", "numpy or onnx"),
 ]
@@ -441,7 +441,7 @@ class Squashed(BoxHead):
 
 @dataclass(frozen=True)
 class Widened(DiscreteHead):
-    """A head of a known name with a field that came later."""
+    """A head with a known name and a field that was added later."""
 
     temperature: float = 1.0
 
@@ -452,7 +452,7 @@ def test_a_part_that_is_not_known_is_refused_by_its_name(monkeypatch: pytest.Mon
     with pytest.raises(UpslopeError, match="has a Squashed, which cannot be exported"):
         with_head(small(), Squashed((1,), (-1.0,), (1.0,))).export("numpy", tmp_path)
     monkeypatch.setitem(walk.FIELDS, Widened, ("n", "start"))
-    with_head(small(), Widened(2)).export("numpy", tmp_path)  # at its default a new field changes nothing
+    with_head(small(), Widened(2)).export("numpy", tmp_path)  # a new field at its default changes nothing
     with pytest.raises(UpslopeError, match=r"Widened with temperature=2\.0"):
         with_head(small(), Widened(2, temperature=2.0)).export("numpy", tmp_path / "another.py")
     policy = small()
@@ -462,7 +462,7 @@ def test_a_part_that_is_not_known_is_refused_by_its_name(monkeypatch: pytest.Mon
 
 
 def test_a_first_layer_that_reads_some_features_has_rows_of_zero_for_the_others():
-    """By hand: of a (2 features), b (3) and c (1) features 1 and 5 are read, so b is no input; an image adds a row."""
+    """By hand: of a (2 features), b (3) and c (1), only 1 and 5 are read, so b is no input; an image adds a row."""
     layer = Dense(np.array([[1.0], [2.0], [3.0]], np.float32), np.zeros(1, np.float32), None)
     wide = widened(layer, [("a", 2), ("b", 3), ("c", 1)], {"a", "c"}, [(1, 2), (5, 6)])
     np.testing.assert_array_equal(wide.weight, [[0], [1], [2], [3]])
@@ -471,7 +471,7 @@ def test_a_first_layer_that_reads_some_features_has_rows_of_zero_for_the_others(
 def test_a_file_that_is_there_is_kept_and_names_are_checked(tmp_path: Path):
     policy = small()
     (tmp_path / "policy.npz").write_text("mine")
-    with pytest.raises(UpslopeError, match=r"policy\.npz exists already"):
+    with pytest.raises(UpslopeError, match=r"policy\.npz already exists"):
         policy.export("numpy", tmp_path)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("policy.npz", "mine")]
     for output, words in (("policy.onnx", "is a .py file"), ("nowhere/", "There is no folder")):
@@ -483,7 +483,7 @@ def test_a_file_that_is_there_is_kept_and_names_are_checked(tmp_path: Path):
 
 
 def without_normaliser(plan: Plan) -> Plan:
-    """The plan with its statistics forgotten."""
+    """The plan without its statistics."""
     return replace(plan, inputs=tuple(replace(one, coding=type(one.coding)()) for one in plan.inputs))
 
 
@@ -513,7 +513,7 @@ def test_a_reset_that_forgets_the_carry_is_noticed(tmp_path: Path, monkeypatch: 
 
 
 class Own(equinox.Module):
-    """A user's model of one layer."""
+    """A user's model with one layer."""
 
     layer: jax.Array
     head: Any = equinox.field(static=True)
@@ -537,7 +537,7 @@ class Own(equinox.Module):
 
 
 class OwnWithGraph(Own):
-    """One that says what it is in ONNX."""
+    """One that defines its ONNX graph."""
 
     def to_onnx(self, policy: Policy) -> Any:
         import onnx
@@ -560,9 +560,9 @@ def own_policy(own: type) -> Policy:
 
 
 def test_a_model_of_ones_own_is_exported_if_it_says_how(tmp_path: Path):
-    with pytest.raises(UpslopeError, match=r"The model Own is your own.*to_onnx"):
+    with pytest.raises(UpslopeError, match=r"The model Own is custom.*to_onnx"):
         own_policy(Own).export("onnx", tmp_path)
-    with pytest.raises(UpslopeError, match=r"The model OwnWithGraph is your own.*as onnx"):
+    with pytest.raises(UpslopeError, match=r"The model OwnWithGraph is custom.*as onnx"):
         own_policy(OwnWithGraph).export("numpy", tmp_path)
     pytest.importorskip("onnx")
     assert own_policy(OwnWithGraph).export("onnx", tmp_path).paths[0].is_file()
@@ -570,7 +570,7 @@ def test_a_model_of_ones_own_is_exported_if_it_says_how(tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def run(folder: Path) -> Path:
-    """A run of two seeds, the second of which was better, with checkpoints of untrained agents."""
+    """A run of two seeds, the second better than the first, with checkpoints of untrained agents."""
     path = write_run(folder, episodes={s: [(10, 1.0)] for s in (3, 4)}, steps=320, hidden_sizes=(4,))
     directory = RunDirectory(path)
     config, (encoder, head) = directory.config(), spaces_of(directory)
@@ -589,7 +589,7 @@ def test_the_command_writes_into_the_run_and_says_what_it_wrote(run: Path, capsy
     assert policy.seed == 4
     layers = dict(np.load(run / "policy.npz"))
     np.testing.assert_array_equal(layers["weight_0"], policy.agent.model.actor.network.weights[0])
-    for path, words in ((run, "exists already"), (run.parent / "nowhere", "nowhere")):
+    for path, words in ((run, "already exists"), (run.parent / "nowhere", "nowhere")):
         with pytest.raises(SystemExit, match="2"):
             main(["export", str(path), "--format", "numpy"])
         assert words in capsys.readouterr().err
@@ -621,7 +621,7 @@ def test_exporting_a_strangers_run_runs_nothing_and_writes_through_no_link(run: 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_key_is_text_and_never_code(format: str, tmp_path: Path, monkeypatch: Any):
-    """Also one that would end a docstring or a comment, once its quotes or signs are doubled, escaped or halved."""
+    """Even a key that would end a docstring or comment if its quotes or signs were doubled, escaped or halved."""
     if format == "onnx":
         pytest.importorskip("onnx")
     monkeypatch.chdir(tmp_path)
@@ -638,7 +638,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 
 @pytest.fixture
 def robot(tmp_path: Path, monkeypatch: Any) -> Path:
-    """A folder with a policy for CartPole, as the page has it."""
+    """A folder with a policy for CartPole, as on the page."""
     policy = policy_of(spaces.Box(-np.inf, np.inf, (4,), np.float32), spaces.Discrete(2))
     for format in FORMATS[:2]:
         policy.export(format, tmp_path)
@@ -649,7 +649,7 @@ def robot(tmp_path: Path, monkeypatch: Any) -> Path:
 
 
 def shown(language: str, word: str) -> str:
-    """The page's block in this language that has this word."""
+    """The block of the page in this language that contains this word."""
     blocks = PAGE.read_text("utf-8").split(f"```{language}\n")[1:]
     (found,) = [block.split("```")[0] for block in blocks if word in block.split("```")[0]]
     return found

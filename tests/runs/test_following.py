@@ -1,4 +1,4 @@
-"""A function of the user's between the chunks of a run, and seeds that stop where they reach a return."""
+"""A user's function that is called between the chunks of a run, and seeds that stop when they reach a return."""
 
 import json
 import signal
@@ -25,7 +25,7 @@ SMALL: dict[str, Any] = {"hidden_sizes": (8,), "quiet": True, **SEGMENTS}
 
 
 class Corridor(gymnasium.Env):
-    """An episode is as long as the method `lengthen` says, and every step pays 1; observations tell the level."""
+    """The method `lengthen` changes the length of episodes, every step pays 1, and observations show the level."""
 
     observation_space, action_space = Box(0, 100, (2,)), Discrete(2)
 
@@ -49,7 +49,7 @@ class Corridor(gymnasium.Env):
 
 
 def harder(state: Any) -> None:
-    """Longer episodes after the 5th, 12th and 20th iteration, by numbers that depend on what was measured."""
+    """Lengthen episodes after the 5th, 12th and 20th iteration, by amounts that depend on measurements."""
     if state.iteration in (5, 12, 20):
         state.call("lengthen", int(np.nanmean(state.episode_return) // 3), (1,))
 
@@ -71,17 +71,17 @@ def lengths_of(run: Path, seed: int = 0) -> list[int]:
 
 
 def test_calls_are_made_at_the_next_reset(curriculum: Path):
-    """By hand: level 1 has episodes of 3 steps. A call made after iteration 5 (step 40 of each environment) with the
-    mean return 3 adds 3 // 3 = 1: the running episode still has 3 steps, and the next has 6."""
+    """By hand: level 1 has episodes of 3 steps. A call after iteration 5 (step 40 of each environment), when the mean
+    return is 3, adds 3 // 3 = 1: the running episode still has 3 steps, and the next one has 6."""
     lengths = lengths_of(curriculum)
     assert lengths[: lengths.index(6)] == [3] * lengths.index(6) and set(lengths) > {3, 6}
     assert lengths == sorted(lengths)
-    # 40 steps of both environments are 2 · 13 whole episodes; the 14th of each began before the call.
+    # In 40 steps, both environments complete 2 · 13 episodes; the 14th episode of each started before the call.
     assert lengths.index(6) == 2 * 14
 
 
 def test_a_stopped_curriculum_resumes_bit_for_bit(curriculum: Path, folder: Path, capsys):
-    """It stops after one call, which some of the running episodes have seen, and before two others."""
+    """The run stops after one call, which only some of the running episodes have seen, and before two other calls."""
     name = "stopped"
     stop_here = before_chunk(6, lambda: signal.raise_signal(signal.SIGINT))
     with stop_here, pytest.raises(KeyboardInterrupt, match="upslope resume"):
@@ -95,7 +95,7 @@ def test_a_stopped_curriculum_resumes_bit_for_bit(curriculum: Path, folder: Path
 def test_workers_and_slices_give_the_same_curriculum(curriculum: Path, folder: Path):
     options = {"on_iteration": harder, "workers": 2}
     assert_same_run(curriculum, train_corridor(folder, "shared", **options).path)
-    options |= {"seeds": 1, "steps": 400}  # more workers than seeds: each steps a slice of the environments
+    options |= {"seeds": 1, "steps": 400}  # more workers than seeds: each worker steps a slice
     sliced = train_corridor(folder, "sliced", **options).path
     assert_same_run(train_corridor(folder, "one seed", **options | {"workers": 1}).path, sliced)
 
@@ -171,7 +171,7 @@ def stopped(folder: Path, compiled_for_users: None) -> Path:
 
 @pytest.mark.usefixtures("compiled_for_users")
 def test_each_seed_stops_by_its_own_window(stopped: Path, folder: Path):
-    """The reference is the file of episodes: the first chunk after which the last 100 have this mean."""
+    """The reference is the episodes file: the first chunk after which the last 100 episodes reach this mean."""
     rows = metrics_of(stopped)
     ends = {row["seed"]: row["step"] for row in rows if "stop/return" in row}
     record = read_record(stopped)

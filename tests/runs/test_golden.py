@@ -1,4 +1,4 @@
-"""Short runs of every kind give the numbers that are stored, so that a change of structure is shown to change none."""
+"""Short runs of every kind reproduce stored numbers, which shows that a structural change does not alter results."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ IS_SAME_MACHINE = golden_runs.fingerprint() == NOTES["fingerprint"]
 
 @pytest.fixture(scope="module")
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The facts of every case that is tested, trained in a process of its own."""
+    """The facts of every tested case, trained in a separate process."""
     path = tmp_path_factory.mktemp("golden") / "found.npz"
     here = [item for item in request.session.items if item.path == request.path]
     names = [
@@ -31,10 +31,10 @@ def test_every_case_is_stored() -> None:
 
 @pytest.mark.parametrize("name", golden_runs.CASES)
 def test_a_run_gives_the_stored_numbers(name: str, trained: dict[str, Any]) -> None:
-    """Bit for bit on the machine and the versions that stored them; the leading rows to within rounding elsewhere."""
+    """Bit for bit on the machine and versions that stored them; elsewhere, the leading rows agree approximately."""
     found, expected = trained[name], EXPECTED[name]
     if not IS_SAME_MACHINE:
-        # Another machine may decide a near-tie earlier than the one on which this number was measured.
+        # Another machine may decide a near-tie earlier than the machine on which this number was measured.
         assert golden_runs.num_agreeing(found, expected) >= (NOTES["elsewhere"][name] + 1) // 2
         return
     assert len(found["rows"]) == len(expected["rows"])

@@ -1,4 +1,4 @@
-"""Runs with groups and with a reference policy: shared starts, resumption bit for bit, and what is refused."""
+"""Runs with groups and with a reference policy: shared starts, resuming bit for bit, and what is refused."""
 
 import shutil
 from functools import partial
@@ -28,7 +28,7 @@ SMALL: dict[str, Any] = {"hidden_sizes": (8,), "quiet": True, "minibatches": 2, 
 
 @pytest.fixture(scope="module")
 def source(folder: Path) -> Path:
-    """Two seeds of leave-one-out."""
+    """A run of leave-one-out with two seeds."""
     settings = SMALL | {"epochs": 1, "minibatches": 1}
     return upslope.train(
         "jax:Tokens-v0", "rloo", folder=folder, name="source", steps=400, seeds=2, **TOKENS, **settings
@@ -77,7 +77,7 @@ def test_host_groups_share_their_starts_in_every_process():
     world = make("CartPole-v1")
     encoder, head = encoder_of(world.observation_space, world.name), head_of(world.action_space, world.name)
     columns = HostColumns(world, encoder, head, [7], 4, None, group_size=2)
-    part = HostColumns(world, encoder, head, [7], 2, None, indices=[1, 2], group_size=2)  # a slice across two groups
+    part = HostColumns(world, encoder, head, [7], 2, None, indices=[1, 2], group_size=2)  # spans two groups
     for number in range(2):
         columns.begin(range(4))
         part.begin(range(2))
@@ -106,7 +106,7 @@ def test_host_groups_train_and_resume(folder: Path):
     ("environment", "algorithm", "settings", "words"),
     [
         ("jax:Tokens-v0", "rloo", {"num_envs": 10, "group_size": 4}, "--num-envs 10 cannot .* Use --num-envs 8"),
-        ("jax:Tokens-v0", "rloo", {"group_size": 1}, "2 episodes or more, not 1"),
+        ("jax:Tokens-v0", "rloo", {"group_size": 1}, "at least 2 episodes, not 1"),
         ("jax:Tokens-v0", "ppo", {"group_size": 4}, "GAE learns from segments of 128 steps"),
         ("jax:Tokens-v0", "ppo", {"estimator": "group_mean"}, "Set --group-size"),
         ("jax:Tokens-v0", "ppo", {"divide_by_deviation": True}, "--divide-by-deviation is read only by"),

@@ -1,4 +1,4 @@
-"""Runs with --head gsde: stopped and resumed they are uninterrupted, and everything reads them."""
+"""Runs with --head gsde: stopping and resuming changes nothing, and every command reads them."""
 
 from functools import cache
 from pathlib import Path
@@ -29,7 +29,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.fixture(scope="module")
 def trained(folder: Path) -> Any:
-    """A run of each kind, trained once."""
+    """Train each kind of run once, when it is first requested."""
 
     @cache
     def run(kind: str) -> Path:
@@ -63,8 +63,8 @@ def test_recorded_actions_hold_their_noise_and_have_the_marginal_probability(tra
         observation, action = recorded["observation"], recorded["action"]
         found = policy.distribution(observation)
         np.testing.assert_allclose(found.log_prob(action), recorded["behaviour_log_prob"], atol=1e-4)
-    # By hand: in steps that share Θ [4, 1], the deviations from the mean are φ Θ, so that 3 of them determine no Θ,
-    # but Θ of least norm explains them all; of two stretches it does not.
+    # By hand: in steps that share Θ [4, 1], the deviations from the mean are φ Θ. Three of them do not determine Θ, but
+    # the Θ of least norm explains them all; it does not explain steps from two different Θ.
     network = policy.numpy_agent.model.actor.network
     hidden = policy.numpy_agent.features(observation)
     for weight, bias in zip(network.weights[:-1], network.biases[:-1], strict=True):

@@ -1,4 +1,4 @@
-"""Actions of several parts, and squashed ones, everywhere: trained, resumed, judged, recorded, learned from, shown."""
+"""Actions with several parts and squashed actions: training, resuming, evaluation, recording, learning, display."""
 
 import json
 import shutil
@@ -39,7 +39,7 @@ RUNS = {
 
 @pytest.fixture(scope="module")
 def trained(folder):
-    """A run of each kind, trained once."""
+    """Train each kind of run once, when it is first requested."""
 
     @cache
     def run(kind: str):
@@ -101,7 +101,7 @@ def test_a_policy_gives_the_environments_own_form(trained):
         observation, _, terminated, _, info = env.step(action)
         if terminated:
             observation, info = env.reset()
-    flat = np.array([1, 1, 1, 1, 1, 1, 1, 0, 1, 0, 0, 1], bool)  # the last tool alone
+    flat = np.array([1, 1, 1, 1, 1, 1, 1, 0, 1, 0, 0, 1], bool)  # only the last tool
     batch = policy(np.stack([observation] * 3), mask=[flat, flat, flat])
     assert batch["tool"].tolist() == [3, 3, 3] and batch["arm"][0].shape == (3, 2)
     with pytest.raises(UpslopeError, match="keys 'tool', but needs 'arm', 'keys', 'tool'"):
@@ -136,7 +136,7 @@ HALF, CENTRE = np.array([1.0, 5.0]), np.array([0.0, 5.0])
 
 
 def dataset(path: Path, action: Any, **meta: Any) -> Path:
-    """Episodes of one step with these actions."""
+    """One-step episodes with these actions."""
     count = len(action)
     arrays = {"observation": np.zeros((count, 2), np.float32), "final_observation": np.zeros((count, 2), np.float32),
               "action": np.asarray(action, np.float32), "reward": np.zeros(count, np.float32),
@@ -167,7 +167,7 @@ def test_actions_of_another_head_are_converted_or_refused(trained, tmp_path):
         loaded(outside, squashed=True)
     with pytest.raises(UpslopeError, match="`squashed` in its meta must be true or false"):
         loaded(dataset(tmp_path / "4.npz", units, squashed="yes"), squashed=True)
-    # What a policy recorded is what its environment got: the reward tells the action.
+    # A recording contains what the environment received: the reward reveals the action.
     data = upslope.record(trained("host squashed"), episodes=4, output=tmp_path / "recorded.npz")
     with np.load(data) as recorded:
         paid = -np.abs(loaded(data, squashed=False) - [0.5, 2.0]).sum(axis=1)

@@ -1,5 +1,5 @@
-"""A run directory of a stranger: links lead no write out of it, pipes and devices are not waited for, and what a full
-disk left is healed."""
+"""An untrusted run directory: links cannot redirect writes, reading never waits for pipes or devices, and what a full
+disk left behind is repaired."""
 
 import os
 import shutil
@@ -43,12 +43,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(trained: Path, tmp_path: Path) -> Path:
-    """A copy of it."""
+    """A copy of the trained run."""
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder."""
+    """The content of every file in a folder."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
@@ -153,7 +153,7 @@ def link(path: Path, target: Path) -> Path:
 
 
 def test_a_temporary_file_is_a_new_one(tmp_path: Path):
-    """Its name could be guessed, and a link put there."""
+    """Its name could be guessed, and a link could have been placed there."""
     target = tmp_path / "target"
     target.write_text("mine")
     (tmp_path / f".file.{os.getpid()}.tmp").symlink_to(target)
@@ -197,7 +197,7 @@ def test_the_same_episodes_are_not_counted_twice(run: Path):
     directory = RunDirectory(run)
     for rows in ([ROW, ROW], [NEXT], [(*ROW[:4], 3.5, 9, 1)]):
         directory.add_evaluation(rows)
-    assert directory.evaluations()["return"].tolist() == [2.5, 3.5, 1.5], "the first is replaced, the second stays"
+    assert directory.evaluations()["return"].tolist() == [2.5, 3.5, 1.5], "the first is replaced, and the second stays"
     directory.add_evaluation([(*ROW[:4], r, 9, 1) for r in (4.5, 5.5, 6.5)])
     assert directory.evaluations()["return"].tolist() == [2.5, 4.5, 5.5, 6.5]
 
@@ -206,13 +206,13 @@ def test_fewer_episodes_leave_the_others(run: Path):
     upslope.evaluate(run, episodes=12)
     rows = RunDirectory(run).evaluations()
     upslope.evaluate(run, episodes=3)
-    assert np.array_equal(RunDirectory(run).evaluations(), rows), "three of twelve episodes are the same three"
+    assert np.array_equal(RunDirectory(run).evaluations(), rows), "repeating three of twelve episodes changes nothing"
     upslope.evaluate(run, episodes=14)
     assert len(RunDirectory(run).evaluations()) == 28
 
 
 def test_episodes_under_another_limit_are_not_the_runs(run: Path, capsys: Any):
-    upslope.evaluate(run, episodes=3, max_episode_steps=9)  # which is the run's
+    upslope.evaluate(run, episodes=3, max_episode_steps=9)  # the run's own limit
     assert not capsys.readouterr().err
     before = RunDirectory(run).evaluation_path.read_bytes()
     found = upslope.evaluate(run, episodes=5, max_episode_steps=4)
@@ -232,7 +232,7 @@ def test_the_limit_of_an_id_is_that_of_a_run_without_its_own(tmp_path: Path, cap
 
 
 def no_writing(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Make creating a file in a folder fail, as on a read-only disk, also for a user who may do anything."""
+    """Make creating files in a folder fail as on a read-only disk, even for a user with all permissions."""
 
     def refuse(self: Path, *arguments: Any, original: Any, **options: Any) -> Any:
         mode = arguments[0] if arguments else "r"

@@ -1,8 +1,8 @@
-"""Whatever a file holds, a loader reads it rightly or refuses it in one message that names it: no other exception, no
-code executed, no memory asked for because a file says so.
+"""Whatever a file contains, a loader either reads it correctly or refuses it in one message that names it.
 
-`UPSLOPE_EXAMPLES=2000` draws so many malformed files for each loader, at random; `UPSLOPE_COUNTS=FILE` stores how many
-were refused.
+It raises no other exception, executes no code, and allocates no memory just because a file declares a size.
+`UPSLOPE_EXAMPLES=2000` draws that many malformed files for each loader, at random; `UPSLOPE_COUNTS=FILE` stores how
+many were refused.
 """
 
 import json
@@ -73,7 +73,7 @@ def counts() -> Iterator[None]:
 
 
 class Run:
-    """A small run directory with one of every file, and what is needed to read them."""
+    """A small run directory with one file of every kind, and what is needed to read them."""
 
     def __init__(self, folder: Path):
         rows = {s: [(t, 10.0 + s) for t in range(10, 300, 10)] for s in (0, 1)}
@@ -95,13 +95,13 @@ class Run:
         (self.path / "settings.yaml").write_text(SETTINGS)
 
     def write_metrics(self) -> None:
-        """Rows with a few metrics."""
+        """Write rows with a few metrics."""
         metrics = {"policy/kl": 0.01, "critic/loss": 1.5, "episode/return": 9.0, "health/ratio": None}
         lines = [{"iteration": i, "seed": s, "step": 16 * (i + 1), **metrics} for i in range(12) for s in (0, 1)]
         (self.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     def write_arrays(self) -> None:
-        """A dataset, and a credit file."""
+        """Write a dataset and a credit file."""
         observation = np.linspace(-1, 1, 20, dtype=np.float32).reshape(5, 4)
         facts = {"observation": observation, "action": np.array([0, 1, 1, 0, 1]), "reward": np.ones(5, np.float32)}
         ends = {"length": np.array([3, 2]), "terminated": np.array([True, False]), "final_observation": observation[:2]}
@@ -116,25 +116,25 @@ class Run:
         save_credit(self.path / "credit.npz", credit)
 
     def stand(self) -> Any:
-        """What resuming reads."""
+        """Read what resuming reads."""
         config = self.directory.config()
         check_checkpoint_size(self.directory.last, config, self.task.model, self.task.num_envs)
         return resume_point_of(self.directory, config, self.task, self.state, needs_snapshot=True)
 
     def view_credit(self) -> str:
-        """What a report makes of a credit file."""
+        """Render a credit file as a report does."""
         figures = Figures()
         view = credit_view(figures, load_credit(self.path / "credit.npz"), "title", 1000)
         numbers = json.dumps(figures.found, allow_nan=False)
-        fields = dict.fromkeys(("mark", "written", "plotly"), "") | WORDS  # without Plotly's script, which takes time
+        fields = dict.fromkeys(("mark", "written", "plotly"), "") | WORDS  # without Plotly's script, which is slow
         return templates().get_template("credit.html").render(fields, title="title", view=view, data=numbers)
 
     def dataset(self) -> Any:
-        """What learning from a dataset reads."""
+        """Read a dataset as training does."""
         return load_dataset(self.path / "dataset.npz", *spaces_of(self.directory), True)
 
     def settings(self) -> Any:
-        """What `--config` reads."""
+        """Read settings as `--config` does."""
         options = read_settings(self.path / "settings.yaml")
         use_preset = options.pop("preset", False)
         names = {n: options.pop(n, default) for n, default in (("environment", "X-v0"), ("algorithm", "ppo"))}
@@ -162,7 +162,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def spoiled(name: str, content: bytes, planted: Path) -> st.SearchStrategy[bytes]:
-    """Malformed files of a kind."""
+    """Draw malformed files of one kind."""
     if name.endswith(".npz"):
         return spoiled_npz(content, planted)
     if name.endswith(".json"):
@@ -173,7 +173,7 @@ def spoiled(name: str, content: bytes, planted: Path) -> st.SearchStrategy[bytes
 
 
 def refusal(run: Run, name: str, loader: str) -> str:
-    """Load; the message of a refusal, which is one line that names the file, or nothing if it was loaded."""
+    """Load the file; return the message of a refusal, one line that names the file, or "" if it was loaded."""
     COUNTS[f"{loader}: files"] += 1
     try:
         LOADERS[loader][1](run)
@@ -215,37 +215,37 @@ HUGE = "(140737488355328,)"
 
 
 def aliases(levels: int = 40) -> bytes:
-    """A few lines of YAML that stand for 2^40 values."""
+    """A few lines of YAML that expand to 2^40 values."""
     lines = ["a: &a0 [x, x]", *(f"a{k}: &a{k} [*a{k - 1}, *a{k - 1}]" for k in range(1, levels))]
     return "\n".join([*lines, f"env_kwargs: {{big: *a{levels - 1}}}"]).encode()
 
 
 def with_config(run: Run, **changes: Any) -> bytes:
-    """A config.json with other settings."""
+    """A config.json with changed settings."""
     description = json.loads((run.path / "config.json").read_text())
     description["config"] |= changes
     return json.dumps(description).encode()
 
 
 def with_arrays(run: Run, name: str, **changes: bytes) -> bytes:
-    """An archive with other members."""
+    """An archive with changed members."""
     return packed(unpacked((run.path / name).read_bytes()) | {f"{k}.npy": x for k, x in changes.items()})
 
 
 def bomb(run: Run) -> bytes:
-    """A quarter of a gibibyte of zeros, compressed to a thousandth."""
+    """A quarter of a gibibyte of zeros, compressed to a thousandth of that size."""
     zeros = declaring("'|u1'", f"({1 << 28},)", b"\0" * (1 << 28))
     return packed({"reward.npy": zeros}, zipfile.ZIP_DEFLATED)
 
 
 def wide(run: Run) -> bytes:
-    """Every row has columns of its own, so that the table would be a thousand times the file."""
+    """Rows that all have different columns, so that the table would be a thousand times as large as the file."""
     rows = [{"iteration": 0, "seed": 0, "step": 1, **{f"{i}/{k}": 1 for k in range(20)}} for i in range(4000)]
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
 def uneven(run: Run) -> bytes:
-    """A hundred thousand episodes of one step, and one as long as all of them."""
+    """A hundred thousand one-step episodes, and one episode as long as all of them together."""
     many = 100_000
     length = npy(np.concatenate([np.ones(many, int), [many]]))
     steps, ends = 2 * many, many + 1
@@ -305,7 +305,7 @@ def test_a_declared_size_takes_no_memory(case: str, run: Run):
 
 
 def test_a_letter_on_which_the_parser_of_tables_dies(run: Run):
-    # NumPy's loadtxt looks a character of a column of numbers up in C's table of 256: at U+10FFFF the process dies.
+    # NumPy's loadtxt looks up characters of a numeric column in C's table of 256: at U+10FFFF the process dies.
     path = run.path / "evaluation.csv"
     content = path.read_bytes()
     path.write_bytes(content + "0,\U0010ffff,last,\U0010ffff,9.5,10,1\n".encode())

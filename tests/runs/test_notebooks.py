@@ -1,4 +1,4 @@
-"""What notebooks show: results as HTML, whose every word is escaped, and one panel that is redrawn."""
+"""What notebooks show: results as HTML in which all text is escaped, and a single panel that is redrawn."""
 
 import re
 import sys
@@ -25,7 +25,7 @@ VOID = {"br"}
 
 
 class Elements(HTMLParser):
-    """The elements and the text of HTML; what is opened must be closed."""
+    """The elements and the text of HTML; every opened element must be closed."""
 
     def __init__(self, html: str):
         super().__init__()
@@ -59,7 +59,7 @@ def run_of(path: Path) -> Run:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A run of three seeds; the returns of a seed rise by 10 an episode, from its number."""
+    """A run of three seeds; the returns of each seed rise by 10 per episode, starting from 10 plus the seed."""
     episodes = {seed: [(10 * k, float(10 * k + seed)) for k in range(1, 4)] for seed in range(3)}
     return write_run(tmp_path, name=HOSTILE.replace("/", "|"), episodes=episodes, steps=100)
 
@@ -74,7 +74,7 @@ def test_a_run_shows_its_returns_and_a_curve_per_seed(path: Path):
     points = re.findall(r"points='([^']*)'", run_of(path)._repr_html_())
     assert [len(line.split()) for line in points] == [3, 3, 3]
     heights = [float(point.split(",")[1]) for point in points[0].split()]
-    assert heights == sorted(heights, reverse=True)  # a mean that rises goes up
+    assert heights == sorted(heights, reverse=True)  # a rising mean is drawn upwards
 
 
 def test_runs_without_intervals_episodes_or_experience_show_themselves(tmp_path: Path):
@@ -145,9 +145,9 @@ def test_a_notebook_has_one_panel(monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setattr(notebooks.time, "monotonic", lambda: float(next(times)))
     with NotebookDisplay() as display:
         display.start("ppo", ["writing"])
-        for percent in range(1, 101):  # within two seconds of this clock
+        for percent in range(1, 101):  # takes less than two seconds on this clock
             display.update(make_snapshot(steps=[percent * 1000] * 5))
         display.finish(None, ["the end"])
     assert len(drawn) <= 4
-    assert "100 %" in " ".join(Elements(drawn[-1]).words)  # the last state, whenever the last redraw was
+    assert "100 %" in " ".join(Elements(drawn[-1]).words)  # the last state, even if it was not due for a redraw
     assert capsys.readouterr().out == "writing\nthe end\n"

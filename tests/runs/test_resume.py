@@ -1,4 +1,4 @@
-"""A run that was stopped and resumed is the run that was never stopped, file by file and bit for bit."""
+"""A run that was stopped and resumed equals a run that was never stopped, file by file and bit for bit."""
 
 import json
 import os
@@ -30,7 +30,7 @@ from upslope.runs.signals import stop_on_signal
 
 NORMALISED = {"normalize_observations": True, "normalize_rewards": True}
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
-    # 48 steps a chunk are three iterations a program, so a stop falls between chunks of several iterations.
+    # 48 steps per chunk are three iterations per program, so a stop falls between chunks of several iterations.
     "compiled segments": ("jax:CartPole-v1", "ppo", {"steps": 4800, **SEGMENTS, **NORMALISED}),
     "compiled split": ("jax:CartPole-v1", "ppo", {"steps": 4800, "devices_per_seed": 2, **SEGMENTS, **NORMALISED}),
     "compiled episodes": (
@@ -44,18 +44,18 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 train = partial(train_case, CASES, seeds=2, hidden_sizes=(8,), quiet=True)
 STOP_AT = {"compiled segments": 40, "compiled split": 40, "host segments": 45, "host box": 31}
-"""The chunk before which a case is stopped."""
+"""The chunk before which each case is stopped."""
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(folder: Path) -> Callable[[str], Path]:
-    """The uninterrupted run of a case, trained once."""
+    """Train the uninterrupted run of a case once, when it is first requested."""
     return cache(lambda case: train(case, folder, f"{case} straight"))
 
 
 @pytest.fixture
 def straight(uninterrupted: Callable[[str], Path], trains_for_long: None) -> Callable[[str], Path]:
-    """The same, for a test of exact bits, whose programs are compiled as users have them."""
+    """The same for tests of exact bits, with programs compiled as they are for users."""
     return uninterrupted
 
 
@@ -71,7 +71,7 @@ def test_stopped_and_resumed_is_uninterrupted(case: str, straight: Callable[[str
     half = len(metrics_of(folder / name))
     upslope.resume(folder / name, quiet=True)
     assert 0 < half < len(metrics_of(folder / name))
-    # Pendulum and CartPole repeat themselves, so nothing may be said against them.
+    # Pendulum and CartPole repeat themselves, so no warning may appear.
     assert "could not be replayed" not in capsys.readouterr().err
     assert_same_run(straight(case), folder / name)
 
@@ -82,7 +82,7 @@ def test_rows_after_the_checkpoint_are_cut(straight: Callable[[str], Path], fold
     def kill() -> None:
         raise Killed
 
-    # A checkpoint after each of the first 30 chunks, then none until the end.
+    # Save a checkpoint after each of the first 30 chunks, then none until the end.
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     stop_saving = before_chunk(30, lambda: monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 1e9))
     with before_chunk(60, kill), stop_saving, pytest.raises(Killed):
@@ -90,7 +90,7 @@ def test_rows_after_the_checkpoint_are_cut(straight: Callable[[str], Path], fold
     run = folder / "killed"
     assert len(metrics_of(run)) == 60 * 3 * 2
     with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"iteration": 180, "se')  # a row that was being written
+        file.write('{"iteration": 180, "se')  # an incomplete row
     upslope.resume(run, quiet=True)
     assert_same_run(straight(case), run)
 
@@ -160,7 +160,7 @@ def test_a_signal_stops_the_command_cleanly(tmp_path: Path):
         while not (rows.exists() and rows.stat().st_size) and process.poll() is None:
             time.sleep(0.1)
         process.send_signal(number)
-        process.send_signal(number)  # as `timeout` does: once to the process, once to its group
+        process.send_signal(number)  # like `timeout`: once to the process, once to its group
     for number, process in zip(signals, processes, strict=True):
         said = process.communicate()[1]
         assert process.returncode == 130, said
@@ -181,7 +181,7 @@ def test_a_second_wish_to_stop_does_not_wait(monkeypatch):
 
 
 def test_train_resume_goes_on_with_the_same_config_only(tmp_path: Path, capsys):
-    # With a preset, whose settings come from another file than the config's.
+    # A preset is in use, and its settings come from a different file than the config's.
     words = f"train jax:CartPole-v1 --folder {tmp_path} --name run --resume --steps 512 -q".split()
     main(words)
     main(words)
@@ -207,7 +207,7 @@ def test_a_config_that_was_edited_after_training_began_is_refused(tmp_path: Path
 
 
 BEYOND = 10**400
-"""More than a float can hold."""
+"""Larger than any float."""
 
 
 @pytest.mark.parametrize(
@@ -256,12 +256,12 @@ def test_an_evaluation_of_the_agent_before_is_set_aside(tmp_path: Path):
     run = tmp_path / "run"
     upslope.evaluate(run, episodes=1)
     upslope.resume(run, quiet=True)
-    assert not (run / "evaluation.csv").exists(), "it was of an agent that has been trained further"
+    assert not (run / "evaluation.csv").exists(), "its agent has been trained further"
     (aside,) = run.glob("evaluation-at-step-*.csv")
     assert len(aside.read_text().splitlines()) == 3
     upslope.evaluate(run, episodes=1)
     with suppress(upslope.UpslopeError):
-        upslope.resume(run, quiet=True)  # it is finished
+        upslope.resume(run, quiet=True)  # already finished
     assert (run / "evaluation.csv").exists()
     upslope.compare(run, score="stochastic")
 
@@ -275,7 +275,7 @@ def test_an_evaluation_made_during_training_is_not_that_of_the_finished_run(tmp_
 
     settings = {**SEGMENTS, "steps": 320, "seeds": 1, "hidden_sizes": (8,)}
     upslope.train("jax:CartPole-v1", folder=tmp_path, name="run", on_iteration=evaluate_early, **settings)
-    assert not (run / "evaluation.csv").exists(), "its agent was trained further"
+    assert not (run / "evaluation.csv").exists(), "its agent has been trained further"
     (aside,) = run.glob("evaluation-up-to-step-*.csv")
     assert len(aside.read_text().splitlines()) == 5
     assert aside.name in capsys.readouterr().out.replace("\n", "")
@@ -312,4 +312,4 @@ def test_episodes_of_an_agent_that_is_trained_further_while_they_are_played_are_
     assert not (run / "evaluation.csv").exists()
     (aside,) = run.glob("evaluation-at-step-*.csv")
     assert len(aside.read_text().splitlines()) == 3
-    assert capsys.readouterr().err.count("trained further") == 1, "it is said once for both modes"
+    assert capsys.readouterr().err.count("trained further") == 1, "one message covers both modes"

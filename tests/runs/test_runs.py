@@ -1,4 +1,4 @@
-"""Run directories: nothing is overwritten, damage is told, and a trained policy comes back whole."""
+"""Run directories: nothing is overwritten, damage is reported, and a trained policy is restored completely."""
 
 import errno
 import io
@@ -33,7 +33,7 @@ def trained(folder: Path) -> Path:
 
 @pytest.fixture
 def run(trained: Path, tmp_path: Path) -> Path:
-    """A copy to be spoiled."""
+    """A copy that tests may damage."""
     return Path(shutil.copytree(trained, tmp_path / "copy"))
 
 
@@ -59,7 +59,7 @@ def with_objects(content: bytes) -> bytes:
 
 
 def encrypted(content: bytes) -> bytes:
-    """Members flagged as encrypted, locally and in the directory."""
+    """Members flagged as encrypted, both locally and in the directory."""
     marked = bytearray(packed({"meta.npy": b"secret"}))
     marked[6] |= 1
     marked[marked.index(b"PK\x01\x02") + 8] |= 1
@@ -67,7 +67,7 @@ def encrypted(content: bytes) -> bytes:
 
 
 def not_an_array(content: bytes) -> bytes:
-    """All is there, but one member is text, not an array."""
+    """Everything is present, but one member is text instead of an array."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     first = next(name for name in members if name != "meta.npy")
@@ -103,7 +103,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(damage: str, run: Path):
     before = (run / "metrics.jsonl").read_bytes()
     with pytest.raises(upslope.UpslopeError, match=r"last\.npz") as refusal:
         upslope.resume(run, quiet=True)
-    assert "damaged" in str(refusal.value) or "does not belong" in str(refusal.value)
+    assert "damaged" in str(refusal.value) or "does not match" in str(refusal.value)
     with pytest.raises(upslope.UpslopeError, match=r"last\.npz"):
         upslope.load(run, checkpoint="last")
     assert (run / "metrics.jsonl").read_bytes() == before
@@ -124,7 +124,7 @@ def test_a_damaged_dataset_is_refused_by_name(damage: str, tmp_path: Path):
 
 def test_the_wrong_checkpoint_is_refused(run: Path):
     shutil.copy(run / "checkpoints" / "best.npz", run / "checkpoints" / "last.npz")
-    with pytest.raises(upslope.UpslopeError, match=r"does not belong to this run's config.*is missing"):
+    with pytest.raises(upslope.UpslopeError, match=r"does not match this run's config.*is missing"):
         upslope.resume(run, quiet=True)
 
 
@@ -166,7 +166,7 @@ def test_lost_rows_are_told(run: Path):
 
 def test_an_existing_run_is_not_overwritten(trained: Path):
     before = {p: p.read_bytes() for p in trained.rglob("*") if p.is_file()}
-    with pytest.raises(upslope.UpslopeError, match=r"exists already.*upslope resume .*--name"):
+    with pytest.raises(upslope.UpslopeError, match=r"already exists.*upslope resume .*--name"):
         upslope.train("jax:CartPole-v1", folder=trained.parent, name="run", quiet=True, **SMALL)
     assert before == {p: p.read_bytes() for p in trained.rglob("*") if p.is_file()}
 

@@ -1,4 +1,4 @@
-"""A seed's run does not depend on the seeds beside it and repeats itself, and its policy comes back whole."""
+"""A seed's run is reproducible and does not depend on the other seeds, and its policy is restored completely."""
 
 import csv
 from collections.abc import Callable
@@ -24,7 +24,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 MANY = 4
 HAS_ACCELERATOR = jax.default_backend() != "cpu"
-ROUNDS_AS_MANY = "an accelerator does all seeds of a compiled world at once, and rounds as their number asks"
+ROUNDS_AS_MANY = "an accelerator runs all compiled seeds together, and rounding depends on their number"
 ONE_AFTER_ANOTHER = pytest.mark.skipif(HAS_ACCELERATOR, reason=ROUNDS_AS_MANY)
 
 
@@ -35,13 +35,13 @@ def train(case: str, folder: Path, name: str, seed: int, seeds: int) -> Path:
 
 
 def one_seed(path: Path, index: int, count: int) -> dict[str, bytes]:
-    """One seed's part of every array of a checkpoint: of its rows, where seeds share the leading axis."""
+    """One seed's part of every array in a checkpoint; seeds share the leading axis."""
     with np.load(path) as archive:
         arrays = {name: archive[name] for name in archive.files if name != "meta"}
     parts = {}
     for name, x in arrays.items():
         if name in ("world/actions", "world/episode", "world/length"):
-            continue  # [S·N] and ragged: what they rebuild is compared in the rows and in `observation`
+            continue  # [S·N] and ragged: compared through the rows and `observation`
         assert x.shape[0] == count, name
         parts[name] = x[index].tobytes()
     return parts
@@ -58,7 +58,7 @@ def metrics_of_seed(run: Path, seed: int) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def together(folder: Path) -> Callable[[str], Path]:
-    """Seeds 0 to 3 of a case in one run, trained once."""
+    """Train seeds 0 to 3 of a case in one run, once."""
     return cache(lambda case: train(case, folder, f"{case} together", seed=0, seeds=MANY))
 
 
@@ -79,7 +79,7 @@ def test_a_seed_alone_is_that_seed_among_others(case: str, together: Callable[[s
 @ONE_AFTER_ANOTHER
 @pytest.mark.parametrize("seeds", [pytest.param(2, marks=pytest.mark.weekly), 3])
 def test_a_seed_of_full_size_is_that_seed_however_many_devices_share_the_work(seeds: int, folder: Path):
-    # Networks and minibatches large enough for XLA to use several threads; 3 seeds do not divide among 2 devices.
+    # Networks and minibatches are large enough for XLA to use several threads; 3 seeds do not divide among 2 devices.
     settings: dict[str, Any] = {"num_envs": 64, "rollout_steps": 64, "steps": 3 * 4096, "preset": False}
     settings |= {"quiet": True, "folder": folder}
     among = upslope.train("jax:CartPole-v1", name=f"wide {seeds}", seeds=seeds, **settings).path
@@ -108,8 +108,8 @@ def test_different_seeds_differ(case: str, together: Callable[[str], Path]):
 
 @ONE_AFTER_ANOTHER
 def test_the_best_agent_of_a_seed_does_not_depend_on_the_others(folder: Path):
-    # Whole episodes give each seed steps of its own, and chunks far below a hundredth of the budget make it matter
-    # when the window is held against the best.
+    # With whole episodes, each seed has its own step count. Chunks are far below a hundredth of the budget, so it
+    # matters when the window is compared with the best one.
     settings: dict[str, Any] = {"steps": 6000, "num_envs": 1, "max_episode_steps": 30, "preset": False}
     settings |= {"hidden_sizes": (8,), "quiet": True, "folder": folder}
     among = upslope.train("jax:CartPole-v1", "reinforce", name="best among", seeds=MANY, **settings).path
@@ -161,9 +161,9 @@ def test_box_actions_stay_within_their_bounds(folder: Path):
 @pytest.mark.parametrize(
     ("environment", "algorithm", "settings"),
     [
-        # Restarts are made ahead there, and minibatches are gathered at once.
+        # Here restarts are prepared in advance, and minibatches are gathered together.
         ("jax:CartPole-v1", "ppo", SEGMENTS | {"steps": 400}),
-        # Here each seed has steps of its own, so looks and ends fall on different iterations.
+        # Here each seed has its own step count, so health measurements and ends fall on different iterations.
         ("jax:CartPole-v1", "reinforce", EPISODES | {"max_episode_steps": 30, "steps": 4000}),
         pytest.param(
             "jax:Pendulum-v1", "ppo_kl", SEGMENTS | {"target_kl": 0.01, "steps": 400}, marks=pytest.mark.weekly
@@ -173,7 +173,7 @@ def test_box_actions_stay_within_their_bounds(folder: Path):
 def test_seeds_at_once_are_seeds_one_after_another(
     environment: str, algorithm: str, settings: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    # What an accelerator does, on a CPU, two seeds a device: the same but for the rounding of sums in another order.
+    # On a CPU, do what an accelerator does, with two seeds per device: only the order of summation may change rounding.
     options: dict[str, Any] = {"seeds": MANY, "hidden_sizes": (8,), "quiet": True, "folder": folder}
     for at_once in (False, True):
         for module in ("upslope.learning.iteration", "upslope.engines.compiled"):
@@ -183,7 +183,7 @@ def test_seeds_at_once_are_seeds_one_after_another(
     looks, others = ([any(name.startswith("health/") for name in row) for row in rows] for rows in (apart, together))
     assert looks == others and any(looks) and (algorithm != "reinforce" or not all(looks))
     for one, other in zip(apart, together, strict=True):
-        # A correlation is left out where nothing varies, which rounding may decide.
+        # A correlation is omitted if nothing varies, which may depend on rounding.
         assert all(name.endswith("correlation") for name in one.keys() ^ other.keys())
         for name in one.keys() & other.keys():
             value = one[name]

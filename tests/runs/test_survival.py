@@ -1,5 +1,5 @@
-"""What befalls a run from outside: kills, a second process, a full or read-only folder, a clock that jumps, a worker
-that hangs. Kills without number: `benchmarks/stress.py`."""
+"""External events during a run: kills, a second process, a full or read-only disk, a clock that jumps, a worker that
+hangs. `benchmarks/stress.py` kills runs many more times."""
 
 import os
 import re
@@ -49,7 +49,7 @@ def test_three_kills_lose_nothing(tmp_path: Path):
     words = "CartPole-v1 --no-preset --num-envs 4 --rollout-steps 32 --hidden-sizes 8 --steps 20000 --workers 1"
     case = stress_kills.Case("small", ["train", *words.split(), "--folder", str(tmp_path)], tmp_path)
     stress_kills.train_uninterrupted(case, ["straight"])
-    case.took = case.began  # kills soon after the first rows, so that no run is at its end before
+    case.took = case.began  # kill soon after the first rows, so that no run ends before
     tally = stress_kills.Tally()
     draw = np.random.default_rng(1)
     for number in range(3):
@@ -63,7 +63,7 @@ def test_three_kills_lose_nothing(tmp_path: Path):
 
 
 def killed(*_: Any) -> None:
-    """As if it were killed before anything is saved."""
+    """Stop as if the process were killed before anything is saved."""
     raise Killed
 
 
@@ -100,7 +100,7 @@ def test_of_two_runs_with_one_name_one_is_made(tmp_path: Path):
                 RunDirectory(place).create(config, *PARTS)
                 outcomes.append("made")
             except upslope.UpslopeError as error:
-                outcomes.append("refused" if "exists already" in str(error) else str(error))
+                outcomes.append("refused" if "already exists" in str(error) else str(error))
 
         threads = [threading.Thread(target=create) for _ in range(2)]
         for thread in threads:
@@ -137,7 +137,7 @@ def test_a_run_that_another_process_trains_is_left_alone(tmp_path: Path):
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[str], None]]:
-    """A file system of its own at `tmp_path/disk`, to be mounted again with other options; needs the right to mount."""
+    """A separate file system at `tmp_path/disk` that can be remounted with other options; needs the right to mount."""
     disk = tmp_path / "disk"
     disk.mkdir()
 
@@ -169,7 +169,7 @@ def test_a_disk_that_is_full_and_then_read_only(
     ):
         with pytest.raises(upslope.UpslopeError, match=words):
             what()
-    assert len(upslope.evaluate(run, episodes=1)) == 2  # results come first, and are not stored
+    assert len(upslope.evaluate(run, episodes=1)) == 2  # results are returned although they cannot be stored
     assert re.search(r"not stored:.*Read-only file system", " ".join(capsys.readouterr().err.split()))
     assert saved == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     small_disk("remount,rw,size=10m")

@@ -1,6 +1,6 @@
-"""The libraries' own steps, each as `start(key)` and `move(key, state, action)`, with what the library says of the end.
+"""The libraries' own steps, each as `start(key)` and `move(key, state, action)`, with the library's report of ends.
 
-Nothing here goes through upslope: these are the oracles of `test_libraries_themselves.py`.
+Nothing here uses upslope: these are the oracles of `test_libraries_themselves.py`.
 """
 
 from collections.abc import Callable
@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 LONG = 10
-"""How many times longer a limit is that no episode here reaches."""
+"""Factor by which a limit is extended so that no episode here reaches it."""
 
 
 class Facts(NamedTuple):
-    """What a library reports of one step."""
+    """What a library reports about one step."""
 
     observation: Any
     reward: Any
@@ -70,7 +70,7 @@ def of_jumanji(name: str, limit: int | None, combined: tuple[int, ...] = ()) -> 
     import jumanji
 
     env = jumanji.make(name, **({} if limit is None else {"time_limit": limit}))
-    # The library joins its limit with true ends. A true end is what also ends where the limit is far off.
+    # The library merges its limit with true ends. A true end also occurs when the limit is far away.
     longer = env if limit is None else jumanji.make(name, time_limit=LONG * limit)
     reset, step, far_step = jax.jit(env.reset), jax.jit(env.step), jax.jit(longer.step)
 
@@ -131,7 +131,7 @@ def of_craftax(name: str, limit: int) -> Oracle:
 
     def move(key: Any, state: Any, action: Any) -> tuple[Any, Facts]:
         observation, state, reward, done, _ = env.step(key, state, action, params)
-        # The library joins its limit with true ends. A true end is what also ends where the limit is far off.
+        # The library merges its limit with true ends. A true end also occurs when the limit is far away.
         terminated = env.is_terminal(state, params.replace(max_timesteps=LONG * limit))
         return state, Facts(observation, reward, terminated, done & ~terminated)
 

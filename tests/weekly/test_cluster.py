@@ -1,7 +1,7 @@
-"""Training on a Ray cluster of three nodes is training here, bit for bit, whatever happens to nodes and workers.
+"""Training on a Ray cluster of three nodes matches local training bit for bit, whatever happens to nodes and workers.
 
-Each node is a raylet of its own on this machine, which starts workers of its own (extra `ray`). The faults are those of
-`benchmarks/cluster_faults.py`, which lets each strike twenty times.
+Each node is a separate raylet on this machine that starts its own workers (extra `ray`). The faults are those of
+`benchmarks/cluster_faults.py`, which injects each of them twenty times.
 """
 
 import os
@@ -28,10 +28,11 @@ AUTO = upslope.Placement("auto")
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: Any):
-    """A cluster of three nodes, to which this process is connected."""
+    """A cluster of three nodes to which this process is connected."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    with TemporaryDirectory(dir="/tmp") as folder, faults.place_of(Path(folder), 0) as made:  # sockets: a short path
+    # Sockets need a short path.
+    with TemporaryDirectory(dir="/tmp") as folder, faults.place_of(Path(folder), 0) as made:
         yield made
 
 
@@ -41,7 +42,7 @@ def whole(place: Any) -> tuple[Any, ...]:
 
 
 def both(folder: Path, environment: str, **settings: Any) -> tuple[Path, Path]:
-    """The run of these settings here, and on the cluster."""
+    """A run with these settings here, and one on the cluster."""
     here = upslope.train(environment, folder=folder, name="here", **SMALL, **settings)
     there = upslope.train(environment, folder=folder, name="there", cluster=AUTO, **SMALL, **settings)
     return here.path, there.path
@@ -106,7 +107,7 @@ def test_a_node_with_other_versions_is_refused_by_name(place: Any, tmp_path: Pat
 
 
 def sweeps(folder: Path, environment: str, **more: Any) -> tuple[upslope.Sweep, upslope.Sweep]:
-    """A sweep here and on the cluster."""
+    """A sweep here, and one on the cluster."""
     space = {"learning_rate": {"choices": [0.001, 0.01, 0.1]}, "num_envs": 2, "rollout_steps": 32, "minibatches": 2}
     options: dict[str, Any] = {"space": space, "trials": 3, "seeds": 1, "steps": 1_024, "sampler": "bruteforce"}
     options |= {"pruner": "none", "fresh_seeds": 0, "preset": False, "quiet": True, "folder": folder} | more

@@ -1,4 +1,4 @@
-"""Other people's packages: an id alone trains, resumes and evaluates, with its preset."""
+"""Third-party packages: a bare id trains, resumes and evaluates, with its preset."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ SMALL: dict[str, Any] = {"num_envs": 2, "rollout_steps": 16, "minibatches": 2, "
 
 
 def trained(folder: Path, name: str, **settings: Any) -> Any:
-    """A short run, evaluated."""
+    """Train and evaluate a short run."""
     run = upslope.train(name, folder=folder, name="run", **{**SMALL, **settings})
     assert upslope.evaluate(run.path, episodes=1, max_episode_steps=20)["stochastic"].lengths.max() <= 20
     return run

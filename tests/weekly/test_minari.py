@@ -1,4 +1,4 @@
-"""Datasets of Minari: what is written is what is read, cloned and judged; nothing in one is run."""
+"""Minari datasets are read as they were written, and can be cloned and judged; no code in a dataset is run."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ NAME = "upslope/test-v0"
 
 
 class Parts(gymnasium.Env):
-    """Observations and actions of several parts; an episode of three steps."""
+    """Observations and actions with several parts; episodes have three steps."""
 
     observation_space = spaces.Dict({"x": spaces.Box(-9, 9, (2,)), "kind": spaces.Discrete(3, start=1)})
     action_space = spaces.Dict(
@@ -84,7 +84,7 @@ def test_what_is_written_is_what_is_read_by_us_and_by_minari(run: Path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"observation_space": None}, "no environment is created"),
+        ({"observation_space": None}, "does not create the environment"),
         ({"data_format": "arrow"}, "only hdf5"),
         ({"total_episodes": 70}, "cannot be read"),
     ],

@@ -1,4 +1,4 @@
-"""Runs sent to the real trackers, without a network, read back by the trackers' own means."""
+"""Runs sent to the real trackers without a network, and read back with the trackers' own tools."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def python(code: str, here: Path, **environment: str | None) -> str:
-    """Run code in a process of its own, offline and with a home of its own; what it printed. None unsets a variable."""
+    """Run code in a separate process, offline and with its own home; return what it printed. None unsets a variable."""
     own = {"HOME": str(here), "TRACKIO_DIR": str(here / "trackio"), "WANDB_MODE": "offline"}
     path = {"PYTHONPATH": os.pathsep.join(sys.path)}
     variables = {name: value for name, value in (os.environ | own | path | environment).items() if value is not None}
@@ -41,7 +41,7 @@ def python(code: str, here: Path, **environment: str | None) -> str:
 
 @pytest.fixture(scope="module")
 def run(here: Path) -> Path:
-    """A run that all trackers followed, then evaluated, sent again, and again."""
+    """A run that all trackers followed, and that was then evaluated and sent twice more."""
     for package in PACKAGES.values():
         pytest.importorskip(package)
     said = python(TRAIN, here, TRACKERS=json.dumps(list(PACKAGES)))
@@ -65,7 +65,7 @@ def gamma_of(run: Path) -> float:
 
 
 def evaluation_of(run: Path, seed: int) -> float:
-    """The mean return of a seed's stochastic evaluation, by hand."""
+    """The mean return of a seed's stochastic evaluation, computed by hand."""
     rows = [line.split(",") for line in (run / "evaluation.csv").read_text().splitlines()[1:]]
     returns = [float(row[4]) for row in rows if row[0] == str(seed) and row[1] == "stochastic"]
     return sum(returns) / len(returns)
@@ -114,10 +114,11 @@ def test_trackio_has_a_run_per_seed_in_a_group(run: Path):
 
 
 def records_in(path: Path) -> Iterator[bytes]:
-    """The records of a `.wandb` file: seven bytes, then LevelDB's log format, whose blocks of 32 KiB hold pieces with a
-    checksum (4 bytes), a length (2) and a type (1): 1 whole, 2 first, 3 middle, 4 last.
+    """Yield the records of a `.wandb` file: seven bytes, then LevelDB's log format.
 
-    https://github.com/google/leveldb/blob/main/doc/log_format.md"""
+    Its blocks of 32 KiB hold pieces with a checksum (4 bytes), a length (2) and a type (1): 1 whole, 2 first, 3 middle,
+    4 last. https://github.com/google/leveldb/blob/main/doc/log_format.md
+    """
     content, place, record = path.read_bytes(), 7, b""
     while place + 7 <= len(content):
         if 2**15 - place % 2**15 < 7:
@@ -164,7 +165,7 @@ def test_wandb_has_a_run_per_seed_in_a_group(run: Path):
 
 def test_wandb_without_an_account_writes_offline(run: Path, here: Path):
     code = 'import upslope; upslope.track("run", to="wandb")'
-    python(code, here, WANDB_MODE=None)  # everything is there, so nothing is asked
+    python(code, here, WANDB_MODE=None)  # everything was sent, so no question is asked
     (run / "tracking" / "wandb.json").unlink()
     python(code, here, WANDB_MODE=None, WANDB_API_KEY=None)
     assert "offline" in json.loads((run / "tracking" / "wandb.json").read_text())["known"]["where"]

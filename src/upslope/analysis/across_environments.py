@@ -29,13 +29,14 @@ def stratified_mean(strata: Sequence[np.ndarray]) -> Estimate:
 def stratified_iqm(strata: Sequence[np.ndarray]) -> Estimate:
     """The interquartile mean over the pooled seeds of all environments, after Agarwal et al. 2021.
 
-    Every environment has the same weight, whatever its number of seeds; in the paper the numbers are equal. A score on
-    a quartile counts in part: including or excluding it entirely would weight its environment too much or too little.
+    Every environment has the same weight, whatever its number of seeds; the paper has equal numbers of seeds. A score
+    on a quartile is counted partially: including or excluding it entirely would give its environment too much or too
+    little weight.
 
-    The variance is Σ v_m, where v_m is the larger of two estimates, because with few seeds either is often too small:
-    W_m² s_m²/S_m, which treats the weight W_m of the environment's scores as fixed (the delta method); and Tukey and
-    McLaughlin's (2/M)² s²_{w,m}/S_m of the scores winsorised at the ends of the middle half, which lets that weight
-    vary. Degrees of freedom are by Welch and Satterthwaite.
+    The variance is Σ v_m, where v_m is the larger of two estimates, because with few seeds either is often too small.
+    The first, W_m² s_m²/S_m, treats the weight W_m of the environment's scores as fixed (the delta method). The second,
+    Tukey and McLaughlin's (2/M)² s²_{w,m}/S_m of the scores winsorised at the ends of the middle half, lets that weight
+    vary. The degrees of freedom follow Welch and Satterthwaite.
     """
     scores = np.concatenate(strata)
     if not np.isfinite(scores).all():
@@ -65,8 +66,8 @@ def between_quartiles(shares: np.ndarray) -> np.ndarray:
 def mean_variance(x: np.ndarray, low: float = -math.inf, high: float = math.inf) -> float:
     """s²/S of the scores winsorised at `low` and `high`; nan for one seed.
 
-    Where all seeds agree, s² is q(1 − q), where q is the share of seeds that could be one unit away
-    (`largest_deviating_share`): a unit is the range of normalised scores.
+    If all seeds agree, s² is set to q(1 − q), where q is the share of seeds that could be one unit away
+    (`largest_deviating_share`). One unit is the range of normalised scores.
     """
     if len(x) < 2:
         return math.nan
@@ -89,8 +90,8 @@ def welch(value: float, variances: Sequence[float], strata: Sequence[np.ndarray]
 def mean_estimate(parts: Sequence[Estimate]) -> Estimate:
     """The mean of independent estimates, with its interval.
 
-    The interval combines those of the parts: it reaches √Σ(θ_m − low_m)² / M below the mean, and likewise above
-    (Zou & Donner 2008). There is none if a part has no interval.
+    The interval combines the intervals of the M estimates: it extends √Σ(θ_m − low_m)² / M below the mean, and likewise
+    above it (Zou & Donner 2008). There is no interval if one of the estimates has none.
     """
     value = float(np.mean([part.value for part in parts]))
     intervals = [part.interval for part in parts if part.interval is not None]
@@ -103,7 +104,7 @@ def mean_estimate(parts: Sequence[Estimate]) -> Estimate:
 
 def profile(strata: Sequence[np.ndarray], thresholds: np.ndarray) -> Band:
     """The share of seeds above each threshold [K], averaged over environments, with its pointwise interval;
-    nan if a seed has no score, like the mean.
+    nan if a seed has no score, as for the mean.
 
     For one environment the interval is Clopper and Pearson's (1934), whose coverage is at least 95 %; for several,
     `mean_estimate` combines Wilson's (1927) intervals.

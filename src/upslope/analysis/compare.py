@@ -1,4 +1,4 @@
-"""Compare runs: which one is better, and how certain is that?"""
+"""Compare runs: find out which one is better, and how certain that is."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The result of a comparison as data, returned by `compare` and shown by tables and reports."""
+"""The result of a comparison as data: `compare` returns it, and tables and reports display it."""
 
 import math
 from collections.abc import Iterator
@@ -33,7 +33,8 @@ class Group:
     """The runs in one environment that differ only in their seeds."""
 
     label: str
-    """The algorithm, and the settings that distinguish it from others of that algorithm, e.g. "ppo lambda=0.9"."""
+    """The algorithm, plus the settings that distinguish this group from others with the same algorithm, e.g.
+    "ppo lambda=0.9"."""
     environment: str
     algorithm: str
     runs: tuple[Path, ...]
@@ -42,7 +43,8 @@ class Group:
     settings: dict[str, Any]
     """All settings that define the group, besides the environment and the seeds."""
     budget: int
-    """The environment steps per seed at which it is scored: fewer than `settings["steps"]` if a run is unfinished."""
+    """The environment steps per seed at which the group is scored: fewer than `settings["steps"]` if a run is
+    unfinished."""
     seeds: tuple[int, ...]
     scores: np.ndarray
     """One score per seed [S], in the order of `seeds`; nan for a seed without a score."""
@@ -52,10 +54,11 @@ class Group:
     efficiency: Efficiency | None
     """None for runs on recorded data, which have no training episodes."""
     is_comparable: bool = True
-    """False if it was evaluated before training had finished, so that its score reflects a smaller budget."""
+    """False if the group was evaluated before training had finished, so that its scores reflect a smaller budget."""
 
     def beats(self, other: "Group") -> Estimate:
-        """The probability that a seed of this group scores higher; nan where the two are not comparable."""
+        """The probability that a seed of this group scores higher than one of the other; nan if the two are not
+        comparable."""
         if not (self.is_comparable and other.is_comparable):
             return Estimate(math.nan, None)
         return probability_of_improvement(self.scores, other.scores)
@@ -63,12 +66,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Improvement:
-    """The probability that a seed of `label` scores higher than one of `other`; ties count half."""
+    """The probability that a seed of `label` scores higher than a seed of `other`; ties count half."""
 
     label: str
     other: str
     environments: tuple[str, ...]
-    """One environment, or all those over which the probability is averaged."""
+    """The environment, or all environments over which the probability is averaged."""
     probability: Estimate
     is_paired: bool
     """Whether both have the same seeds. The estimate and its interval do not use it."""
@@ -97,8 +100,8 @@ class Profile:
     """The upper end of the pointwise interval [K]; `low` is the lower end. nan where a group has one seed."""
 
     def share_above(self, threshold: float) -> float:
-        """The share at the largest of `thresholds` that does not exceed this one; 1 if all of them do; nan if a seed
-        has no score."""
+        """The share at the largest of `thresholds` that does not exceed the given one; 1 if they all exceed it; nan if
+        a seed has no score."""
         if np.isnan(self.share).any():
             return float("nan")
         place = int(np.searchsorted(self.thresholds, threshold, side="right")) - 1
@@ -107,7 +110,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class Reference:
-    """The scores in an environment that are normalised to 0 and 1."""
+    """The two scores in an environment that are mapped to 0 and 1."""
 
     environment: str
     zero: float
@@ -123,7 +126,7 @@ class Comparison:
     """A description of how seeds are scored."""
     groups: tuple[Group, ...]
     improvements: tuple[Improvement, ...]
-    """One for each pair within an environment, and over all environments if scores are normalised."""
+    """One for each pair within an environment, and one for each pair over all environments if scores are normalised."""
     references: tuple[Reference, ...]
     aggregates: tuple[Aggregate, ...]
     profiles: tuple[Profile, ...]
@@ -131,7 +134,7 @@ class Comparison:
     warnings: tuple[str, ...]
     """Caveats that a reader should know before trusting the numbers."""
     metric: str = "return"
-    """What is measured for each episode."""
+    """The quantity that is measured for each episode."""
 
     def to_json(self) -> dict[str, Any]:
         """Convert to strict JSON; nan becomes null."""

@@ -38,7 +38,7 @@ class EpisodeCredit:
     reward: np.ndarray
     """r_t [T]."""
     value: np.ndarray | None
-    """V(s_t) [T]; None where the run trained no critic."""
+    """V(s_t) [T]; None if the run trained no critic."""
     td_error: np.ndarray | None
     """δ_t = r_t + γ V(s_{t+1}) − V(s_t) [T]; None without a critic."""
     weights: dict[str, np.ndarray]
@@ -54,14 +54,14 @@ class EpisodeCredit:
     pictures: tuple[bytes, ...]
     """s_t at those steps, as WebP."""
     picture_note: str
-    """The reason why there is no picture; empty if there are pictures."""
+    """Why there are no pictures; empty if there are some."""
     mask: np.ndarray | None = None
-    """Which choices were allowed [T, M]; None where the environment forbids nothing."""
+    """Which choices were allowed [T, M]; None if the environment never forbids a choice."""
     image_steps: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     """The steps at which the images of the observation are kept [F], in increasing order."""
     images: dict[str, tuple[bytes, ...]] = field(default_factory=dict)
-    """Key of an image in the observation → the image at those steps, as WebP; the key is empty for an observation that
-    is an image alone."""
+    """Key of an image in the observation → the image at those steps, as WebP. The key is empty if the whole observation
+    is one image."""
     influence: np.ndarray | None = None
     """With a memory: ‖∂(outputs of the policy at t)/∂(observation at k)‖ for some decisions t and all k [R, K]."""
     influence_steps: np.ndarray | None = None
@@ -75,12 +75,13 @@ class EpisodeCredit:
     def spread(self, estimator: str) -> float:
         """(Σ|Ψ_t|)² / ΣΨ_t²: the effective number of actions that share the credit, from 1 to T (all equal).
 
-        This is the participation ratio, the analogue of an effective sample size (Kish 1965). 0 if every Ψ_t is 0.
+        This is the participation ratio, the analogue of an effective sample size (Kish 1965). It is 0 if every Ψ_t is
+        0.
         """
         size = np.abs(self.weights[estimator].astype(np.float64))
         if not size.any():
             return 0.0
-        size /= size.max()  # otherwise the squares of small weights could vanish
+        size /= size.max()  # otherwise the squares of small weights could underflow
         return float(size.sum() ** 2 / (size**2).sum())
 
     def singles_out(self, estimator: str) -> bool:
@@ -99,7 +100,7 @@ class EpisodeCredit:
         return float(self.reward @ self.gamma ** np.arange(len(self.reward)))
 
     def most_blamed(self, estimator: str) -> int:
-        """The step with the largest |Ψ_t|; the first one in case of ties."""
+        """The step with the largest |Ψ_t|; the first of them if there are ties."""
         return int(np.argmax(np.abs(self.weights[estimator])))
 
 
@@ -112,7 +113,7 @@ class Part(NamedTuple):
 
 
 def parts_of(policy: dict[str, np.ndarray], action: np.ndarray) -> list[Part]:
-    """Take an action apart.
+    """Split an action into its parts.
 
     Raises:
         ValueError: its parts differ from the policy's.
@@ -131,7 +132,7 @@ def parts_of(policy: dict[str, np.ndarray], action: np.ndarray) -> list[Part]:
 
 
 def num_columns(policy: dict[str, np.ndarray]) -> int:
-    """The length of an action of this policy as a vector."""
+    """The length of the vector that represents an action of this policy."""
     if "probability" in policy:
         return 1
     alike = [policy[name].shape[1] for name in ("mean", "median", "probability of 1") if name in policy]
@@ -139,7 +140,7 @@ def num_columns(policy: dict[str, np.ndarray]) -> int:
 
 
 def as_sampled(policy: dict[str, np.ndarray], action: np.ndarray) -> np.ndarray:
-    """A part of a vector, with choices as whole numbers."""
+    """A part of an action vector, with choices converted to whole numbers."""
     if "mean" in policy or "median" in policy:
         return action
     if (action != np.round(action)).any():
@@ -153,7 +154,7 @@ OPTIONAL = ("value", "td_error", "mask", "influence", "influence_steps")
 
 
 def save_credit(path: Path, credit: EpisodeCredit) -> None:
-    """Write one file, atomically. It replaces an older one, which can be recomputed."""
+    """Write the credit to one file, atomically. An existing file is overwritten, since it can be recomputed."""
     arrays = {name: getattr(credit, name) for name in PLAIN}
     arrays |= {f"weight/{name}": x for name, x in credit.weights.items()}
     arrays |= {f"policy/{name}": x for name, x in credit.policy.items()}
@@ -169,7 +170,7 @@ def save_credit(path: Path, credit: EpisodeCredit) -> None:
 
 
 def packed(name: str, pictures: tuple[bytes, ...]) -> dict[str, np.ndarray]:
-    """Pictures as one array of bytes and their sizes."""
+    """Pack pictures into one array of bytes, and return it with their sizes."""
     sizes = np.asarray([len(x) for x in pictures], np.int64)
     return {f"{name}_bytes": np.frombuffer(b"".join(pictures), np.uint8), f"{name}_sizes": sizes}
 
@@ -206,12 +207,12 @@ def load_credit(path: Path) -> EpisodeCredit:
         )
     except (KeyError, ValueError, TypeError) as error:
         raise UpslopeError(
-            f"{path} is damaged or of another version: {brief(error)}. Recreate it: upslope credit {path.parent}"
+            f"{path} is damaged or from another version: {brief(error)}. Recreate it: upslope credit {path.parent}"
         ) from error
 
 
 def check_numbers(meta: dict[str, Any]) -> None:
-    """Refuse fields whose types do not match `EpisodeCredit`."""
+    """Reject fields whose types do not match `EpisodeCredit`."""
     for name, kind in get_type_hints(EpisodeCredit).items():
         if name in (*NUMBERS, "picture_note") and not isinstance(meta[name], (float, int) if kind is float else kind):
             raise TypeError(f"its {name} is {reprlib.repr(meta[name])}")
@@ -220,7 +221,7 @@ def check_numbers(meta: dict[str, Any]) -> None:
 
 
 def check_arrays(arrays: dict[str, np.ndarray]) -> None:
-    """Refuse arrays that do not describe one episode of T steps."""
+    """Reject arrays that do not describe one episode of T steps."""
     steps, weights = arrays["reward"].shape[0] if arrays["reward"].ndim else 0, 0
     for name, x in arrays.items():
         if x.dtype.kind not in "biuf" or not fits_32_bits(x):
@@ -247,12 +248,12 @@ def check_arrays(arrays: dict[str, np.ndarray]) -> None:
 
 
 def is_increasing(chosen: np.ndarray, steps: int) -> bool:
-    """Whether these are steps of the episode, in increasing order."""
+    """Whether the values are steps of the episode, in increasing order."""
     return chosen.dtype.kind == "i" and not (np.diff(chosen) <= 0).any() and not (chosen % steps != chosen).any()
 
 
 def check_pictures(shown: np.ndarray, name: str, arrays: dict[str, np.ndarray], steps: int) -> None:
-    """Refuse pictures that do not belong to these steps or do not have their declared sizes."""
+    """Reject pictures that do not belong to these steps or do not have their declared sizes."""
     sizes, content = arrays[f"{name}_sizes"], arrays[f"{name}_bytes"]
     is_whole = shown.ndim == sizes.ndim == content.ndim == 1 and sizes.dtype.kind == "i"
     if not is_whole or len(shown) != len(sizes) or not is_increasing(shown, steps):
@@ -262,7 +263,7 @@ def check_pictures(shown: np.ndarray, name: str, arrays: dict[str, np.ndarray], 
 
 
 def image_keys(meta: dict[str, Any], arrays: dict[str, np.ndarray]) -> list[str]:
-    """The keys of the observation's images, after checking these; files of older versions have none."""
+    """The keys of the observation's images, after checking them; files written by older versions have none."""
     keys = meta.get("image_keys", [])
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or len(set(keys)) != len(keys):
         raise TypeError(f"its image_keys are {reprlib.repr(keys)}")
@@ -272,7 +273,7 @@ def image_keys(meta: dict[str, Any], arrays: dict[str, np.ndarray]) -> list[str]
 
 
 def check_policy(arrays: dict[str, np.ndarray], steps: int) -> None:
-    """Refuse actions that the policy's distribution cannot produce."""
+    """Reject actions that the policy's distribution cannot produce."""
     action, policy = arrays["action"], {n.removeprefix("policy/"): x for n, x in arrays.items() if "policy/" in n}
     if not policy or not action.ndim or len(action) != steps:
         raise ValueError("its action and policy do not match the episode's steps")
@@ -284,7 +285,7 @@ def fits(part: Part, steps: int) -> bool:
     """Whether the policy of a part can produce the values chosen for it.
 
     Raises:
-        KeyError: a name of the policy is missing.
+        KeyError: one of the policy's parameters is missing.
     """
     _, policy, action = part
     if "mean" in policy or "median" in policy:

@@ -21,7 +21,7 @@ def thin(x: np.ndarray, y: np.ndarray, buckets: int) -> tuple[np.ndarray, np.nda
     offset = np.arange(buckets) * size
     lowest = offset + np.pad(y, (0, padding), constant_values=np.inf).reshape(buckets, size).argmin(axis=1)
     highest = offset + np.pad(y, (0, padding), constant_values=-np.inf).reshape(buckets, size).argmax(axis=1)
-    # An index in the padding is replaced by that of the last point.
+    # Indices that fall in the padding are replaced by the index of the last point.
     kept = np.unique(np.concatenate([[0, n - 1], np.minimum(lowest, n - 1), np.minimum(highest, n - 1)]))
     return x[kept], y[kept]
 
@@ -35,7 +35,8 @@ def common_steps(record: Record, points: int) -> np.ndarray:
 def at_steps(record: Record, name: str, grid: np.ndarray) -> np.ndarray:
     """A metric of each seed at the steps of a grid [S, P]: the mean over the iterations since the previous grid step.
 
-    If no iteration ended since then, it is the last known value. It is nan outside the seed's range of iterations.
+    If no iteration has ended since then, the last known value is used. Outside the seed's range of iterations, the
+    result is nan.
     """
     found = np.full((len(record.seeds), len(grid)), np.nan)
     for s, (steps, values) in enumerate(zip(record.steps, record.metrics[name], strict=True)):

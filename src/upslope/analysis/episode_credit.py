@@ -62,7 +62,7 @@ from upslope.runs.same_spaces import require_same_environment
 
 
 def estimators_for(config: Config) -> dict[str, Estimator]:
-    """The library's estimators in the ladder's order, with the run's λ and, if it uses n-step returns, its n."""
+    """The library's estimators in the order of the ladder, with the run's λ and, if it uses n-step returns, its n."""
     steps = sorted({1, 5, config.n} if config.estimator == "n_step" else {1, 5})
     several = [NStep(n) for n in steps]
     estimators = [TotalReturn(), RewardToGo(), Baseline(), *several, GAE(config.lambda_)]
@@ -78,7 +78,7 @@ def label(estimator: Estimator) -> str:
 def own_label(config: Config) -> str | None:
     """The label of the estimator that a run was trained with; None for a custom one and for imitation.
 
-    An estimator that compares the episodes of a group is named too, although it gives a single episode no weights.
+    An estimator that compares the episodes of a group also gets a label, although it cannot weigh a single episode.
     """
     of_groups = {"leave_one_out": LeaveOneOut, "group_mean": GroupMean}
     if config.estimator in of_groups:
@@ -145,7 +145,7 @@ def credit_of(
         pictures = Pictures()
         played = made if made.is_compiled else watched(made, pictures)
         rollout = play(config, played, agent, seed, episode_seed)
-        if agent.head.is_squashed:  # shown in the environment's units
+        if agent.head.is_squashed:  # to show the actions in the environment's units
             rollout = rollout._replace(action=agent.head.squashed(rollout.action))
         for line in cut_lines(config, num_cut(config, made, [rollout])):
             print_line(line)
@@ -207,7 +207,7 @@ def policies_of(agent: Agent, rollout: Rollout) -> Distribution:
 
 
 def values_of(agent: Agent, rollout: Rollout) -> Values:
-    """The critic's values in the environment's reward units, with the learner's scaling undone."""
+    """The critic's values in units of the environment's reward, with the learner's scaling undone."""
     scale = agent.reward_scale()
     values = evaluate(agent, jax.tree.map(jnp.asarray, rollout))
     return Values(values.value / scale, values.next_value / scale)

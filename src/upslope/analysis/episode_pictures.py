@@ -19,7 +19,7 @@ from upslope.environments.tabular import Tabular
 from upslope.errors import UpslopeError
 
 MAX_PICTURES = 200
-"""Every other picture is dropped when there are more than this."""
+"""When there are more pictures than this, every other one is dropped."""
 MAX_SIDE = 320
 """Length of a picture's longer side in pixels."""
 QUALITY = 75
@@ -44,7 +44,7 @@ class Pictures:
     def __init__(self) -> None:
         self.stride, self.steps, self.images = 1, [], []
         self.note = ""
-        """The reason why there is no picture."""
+        """Why there are no pictures."""
 
     def add(self, step: int, draw: Callable[[], Any]) -> None:
         """Draw this step if it is a multiple of the stride."""
@@ -52,7 +52,7 @@ class Pictures:
             return
         try:
             picture = draw()
-        except Exception as error:  # the credit of an episode is useful without pictures
+        except Exception as error:  # the credit of an episode is useful even without pictures
             self.note = f"the environment could not be drawn: {error}"
             return
         if not isinstance(picture, np.ndarray) or picture.ndim != 3:
@@ -109,7 +109,7 @@ def watched(environment: HostEnvironment, pictures: Pictures) -> HostEnvironment
 def draw_compiled(config: Config, environment: AnyEnvironment, rollout: Rollout, pictures: Pictures) -> None:
     """Draw an episode [T, 1] of a compiled environment from its observations.
 
-    An environment with a Gymnasium twin is rendered by the twin, whose state is set; a finite one is drawn as cells.
+    An environment with a Gymnasium twin is rendered by setting the twin's state; a finite one is drawn as cells.
     """
     name = config.environment.removeprefix(COMPILED_PREFIX)
     if not can_encode(pictures):
@@ -133,7 +133,7 @@ def draw_twin(name: str, config: Config, rollout: Rollout, pictures: Pictures) -
             for step, observation in enumerate(np.asarray(rollout.observation)[:, 0]):
                 twin.state = TWIN_STATES[name](observation.astype(np.float64))
                 if name == "Pendulum-v1":
-                    # Pendulum draws the torque of the previous step as an arrow.
+                    # Pendulum draws the torque of the previous step as an arrow, so it needs that torque as well.
                     twin.last_u = None if step == 0 else float(np.clip(rollout.action[step - 1, 0, 0], -2, 2))
                 pictures.add(step, env.render)
     except (gymnasium.error.Error, ImportError, AttributeError) as error:
@@ -172,7 +172,7 @@ def can_encode(pictures: Pictures) -> bool:
 
 
 def encode(picture: np.ndarray, *, is_exact: bool = False) -> bytes:
-    """Encode RGB [height, width, 3] as WebP, with the longer side at most `MAX_SIDE`; without loss if `is_exact`."""
+    """Encode RGB [height, width, 3] as WebP, with the longer side at most `MAX_SIDE`; losslessly if `is_exact`."""
     from PIL import Image
 
     image, buffer = Image.fromarray(picture.astype(np.uint8)), io.BytesIO()

@@ -39,14 +39,14 @@ class Member:
         return tuple(seed for _, seed in self.seeds_of_records())
 
     def seeds_of_records(self) -> list[tuple[Record, int]]:
-        """Each seed, paired with the run that it belongs to."""
+        """Each seed, paired with its run."""
         return [(record, seed) for record in self.records for seed in record.seeds]
 
 
 def group(records: Sequence[Record]) -> tuple[list[Member], list[str]]:
     """Pool runs that differ only in their seeds, and give each group a distinct name.
 
-    A seed counts as one piece of evidence, however often it was trained: repeated seeds are left out, with a warning.
+    A seed counts once, however often it was trained: repeated seeds are left out, with a warning.
     """
     pools: dict[str, list[Record]] = {}
     for record in records:
@@ -105,14 +105,14 @@ def settings_of(record: Record) -> dict[str, Any]:
 
 
 def differing(pool: list[Record], rivals: list[list[Record]]) -> dict[str, Any]:
-    """The settings that differ between the compared groups, with this pool's values."""
+    """The settings that differ between the compared groups, with the values of this one."""
     own, others = settings_of(pool[0]), [settings_of(p[0]) for p in rivals]
     return {name: value for name, value in own.items() if any(other[name] != value for other in others)}
 
 
 def in_words(settings: dict[str, Any], rivals: list[list[Record]]) -> list[str]:
-    """Settings as `name=value`; a number has four digits, unless a different number in another group has the same
-    four."""
+    """Settings as `name=value`. Numbers have four digits, unless another group has a different number with the same
+    four digits."""
     others = [settings_of(pool[0]) for pool in rivals]
 
     def shown(name: str, value: Any) -> Any:
@@ -126,7 +126,7 @@ def in_words(settings: dict[str, Any], rivals: list[list[Record]]) -> list[str]:
 
 
 def warnings_of(members: Sequence[Member]) -> list[str]:
-    """Caveats that a reader must know before trusting the numbers, apart from those about scoring."""
+    """Caveats that a reader must know before trusting the numbers; caveats about scoring are collected elsewhere."""
     records = [record for member in members for record in member.records]
     found = [unequal_budgets(e, [m for m in members if m.environment == e]) for e in environments_of(members)]
     found += [other_wrappers(e, [m for m in members if m.environment == e]) for e in environments_of(members)]
@@ -173,7 +173,7 @@ def other_wrappers(environment: str, members: list[Member]) -> str:
 
 
 def past_budget(environment: str, members: list[Member]) -> str:
-    """A warning if groups trained well beyond their budget to complete a rollout or episode."""
+    """A warning if groups trained well beyond their budget in order to complete a rollout or episode."""
     words = []
     for member in members:
         records = [r for r in member.records if r.config.data is None]

@@ -1,4 +1,5 @@
-"""What a memory kept: how strongly the policy's output now depends on each earlier observation, by its gradient."""
+"""What a memory has kept: how strongly the policy's current output depends on each earlier observation, measured by
+the gradient."""
 
 from typing import NamedTuple
 
@@ -15,9 +16,11 @@ from upslope.models.model import has_memory, unroll
 LONGEST = 256
 """Only the first steps of a longer episode are examined."""
 ROWS, ROWS_OF_IMAGES = 64, 16
-"""Number of decisions examined, evenly spaced. Each is a backward pass through the episode, slow for images."""
+"""Number of decisions examined, evenly spaced. Each needs a backward pass through the episode, which is slow for
+images."""
 EXACT = 4
-"""With more outputs than this, this many random signed sums of them are used instead."""
+"""Largest number of outputs differentiated one by one. If there are more, this many sums with random signs are
+differentiated instead."""
 
 
 class Influence(NamedTuple):
@@ -32,16 +35,16 @@ class Influence(NamedTuple):
 def influence_of(agent: Agent, rollout: Rollout) -> Influence | None:
     """The influence of each observation on later decisions of one episode [T, 1]; None without a memory.
 
-    The outputs are a policy's logits before masking, or its means; the observation is as the network reads it,
-    normalised and prepared. The norm is over both (Frobenius): exact for up to `EXACT` outputs, estimated from random
-    signs for more (Hutchinson 1989).
+    The outputs are a policy's logits before masking, or its means. The observation is taken as the network reads it,
+    after normalisation and preparation. The norm is over both (Frobenius): it is exact for up to `EXACT` outputs, and
+    estimated from random signs for more (Hutchinson 1989).
     """
     if not has_memory(agent.model):
         return None
     length = min(len(rollout.reward), LONGEST)
     observation = jax.tree.map(lambda x: jnp.asarray(x[:length]), rollout.observation)
     features = prepared = agent.features(observation)
-    if isinstance(agent.model, Composed):  # its images are bytes, which have no gradient
+    if isinstance(agent.model, Composed):  # its images are bytes, so they have no gradient
         features = jax.tree.map(lambda x: x.astype(jnp.float32), features)
     leaves, structure = jax.tree.flatten(features)
     scales = [255.0 if before.dtype == jnp.uint8 else 1.0 for before in jax.tree.leaves(prepared)]

@@ -1,4 +1,4 @@
-"""Judge a policy from recorded episodes, without acting."""
+"""Judge a policy from recorded episodes, without running it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -37,19 +37,20 @@ from upslope.runs.minari_datasets import sampled
 from upslope.runs.policy import Which, has_masks, load_agents, require_finite, spaces_of
 
 LEAST_EFFECTIVE = 50
-"""A weighted estimate that rests on fewer effective episodes is refused: `benchmarks/off_policy.py` shows that its
-interval would be too narrow."""
+"""A weighted estimate that rests on fewer effective episodes than this is refused: `benchmarks/off_policy.py` shows
+that its interval would be too narrow."""
 MOST_UNSEEN = 0.05
-"""The largest probability, under π, of actions that were never recorded for which Q is still fitted."""
+"""Q is fitted only if the probability, under π, of actions that were never recorded does not exceed this."""
 FARTHEST, LEAST_SHIFT = 5.0, 0.01
-"""The ratios are refused if their mean is this many standard errors from 1, and compounds over an episode to at least
-this."""
+"""The ratios are rejected if their mean is more than `FARTHEST` standard errors away from 1, and if its deviation from
+1, multiplied by the length of an episode, exceeds `LEAST_SHIFT`."""
 SETTLED = 0.05
-"""Q has not converged if an episode's rewards differ from what it explains by this share of the returns' spread."""
+"""Q has not converged if the rewards of an episode differ from those that it explains by this share of the spread of
+the returns."""
 ROWS = 4096
-"""Number of rows computed at once."""
+"""Number of rows computed together."""
 SAMPLES = 32
-"""Actions drawn from π for V̂(s), where the expectation over them is not a sum."""
+"""Number of actions drawn from π to estimate V̂(s) when the expectation over actions is not a finite sum."""
 
 
 def judge(
@@ -64,10 +65,10 @@ def judge(
     model: Callable[..., Any] | None = None,
     trust: bool = False,
 ) -> Judgement:
-    """Estimate what a policy would earn, from episodes that another one recorded: off-policy evaluation.
+    """Estimate what a policy would earn from episodes that another policy recorded (off-policy evaluation).
 
     The estimators are importance sampling by trajectory and per decision, plain and weighted; fitted Q evaluation; and
-    doubly robust ones. Each gives a number with an interval, or the reason why the data cannot tell. Nothing is
+    doubly robust estimators. Each gives a number with an interval, or the reason why the data cannot tell. Nothing is
     run: the environment is not created.
 
     Args:
@@ -78,12 +79,13 @@ def judge(
         gamma: γ of the value; by default the run's. 1 is the undiscounted return, as reported by `upslope.evaluate`.
         horizon: count only the first steps of an episode. By default all count, and an episode that was cut off is
             continued by the fitted Q.
-        iterations: regressions of the fitted Q; by default four horizons 1/(1−γ), but at least 200 and at most 1,000.
+        iterations: number of regressions that fit Q; by default four horizons 1/(1−γ), but at least 200 and at most
+            1,000.
         model: the class or factory of a custom model, if it cannot be found by its name.
         trust: allows importing the custom model that the run's config.json names; nothing else is imported.
 
     Raises:
-        UpslopeError: no such run, seed, checkpoint or file, or the file does not fit the run.
+        UpslopeError: the run, seed, checkpoint or file does not exist, or the file does not fit the run.
     """
     positive(horizon=horizon, iterations=iterations)
     if horizon is not None and iterations is not None:
@@ -128,7 +130,7 @@ def judge(
 
 
 def foreign(meta: Mapping[str, Any], environment: str) -> list[str]:
-    """The note that the episodes come from a different environment than the run's."""
+    """A note if the episodes come from a different environment than the run's."""
     theirs = meta.get("environment")
     if not isinstance(theirs, str) or theirs.removeprefix("jax:") == environment.removeprefix("jax:"):
         return []
@@ -186,7 +188,7 @@ class Case:
         return Judged(float(returns.mean()), half if half > 0 else None, float(len(returns)))
 
     def notes(self, estimates: Mapping[str, Judged]) -> list[str]:
-        """What the numbers are based on."""
+        """Notes on what the numbers are based on."""
         is_fitted = not estimates["fqe"].refusal
         if not len(self.cut) or not is_fitted or self.rollout.action_mask is not None:
             return []
@@ -266,11 +268,11 @@ class Case:
         return np.where(self.valid, self.reward + self.gamma * following + self.bootstrap(fitted) - fitted.q, 0.0)
 
     def by_q(self, fitted: Tail) -> Judged:
-        """The mean V̂ over the episodes' first states. Its error is that of the fit, which no interval shows."""
+        """The mean V̂ over the first states of the episodes. Its error comes from the fit, and no interval covers it."""
         return Judged(float(fitted.v[0].mean()), None, None)
 
     def fitted(self, iterations: int | None) -> tuple[str, Tail | None]:
-        """The fitted values, or why there are none."""
+        """The fitted values, or the reason why there are none."""
         if why := self.why_no_q():
             return why, None
         steps, place, drawn = self.steps()
@@ -282,7 +284,7 @@ class Case:
         returns = to_go(self.reward, self.valid, self.gamma)[self.valid.T.nonzero()[::-1]]
         key = jax.random.key(self.random_seed)
         start = start_values(self.encoder, self.agent.head, self.networks, steps, returns, key)
-        # Each half of the episodes is valued by the Q that was fitted to the other one.
+        # The values of each half of the episodes come from the Q that was fitted to the other half.
         kept = self.kept_rows()
         rows = [kept[fold_of[self.episode_of_rows()[kept]] != fold] for fold in range(2)]
         if not min(map(len, rows)):
@@ -293,8 +295,8 @@ class Case:
         return (why, None) if why else ("", tail)
 
     def why_unsettled(self, tail: Tail, spread: float, fitting: Fitting) -> str:
-        """Why Q̂ does not explain the recorded rewards, judged by the mean Σ_t γ^t δ_t over episodes that the other
-        half's Q̂ has not seen; empty if it does."""
+        """Why Q̂ does not explain the recorded rewards, judged by the mean Σ_t γ^t δ_t over episodes to which it was not
+        fitted; empty if it does."""
         surprise = self.surprise(tail)
         if self.rollout.action_mask is not None:
             surprise[self.valid.sum(axis=0)[self.cut] - 1, self.cut] = 0.0
@@ -318,8 +320,8 @@ class Case:
         return "" if self.valid.shape[1] > 1 else "one episode cannot be divided into two halves"
 
     def steps(self) -> tuple[Steps, np.ndarray, np.ndarray]:
-        """The recorded steps one after another, episode by episode; each step's place among them [T, N]; and an action
-        of π at each state."""
+        """The recorded steps in one sequence, episode by episode; the index of each step in it [T, N]; and an action of
+        π at each state."""
         rollout, valid = self.rollout, self.valid
         length = valid.sum(axis=0)
         starts = np.cumsum(length) - length
@@ -360,7 +362,7 @@ class Case:
         return rows[~np.swapaxes(np.asarray(self.rollout.truncated), 0, 1)[self.valid.T]]
 
     def why_unseen(self, steps: Steps, drawn: np.ndarray) -> str:
-        """Why the recorded actions reveal too little about those that π takes; empty if they reveal enough."""
+        """Why the recorded actions reveal too little about the actions that π takes; empty if they reveal enough."""
         head = self.agent.head
         # Compared as the environment receives them, so that an action beyond a bound counts as one at the bound.
         recorded, drawn = (sampled(head, head.to_environment(np.asarray(x))) for x in (steps.action, drawn))
@@ -377,7 +379,7 @@ class Case:
         )
 
     def valued(self, values: Any, steps: Steps, place: np.ndarray, fold_of: np.ndarray) -> Tail:
-        """Q̂ and V̂ of every step, and V̂ of the final observations, each by the Q of its episode's fold."""
+        """Q̂ and V̂ of every step, and V̂ of the final observations, computed by the Q of each episode's fold."""
         states, finals = len(self.episode_of_rows()) + len(fold_of), np.zeros((len(fold_of), *steps.action.shape[1:]))
         action = np.concatenate([steps.action, finals.astype(steps.action.dtype)])
         fold = np.concatenate([fold_of[self.episode_of_rows()], fold_of])
@@ -397,7 +399,7 @@ class Case:
 
 
 def judged(found: Estimated) -> Judged:
-    """The estimate, or its refusal if it rests on too few episodes."""
+    """The estimate, which is refused if it rests on too few episodes."""
     if not found.effective >= LEAST_EFFECTIVE:
         rests = f"{found.effective:.1f}" if np.isfinite(found.effective) else "0"
         return refused(f"it would rest on {rests} effective episodes, fewer than {LEAST_EFFECTIVE}")
@@ -405,12 +407,12 @@ def judged(found: Estimated) -> Judged:
 
 
 def refused(why: str) -> Judged:
-    """A refusal: no number, and the reason."""
+    """A refused estimate: no number, only the reason."""
     return Judged(None, None, None, why)
 
 
 def to_go(reward: np.ndarray, valid: np.ndarray, gamma: float) -> np.ndarray:
-    """Σ_{k≥t} γ^(k−t) r_k over the recorded rest of the episode [T, N]."""
+    """Σ_{k≥t} γ^(k−t) r_k over the recorded remainder of the episode [T, N]."""
     found, following = np.zeros_like(reward), np.zeros(reward.shape[1])
     for t in reversed(range(len(reward))):
         following = np.where(valid[t], reward[t] + gamma * following, 0.0)
@@ -419,7 +421,7 @@ def to_go(reward: np.ndarray, valid: np.ndarray, gamma: float) -> np.ndarray:
 
 
 def log_probabilities(agent: Agent, rollout: Rollout) -> np.ndarray:
-    """log π(a_t|s_t) of every step [T, N]; a policy with memory reads each episode from its start."""
+    """log π(a_t|s_t) of every step [T, N]. A policy with memory reads each episode from its start."""
     steps, episodes = rollout.valid.shape
     if has_memory(agent.model):
         size, columns = max(1, ROWS // steps), partial(jax.tree.map, lambda x: np.swapaxes(np.asarray(x), 0, 1))
@@ -445,7 +447,7 @@ def log_probabilities(agent: Agent, rollout: Rollout) -> np.ndarray:
 
 
 def padded_mask(rollout: Rollout) -> Any:
-    """The masks, with everything allowed in padding."""
+    """The masks; every action is allowed in the padding."""
     mask = rollout.action_mask
     return None if mask is None else np.asarray(mask) | ~np.asarray(rollout.valid)[..., None]
 

@@ -1,4 +1,4 @@
-"""What `upslope judge` finds: estimates of a policy's value from recorded episodes, or why there are none."""
+"""The result of `upslope judge`: estimates of a policy's value from recorded episodes, or why there are none."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,8 +18,8 @@ LABELS = {
 }
 """Estimator → its name in tables."""
 PREFERRED = ("wdr", "wpdis", "fqe")
-"""The first of these with a number is the verdict: a fixed order, since the narrowest of several intervals would be too
-narrow."""
+"""The first of these that has a number is the verdict. The order is fixed, because choosing the narrowest of several
+intervals would give one that is too narrow."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Judgement:
     """The mean of Σ_t γ^t r_t over the recorded steps: what the recorder itself earned."""
     estimates: dict[str, Judged]
     notes: tuple[str, ...]
-    """What the numbers are based on, and what is doubtful."""
+    """Notes on what the numbers are based on, and on what is doubtful."""
 
     @property
     def verdict(self) -> str | None:
@@ -70,7 +70,7 @@ class Judgement:
 
     @property
     def title(self) -> str:
-        """What was judged, and on which data."""
+        """A line that states what was judged, and on which data."""
         until = "" if self.horizon is None else f", first {counted(self.horizon, 'step')}"
         return (
             f"{self.run} · seed {self.seed} · {self.checkpoint} · judged by {counted(self.episodes, 'episode')} "
@@ -88,7 +88,7 @@ class Judgement:
         return f"{recorded}, this policy {found.words()}{doubt}, by {LABELS[self.verdict]}."
 
     def rows(self) -> list[list[str]]:
-        """(estimator, value, effective episodes or the reason) of each estimator."""
+        """One row per estimator: its name, its value, and its effective episodes or the reason why it has no number."""
         rows = [
             [LABELS[name], found.words(), number(found.effective, 20.0) if found.effective else "", found.refusal]
             for name, found in self.estimates.items()
@@ -97,12 +97,12 @@ class Judgement:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The titles of `rows`, the last one only if an estimate is refused."""
+        """The column titles of `rows`; the last one appears only if an estimate is refused."""
         titles = ("estimator", "value (95 %)", "effective episodes", "no number, because")
         return titles if any(found.refusal for found in self.estimates.values()) else titles[:-1]
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, as JSON values."""
+        """Convert everything to JSON values."""
         return asdict(self) | {"verdict": self.verdict}
 
     def _repr_html_(self) -> str:

@@ -1,4 +1,4 @@
-"""A description of the run that another run started from, according to its config.json."""
+"""Describe the run that another run started from, according to its config.json."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from upslope.core.messages import counted
 
 
 def lineage_of(record: Record) -> dict[str, Any] | None:
-    """The lineage of a run, which was checked when it was read; None if it started with a new agent."""
+    """The lineage of a run, which was checked when the run was read; None if it started with a new agent."""
     return record.description.get("lineage")
 
 
@@ -29,7 +29,7 @@ def beginning_of(record: Record) -> str:
 
 
 def is_shared(lineage: dict[str, Any]) -> bool:
-    """Whether several seeds started from the agent of one seed."""
+    """Whether several seeds started from the agent of the same seed."""
     return len(lineage["seeds"]) > 1 and len(set(lineage["seeds"])) == 1
 
 
@@ -42,7 +42,8 @@ def listed(seeds: Sequence[int]) -> str:
 
 
 def lineage_warnings(label: str, records: Sequence[Record]) -> list[str]:
-    """Caveats of a comparison: earlier steps that no budget counts, and seeds that started from the same agent."""
+    """Caveats of a comparison: earlier steps that are not part of the budget, and seeds that started from the same
+    agent."""
     found = [lineage for record in records if (lineage := lineage_of(record)) is not None]
     if not found:
         return []
@@ -54,6 +55,6 @@ def lineage_warnings(label: str, records: Sequence[Record]) -> list[str]:
         words.append(
             f"{label}: {count} started from one agent, so intervals do not include how much that agent "
             "varies. Start each "
-            "from a seed of its own (without --from-seed)"
+            "from its own seed (without --from-seed)"
         )
     return words

@@ -36,7 +36,7 @@ class Normalised:
 
 
 def normalised(groups: Sequence[Group], configs: Mapping[str, Config], normalize: Normalize | None) -> Normalised:
-    """Aggregate the scores of each label that occurs in every environment; empty without `normalize`."""
+    """Aggregate the scores of each label that occurs in every environment; the result is empty without `normalize`."""
     if normalize is None:
         return Normalised()
     references = {
@@ -75,7 +75,7 @@ def differing_settings(label: str, groups: Sequence[Group]) -> str:
 
 
 def reference_of(environment: str, groups: Sequence[Group], config: Config, normalize: Normalize) -> Reference:
-    """The scores in an environment that are normalised to 0 and 1."""
+    """The two scores in an environment that are mapped to 0 and 1."""
     if normalize == "threshold":
         return threshold_of(environment, config)
     scores = np.concatenate([g.scores for g in groups if g.environment == environment])
@@ -96,7 +96,7 @@ def reference_of(environment: str, groups: Sequence[Group], config: Config, norm
 def threshold_of(environment: str, config: Config) -> Reference:
     """0 is the measured return of a random policy, 1 the reward threshold at which Gymnasium calls the environment
     solved."""
-    # These modules import JAX, which a report does not need.
+    # Imported here because these modules import JAX, which a report does not need.
     from upslope.environments.closing import close_all
     from upslope.environments.registry import make
 

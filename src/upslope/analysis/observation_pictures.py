@@ -1,4 +1,4 @@
-"""The images in an episode's observations, as pictures for people."""
+"""Draw the images in an episode's observations as pictures that people can look at."""
 
 from typing import Any
 
@@ -13,7 +13,8 @@ SIDE = 160
 HUES = np.array(
     [(86, 180, 233), (230, 159, 0), (0, 158, 115), (240, 228, 66), (213, 94, 0), (204, 121, 167), (0, 114, 178)]
 )
-"""The colours of a board's channels, which repeat (Okabe and Ito 2008; the colour-blind can tell them apart)."""
+"""The colours of a board's channels, repeated if there are more channels (Okabe and Ito 2008; colour-blind readers can
+tell them apart)."""
 MAX_IMAGES = 4
 """Largest number of images per observation that are drawn."""
 
@@ -38,7 +39,8 @@ def drawn(layout: ImageLayout, part: ObservationEncoder, images: np.ndarray, ste
 
 
 def photographs(layout: ImageLayout, images: Any, *, is_bytes: bool) -> np.ndarray:
-    """Pictures as RGB [F, height, width, 3]: the newest of several frames; floats scaled to the episode's range."""
+    """Pictures as RGB [F, height, width, 3]. Of stacked frames, the newest is used; floats are scaled to their range in
+    the episode."""
     shown: Any = layout.channels_last(images)
     others = [size for axis, size in enumerate(layout.shape) if axis not in (layout.height, layout.width)]
     channels = others[-1] if others else 1
@@ -51,8 +53,8 @@ def photographs(layout: ImageLayout, images: Any, *, is_bytes: bool) -> np.ndarr
 
 
 def board_colours(layout: ImageLayout, images: Any, *, is_bytes: bool) -> np.ndarray:
-    """Boards as RGB [F, height, width, 3]: a colour for each channel, whose brightness shows the number relative to the
-    episode's range."""
+    """Boards as RGB [F, height, width, 3]: each channel has a colour, whose brightness shows the number relative to its
+    range in the episode."""
     numbers: Any = layout.channels_last(images).astype(np.float64)
     low, high = numbers.min(axis=(0, 1, 2)), numbers.max(axis=(0, 1, 2))
     shares = (numbers - low) / np.where(high > low, high - low, 1.0)
@@ -62,6 +64,6 @@ def board_colours(layout: ImageLayout, images: Any, *, is_bytes: bool) -> np.nda
 
 
 def enlarged(image: np.ndarray) -> np.ndarray:
-    """The image with each pixel repeated, so that it is large enough to be seen."""
+    """The image with each pixel repeated, so that it is large enough to see."""
     times = max(1, SIDE // max(image.shape[:2]))
     return image.repeat(times, axis=0).repeat(times, axis=1)

@@ -1,4 +1,4 @@
-"""Run directories as arrays, the input of every analysis.
+"""Run directories as arrays: the input of every analysis.
 
 An analysis reads only what training wrote to disk, so it works on any run, including one that is still training or was
 interrupted.
@@ -24,10 +24,10 @@ from upslope.runs.directory import INFO, STOP, RunDirectory
 NOT_METRICS = ("iteration", "seed", "step")
 MAX_COUNT, MAX_NUMBER = 2**53, 1e60
 MAX_COLUMNS, MAX_PADDING = 2000, 200
-"""Limits that refuse mostly empty tables, which could exceed memory; no real run has one. A table may have about
-`MAX_PADDING` times as many places as values."""
+"""Limits against mostly empty tables, which could exhaust the memory; no real run produces one. A table may have about
+`MAX_PADDING` times as many cells as values."""
 SMALL_TABLE = 1 << 22
-"""A table of at most this many places is never refused, however empty it is."""
+"""A table with at most this many cells is always accepted, however empty it is."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Record:
     stopped: dict[int, int] = field(default_factory=dict)
     """Seed → the step at which it reached --stop-at-return, for those that did."""
     metric: str = "return"
-    """The number that is stored as an episode's `return`, in training and evaluation."""
+    """The quantity that is stored as an episode's `return`, in training and evaluation."""
 
     @property
     def name(self) -> str:
@@ -58,13 +58,13 @@ class Record:
 
     @property
     def versions(self) -> dict[str, Any]:
-        """The versions of the packages that made the run."""
+        """The versions of the packages with which the run was made."""
         return self.description["versions"]
 
     @cached_property
     def reached(self) -> int:
         """The number of steps that every seed has reached; 0 if a seed has no row yet. A seed that has stopped counts
-        as having reached its whole budget, since its agent stays the same."""
+        as having reached its whole budget, since its agent no longer changes."""
         reached = np.fmax.reduce(self.steps, axis=1, initial=0)
         is_over = [seed in self.stopped for seed in self.seeds]
         return int(np.where(is_over, np.maximum(reached, self.config.steps), reached).min())
@@ -87,11 +87,11 @@ class Record:
         return measured(rows, self.metric, self.path)
 
     def measured_by(self, metric: str) -> "Record":
-        """The same run with another number in place of each episode's return: a key of --log-info, or `length`.
+        """The same run with another quantity in place of each episode's return: a key of --log-info, or `length`.
         Episodes without it are left out.
 
         Raises:
-            UpslopeError: the run did not log that number.
+            UpslopeError: the run did not log that quantity.
         """
         if metric == self.metric:
             return self
@@ -105,7 +105,7 @@ class Record:
 
     @cached_property
     def order_of_episodes(self) -> tuple[np.ndarray, np.ndarray]:
-        """The rows of the episodes by seed and step, and their seeds in this order."""
+        """The indices that sort the episodes by seed and step, and their seeds in this order."""
         order = np.lexsort((self.episodes["step"], self.episodes["seed"])).astype(np.uint32)
         return order, self.episodes["seed"][order]
 
@@ -118,8 +118,8 @@ class Record:
 
 
 class Metrics(Mapping[str, np.ndarray]):
-    """Metrics by name, each as float64 when it is read. Most were computed in 32 bits and are kept that way, since
-    those of a thousand seeds take half a gigabyte."""
+    """Metrics by name; reading one gives float64. Most were computed in 32 bits and are stored that way, since the
+    metrics of a thousand seeds take half a gigabyte."""
 
     def __init__(self, stored: dict[str, np.ndarray]):
         self.stored = stored
@@ -138,7 +138,7 @@ class Metrics(Mapping[str, np.ndarray]):
 
 
 def measured(rows: np.ndarray, metric: str, path: Path) -> np.ndarray:
-    """Episodes with the number of this name in place of their return; those without it are left out."""
+    """Episodes with the quantity of this name in place of their return; those without it are left out."""
     if metric == "return":
         return rows
     names = rows.dtype.names or ()
@@ -156,16 +156,16 @@ def measured(rows: np.ndarray, metric: str, path: Path) -> np.ndarray:
 def read_records(
     runs: str | Path | Sequence[str | Path], *, with_evaluations: bool = False, with_metrics: bool = True
 ) -> tuple[list[Record], list[str]]:
-    """Read each folder once, and each run of an archive that `upslope.bundle` made; return a warning for each that is
-    not a readable run, since `runs/*` may match other things. `with_evaluations` also reads evaluations, and leaves
-    out a run whose evaluation.csv is damaged; without metrics, `metrics` is empty, as by `read_record`.
+    """Read each folder once, and each run in an archive that `upslope.bundle` made. A path that is not a readable run
+    gives only a warning, since `runs/*` may match other things. `with_evaluations` also reads evaluations, and leaves
+    out a run whose evaluation.csv is damaged. Without metrics, `metrics` is empty, as in `read_record`.
 
     Raises:
         UpslopeError: a folder does not exist, or no run is left.
     """
     runs = [runs] if isinstance(runs, str | Path) else runs
     if not runs:
-        raise UpslopeError("No run is given. Name at least one run directory, e.g. runs/*")
+        raise UpslopeError("No run was given. Name at least one run directory, e.g. runs/*")
     records: list[Record] = []
     warnings = []
     paths: list[Path] = []
@@ -198,7 +198,7 @@ def read_records(
 
 @contextmanager
 def named(run: str | Path) -> Iterator[None]:
-    """Turn whatever prevents a run from being read into an error that names it, so that it can be left out."""
+    """Turn any failure to read a run into an error that names the run, so that it can be left out."""
     try:
         yield
     except UpslopeError:
@@ -212,7 +212,8 @@ def named(run: str | Path) -> Iterator[None]:
 
 
 def is_missing(path: Path) -> bool:
-    """Whether nothing exists at this path, not even a dangling link; what may not be looked at counts as existing."""
+    """Whether nothing exists at this path, not even a dangling link. A path that cannot be inspected counts as
+    existing."""
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -229,7 +230,7 @@ def read_record(run: str | Path, *, with_metrics: bool = True) -> Record:
     empty: scores and learning curves come from episodes and steps, and the metrics of many seeds are far larger.
 
     Raises:
-        UpslopeError: this is not a run directory, it is damaged, or it has no finished iteration yet.
+        UpslopeError: the path is not a run directory, the run is damaged, or it has no finished iteration yet.
     """
     directory = RunDirectory(run)
     config = directory.config()
@@ -261,10 +262,10 @@ def read_record(run: str | Path, *, with_metrics: bool = True) -> Record:
 
 
 def check_axes(axes: dict[str, Any], config: Config) -> None:
-    """Refuse a run that does not describe its own estimator or objective, whose fields tell groups apart.
+    """Reject a run that does not describe its custom estimator or objective, whose fields tell groups apart.
 
     Raises:
-        TypeError: a description is missing, or is not a text.
+        TypeError: a description is missing, or is not a string.
     """
     for role in ("estimator", "objective"):
         if ":" in getattr(config, role) and not isinstance(axes.get(role), str):
@@ -272,10 +273,10 @@ def check_axes(axes: dict[str, Any], config: Config) -> None:
 
 
 def check_lineage(lineage: Any) -> None:
-    """Refuse a lineage that training never writes; None is that of a run with a new agent.
+    """Reject a lineage that training could not have written. None is the lineage of a run with a new agent.
 
     Raises:
-        TypeError: a field is missing or of another kind.
+        TypeError: a field is missing or has the wrong type.
     """
     if lineage is None:
         return
@@ -298,8 +299,8 @@ def is_list_of(kind: type, value: Any) -> bool:
 def metric_arrays(
     directory: RunDirectory, seeds: tuple[int, ...], *, with_metrics: bool = True
 ) -> dict[str, np.ndarray]:
-    """The rows of metrics.jsonl, without an incomplete last one: name → [S, I], each seed's rows in order, and nan for
-    what is missing. Without metrics, only the columns that count steps."""
+    """The rows of metrics.jsonl, without an incomplete last one: name → [S, I]. The rows of each seed are in order, and
+    missing values are nan. Without metrics, only the columns that count steps are returned."""
     try:
         columns = read_columns(directory, with_metrics=with_metrics)
         counts = np.array([columns[name] for name in NOT_METRICS], float)
@@ -330,7 +331,7 @@ def metric_arrays(
 
 
 def read_columns(directory: RunDirectory, *, with_metrics: bool) -> dict[str, np.ndarray]:
-    """The columns of metrics.jsonl, a number for each row; nan for missing values."""
+    """The columns of metrics.jsonl, with one number for each row; missing values are nan."""
     parts: dict[str, list[tuple[int, np.ndarray]]] = {name: [] for name in NOT_METRICS}
     known, num_rows, values = set(NOT_METRICS), 0, 0
     for rows in directory.metric_rows():
@@ -348,22 +349,22 @@ def read_columns(directory: RunDirectory, *, with_metrics: bool) -> dict[str, np
 
 
 def require_dense(places: int, values: int) -> None:
-    """Refuse a table that is almost empty before it takes memory.
+    """Reject a table that is almost empty before it takes memory.
 
     Raises:
-        ValueError: it has more than about 200 places for each value.
+        ValueError: the table has more than about 200 cells for each value.
     """
     if places > SMALL_TABLE + MAX_PADDING * values:
-        raise ValueError(f"its rows contain {values:,} numbers, but a table of all its columns has {places:,} places")
+        raise ValueError(f"its rows contain {values:,} numbers, but a table of all its columns has {places:,} cells")
 
 
 def narrow(numbers: np.ndarray) -> np.ndarray:
-    """The numbers in 32 bits, if that loses nothing."""
+    """Convert the numbers to 32 bits if this loses no precision."""
     return numbers.astype(np.float32) if is_exact(numbers, np.dtype(np.float32)) else numbers
 
 
 def joined(parts: list[tuple[int, np.ndarray]], num_rows: int) -> np.ndarray:
-    """The column of a table from its parts, each with the row where it begins."""
+    """Join a column of a table from its parts, each given with the row where it begins."""
     column = np.full(num_rows, np.nan, np.result_type(np.float32, *(part.dtype for _, part in parts)))
     for start, part in parts:
         column[start : start + len(part)] = part
@@ -377,7 +378,8 @@ def is_exact(numbers: np.ndarray, dtype: np.dtype) -> bool:
 
 
 def check_size(x: np.ndarray) -> None:
-    """Refuse finite numbers that no sum of 32-bit rewards or losses can reach, and whose squares would overflow."""
+    """Reject finite numbers that are too large for any sum of 32-bit rewards or losses, and whose squares would
+    overflow."""
     if float(np.abs(x[np.isfinite(x)]).max(initial=0)) > MAX_NUMBER:
         raise ValueError(f"it contains a number beyond ±{MAX_NUMBER:g}, which training cannot produce")
 
@@ -400,7 +402,7 @@ def rows_of_seeds(path: Path, rows: np.ndarray, seeds: tuple[int, ...]) -> np.nd
 
 
 def check_lengths(directory: RunDirectory, seed: np.ndarray, seeds: tuple[int, ...]) -> None:
-    """Refuse numbers of rows so unequal that padding each seed to the longest would add mostly empty rows."""
+    """Reject row counts so unequal that padding every seed to the longest would create mostly empty rows."""
     longest = int(np.unique(seed, return_counts=True)[1].max())
     if len(seeds) * longest > MAX_PADDING * (len(seed) + 100):
         raise UpslopeError(

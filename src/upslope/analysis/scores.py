@@ -17,14 +17,14 @@ Score = Literal["auto", "stochastic", "deterministic", "training"]
 
 @dataclass(frozen=True)
 class Scores:
-    """The scores of all groups, a description of how they were computed, and warnings."""
+    """The scores of all groups, with a description of how they were computed, and warnings."""
 
     words: str
     of: list[np.ndarray]
     """For each group, the scores of its seeds [S]."""
     warnings: list[str]
     at: dict[str, int] = field(default_factory=dict)
-    """The step at which seeds were scored, for each environment with an unfinished run among several groups."""
+    """The step at which seeds were scored, for each environment that has several groups and an unfinished run."""
     unfinished: dict[str, list[str]] = field(default_factory=dict)
     """For each environment, the labels of groups that were evaluated before training had finished."""
 
@@ -36,7 +36,7 @@ def common_budget(environment: str, members: Sequence[Member]) -> int | None:
 
 
 def unfinished_of(members: Sequence[Member]) -> dict[str, list[str]]:
-    """For each environment with several groups, the labels of those that have an unfinished run."""
+    """For each environment with several groups, the labels of the groups that have an unfinished run."""
     found: dict[str, list[str]] = {}
     for member in members:
         has_rivals = sum(m.environment == member.environment for m in members) > 1
@@ -71,8 +71,8 @@ def scorable(records: Sequence[Record], score: Score) -> tuple[list[Record], lis
 def scores_of(members: Sequence[Member], score: Score = "auto") -> Scores:
     """Score every seed of every group in the same way.
 
-    If all runs have them, `auto` uses evaluation episodes of the last checkpoint with the stochastic policy, which is
-    the one that was trained; otherwise it uses the last training episodes.
+    If all runs have been evaluated, `auto` uses evaluation episodes of the last checkpoint with the stochastic policy,
+    which is the policy that was trained. Otherwise it uses the last training episodes.
 
     Raises:
         UpslopeError: a run does not have the requested episodes.
@@ -97,7 +97,8 @@ def records_metric(members: Sequence[Member]) -> str:
 
 
 def evaluation_of(record: Record, mode: str) -> np.ndarray:
-    """The evaluation episodes of a mode at the last checkpoint; the best checkpoint was selected partly by chance."""
+    """The evaluation episodes of a mode at the last checkpoint. The best checkpoint is not used, since it was selected
+    partly by chance."""
     rows = record.evaluations
     return rows[(rows["mode"] == mode) & (rows["checkpoint"] == "last")]
 

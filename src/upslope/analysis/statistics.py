@@ -1,7 +1,7 @@
 """Statistics over a few seeds: estimates with intervals. The seed is the unit of replication.
 
-Every interval is computed by a formula, without resampling, so it is deterministic. `benchmarks/coverage.py`
-measures how often the intervals cover the truth.
+Every interval is computed by a formula, without resampling, so the results are deterministic. `benchmarks/coverage.py`
+measures how often the intervals cover the true value.
 """
 
 import math
@@ -19,7 +19,7 @@ from upslope.core.numbers import FEW_SEEDS, LEVEL, half_width, number, plus_minu
 CALIBRATION = 100_000
 """Number of simulated samples for a calibrated interval; its width is accurate to about half a percent."""
 BLOCK = 1000
-"""Number of them held in memory at once."""
+"""Number of simulated samples held in memory at a time."""
 LARGE = 100
 """From this number of seeds on, the ratio of the quantiles is treated as constant: for the interquartile mean it is
 1.090 here, and its limit is √1.195 = 1.093 (the asymptotic variance of the mean trimmed by a quarter on each side)."""
@@ -28,11 +28,11 @@ TAIL = 0.25
 WINSORISED_FROM = 10
 """Minimum number of seeds for a winsorised variance: with fewer, it has under five degrees of freedom."""
 SEARCH_OFFSET = 1e-9
-"""Distance from the estimate at which the search for an end of its interval starts."""
+"""Distance from the estimate at which the search for an endpoint of its interval starts."""
 WINDOW = 100
 """Number of last episodes averaged in a learning curve."""
 HUNDREDTHS = 0.5
-"""The `spread` with which probabilities and normalised scores get two decimals, as much as a few seeds support."""
+"""The `spread` that gives probabilities and normalised scores two decimals; a few seeds support no more."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class Estimate:
     """None if the spread is unknown: one seed, seeds that all agree, or a seed without a score."""
 
     def words(self, spread: float = math.nan) -> str:
-        """Format as `14.0 ± 3.9`, or `14.0 [9.8, 20.1]` if asymmetric; `spread` sets the digits without an interval."""
+        """Format as `14.0 ± 3.9`, or as `14.0 [9.8, 20.1]` if asymmetric. Without an interval, `spread` sets the number
+        of digits."""
         if self.interval is None:
             return number(self.value, spread)
         below, above = self.value - self.interval.low, self.interval.high - self.value
@@ -72,7 +73,7 @@ class Band(NamedTuple):
 def interval_of_mean(x: np.ndarray) -> Interval | None:
     """Student's interval of the mean of x [S]: see `half_width`.
 
-    None for one seed and for seeds that all agree, since neither shows a spread.
+    None for a single seed and for seeds that all agree, since neither has a measurable spread.
     """
     return around(float(np.mean(x)), half_width(x)) if has_spread(x) else None
 
@@ -121,7 +122,7 @@ def iqm_of(x: np.ndarray) -> Estimate:
     """The interquartile mean over seeds x [S]: the mean without the lowest and the highest ⌊S/4⌋ (Agarwal et al. 2021).
 
     The interval is iqm ± c_S · s, with c_S chosen so that it is exact for normal seeds. With ten or more seeds, it is
-    never narrower than that of Tukey and McLaughlin (1963), which adapts to the tails of the data.
+    never narrower than Tukey and McLaughlin's (1963), which adapts to the tails of the data.
     """
     value = float(stats.trim_mean(x, TAIL)) if np.isfinite(x).all() else math.nan
     if not has_spread(x):
@@ -133,14 +134,14 @@ def iqm_of(x: np.ndarray) -> Estimate:
 
 
 def thinness(num_seeds: int) -> str:
-    """A warning that there are few seeds; empty if there are enough."""
+    """A warning if there are few seeds; empty if there are enough."""
     if num_seeds >= FEW_SEEDS:
         return ""
     return f"{num_seeds} seeds are thin evidence" if num_seeds > 1 else "one seed gives no interval"
 
 
 def agreement(x: np.ndarray) -> str:
-    """A warning that all seeds x [S] have the same score; empty if they differ."""
+    """A warning if all seeds x [S] have the same score; empty if they differ."""
     n = len(x)
     if n < 2 or not np.isfinite(x).all() or np.ptp(x) > 0:
         return ""
@@ -193,11 +194,12 @@ STATISTICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 @cache
 def calibrated(statistic: str, n: int) -> float:
-    """c_n, the 95 % quantile of |T|/s over samples of n standard normal seeds, with T the statistic and s their spread.
+    """c_n, the 95 % quantile of |T|/s over samples of n standard normal seeds: T is the statistic, s the sample's
+    standard deviation.
 
     The distribution of (T − μ)/s does not depend on μ and σ, so T ± c_n·s covers μ in exactly 95 % of normal samples.
-    Student's interval is the case T = mean, c_n = t/√n. The simulation, which has a fixed seed, measures the ratio of
-    the two quantiles on the same samples, so that most of the sampling error cancels.
+    Student's interval is the case T = mean, c_n = t/√n. The simulation, which has a fixed seed, measures both quantiles
+    on the same samples and takes their ratio, so that most of the sampling error cancels.
     """
     return quantile_ratio(statistic, min(n, LARGE)) * float(t_quantile(n - 1)) / math.sqrt(n)
 
@@ -219,9 +221,10 @@ def probability_of_improvement(x: np.ndarray, y: np.ndarray) -> Estimate:
     """θ = P(X > Y) + ½ P(X = Y): how often a seed of x [S] beats a seed of y [R] (Agarwal et al. 2021).
 
     The estimate is the Mann–Whitney statistic U/(S·R). The interval inverts the score test |θ̂ − θ| ≤ t √V(θ) with the
-    variance V of Hanley and McNeil (Newcombe 2006, method 5), so it has a width even if one side always wins, and
-    stays within [0, 1]. t has S + R − 2 degrees of freedom: with Newcombe's normal quantile, three seeds that all beat
-    three others would show a difference that chance alone produces one time in ten. None for one seed on either side.
+    variance V of Hanley and McNeil (Newcombe 2006, method 5). It therefore has a nonzero width even if one side always
+    wins, and stays within [0, 1]. t has S + R − 2 degrees of freedom: with Newcombe's normal quantile, three seeds that
+    all beat three others would appear to differ, although chance alone produces this result one time in ten. There is
+    no interval if either side has only one seed.
     """
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         return Estimate(math.nan, None)
@@ -234,16 +237,16 @@ def probability_of_improvement(x: np.ndarray, y: np.ndarray) -> Estimate:
     def excess(candidate: float) -> float:
         return (theta - candidate) ** 2 - t**2 * variance(candidate, len(x), len(y))
 
-    # If one side always wins, θ̂ itself also solves the equation, but it is not the end of the interval.
+    # If one side always wins, θ̂ itself also solves the equation, but it is not an endpoint of the interval.
     low = root(excess, 0.0, theta - SEARCH_OFFSET) if theta > 0 else 0.0
     high = root(excess, theta + SEARCH_OFFSET, 1.0) if theta < 1 else 1.0
     return Estimate(theta, Interval(low, high))
 
 
 def difference_of_means(x: np.ndarray, y: np.ndarray) -> Estimate:
-    """mean(x) − mean(y) over seeds x [S] and y [R], with Welch's interval, which allows them different spreads.
+    """mean(x) − mean(y) over seeds x [S] and y [R], with Welch's interval, which does not assume equal variances.
 
-    The interval is None if either side has only one seed, or if no seed differs from the others on its side.
+    The interval is None if either side has only one seed, or if all seeds agree on both sides.
     """
     value = float(np.mean(x) - np.mean(y))
     is_known = min(len(x), len(y)) > 1 and bool(np.isfinite(x).all() and np.isfinite(y).all())
@@ -254,7 +257,7 @@ def difference_of_means(x: np.ndarray, y: np.ndarray) -> Estimate:
 
 
 def root(function: Callable[[float], float], low: float, high: float) -> float:
-    """The root of a function between two points at which its signs differ."""
+    """The root of a function between two points where it has opposite signs."""
     found: Any = optimize.brentq(function, low, high)
     return float(found)
 
@@ -268,8 +271,8 @@ def variance(theta: float, m: int, n: int) -> float:
 def curve(record: Record, points: int = 200) -> tuple[np.ndarray, np.ndarray]:
     """Each seed's learning curve on a common grid: (steps [P], returns [S, P]).
 
-    The return at a step is the mean over the last 100 (or fewer) training episodes that had ended by then; nan before
-    the first one ended. The grid ends at the budget, or at the last step of an unfinished run.
+    The return at a step is the mean over the last 100 (or fewer) training episodes that had ended by then; it is nan
+    before the first one ended. The grid ends at the budget, or at the last step of an unfinished run.
     """
     reached = np.nanmax(record.steps)
     steps = np.linspace(0.0, min(float(record.config.steps), reached), points + 1)[1:]

@@ -1,4 +1,4 @@
-"""The flags that determine on which cluster a command's workers run."""
+"""The flags that select the cluster on which a command's workers run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +17,14 @@ class ClusterFlags:
     """A cluster, and the resources of each worker on it."""
 
     cluster: str | None = None
-    """Run the workers on a Ray cluster: give its address, or auto for the one running here or else this machine (extra
-    `ray`). The result does not depend on it."""
+    """Run the workers on a Ray cluster: its address, or auto for the cluster running on this machine or else this
+    machine alone (extra `ray`). The result does not depend on it."""
     worker_cpus: float = 1.0
     """CPUs for each worker on the cluster."""
     worker_gpus: float = 0.0
     """GPUs for each worker on the cluster."""
     py_module: Modules = ()
-    """A module, package or folder of modules of your own that is sent to every node of the cluster; repeatable."""
+    """Your own module, package or folder of modules to send to every node of the cluster; repeatable."""
     mixed: Mixed = False
     """Allow nodes with different processors, which round differently; training records it in config.json."""
 
@@ -37,7 +37,7 @@ class ClusterFlags:
         if self.cluster is None:
             if unread := [flag for flag, is_given in self.given().items() if is_given]:
                 raise UpslopeError(
-                    f"{', '.join(unread)} only matters on a cluster: give --cluster auto or its address too."
+                    f"{', '.join(unread)} only matters on a cluster. Also pass --cluster auto or its address."
                 )
             return None
         from upslope.engines.base import Placement

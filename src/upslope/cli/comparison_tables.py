@@ -15,9 +15,10 @@ from upslope.cli.terminal import table
 from upslope.core.numbers import FEW_SEEDS, number, range_of
 
 MANY_GROUPS = 6
-"""Largest number of groups for which all pairs are shown; with more, only pairs with the best group are."""
+"""Maximum number of groups for which all pairs are shown. With more groups, only pairs with the best group are
+shown."""
 PROFILE_COLUMNS = (0.25, 0.5, 0.75)
-"""Normalised scores for which the profile is shown."""
+"""Normalised scores at which the profile is shown."""
 
 
 def comparison_page(comparison: Comparison) -> RenderableType:
@@ -41,7 +42,7 @@ def parts(comparison: Comparison) -> Iterator[RenderableType]:
 
 
 def warning(text: str) -> Text:
-    """A warning, marked as such."""
+    """Format a warning."""
     return Text.assemble(("! ", "bold yellow"), text)
 
 

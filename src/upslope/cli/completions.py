@@ -1,4 +1,4 @@
-"""The command `completion`: scripts for completing the command line in a shell, which tyro generates from the flags."""
+"""The command `completion`: shell completion scripts, which tyro generates from the flags."""
 
 import contextlib
 import io
@@ -13,10 +13,8 @@ from upslope.errors import UpslopeError
 SPECIFICATION = re.compile("^COMPLETION_SPEC = .*$", re.MULTILINE)
 """The line of a script that contains all commands and flags."""
 BREAK = re.compile(r"\\+n")
-"""A line break in that line; what follows one in a help text would be offered as a separate word."""
-FILES_TOO = """
-# Where a flag or a word has no values of its own, complete file names: runs and outputs.
-_upslope() {
+"""A line break in that line. The text after a line break in a help text would be offered as a separate word."""
+FILES_TOO = """ # If a flag or argument has no fixed values, complete file names, e.g. of runs and outputs. _upslope() {
   _tyro_upslope
   [[ ${#COMPREPLY[@]} -eq 1 && -z ${COMPREPLY[0]} ]] && COMPREPLY=()
   return 0
@@ -36,10 +34,10 @@ def completion(shell: tyro.conf.Positional[Literal["bash", "zsh", "fish"]]) -> N
 
 
 def script(shell: str) -> str:
-    """The script for a shell.
+    """Return the completion script for a shell.
 
     Raises:
-        UpslopeError: this version of tyro cannot generate one for it.
+        UpslopeError: this version of tyro cannot generate a script for this shell.
     """
     from upslope.cli.main import commands  # imported here because that module imports this one
 
@@ -50,7 +48,7 @@ def script(shell: str) -> str:
             tyro.extras.subcommand_cli_from_dict(commands(), prog="upslope", args=arguments, registry=REGISTRY)
     except AssertionError as error:
         raise UpslopeError(
-            f"This version of tyro has no completion for {shell}. Upgrade it: pip install -U tyro"
+            f"This version of tyro does not support completion for {shell}. Upgrade it: pip install -U tyro"
         ) from error
     text = SPECIFICATION.sub(lambda line: BREAK.sub(" ", line[0]), written.getvalue())
     return text + (FILES_TOO if shell == "bash" else "")

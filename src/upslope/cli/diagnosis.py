@@ -1,7 +1,7 @@
-"""The commands that find out what is wrong with a run, an environment or upslope itself.
+"""The commands that diagnose problems of a run, an environment or upslope itself.
 
 Each is a function whose parameters and docstring define its flags. Heavy imports happen inside it, so that `--help` and
-error messages appear at once.
+error messages appear immediately.
 """
 
 import sys
@@ -14,10 +14,10 @@ from upslope.config.config import positive
 
 
 def doctor(runs: Runs, json: Switch = False) -> None:
-    """Diagnose runs: symptom, evidence, likely cause, alternative causes, remedy.
+    """Diagnose runs: symptoms, evidence, likely and alternative causes, and remedies.
 
     Args:
-        runs: Run directories; they may still be training.
+        runs: Run directories. The runs may still be training.
         json: Print JSON for programs: an object, or a list of objects for several runs.
     """
     from upslope.analysis.records import read_records
@@ -40,14 +40,16 @@ def check(
     ignore_observation: Keys = (),
     json: Switch = False,
 ) -> None:
-    """Test an environment in seconds before training on it, and suggest a training command; exit status 1 on an error.
+    """Test an environment in seconds before training on it, and suggest a training command.
+
+    The exit status is 1 if an error is found.
 
     Args:
         environment: A Gymnasium id, `module:Id`, `module:callable`, or `jax:Name`.
         env_kwargs: Keyword arguments for the environment, as JSON.
         max_episode_steps: Steps after which an episode is truncated; by default the environment's own limit.
         wrappers: A wrapper to put around the environment, as in `upslope train`; repeatable.
-        ignore_observation: Key of a part of the observations to leave out; repeatable.
+        ignore_observation: Key of a part of the observations to ignore; repeatable.
         json: Print JSON for programs.
     """
     positive(max_episode_steps=max_episode_steps)
@@ -78,20 +80,20 @@ def probe(
     only: tuple[str, ...] = (),
     json: Switch = False,
 ) -> None:
-    """Train on small environments with known answers: the first failure shows where the mistake is.
+    """Train on small environments with known answers. The first failure shows where the mistake is.
 
     The exit status is 1 if a probe is not solved.
 
     Args:
         algorithm: The rung of the ladder.
-        estimator: Axis 1 instead of the rung's: a name, or your own as module:Name.
-        objective: Axis 2 instead of the rung's: a name, or your own as module:Name.
+        estimator: An estimator (axis 1) instead of the rung's: a name, or your own as module:Name.
+        objective: An objective (axis 2) instead of the rung's: a name, or your own as module:Name.
         hidden_sizes: Widths of the hidden layers.
         activation: Activation of the hidden layers.
-        learning_rate: Adam's step size; by default one that suits the rung.
+        learning_rate: Adam's step size; the default depends on the rung.
         steps: Environment steps per seed and probe.
         seeds: Number of seeds per probe.
-        only: Names of probes; by default all.
+        only: Names of the probes to run; by default all.
         json: Print JSON for programs.
     """
     settings = {name: value for name, value in locals().items() if name != "json" and value is not None}

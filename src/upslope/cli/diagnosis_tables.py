@@ -19,7 +19,8 @@ STYLES = {"ok": "green", "warning": "yellow", "error": "bold red", "skipped": "d
 
 
 def diagnosis_view(found: Diagnosis) -> RenderableType:
-    """Findings, the most certain and severe first, or a clean bill of health; then the rules not checked."""
+    """The findings, most certain and severe first, or a clean bill of health, followed by the rules that were not
+    checked."""
     parts: list[RenderableType] = []
     alarms, notes = found.alarms, [f for f in found.findings if not f.is_alarm]
     rules = f"{len(found.checked)} of {len(found.checked) + len(found.unchecked)} rules"
@@ -38,7 +39,7 @@ def diagnosis_view(found: Diagnosis) -> RenderableType:
 
 
 def rule_lines(found: Diagnosis) -> Iterator[RenderableType]:
-    """One line with the rules that were checked, if there is no alarm, and one with those that lacked data."""
+    """A line with the rules that were checked, if none raised an alarm, and a line with the rules that lacked data."""
     if not found.alarms:
         yield Text(f"Checked: {spaced(found.checked)}.", "dim")
     lacking = [f"{spaced([name])} ({what})" for name, what in found.unchecked.items()]
@@ -97,5 +98,5 @@ def probe_view(title: str, found: Sequence[Probed]) -> Iterator[RenderableType]:
         yield Text(f"The first failure is {failed[0].name}: suspect {failed[0].meaning}.", "bold yellow")
     else:
         yield Text(
-            "All probes are solved: if learning fails elsewhere, suspect the environment or the settings.", "green"
+            "All probes are solved. If learning fails elsewhere, suspect the environment or the settings.", "green"
         )

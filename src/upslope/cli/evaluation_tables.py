@@ -19,7 +19,7 @@ from upslope.runs.evaluation import Evaluation
 
 
 def evaluation_view(run: Path, checkpoint: str, found: Mapping[str, Evaluation]) -> RenderableType:
-    """The table, followed by warnings about its means."""
+    """The table of evaluations, followed by warnings about its means."""
     means = {mode: e.seed_means() for mode, e in found.items()}
     thin = thinness(len(next(iter(means.values()))))
     doubts = [f"{thin}. {MORE_SEEDS}"] if thin else []
@@ -55,7 +55,7 @@ def evaluation_table(run: Path, checkpoint: str, found: Mapping[str, Evaluation]
 
 
 def judgement_view(found: Judgement) -> RenderableType:
-    """The result of each estimator, the verdict, and what it is based on."""
+    """The result of each estimator, the verdict, and the data on which it is based."""
     first, value, effective, *why = found.columns
     shown = table(found.title, (first, f">{value}", f">{effective}", *why), found.rows())
     return Lines(shown, Text(found.conclusion), *map(warning, found.notes))

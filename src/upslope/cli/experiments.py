@@ -1,7 +1,7 @@
 """The commands that train many runs: `ladder`, `lab`.
 
 Each is a function whose parameters and docstring define its flags. Heavy imports happen inside it, so that `--help` and
-error messages appear at once.
+error messages appear immediately.
 """
 
 from pathlib import Path
@@ -43,17 +43,17 @@ def ladder(
         algorithms: Train only these rungs.
         steps: Environment steps per seed, the same for every rung.
         seeds: Number of seeds.
-        seed: The first seed; the others follow it.
-        name: Name of the folder for the rungs' run directories. An existing one is refused.
-        folder: The folder that holds it.
-        resume: Continue the race of this --name: finished rungs are kept, and unfinished ones continue.
+        seed: The first seed. The other seeds are the integers after it.
+        name: Name of the folder for the rungs' run directories. An existing name is refused.
+        folder: The folder in which that folder is created.
+        resume: Continue the race with this --name. Finished rungs are kept, and unfinished ones continue.
         preset: Use the environment's tuned settings if there are any, as `upslope train` does.
         env_kwargs: Keyword arguments for the environment, as JSON.
         max_episode_steps: Steps after which an episode is truncated; by default the environment's own limit.
         wrappers: A wrapper to put around the environment, as in `upslope train`; repeatable.
-        ignore_observation: Key of a part of the observations to leave out; repeatable.
+        ignore_observation: Key of a part of the observations to ignore; repeatable.
         workers: Processes that share the seeds of a Gymnasium environment; by default one per core.
-        evaluation_episodes: Fresh episodes per seed and mode that score each rung; 0 scores by training episodes.
+        evaluation_episodes: Fresh episodes per seed and mode that score each rung; 0 uses the training episodes.
         quiet: Print warnings only.
     """
     options = {key: value for key, value in locals().items() if key != "on"} | {"cluster": on.placement()}
@@ -77,25 +77,25 @@ def lab(
     quick: Switch = False,
     json: Switch = False,
 ) -> None:
-    """Test the lecture's claims by experiment, each with a prediction, a measurement and a verdict, on one HTML page.
+    """Test the lecture's claims by experiments, and show the predictions, measurements and verdicts on one HTML page.
 
     It takes one to two minutes on two cores and needs the extra `report`. The exit status is 0 even if a claim is
     refuted, because that is a finding.
 
     Args:
-        only: Only these experiments: expectation, gradient, variance, advantages, importance, reuse, table1,
+        only: Run only these experiments: expectation, gradient, variance, advantages, importance, reuse, table1,
             credit, seeds, groups, entropy, counts, television.
         language: English or Chinese.
-        output: The page to write, or a folder for it; only an older upslope page is replaced.
-        seed: Each number draws different random samples.
-        quick: Use small samples for a quick trial: intervals are wide, and more claims stay undecided.
+        output: The page to write, or a folder for it. Only an existing upslope page is replaced.
+        seed: Seed of the random samples.
+        quick: Use small samples for a quick trial. Intervals are wider, and more claims stay undecided.
         json: Also print all findings and curves as JSON; other messages go to standard error.
     """
     from upslope.core.consoles import PlainTextConsole
     from upslope.learning.devices import computing
     from upslope.report.page import plotly_script
 
-    plotly_script()  # fail now rather than after minutes if Plotly is missing
+    plotly_script()  # if Plotly is missing, fail now and not after minutes
     from upslope.core.storage import write_atomically
     from upslope.lab import page, run
     from upslope.report.output import page_path

@@ -1,4 +1,4 @@
-"""upslope track | watch: the commands that read a run's directory during training or afterwards."""
+"""The commands `track` and `watch`, which read a run's directory during training or afterwards."""
 
 from typing import Annotated
 
@@ -12,14 +12,15 @@ from upslope.core.messages import shell
 def track(
     run: Run, to: Track, project: Annotated[str | None, tyro.conf.arg(aliases=["--track-project"])] = None
 ) -> None:
-    """Send a run to experiment trackers: all its metric rows by environment step, its settings, results and evaluation.
+    """Send a run to experiment trackers: all metric rows by environment step, the settings, the results and the
+    evaluation.
 
-    The run directory records what was sent, so a second call sends only what is new.
+    The run directory records what was sent, so running the command again sends only new data.
 
     Args:
         run: The run directory.
         to: wandb, trackio, mlflow, tensorboard (each an extra), or module:Name; repeatable.
-        project: The trackers' project (MLflow: experiment); by default the one they are configured with.
+        project: The trackers' project (MLflow: experiment); by default the one in their own configuration.
     """
     from upslope.errors import UpslopeError
     from upslope.runs.tracking.sending import send_run
@@ -35,10 +36,10 @@ def track(
 
 
 def watch(run: Run) -> None:
-    """Show a run that is training elsewhere, in another terminal or on a machine that shares its folder.
+    """Show a run that is training in another terminal or on a machine that shares its folder.
 
-    This only reads the run directory. It ends when the run does, or on Ctrl-C, and reports when the run seems to
-    have stopped. For a finished run it shows the final state.
+    This only reads the run directory. It ends when the run ends, or on Ctrl-C, and reports when the run seems to have
+    stopped. For a finished run, it shows the final state.
 
     Args:
         run: The run directory.

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Import without Python's garbage collector, which would scan the new modules repeatedly without finding any
-    garbage; afterwards it ignores them."""
+    """Import without Python's garbage collector, which would scan the new modules repeatedly and find no garbage.
+
+    Afterwards, the collector ignores these modules."""
     gc.disable()
     try:
         yield

@@ -19,7 +19,8 @@ def show_list() -> None:
 
 
 def list_tables() -> Iterator[Table]:
-    """Rungs, estimators, objectives, presets, compiled environments, and libraries with more of them."""
+    """Yield tables of rungs, estimators, objectives, presets, compiled environments, and libraries with more
+    environments."""
     rungs = [(name, x.estimator, x.objective, x.source, x.meaning) for name, x in ALGORITHMS.items()]
     yield table("Rungs: --algorithm", ("name", "--estimator", "--objective", "experience", "meaning"), rungs)
     yield table("Estimators: --estimator", ("name", "weight Ψ_t"), ESTIMATORS.items())

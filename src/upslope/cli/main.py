@@ -20,7 +20,7 @@ EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 """The status that a shell reports for a program whose output pipe was closed, e.g. by `head`."""
 THREAD_SECONDS = 5.0
-"""Seconds for which threads that an environment left running may go on after a command."""
+"""Seconds for which threads that an environment left running may continue after a command."""
 MAX_NAMED = 3
 """Maximum number of threads that a message names."""
 
@@ -34,11 +34,11 @@ COMMANDS: dict[str, str] = {
     **{name: f"follow:{name}" for name in ("track", "watch")},
     "list": "list_tables:show_list",
 }
-"""Each command's module in this package, and the function or class whose signature and docstring define its flags."""
+"""Each command's module in this package, and the function or class whose signature and docstring define the flags."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The entry point of the `upslope` command; without arguments, those of this process, which ends with it."""
+    """Run the `upslope` command. Without `arguments`, use those of this process, and end the process afterwards."""
     if arguments is not None:
         carry_out(arguments)
         return
@@ -51,13 +51,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def carry_out(arguments: list[str]) -> None:
-    """Run a command; what goes wrong is said in one message."""
+    """Run a command. Errors are reported in one message."""
     try:
         try:
             offer_folder(current_folder())
             run_within_memory(arguments)
         finally:
-            with suppress(AttributeError, ValueError):  # an environment may have closed or removed it
+            with suppress(AttributeError, ValueError):  # an environment may have closed or removed the stream
                 sys.stdout.flush()
     except UpslopeError as error:
         fail(str(error))
@@ -74,7 +74,7 @@ def carry_out(arguments: list[str]) -> None:
 
 
 def run_within_memory(arguments: list[str]) -> None:
-    """Run a command; if memory runs out, suggest which settings to lower."""
+    """Run a command. If memory runs out, suggest which settings to lower."""
     try:
         run(arguments)
     except (UpslopeError, OSError):
@@ -88,13 +88,14 @@ def run_within_memory(arguments: list[str]) -> None:
 
 
 def leave_threads(code: Any) -> None:
-    """End this process with the status of a `SystemExit` if an environment left threads running: Python would wait for
-    them, perhaps for ever."""
+    """End this process with the status of a `SystemExit` if an environment left threads running.
+
+    Otherwise, Python would wait for them, perhaps forever."""
     left = others_threads()
     if not left:
         return
     if end_pools := getattr(sys.modules.get("concurrent.futures.thread"), "_python_exit", None):
-        threading.Thread(target=end_pools, daemon=True).start()  # their idle threads end, as at Python's own end
+        threading.Thread(target=end_pools, daemon=True).start()  # this ends their idle threads, as Python does at exit
     until = monotonic() + THREAD_SECONDS
     for thread in left:
         thread.join(max(0.0, until - monotonic()))
@@ -114,18 +115,18 @@ def leave_threads(code: Any) -> None:
 
 
 def others_threads() -> list[threading.Thread]:
-    """The threads for which Python would wait at its end."""
+    """The threads for which Python would wait at exit."""
     return [thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]
 
 
 def fail(words: str) -> NoReturn:
-    """Print why the command cannot be carried out, and exit."""
+    """Print why the command cannot be executed, and exit."""
     print(f"upslope: {readable(words)}", file=sys.stderr)
     sys.exit(EXIT_BAD_INPUT)
 
 
 def discard_output() -> None:
-    """Discard the remaining output. Otherwise Python would try to write it again at exit."""
+    """Discard the remaining output, since Python would otherwise try to write it again at exit."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -143,8 +144,10 @@ def current_folder() -> Path:
 
 
 def refused_by_system(error: OSError) -> str:
-    """A description of what the system refused. Most cases are mistyped paths and missing permissions, which have no
-    message of their own because they can affect any file."""
+    """Describe what the system refused.
+
+    Most cases are mistyped paths and missing permissions. They have no specific message because they can affect any
+    file."""
     reason = error.strerror or str(error) or type(error).__name__
     paths = [os.fsdecode(path) for path in (error.filename, error.filename2) if isinstance(path, str | bytes)]
     if not paths:
@@ -177,7 +180,7 @@ def run(arguments: list[str]) -> None:
 
 
 def parse(kind: Any, **options: Any) -> None:
-    """Call a command with the flags given."""
+    """Call a command with the given flags."""
     import tyro
 
     from upslope.config.coercion import REGISTRY
@@ -186,7 +189,7 @@ def parse(kind: Any, **options: Any) -> None:
 
 
 def refuse(name: str) -> None:
-    """Refuse a name that is not a command, suggesting the one that was meant."""
+    """Raise an error for a name that is not a command, and suggest the command that was meant."""
     from upslope.config.foreign_names import foreign
 
     if meant := foreign("commands", name):
@@ -195,11 +198,11 @@ def refuse(name: str) -> None:
 
 
 def command(name: str) -> Any:
-    """The function or class of a command."""
+    """Return the function or class of a command."""
     module, _, attribute = COMMANDS[name].partition(":")
     return getattr(import_module(f"upslope.cli.{module}"), attribute)
 
 
 def commands() -> dict[str, Any]:
-    """Every command with its function or class."""
+    """Return every command with its function or class."""
     return {name: command(name) for name in COMMANDS}

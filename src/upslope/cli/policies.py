@@ -1,7 +1,7 @@
 """The commands that use a policy: `evaluate`, `record`, `judge`, `export`.
 
 Each is a function whose parameters and docstring define its flags. Heavy imports happen inside it, so that `--help` and
-error messages appear at once.
+error messages appear immediately.
 """
 
 from pathlib import Path
@@ -27,7 +27,7 @@ def evaluate(
     on: OnCluster = HERE,
     trust: Switch = False,
 ) -> None:
-    """Run trained agents, both stochastic and deterministic, in fresh environments, and store every return.
+    """Run trained agents, both stochastically and deterministically, in fresh environments, and store every return.
 
     Args:
         run: The run directory.
@@ -36,7 +36,8 @@ def evaluate(
         environment_seed: Each number gives different episodes.
         max_episode_steps: Steps after which an episode is truncated; by default the limit that the run trained with.
             Returns under another limit are shown but not stored, since they are not the run's score.
-        video: Also film one deterministic episode of the first seed into this .mp4 (needs the extra `video`).
+        video: Also record a video of one deterministic episode of the first seed in this .mp4 file (needs the extra
+            `video`).
         trust: Run the code that the run's config.json names; it may do anything. Otherwise you are shown its name
             and asked, or it is refused.
     """
@@ -71,7 +72,7 @@ def record(
     max_episode_steps: int | None = None,
     trust: Switch = False,
 ) -> None:
-    """Record episodes of a trained agent, with the probabilities of its actions, for use by off_policy and clone.
+    """Record episodes of a trained agent, with the probabilities of its actions, for the rungs off_policy and clone.
 
     Args:
         run: The run directory.
@@ -123,22 +124,24 @@ def judge(
     trust: Switch = False,
     json: Switch = False,
 ) -> None:
-    """Estimate, from episodes that another policy recorded, what a trained agent would earn, without acting.
+    """Estimate the return of a trained agent from episodes that another policy recorded, without acting.
 
     This is off-policy evaluation (OPE): importance sampling, fitted Q evaluation and doubly robust estimates with
-    intervals, or the reason why these data cannot tell.
+    intervals, or the reason why the data are not sufficient.
 
     Args:
         run: The run directory.
         data: The recorded episodes: a file of `upslope record`, or minari:NAME (needs the extra `minari`).
         seed: One of the run's seeds; by default the first.
         checkpoint: The checkpoint to judge.
-        gamma: γ of the value; by default the run's. 1 is the undiscounted return, as reported by `upslope evaluate`.
-        horizon: Count only the first steps of an episode. By default all count, and an episode that was cut off is
-            continued by the fitted Q.
-        iterations: Regressions of the fitted Q; by default four horizons 1/(1−γ), but at least 200 and at most 1,000.
+        gamma: γ of the estimated return; by default that of the run. 1 gives the undiscounted return that
+            `upslope evaluate` reports.
+        horizon: Count only this many first steps of each episode. By default, all steps count, and the fitted Q
+            estimates the rest of a truncated episode.
+        iterations: Number of regressions for the fitted Q; by default four times the horizon 1/(1−γ), within 200 to
+            1,000.
         trust: Run the model's code that the run's config.json names; it may do anything. Otherwise you are shown the
-            code and asked, or it is refused. Upslope's own networks need none.
+            code and asked, or it is refused. upslope's own networks need no trust.
         json: Print everything as JSON.
     """
     positive(horizon=horizon, iterations=iterations)
@@ -162,10 +165,10 @@ def export(
     checkpoint: Checkpoint = "best",
     trust: Switch = False,
 ) -> None:
-    """Write a trained policy to a file that acts without upslope: for a robot, a microcontroller or another program.
+    """Export a trained policy to a file that runs without upslope, for a robot, a microcontroller or another program.
 
-    The file computes the deterministic action in the environment's own units, and the parameters of the distribution;
-    it includes normaliser, masks, memory and action bounds. It is checked against the policy before it is kept.
+    The file computes the deterministic action in the environment's own units, and the parameters of the distribution.
+    It includes the normaliser, masks, memory and action bounds. It is kept only if it agrees with the policy.
 
     Args:
         run: The run directory.
@@ -174,7 +177,7 @@ def export(
         seed: One of the run's seeds; by default the one with the best training return.
         checkpoint: The checkpoint to export.
         trust: Run the model's code that the run's config.json names; it may do anything. Otherwise you are shown the
-            code and asked, or it is refused. Upslope's own networks need none.
+            code and asked, or it is refused. upslope's own networks need no trust.
     """
     from upslope.config.trust import ROLES, require
     from upslope.runs.directory import RunDirectory

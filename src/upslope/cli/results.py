@@ -1,7 +1,7 @@
 """The commands that show and pack the results of runs.
 
 Each is a function whose parameters and docstring define its flags. Heavy imports happen inside it, so that `--help` and
-error messages appear at once.
+error messages appear immediately.
 """
 
 import sys
@@ -27,16 +27,16 @@ def compare(
 
     Runs that differ only in their seeds are pooled. Reasons to doubt a comparison are listed below it.
 
-    A seed is scored by evaluation episodes of the last checkpoint in one mode, by the last 100 training episodes, or,
-    with auto, by stochastic evaluation if all runs have it, otherwise by training. Normalised scores average over
-    environments: 0 is a random policy and 1 the reward threshold, or 0 and 1 are the lowest and highest score of these
-    runs.
+    A seed is scored by evaluation episodes of the last checkpoint in one mode, or by the last 100 training episodes.
+    With auto, it is scored by stochastic evaluation if all runs have one, otherwise by training. Normalised scores can
+    be averaged over environments: 0 and 1 are either a random policy and the reward threshold, or the lowest and
+    highest score of these runs.
 
     Args:
         runs: Run directories.
         score: How a seed is scored.
         normalize: How scores are made comparable across environments.
-        metric: The number compared per episode: return, length, or a key that every run logged with --log-info.
+        metric: The number to compare for each episode: return, length, or a key that every run logged with --log-info.
         trust: For --normalize threshold: run the code that a run's config.json names; it may do anything. Otherwise
             you are shown its name and asked, or it is refused.
         json: Print everything as JSON.
@@ -62,17 +62,17 @@ def report(
 ) -> None:
     """Write one self-contained page about runs: curves, comparison, evaluations, settings, diagnostics and credit.
 
-    It only reads the runs, unless --credit is given. Results of `upslope evaluate` and `upslope credit` are shown too.
+    The runs are only read, unless --credit is given. Results of `upslope evaluate` and `upslope credit` are shown too.
 
     Args:
         runs: Run directories.
         score: How a seed is scored, as in `upslope compare`.
-        normalize: Also compare across environments, as in `upslope compare`; threshold creates each of them once.
-        metric: The number compared per episode, as in `upslope compare`.
-        output: The page to write, or a folder for it; only an older upslope page is replaced.
-        credit: First play an episode of each run without a credit view, as `upslope credit` does.
-        trust: For --credit: run the code that a run's config.json names; it may do anything. Otherwise you are
-            shown its name and asked, or it is refused.
+        normalize: Also compare across environments, as in `upslope compare`; threshold creates each environment once.
+        metric: The number to compare for each episode, as in `upslope compare`.
+        output: The page to write, or a folder for it. Only an existing upslope page is replaced.
+        credit: First play an episode of each run that has no credit view, as `upslope credit` does.
+        trust: For --credit: run the code that a run's config.json names; it may do anything. Otherwise you are shown
+            its name and asked, or it is refused.
     """
     from upslope.report.page import write_report
 
@@ -90,7 +90,7 @@ def credit(
     output: Annotated[Path | None, Output] = None,
     trust: Switch = False,
 ) -> None:
-    """Play an episode, and show which actions each estimator credits for the outcome, on one self-contained page.
+    """Play an episode and write a self-contained page that shows which actions each estimator credits for the outcome.
 
     Args:
         run: The run directory.
@@ -128,13 +128,13 @@ def figure(
     style: Path | None = None,
     trust: Switch = False,
 ) -> None:
-    """Draw a figure for a paper or a slide, from the numbers of `upslope compare` (needs the extra `figure`).
+    """Draw a figure for a paper or a slide from the results of `upslope compare` (needs the extra `figure`).
 
-    Runs that differ only in their seeds form one line. Areas and bars are 95 % intervals of the mean over seeds.
+    Runs that differ only in their seeds form one line. Shaded areas and bars are 95 % intervals of the mean over seeds.
 
     Args:
         runs: Run directories, or archives of `upslope bundle`.
-        output: The file to write: .pdf, .svg or .png; only an older upslope figure is replaced.
+        output: The file to write: .pdf, .svg or .png. Only an existing upslope figure is replaced.
         kind: curves: a metric over environment steps; comparison: each seed's score and the mean; profile: the share of
             seeds whose normalised score exceeds τ.
         size: column: 3.25 inches wide; page: 6.75 inches; slide.
@@ -142,7 +142,7 @@ def figure(
         labels: Names for the groups of runs, in the order of the runs.
         score: How a seed is scored, as in `upslope compare`.
         normalize: For profiles: how scores are made comparable, as in `upslope compare`; by default range.
-        style: A Matplotlib style sheet. Fonts, colours, lines and sizes are taken from it; no code is run.
+        style: A Matplotlib style sheet. Only its fonts, colours, lines and sizes are used, and no code is run.
         trust: For --normalize threshold: run the code that a run's config.json names; it may do anything. Otherwise
             you are shown its name and asked, or it is refused.
     """
@@ -158,7 +158,8 @@ def figure(
 
 
 def table(runs: Runs, format: Literal["latex", "markdown", "csv"] = "latex", score: Score = "auto") -> None:
-    """Print a table of scores for a paper, a page or a spreadsheet: mean, IQM and median with intervals, seeds, steps.
+    """Print a table of scores for a paper, a page or a spreadsheet: mean, IQM and median with intervals, seeds, and
+    steps.
 
     Reasons to doubt the numbers go to standard error.
 
@@ -177,14 +178,14 @@ def table(runs: Runs, format: Literal["latex", "markdown", "csv"] = "latex", sco
 
 
 def bundle(runs: Runs, output: Annotated[Path, Output] = Path("runs.zip"), checkpoints: bool = True) -> None:
-    """Pack runs into one archive to share, with their versions and the commands that repeat them.
+    """Pack runs into one archive for sharing, with their versions and the commands that repeat them.
 
-    `upslope report runs.zip` reads it directly; so do compare, figure, table and doctor.
+    `upslope report runs.zip` reads the archive directly, and so do compare, figure, table and doctor.
 
     Args:
         runs: Run directories.
-        output: The archive, a .zip file; an existing file is not replaced.
-        checkpoints: Also pack the checkpoints, so that the policies can be loaded once it is unpacked.
+        output: The archive, a .zip file. An existing file is never overwritten.
+        checkpoints: Also pack the checkpoints, so that the policies can be loaded after unpacking.
     """
     from upslope.runs.bundles import bundle
 

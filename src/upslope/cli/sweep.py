@@ -1,4 +1,4 @@
-"""upslope sweep: the command that searches settings."""
+"""The command `sweep`, which searches for good settings."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,36 +37,37 @@ def sweep(
     at_once: int | None = None,
     quiet: Quiet = False,
 ) -> None:
-    """Search an algorithm's settings, and compare the winner with the defaults on seeds that no trial has seen.
+    """Search for an algorithm's best settings, and compare the winner with the defaults on seeds that no trial has
+    used.
 
-    All trials have the same budget and the same seeds; a trial's score is the mean over its seeds of the last 100
-    training returns. The same command continues a sweep that was stopped, and several processes may run it at once. It
-    needs the extra `sweep`.
+    All trials have the same budget and the same seeds. A trial's score is the mean over its seeds of the last 100
+    training returns. The same command continues a sweep that was stopped, and several processes may run it
+    simultaneously. This needs the extra `sweep`.
 
     Args:
         environment: A Gymnasium id (`CartPole-v1`), `module:Id`, or a compiled environment (`jax:CartPole-v1`).
         algorithm: The rung of the ladder.
-        space: A YAML file of what to search: `setting: {low: …, high: …, log: true}` or `setting: {choices: […]}`;
-            `setting: value` fixes it. By default a space that suits the kind of action.
-        trials: Number of trials in all.
-        seeds: Number of seeds of each trial.
-        seed: The first seed; the others follow it, and the fresh ones follow these.
+        space: A YAML file of the settings to search: `setting: {low: …, high: …, log: true}` or
+            `setting: {choices: […]}`; `setting: value` fixes it. The default space depends on the kind of action.
+        trials: Total number of trials.
+        seeds: Number of seeds per trial.
+        seed: The first seed. The other seeds are the integers after it, followed by the fresh seeds.
         steps: Environment steps per seed and trial.
         sampler: Optuna's sampler: tpe, random, cmaes, gp, qmc, nsgaii, nsgaiii, bruteforce.
         pruner: Optuna's pruner: median, hyperband, successivehalving, wilcoxon, none.
         storage: URL of a database that several processes or machines share, e.g. postgresql+psycopg://host/name; by
             default a SQLite file in the sweep's folder.
         name: Name of the sweep's folder and study; by default derived from environment and algorithm.
-        folder: The folder that holds the sweep's folder.
+        folder: The folder in which the sweep's folder is created.
         fresh_seeds: Fresh seeds on which the winner and the defaults are retrained; 0 skips this.
-        evaluation_episodes: Fresh episodes per seed and mode that score those runs; 0 scores them by training episodes.
+        evaluation_episodes: Fresh episodes per seed and mode that score those runs; 0 uses the training episodes.
         preset: Start from the environment's tuned settings if there are any, as `upslope train` does.
         env_kwargs: Keyword arguments for the environment, as JSON.
         max_episode_steps: Steps after which an episode is truncated; by default the environment's own limit.
         wrappers: A wrapper to put around the environment, as in `upslope train`; repeatable.
-        ignore_observation: Key of a part of the observations to leave out; repeatable.
+        ignore_observation: Key of a part of the observations to ignore; repeatable.
         workers: Processes that train trials of a Gymnasium environment; by default one per core.
-        at_once: Trials that one program of a compiled environment trains at once; by default 8, or 64 on an
+        at_once: Number of trials that one program of a compiled environment trains together; by default 8, or 64 on an
             accelerator.
         quiet: Print warnings only.
     """

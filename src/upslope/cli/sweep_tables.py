@@ -1,4 +1,4 @@
-"""The summary of a sweep: its best trials, and how the winner does on fresh seeds."""
+"""The summary of a sweep: its best trials, and the winner's performance on fresh seeds."""
 
 from collections.abc import Iterator
 from typing import Any

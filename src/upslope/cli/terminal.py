@@ -16,8 +16,8 @@ PIPE_WIDTH = 160
 
 @contextmanager
 def only_results(as_json: bool) -> Iterator[None]:
-    """With JSON for programs, what environments and libraries print goes to standard error, so that the output is JSON
-    alone."""
+    """With `as_json`, redirect everything that environments and libraries print to standard error, so that the output
+    is only JSON."""
     if not as_json:
         yield
         return
@@ -25,7 +25,7 @@ def only_results(as_json: bool) -> Iterator[None]:
     with redirect_stdout(sys.stderr):
         output = os.dup(1)
         try:
-            os.dup2(2, 1)  # for libraries in C, and programs that an environment starts
+            os.dup2(2, 1)  # for C libraries and programs that an environment starts
             yield
         finally:
             os.dup2(output, 1)
@@ -45,12 +45,12 @@ def answer(as_json: bool, found: dict[str, Any] | list[dict[str, Any]], views: I
 
 
 def say(text: str, file: Any = None) -> None:
-    """Print a line, escaping control characters: names of files and settings may contain anything."""
+    """Print a line, escaping control characters, since names of files and settings may contain them."""
     print(readable(text), file=file)
 
 
 def table(title: Any, columns: Sequence[str], rows: Iterable[Sequence[Any]], **options: Any) -> Any:
-    """A table with a left-aligned title; columns whose name starts with > are right-aligned."""
+    """Create a table with a left-aligned title. Columns whose name starts with > are right-aligned."""
     from rich.table import Table
 
     result = Table(title=title, title_justify="left", **options)
@@ -62,11 +62,11 @@ def table(title: Any, columns: Sequence[str], rows: Iterable[Sequence[Any]], **o
 
 
 def console() -> Any:
-    """The console for tables: as wide as the terminal, or `PIPE_WIDTH` without one."""
+    """Create the console for tables, as wide as the terminal, or `PIPE_WIDTH` wide without one."""
     from upslope.core.consoles import PlainTextConsole
 
     class Pipe(PlainTextConsole):
         def on_broken_pipe(self) -> None:
-            raise  # to the caller; rich would end the process
+            raise  # raise to the caller; rich would end the process
 
     return Pipe(width=shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH)

@@ -1,6 +1,6 @@
-"""upslope train | resume: the commands that start and continue training.
+"""The commands `train` and `resume`, which start and continue training.
 
-Heavy imports happen inside the functions, so that `--help` appears at once.
+Heavy imports happen inside the functions, so that `--help` appears immediately.
 """
 
 import contextlib
@@ -33,33 +33,33 @@ Track = Annotated[tuple[str, ...], tyro.conf.arg(metavar="TRACKER"), tyro.conf.U
 class Train(ClusterFlags, Config):
     """Train an agent on an environment, and write a run directory.
 
-    Flags that you omit take the defaults shown. These depend on the environment's action space, the algorithm and the
-    environment's preset; name the environment and the algorithm to see their defaults, e.g. `upslope train
-    HalfCheetah-v5 --help`.
+    Omitted flags take the defaults shown here. The defaults depend on the environment's action space, the algorithm and
+    the environment's preset. To see them, name the environment and the algorithm, e.g.
+    `upslope train HalfCheetah-v5 --help`.
     """
 
     name: str | None = None
-    """Name of the run directory; by default derived from environment and algorithm. An existing one is refused."""
+    """Name of the run directory; by default derived from environment and algorithm. An existing name is refused."""
     folder: Path = Path("runs")
-    """The folder that holds the run directories."""
+    """The folder in which run directories are created."""
     config: Path | None = None
-    """A YAML file of settings, named like these flags; flags override it."""
+    """A YAML file of settings, which are named like these flags. Flags override it."""
     preset_name: Annotated[str | None, tyro.conf.arg(name="preset", metavar="NAME")] = None
-    """Name of one of the environment's presets, e.g. paper; by default the first."""
+    """Name of one of the environment's presets, e.g. paper; by default the first preset."""
     no_preset: Switch = False
     """Do not use the environment's tuned settings."""
     resume: Switch = False
-    """Continue the run of this --name if it exists and has the same config."""
+    """Continue the run with this --name if it exists and has the same config."""
     track: Track = ()
     """Send the run to a tracker during training: wandb, trackio, mlflow, tensorboard (each an extra), or module:Name;
     repeatable."""
     track_project: str | None = None
-    """The trackers' project (MLflow: experiment); by default the one they are configured with."""
+    """The trackers' project (MLflow: experiment); by default the one in their own configuration."""
     workers: int | None = None
     """Processes that share the seeds of a Gymnasium environment; by default one per core in long runs. The result does
     not depend on it."""
     trust: Switch = False
-    """Run the code that --config or the run of --from names; it may do anything. Otherwise you are shown it and
+    """Run the code named by --config or by the run of --from; it may do anything. Otherwise you are shown its name and
     asked, or it is refused."""
     quiet: Quiet = False
     """Print warnings only."""
@@ -69,7 +69,7 @@ class Train(ClusterFlags, Config):
         positive(workers=self.workers)
         self.placement()
         if self.no_preset and self.preset_name is not None:
-            raise UpslopeError("--preset and --no-preset contradict each other. Give one of the two.")
+            raise UpslopeError("--preset and --no-preset contradict each other. Pass only one of them.")
 
 
 HEADINGS = {
@@ -88,12 +88,12 @@ HEADINGS = {
 
 
 class Headings:
-    """The type that tyro parses: the flags of `Train`, in the groups of `HEADINGS`."""
+    """The type that tyro parses, with the flags of `Train` in the groups of `HEADINGS`."""
 
 
 @REGISTRY.struct_rule
 def group_flags(info: StructTypeInfo) -> StructConstructorSpec | None:
-    """Split the flags of `Train` into groups, each a separate type that is parsed into a dictionary."""
+    """Split the flags of `Train` into groups. Each group is a separate type that is parsed into a dictionary."""
     if hasattr(info.type, "flags"):
         return StructConstructorSpec(dict, info.type.flags)  # pyright: ignore[reportAttributeAccessIssue]
     if info.type is not Headings:
@@ -116,7 +116,7 @@ def group_flags(info: StructTypeInfo) -> StructConstructorSpec | None:
 
 
 def without_breaks(text: Any) -> str:
-    """The help text of a flag, without line breaks."""
+    """Remove line breaks from the help text of a flag."""
     return " ".join(str(text() if callable(text) else text or "").split())
 
 
@@ -134,13 +134,14 @@ def parse(arguments: list[str], default: Config) -> Train:
 
 
 def parse_train(arguments: list[str], *, ask: bool = True) -> tuple[Train, dict[str, Any]]:
-    """Parse the flags, and collect the requested settings: those of the file, overridden by the given flags.
+    """Parse the flags and collect the requested settings, which are those of the settings file, overridden by the
+    flags.
 
-    With `ask`, the user is asked whether to trust code that only the file names.
+    With `ask`, the user is asked whether to trust code that is named only in the file.
     """
     generic = configure("", is_continuous=False, use_preset=False)
     if {"-h", "--help"} & set(arguments):
-        return parse(arguments, config_from(arguments) or generic), {}  # prints the help and exits
+        return parse(arguments, config_from(arguments) or generic), {}  # this prints the help and exits
     words = [word.partition("=")[0] for word in arguments if word.startswith("--")]
     if foreign := [hint for word in words if (hint := foreign_setting(word))]:
         raise UpslopeError(" ".join(foreign))
@@ -180,7 +181,7 @@ def check_trust_in_file(flags: Train, request: dict[str, Any], given: set[str], 
 def ask_for_trust(runs: Iterable[Path], trust: bool, *, learns: bool = False) -> None:
     """Ask on a terminal whether to trust the code that these runs' configs name.
 
-    Untrusted code is refused or left out later, where it is needed.
+    Code that is not trusted is refused or omitted later, when it is needed.
     """
     from upslope.config.trust import LEARNING, require
     from upslope.runs.directory import RunDirectory
@@ -203,8 +204,9 @@ def config_from(arguments: list[str]) -> Config | None:
 
 
 def prepare_arguments(request: dict[str, Any], *, trust: bool = False, ask: bool = False) -> dict[str, Any]:
-    """The keyword arguments for `prepare` and `configured`; code that only the run given by --from names has to be
-    trusted, or, with `ask`, may be allowed at a prompt."""
+    """Return the keyword arguments for `prepare` and `configured`.
+
+    Code that is named only by the run given with --from must be trusted or, with `ask`, allowed at a prompt."""
     own = ("environment", "algorithm", "preset")
     settings = {name: value for name, value in request.items() if name not in own}
     if settings.get("start_from") is not None:
@@ -231,7 +233,7 @@ def train(flags: Train, request: dict[str, Any]) -> None:
         raise UpslopeError("--resume needs the --name of the run to continue. Give it, or use: upslope resume RUN")
     path, begun = flags.folder / str(flags.name), None
     if flags.resume and path.exists() and request.get("start_from") is not None:
-        begun = changed_by(path, request)  # without reading the run that it started from, which may be gone
+        begun = changed_by(path, request)  # this does not read the source run, which may have been deleted
     config, task = (begun, None) if begun else prepare(**prepare_arguments(request, trust=flags.trust, ask=True))
     if task is None or (flags.resume and path.exists()):
         run = same_run(path, config)
@@ -245,7 +247,7 @@ def train(flags: Train, request: dict[str, Any]) -> None:
 
 
 def changed_by(path: Path, request: dict[str, Any]) -> Config:
-    """The config of a run with the settings that are requested now."""
+    """The config of a run, updated with the settings that are requested now."""
     from upslope.runs.directory import RunDirectory
 
     named = {
@@ -263,11 +265,12 @@ def resume(
     trust: Switch = False,
     quiet: Quiet = False,
 ) -> None:
-    """Continue a stopped run, with the same result as if it had never been stopped.
+    """Continue a stopped run. The result is the same as if it had not been stopped.
 
     Args:
         run: The run directory.
-        track: Send the run to a tracker, as in `upslope train`; one that already has the run continues it. Repeatable.
+        track: Send the run to a tracker, as in `upslope train`. A tracker that already has the run continues it.
+            Repeatable.
         track_project: The trackers' project (MLflow: experiment).
         workers: Processes that share the seeds of a Gymnasium environment; by default one per core in long runs.
         trust: Run the code that the run's config.json names; it may do anything. Otherwise you are shown its name
@@ -295,7 +298,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     own = {f.name for f in fields(Train)} - {f.name for f in fields(Config)} - {"preset_name"}
     if flags := [str(name) for name in settings if str(name).replace("-", "_") in own]:
         raise UpslopeError(
-            f"{path} sets {', '.join(flags)}: a file holds the settings of a run, not where or how the command runs "
-            f"it. Give {'it' if len(flags) == 1 else 'them'} as a flag: --{flags[0].replace('_', '-')}"
+            f"{path} sets {', '.join(flags)}, but a file contains only the settings of a run, not where or how the "
+            f"command runs it. Pass {'it' if len(flags) == 1 else 'them'} on the command line: "
+            f"--{flags[0].replace('_', '-')}"
         )
     return canonical(settings) | {"preset": use_preset}

@@ -13,7 +13,7 @@ from upslope.errors import UpslopeError
 
 
 def whole(text: str) -> int:
-    """Parse a whole number, which may be written `1e6` or `1_000_000`."""
+    """Parse an integer, which may be written as `1e6` or `1_000_000`."""
     try:
         return int(text)
     except ValueError:
@@ -28,16 +28,16 @@ MAX_DEPTH = 32
 
 
 def mapping(text: str) -> dict[str, Any]:
-    """Parse a JSON object, refusing NaN and Infinity, which are not JSON."""
+    """Parse a JSON object. NaN and Infinity are refused, since they are not valid JSON."""
     found = parse_json(text, MAX_DEPTH)
-    json.dumps(found, allow_nan=False)  # 1e999 is read as infinity
+    json.dumps(found, allow_nan=False)  # 1e999 is parsed as infinity
     if not isinstance(found, dict):
         raise ValueError(f"{text} is not a JSON object, e.g. {{}}")
     return found
 
 
 def none(text: str) -> None:
-    """Parse None, written `none`."""
+    """Parse None, which is written as `none`."""
     if text not in ("none", "None"):
         raise ValueError(f"{text} is not none")
 
@@ -47,7 +47,7 @@ KINDS: dict[Any, tuple[str, Any, Any]] = {
     dict: ("JSON", mapping, json.dumps),
     NoneType: ("none", none, lambda _: "none"),
 }
-"""Type → (name in the help, reader, writer), where these differ from tyro's rules."""
+"""Type → (name in the help, reader, writer), for types that do not follow tyro's rules."""
 WORDS = {
     "INT": "a whole number",
     "FLOAT": "a number",
@@ -79,12 +79,12 @@ def spec_of(kind: Any) -> Any:
 
 
 def is_texts(value: Any) -> bool:
-    """Whether the value is a list of strings; numbers, such as the key of a vector's component, count as theirs."""
+    """Whether the value is a list of strings. Numbers, such as the index of a vector's component, count as strings."""
     return isinstance(value, list | tuple) and all(isinstance(x, str | int) and not isinstance(x, bool) for x in value)
 
 
 def coerce(name: str, value: Any, kind: Any) -> Any:
-    """Convert a value to the type `kind` of the field `name`; YAML, for example, reads `1e-3` as text.
+    """Convert a value to the type `kind` of the field `name`, since YAML, for example, reads `1e-3` as text.
 
     Raises:
         UpslopeError: the value cannot be converted to that type.

@@ -1,4 +1,4 @@
-"""All settings in one frozen dataclass, which defines defaults, flags, help and config.json."""
+"""All settings, in one frozen dataclass that defines the defaults, flags, help texts and config.json."""
 
 import math
 import reprlib
@@ -36,43 +36,43 @@ class Config:
     """A Gymnasium id (`CartPole-v1`), `module:Id`, a compiled environment (`jax:CartPole-v1`), or a batched one
     (`vector:CartPole-v1`)."""
     algorithm: str = "ppo"
-    """The rung of the ladder; `upslope list` shows them."""
+    """The rung of the ladder of algorithms; `upslope list` shows all rungs."""
     estimator: str = "gae"
-    """Axis 1, the weight Ψ of an action: total_return, reward_to_go, baseline, n_step, gae, vtrace, leave_one_out,
-    group_mean, unit, or module:Name."""
+    """The estimator (axis 1), i.e. the weight Ψ of an action: total_return, reward_to_go, baseline, n_step, gae,
+    vtrace, leave_one_out, group_mean, unit, or module:Name."""
     objective: str = "clip"
-    """Axis 2, how the policy moves: policy_gradient, importance_sampled, kl_penalty, clip, dual_clip, spo,
-    natural_gradient, trust_region, or module:Name."""
+    """The objective (axis 2), i.e. how the policy moves: policy_gradient, importance_sampled, kl_penalty, clip,
+    dual_clip, spo, natural_gradient, trust_region, or module:Name."""
     data: str | None = None
-    """Learn from this recorded file, or from minari:NAME, instead of acting (off_policy, clone)."""
+    """Learn from this file of recorded episodes, or from minari:NAME, instead of acting (off_policy, clone)."""
     steps: int = 500_000
-    """Environment steps per seed. With recorded data: recorded steps to read."""
+    """Environment steps per seed. With recorded data, the number of recorded steps to read."""
     seeds: int = 1
-    """Number of seeds to train together. With 5 you get a confidence interval, with 10 a good one."""
+    """Number of seeds to train together. 5 seeds give a confidence interval, 10 a reliable one."""
     seed: int = 0
-    """The first seed; the others are the integers after it."""
+    """The first seed. The other seeds are the integers after it."""
     stop_at_return: float | None = None
     """Stop a seed once the mean return of its last 100 training episodes is at least this; the other seeds continue."""
     start_from: Annotated[str | None, tyro.conf.arg(name="from", metavar="RUN")] = None
     """Start from the agent of another run, with its normalisers and optimiser state: RUN, or RUN@best for its best
-    checkpoint. Settings that you omit, including the environment, are then taken from that run."""
+    checkpoint. Omitted settings, including the environment, are then taken from that run."""
     from_seed: int | None = None
     """The seed of that run from which every seed starts; by default seed k starts from its seed k."""
     fresh_normalisers: bool = False
-    """Start normalisation afresh, because another environment may have different scales."""
+    """Restart the normalisers' statistics, because another environment may have different scales."""
     fresh_optimiser: bool = False
     """Start with a fresh optimiser state (momentum and scales)."""
     num_envs: int = 8
-    """N, the number of environments per seed. Usual: 1 to 64; thousands on accelerators."""
+    """N, the number of environments per seed. Usual: 1 to 64, or thousands on accelerators."""
     devices_per_seed: int = 1
-    """Devices, cores or accelerators, over which the environments of each seed are split, for wide networks and
-    thousands of compiled environments. The minibatches stay the same, but sums are rounded differently."""
+    """Number of devices (cores or accelerators) over which the environments of each seed are split, for wide networks
+    and thousands of compiled environments. The minibatches stay the same, but sums are rounded differently."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the operands in perceptron layers: all 32 bits, or rounded to the 16 bits of bfloat16, which
-    accelerators multiply faster. Sums, parameters and everything else keep 32 bits."""
+    """Precision of the operands in perceptron layers: full 32 bits, or rounded to the 16 bits of bfloat16, which
+    accelerators multiply faster. Sums, parameters and all other numbers keep 32 bits."""
     group_size: int = 1
-    """G, the number of environments that begin alike: those in a group share the reset seed of every episode, so that
-    leave_one_out and group_mean can compare their returns. For estimators of whole episodes. Usual: 4 to 64."""
+    """G, the number of environments in a group. They share the reset seed of every episode, so that leave_one_out and
+    group_mean can compare their returns. For estimators of whole episodes. Usual: 4 to 64."""
     rollout_steps: int = 128
     """T, the number of steps per environment per iteration, for estimators that do not need whole episodes. Usual: 5 to
     2048."""
@@ -81,12 +81,12 @@ class Config:
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments for the environment, as JSON, e.g. '{"g": 9.81}'."""
     wrappers: Annotated[tuple[str, ...], tyro.conf.arg(name="wrapper"), tyro.conf.UseAppendAction] = ()
-    """A wrapper for the environment, repeatable, innermost first: the name of a Gymnasium wrapper, or module:Name;
-    arguments as JSON after a colon, e.g. 'FrameStackObservation:{"stack_size": 4}'."""
+    """A wrapper for the environment; repeatable, innermost first. It is the name of a Gymnasium wrapper, or
+    module:Name, with arguments as JSON after a colon, e.g. 'FrameStackObservation:{"stack_size": 4}'."""
     masks: bool = True
     """Take only allowed actions if the environment provides action masks."""
     ignore_observation: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY"), tyro.conf.UseAppendAction] = ()
-    """Key of a part of the observations to leave out, repeatable. A nested key is written outer/inner; parts of a Tuple
+    """Key of a part of the observations to ignore; repeatable. A nested key is written outer/inner. Parts of a Tuple
     and components of a vector are counted from 0."""
     log_info: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY")] = ()
     """Keys of numbers in `info` at an episode's end, e.g. is_success, to log with every episode. A nested key is
@@ -98,15 +98,16 @@ class Config:
     optimiser: str = "adam"
     """Optimiser that turns gradients into updates: adam, adamw, rmsprop, or sgd."""
     weight_decay: float = 0.0
-    """Weight decay of adamw: each step subtracts this times the learning rate times the parameter. Usual: 0 to 0.1."""
+    """Weight decay of adamw: each step subtracts the product of this, the learning rate and the parameter. Usual: 0 to
+    0.1."""
     gamma: float = 0.99
-    """γ, discount per step: rewards up to about 1/(1−γ) steps away count. Usual: 0.9 to 0.9999."""
+    """γ, the discount per step. Rewards up to about 1/(1−γ) steps away count. Usual: 0.9 to 0.9999."""
     lambda_: Annotated[float, tyro.conf.arg(name="lambda")] = 0.95
-    """λ of gae and vtrace: 0 relies most on the critic, 1 on the sampled returns. Usual: 0.9 to 0.98."""
+    """λ of gae and vtrace: 0 relies mostly on the critic, 1 on the sampled returns. Usual: 0.9 to 0.98."""
     rho_bar: float = 1.0
-    """ρ̄ of vtrace: truncate the ratio π/μ in weights and TD errors at this. Usual: 1."""
+    """ρ̄ of vtrace, at which the ratio π/μ is truncated in weights and TD errors. Usual: 1."""
     c_bar: float = 1.0
-    """c̄ of vtrace: truncate the ratio π/μ in the traces at this. Usual: 1."""
+    """c̄ of vtrace, at which the ratio π/μ is truncated in the traces. Usual: 1."""
     n: int = 5
     """n of n_step, the number of steps before bootstrapping from the critic. Usual: 1 to 20."""
     divide_by_deviation: bool = False
@@ -119,39 +120,41 @@ class Config:
     epsilon: float = 0.2
     """ε of clip, dual_clip and spo: moving the ratio outside [1−ε, 1+ε] gains nothing. Usual: 0.1 to 0.3."""
     c: float = 3.0
-    """c of dual_clip: an action with negative weight costs at most c times that weight, however probable. Usual: 3."""
+    """c of dual_clip: an action with negative weight costs at most c times that weight, however probable it is. Usual:
+    3."""
     epsilon_high: float | None = None
-    """The ε of clip above 1, if it differs from the ε below 1: the ratio is clipped to [1−ε, 1+ε high]. Usual: 0.2 to
+    """ε of clip above 1, if it differs from ε below 1. The ratio is then clipped to [1−ε, 1+ε high]. Usual: 0.2 to
     0.3."""
     epsilon_schedule: str = "constant"
     """How ε changes over the budget: constant, linear, or cosine."""
     beta: float = 1.0
     """Initial β of kl_penalty. Usual: 0.3 to 10."""
     beta_target: float | None = 0.01
-    """Target KL per iteration, in nats, to which β adapts; none keeps β fixed. Usual: 0.003 to 0.03."""
+    """Target KL per iteration, in nats, to which β adapts, or none for a fixed β. Usual: 0.003 to 0.03."""
     delta: float = 0.01
     """δ of natural_gradient and trust_region: the KL, in nats, by which an update may move the policy. Usual: 0.001 to
     0.05."""
     damping: float = 0.1
-    """Added to the diagonal of the Fisher matrix of natural_gradient and trust_region. Usual: 0.001 to 0.1."""
+    """Value added to the diagonal of the Fisher matrix of natural_gradient and trust_region. Usual: 0.001 to 0.1."""
     conjugate_gradient_iterations: int = 15
-    """Number of iterations to solve for the step of natural_gradient and trust_region. Usual: 10 to 25."""
+    """Number of conjugate gradient iterations that solve for the step of natural_gradient and trust_region. Usual: 10
+    to 25."""
     backtracks: int = 10
-    """Number of step lengths that trust_region tries, each 0.8 times the last, until the loss falls and the KL is at
-    most δ. Usual: 10."""
+    """Number of step lengths that trust_region tries until the loss falls and the KL is at most δ, each 0.8 times the
+    previous one. Usual: 10."""
     reference: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
-    """Penalise departures from the policy of another run with the same networks: RUN for its last checkpoint, or
-    RUN@best. It is read once and kept in this run."""
+    """Penalise deviations from the policy of another run with the same networks: RUN for its last checkpoint, or
+    RUN@best. The policy is read once and stored in this run."""
     reference_seed: int | None = None
     """The seed of that run whose policy is the reference of every seed; by default seed k uses that run's seed k, or
     its only seed."""
     reference_kl: float = 0.04
-    """β, the price per nat of KL(π‖π_ref) in the policy's loss; 0 only measures it. Usual: 0.001 to 0.1."""
+    """β, the coefficient of KL(π‖π_ref) in the policy's loss; 0 only measures the KL. Usual: 0.001 to 0.1."""
     reference_estimator: Literal["exact", "k1", "k2", "k3"] = "exact"
-    """How that KL is estimated: exactly, or from the sampled action with Schulman's k1, k2 or k3. As a loss, k1
-    teaches nothing because its mean gradient is 0, k2 has the gradient of KL(π‖π_ref), and k3 that of KL(π_ref‖π)."""
+    """How that KL is estimated: exactly, or from the sampled action with Schulman's k1, k2 or k3. As a loss, k1 only
+    adds noise because its mean gradient is 0, k2 has the gradient of KL(π‖π_ref), and k3 that of KL(π_ref‖π)."""
     bonus: str = "none"
-    """Exploration bonus, credited alongside the reward: none, count, rnd, noveld, icm, or module:Name."""
+    """Exploration bonus, which is credited in addition to the reward: none, count, rnd, noveld, icm, or module:Name."""
     bonus_coefficient: float = 1.0
     """Weight of the bonus's Ψ relative to that of the environment's rewards. Usual: 0.01 to 2."""
     bonus_gamma: float = 0.99
@@ -163,15 +166,15 @@ class Config:
     epochs: int = 4
     """Passes over each batch for the policy. Usual: 1 for policy_gradient, 3 to 20 for ppo."""
     critic_epochs: int | None = None
-    """Passes over each batch for the critic; by default as many as for the policy. Usual: 1 to 80."""
+    """Passes over each batch for the critic; by default the same number as for the policy. Usual: 1 to 80."""
     imitation_iterations: int = 0
-    """With recorded data: number of initial iterations in which the policy only imitates the recorded actions while the
-    critic learns, so that importance weights start near 1. Usual: 5 to 20 for off_policy."""
+    """With recorded data, the number of initial iterations in which the policy only imitates the recorded actions while
+    the critic learns, so that importance weights start near 1. Usual: 5 to 20 for off_policy."""
     value_clip: float | None = None
-    """Moving the critic's V further than this in an update, in the learner's units of reward, gains nothing; by default
-    it may move freely. Usual: 0.2 with normalised rewards."""
+    """Clip the critic's loss, so that moving V by more than this in an update, in the learner's reward units, gains
+    nothing. By default, the loss is not clipped. Usual: 0.2 with normalised rewards."""
     rpo_alpha: float = 0.0
-    """Move the mean of each Box action at random by up to ± this times half its range when the ratio is computed, so
+    """Shift the mean of each Box action randomly, by up to ± this times half its range, when the ratio is computed, so
     that σ does not shrink early (RPO). Usual: 0.01 to 0.5."""
     minibatches: int = 4
     """Number of minibatches per epoch. Usual: 32 to 4096 samples per minibatch."""
@@ -182,29 +185,29 @@ class Config:
     max_grad_norm: float = 0.5
     """Clip the global norm of each network's gradient. Usual: 0.5 to 5."""
     target_kl: float | None = None
-    """End an update's policy epochs early once a minibatch's KL exceeds this. Usual: 0.01 to 0.05."""
+    """Stop an update's policy epochs early if a minibatch's KL exceeds this. Usual: 0.01 to 0.05."""
     min_effective_sample_size: float | None = None
-    """End an update's policy epochs early once the effective fraction of a minibatch, (Σρ)²/(n Σρ²), falls below this,
-    because the data then carry little information about the policy. Usual: 0.3 to 0.7 for recorded data."""
+    """Stop an update's policy epochs early if the effective fraction of a minibatch, (Σρ)²/(n Σρ²), falls below this,
+    because the data then contain little information about the policy. Usual: 0.3 to 0.7 for recorded data."""
     normalize_advantage: bool = True
-    """Centre and scale the weights Ψ of each batch."""
+    """Standardise the weights Ψ of each batch."""
     normalize_observations: bool = False
-    """Scale observations by their running mean and standard deviation, kept in the agent."""
+    """Normalise observations by their running mean and standard deviation, which are stored in the agent."""
     normalize_rewards: bool = False
-    """Scale rewards by the running standard deviation of the discounted return, kept in the agent."""
+    """Divide rewards by the running standard deviation of the discounted return, which is stored in the agent."""
     clip_rewards: float | None = None
-    """Clip each reward to ± this size for learning, e.g. 1 for Atari; training and evaluation returns stay
-    unclipped."""
+    """Clip each reward to ± this value for learning, e.g. 1 for Atari. Training and evaluation returns are not
+    clipped."""
     model: str = "perceptron"
-    """Policy and critic: perceptron for two separate perceptrons, or your own model as module:Name."""
+    """The model of policy and critic: perceptron for two separate perceptrons, or your own model as module:Name."""
     model_kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments for your own model, as JSON."""
     encoder: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NETWORK"), tyro.conf.UseAppendAction] = ()
-    """Network that reads images: nature, impala, board, or perceptron; by default chosen by their size. For one of
-    several images: key=network, repeatable."""
+    """Network that reads images: nature, impala, board, or perceptron; the default depends on their size. For one of
+    several images, write key=network; repeatable."""
     memory: Literal["gru", "lstm", "lru"] | None = None
-    """Memory from step to step within an episode, for environments that show only part of their state: a gated
-    recurrent unit, a long short-term memory, or a linear recurrent unit."""
+    """Memory within an episode, for environments that show only part of their state: a gated recurrent unit, a long
+    short-term memory, or a linear recurrent unit."""
     memory_size: int = 128
     """Number of units in the memory. Usual: 32 to 512."""
     shared_trunk: bool = False
@@ -213,15 +216,15 @@ class Config:
     """Keys of the parts of the observations that the policy reads; by default all. Keys are written as for
     --ignore-observation, and 2-5 means components 2 to 5 of a vector."""
     critic_reads: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="KEY")] = None
-    """Keys of the parts of the observations that the critic reads; by default all. The critic may read what the policy
-    must not, because it is needed only in training."""
+    """Keys of the parts of the observations that the critic reads; by default all. The critic may read parts that the
+    policy must not, because it is needed only in training."""
     sequence_length: int | None = None
-    """L, the number of steps through which gradients of a model with memory flow; by default the whole rollout, or as
-    much of it as leaves one sequence for each minibatch."""
+    """L, the number of steps through which gradients of a model with memory flow. By default, this is the whole
+    rollout, or less if that would leave fewer sequences than minibatches."""
     value_coefficient: float = 0.5
     """Weight of the critic's loss if policy and critic share parameters. Usual: 0.25 to 1."""
     hidden_sizes: tuple[int, ...] = (64, 64)
-    """Widths of the hidden layers of the policy and of the critic; none for linear networks."""
+    """Widths of the hidden layers of the policy and of the critic; pass no numbers for linear networks."""
     activation: Literal["tanh", "relu", "silu"] = "tanh"
     """Activation of the hidden layers."""
     head: Literal["gaussian", "squashed", "gsde"] = "gaussian"
@@ -230,7 +233,8 @@ class Config:
     noise_every: int = 4
     """Number of steps for which gsde holds its noise; 0 for the whole rollout or episode. Usual: 4 to 64."""
     state_dependent_std: bool = False
-    """Let the policy network also output log σ of Box actions; by default it is one parameter shared by all states."""
+    """Let the policy network also output log σ of Box actions. By default, log σ is a parameter that does not depend on
+    the state."""
     log_std_init: float = 0.0
     """Initial log σ of a Gaussian policy, in units of half the action range. Usual: −2 to 0."""
     preset: Annotated[str | None, tyro.conf.Suppress] = None
@@ -241,7 +245,7 @@ class Config:
         return list(range(self.seed, self.seed + self.seeds))
 
     def to_json(self) -> dict[str, Any]:
-        """All fields as a strict JSON dictionary, with infinity as text."""
+        """Return all fields as a dictionary for strict JSON, with infinity as text."""
         finite = {} if math.isfinite(self.max_grad_norm) else {"max_grad_norm": repr(self.max_grad_norm)}
         return asdict(self) | finite
 
@@ -257,12 +261,12 @@ PARTS_BY_NAME: dict[str, Mapping[str, Any]] = {
     "optimiser": DIRECTIONS,
     **dict.fromkeys(("learning_rate_schedule", "epsilon_schedule", "entropy_schedule"), SCHEDULES),
 }
-"""Field → upslope's own parts by name; a user's own is written `module:Name`."""
+"""Field → the names of upslope's own parts. A user's own part is written `module:Name`."""
 MAX_STEPS, MAX_WIDTH, MAX_LAYERS = 2**31, 2**16, 256
 MAX_COUNT = 2**31 - 1
-"""Largest whole number of any setting: JAX counts in 32 bits."""
+"""Largest integer in any setting, since JAX counts in 32 bits."""
 FRESH_SEEDS = 2000
-"""Number of seeds reserved for evaluation episodes, which never occur in training."""
+"""Number of seeds that are reserved for evaluation episodes and never used in training."""
 LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(
         (
@@ -318,11 +322,11 @@ MOST = {
     "minibatches": 2**24,
     "memory_size": MAX_WIDTH,
 }
-"""Largest allowed values where they are not `MAX_COUNT`: sizes that would not fit into any memory are refused early."""
+"""Largest allowed values that differ from `MAX_COUNT`. Sizes that would not fit into any memory are refused early."""
 
 
 def is_plain_key(key: str) -> bool:
-    """Whether a key of `info` can head a column of a CSV file."""
+    """Whether a key of `info` can be the header of a column in a CSV file."""
     return 0 < len(key) <= 100 and key.isascii() and key.isprintable() and not {",", '"', "'"} & {*key}
 
 
@@ -332,7 +336,7 @@ def flag_of(name: str) -> str:
 
 
 def positive(**counts: int | None) -> None:
-    """Refuse counts below 1 or beyond 32 bits, naming the flag; None means the default."""
+    """Raise an error that names the flag if a count is below 1 or exceeds 32 bits. None stands for the default."""
     for name, count in counts.items():
         if count is not None and count < 1:
             raise UpslopeError(f"{flag_of(name)} must be 1 or more, not {reprlib.repr(count)}.")
@@ -341,19 +345,19 @@ def positive(**counts: int | None) -> None:
 
 
 def too_many(name: str, count: Any) -> str:
-    """The message for a whole number beyond its limit."""
+    """The message for an integer above its limit."""
     return f"{flag_of(name)} can be at most {MOST.get(name, MAX_COUNT):,}, not {reprlib.repr(count)}."
 
 
 def fresh(**seeds: int) -> None:
-    """Refuse evaluation seeds outside the reserved range, naming the flag."""
+    """Raise an error that names the flag if an evaluation seed is outside the reserved range."""
     for name, seed in seeds.items():
         if not 0 <= seed < FRESH_SEEDS:
             raise UpslopeError(f"{flag_of(name)} must be from 0 to {FRESH_SEEDS - 1}, not {reprlib.repr(seed)}.")
 
 
 def check_ranges(config: Config) -> None:
-    """Refuse invalid values, naming the flag."""
+    """Raise an error that names the flag if a value is invalid."""
     for name, value in vars(config).items():
         if isinstance(value, float) and not math.isfinite(value) and (name, value) != ("max_grad_norm", math.inf):
             raise UpslopeError(f"{flag_of(name)} must be a finite number, not {value}.")
@@ -385,8 +389,9 @@ def configure(
     use_preset: bool | str = True,
     **overrides: Any,
 ) -> Config:
-    """The config of a run. Later settings take precedence: the action space's defaults, the rung's, the preset's,
-    `overrides`."""
+    """Return the config of a run.
+
+    Later settings take precedence: the action space's defaults, the rung's settings, the preset's, and `overrides`."""
     rung = ALGORITHMS[known_algorithm(algorithm)]
     settings: dict[str, Any] = dict(CONTINUOUS_DEFAULTS if is_continuous else DISCRETE_DEFAULTS)
     settings |= {"estimator": rung.estimator, "objective": rung.objective} | dict(rung.settings)
@@ -398,22 +403,22 @@ def configure(
 
 
 SHORT_NAMES = {"lambda": "lambda_", "from": "start_from", "wrapper": "wrappers"}
-"""Flag names → their fields, where these differ."""
+"""Names of flags → the fields that they set, if the names differ."""
 
 
 def canonical(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by field name, converted to the fields' types; `learning-rate` and `lambda` are accepted too."""
+    """Return settings by field name, converted to the fields' types. `learning-rate` and `lambda` are accepted too."""
     kinds = get_type_hints(Config)
     result, said = {}, {}
     for name, value in settings.items():
         key = SHORT_NAMES.get(str(name)) or str(name).replace("-", "_")
-        if key == "learning_rate_decay" and isinstance(value, bool):  # its name in older runs and presets
+        if key == "learning_rate_decay" and isinstance(value, bool):  # the name in older runs and in presets
             key, value = "learning_rate_schedule", "linear" if value else "constant"
         if key not in kinds:
             raise UpslopeError(
                 foreign_setting(str(name)) or unknown("setting", str(name), kinds, "upslope train --help")
             )
         if key in result:
-            raise UpslopeError(f"{said[key]} and {name} are the same setting. Give it once.")
+            raise UpslopeError(f"{said[key]} and {name} are the same setting. Pass it only once.")
         result[key], said[key] = coerce(str(name), value, kinds[key]), name
     return result

@@ -1,4 +1,4 @@
-"""Translate other libraries' names for settings and algorithms to upslope's."""
+"""Translate the names that other libraries use for settings and algorithms to upslope's names."""
 
 from functools import cache
 from importlib import resources
@@ -19,13 +19,13 @@ def table(name: str, package: str = "config") -> dict[str, Any]:
 
 
 def foreign(kind: str, name: str) -> str:
-    """upslope's name or advice for a foreign name of this kind; empty if the name is unknown."""
+    """Return upslope's name or advice for a foreign name of this kind; empty if the name is unknown."""
     key = name.lstrip("-").lower().replace("-", "_")
     return next((said for said, names in table("foreign_names.yaml")[kind].items() if key in names), "")
 
 
 def foreign_setting(name: str) -> str:
-    """A message with upslope's name for another library's setting; empty if the name is unknown."""
+    """Return a message with upslope's name for another library's setting; empty if the name is unknown."""
     ours, advice = foreign("settings", name), foreign("advice", name)
     if name.startswith("--"):
         ours = ours and f"--{ours.rstrip('_').replace('_', '-')}"
@@ -37,7 +37,7 @@ def known_algorithm(name: str) -> str:
     """Return the name of a rung.
 
     Raises:
-        UpslopeError: there is no such rung; the message suggests the closest one.
+        UpslopeError: there is no such rung. The message suggests the closest one.
     """
     if name in ALGORITHMS:
         return name

@@ -1,7 +1,7 @@
 """The ladder of algorithms: name → (estimator, objective, source) and default settings.
 
-A rung is one row of data. Other pairs work as well: `--estimator` and `--objective` each replace one side of a rung.
-This module imports neither JAX nor the axes, so that the command line can list it without delay.
+A rung is one row of data. Other pairs work as well, since `--estimator` and `--objective` each replace one side of a
+rung. This module imports neither JAX nor the axes, so that the command line can list the rungs without delay.
 """
 
 from collections.abc import Mapping
@@ -24,12 +24,13 @@ ONE_STEP = {"epochs": 1, "minibatches": 1}
 """Plain policy gradients update once per batch, because the batch is off-policy afterwards."""
 MONTE_CARLO = {**ONE_STEP, "learning_rate": 3e-3, "entropy_coefficient": 0.0, "num_envs": 8}
 PLAIN = {**MONTE_CARLO, "normalize_advantage": False, "normalize_rewards": False}
-"""The textbook formula without normalisation."""
+"""The textbook formula, without normalisation."""
 SEGMENT_GRADIENT = {**ONE_STEP, "learning_rate": 3e-3, "entropy_coefficient": 0.0, "critic_epochs": 20}
 NATURAL = {"critic_epochs": 10, "minibatches": 8, "learning_rate": 1e-3, "entropy_coefficient": 0.0}
-"""The policy takes one step per batch, without a learning rate; these numbers are the critic's."""
+"""The policy takes one step per batch, without a learning rate. These settings apply to the critic."""
 GROUPS = {**PLAIN, "gamma": 1.0, "num_envs": 16, "group_size": 8}
-"""No critic: an episode's return is judged against the other episodes of its group, which begin alike."""
+"""There is no critic. An episode's return is compared with those of the other episodes in its group, which start with
+the same reset."""
 REUSED_GROUPS = {**GROUPS, "epochs": 4, "minibatches": 4, "learning_rate": 1e-3}
 RECORDED = {
     "epochs": 1,
@@ -39,7 +40,7 @@ RECORDED = {
     "normalize_observations": True,
     "steps": 3_000_000,
 }
-"""Recorded data can be read many times, and give observation statistics from the start."""
+"""Recorded data can be read many times, and observation statistics are available from the start."""
 
 ALGORITHMS: dict[str, Rung] = {
     "reinforce": Rung(
@@ -94,7 +95,7 @@ ALGORITHMS: dict[str, Rung] = {
     "ppo_kl": Rung(
         "gae",
         "kl_penalty",
-        "Reuse a batch, but pay for moving away: an adaptive KL penalty.",
+        "Reuse a batch, with an adaptive KL penalty on moving away.",
         settings={"beta_target": 0.01},
     ),
     "ppo_kl_fixed": Rung(
@@ -114,46 +115,48 @@ ALGORITHMS: dict[str, Rung] = {
     "npg": Rung(
         "gae",
         "natural_gradient",
-        "One step per batch, of a given length in KL however the policy is parametrised: the natural gradient.",
+        "Take one step per batch, whose length is a given KL, whatever the parametrisation: the natural gradient.",
         settings=NATURAL,
     ),
     "trpo": Rung(
         "gae",
         "trust_region",
-        "The natural step, shortened until the KL is at most δ and the loss falls: TRPO.",
+        "Shorten the natural step until the KL is at most δ and the loss falls: TRPO.",
         settings=NATURAL,
     ),
     "vtrace": Rung(
         "vtrace",
         "policy_gradient",
-        "Another policy acted: truncate the importance weights, both in Ψ and in the critic's targets.",
+        "Learn from another policy's steps, with truncated importance weights in Ψ and in the critic's targets.",
         settings={**ONE_STEP, "lambda_": 1.0, "rollout_steps": 20, "num_envs": 8, "learning_rate": 1e-3},
     ),
     "spo": Rung(
-        "gae", "spo", "A parabola in the ratio instead of a clip, which pulls back what has moved too far: SPO."
+        "gae",
+        "spo",
+        "Replace the clip by a parabola in the ratio, which pulls back a ratio that has moved too far: SPO.",
     ),
     "rloo": Rung(
         "leave_one_out",
         "policy_gradient",
-        "No critic: compare with the mean return of the other episodes that begin alike.",
+        "Replace the critic by the mean return of the other episodes with the same start.",
         settings=GROUPS,
     ),
     "grpo": Rung(
         "group_mean",
         "clip",
-        "Reuse groups: divide by their deviation and by each episode's length, and clip.",
+        "Reuse groups, divide by their deviation and by each episode's length, and clip.",
         settings={**REUSED_GROUPS, "divide_by_deviation": True, "divide_by_length": "episode"},
     ),
     "dr_grpo": Rung(
         "group_mean",
         "clip",
-        "GRPO without the two divisions, which bias it.",
+        "Omit GRPO's two divisions, which bias it.",
         settings=REUSED_GROUPS,
     ),
     "dapo": Rung(
         "group_mean",
         "clip",
-        "GRPO with one mean over all steps, a wider clip upwards, and without groups of equal returns.",
+        "Change GRPO to one mean over all steps and a wider clip upwards, and omit groups of equal returns.",
         settings={
             **REUSED_GROUPS,
             "divide_by_deviation": True,
@@ -212,9 +215,9 @@ DISCRETE_DEFAULTS: dict[str, Any] = {
     "normalize_observations": False,
     "normalize_rewards": True,
 }
-"""For Discrete, MultiDiscrete and MultiBinary actions: common practice for classic control and Atari (Huang et al.
-2022), with rewards scaled as Engstrom et al. 2020 found necessary, because a critic saturates if its targets are far
-from 1."""
+"""Defaults for Discrete, MultiDiscrete and MultiBinary actions: common practice for classic control and Atari (Huang et
+al. 2022), with rewards scaled as Engstrom et al. 2020 found necessary, because a critic saturates if its targets are
+far from 1."""
 CONTINUOUS_DEFAULTS: dict[str, Any] = {
     "num_envs": 1,
     "rollout_steps": 2048,
@@ -225,4 +228,4 @@ CONTINUOUS_DEFAULTS: dict[str, Any] = {
     "normalize_observations": True,
     "normalize_rewards": True,
 }
-"""For Box actions: Schulman et al. 2017, Table 3, with the normalisation listed by Huang et al. 2022."""
+"""Defaults for Box actions: Schulman et al. 2017, Table 3, with the normalisation listed by Huang et al. 2022."""

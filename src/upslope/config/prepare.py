@@ -1,4 +1,4 @@
-"""Build the config and task of a new run from a user's request, refusing settings that nothing uses."""
+"""Build the config and task of a new run from a user's request. Settings that have no effect are refused."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -45,11 +45,13 @@ def prepare(
     inherited: Mapping[str, Any] = NOTHING,
     **parts: Any,
 ) -> tuple[Config, Task]:
-    """The config and task of a new run. `parts` are the estimator, objective, model, optimiser and schedules, each a
-    name, an object or None; `inherited` are settings of the run from which it starts.
+    """Return the config and task of a new run.
+
+    `parts` are the estimator, objective, model, optimiser and schedules, each of which is a name, an object or None.
+    `inherited` are settings of the run from which the new one starts.
 
     Raises:
-        UpslopeError: a setting is invalid, or nothing uses it.
+        UpslopeError: a setting is invalid or has no effect.
     """
     request: dict[str, Any] = {"preset": preset, "settings": settings, "inherited": inherited}
     config, made, asked, objects = configured(environment, algorithm, **request, **parts)
@@ -67,8 +69,10 @@ def configured(
     inherited: Mapping[str, Any] = NOTHING,
     **parts: Any,
 ) -> tuple[Config, AnyEnvironment, dict[str, Any], Parts]:
-    """The config. Later settings take precedence: defaults, the rung's, the preset's, those `inherited`, a user's
-    own parts', `settings`.
+    """Return the config of a new run.
+
+    Later settings take precedence: the defaults, the rung's settings, the preset's, the `inherited` ones, those of a
+    user's own parts, and `settings`.
 
     Also returns the environment, the requested settings by field, and the objects among the parts.
     """
@@ -76,7 +80,7 @@ def configured(
     asked = canonical(settings) | names
     if twice := [flag_of(name) for name in given.keys() & asked.keys() if given[name] != asked[name]]:
         own = " and ".join(str(part) for part in vars(objects).values() if part)
-        raise UpslopeError(f"{', '.join(twice)} differs between the settings and {own}. Remove one of the two.")
+        raise UpslopeError(f"{', '.join(twice)} differs between the settings and {own}. Remove one of the two values.")
     for role in AXES:
         if ":" in asked.get(role, ""):
             given |= declared(named(role, asked[role]))
@@ -86,7 +90,7 @@ def configured(
 
 
 def made_for(environment: str, asked: Mapping[str, Any], preset: bool | str = True) -> dict[str, Any]:
-    """The settings with which `make` creates an environment: those requested, overriding those of its preset."""
+    """The settings with which `make` creates an environment: those of its preset, overridden by the requested ones."""
     return made_with(canonical(made_by(preset_of(environment, "ppo", preset), asked)))
 
 
@@ -98,7 +102,7 @@ def parts_of(
     optimiser: Any = None,
     schedules: Mapping[str, Callable[[Any], Any]] | None = None,
 ) -> tuple[Parts, dict[str, Any], dict[str, Any]]:
-    """Split the parts into objects and names by setting; also return the settings that describe the objects."""
+    """Split the parts into objects and names by setting. Also return the settings that describe the objects."""
     objects: dict[str, Any] = {}
     names: dict[str, Any] = {}
     given: dict[str, Any] = {}
@@ -134,7 +138,7 @@ SCHEDULABLE = {
 
 
 def refuse_unread(asked: Iterable[str], config: Config, task: Task) -> None:
-    """Refuse requested settings that nothing in this run uses."""
+    """Raise an error if a requested setting has no effect in this run."""
     unread = [
         f"{flag_of(name)} is read only by {reader}" for name in asked if (reader := missing_reader(name, config, task))
     ]
@@ -142,13 +146,13 @@ def refuse_unread(asked: Iterable[str], config: Config, task: Task) -> None:
         source = "its own experience" if config.data is None else "recorded data"
         raise UpslopeError(
             f"{', and '.join(unread)}. This run has --estimator {config.estimator} and --objective {config.objective}, "
-            f"learns from {source}, and takes {type(task.environment.action_space).__name__} actions. Leave out what "
-            "it does not read."
+            f"learns from {source}, and takes {type(task.environment.action_space).__name__} actions. Omit settings "
+            "that it does not read."
         )
 
 
 def missing_reader(name: str, config: Config, task: Task) -> str:
-    """What would use a setting that nothing in this run uses; empty if the run uses it."""
+    """Describe what would read a setting that has no effect in this run; empty if this run reads it."""
     estimator, objective, is_recorded = task.estimator, task.update.objective, config.data is not None
     if name in HYPERPARAMETERS and name != "group_size":
         is_read = name in (*parameters(estimator).values(), *parameters(objective).values())
@@ -162,7 +166,7 @@ def missing_reader(name: str, config: Config, task: Task) -> str:
     is_one_network, has_memory = config.shared_trunk, config.memory is not None
     if not has_networks and name in ("critic_epochs", "sequence_length", "value_coefficient"):
         is_one_network, has_memory = traits(task.model)
-    # Each batch gives one natural step, which sets its own length, so these settings apply only to the critic.
+    # There is one natural step per batch, which determines its own length, so these settings apply only to the critic.
     is_natural = isinstance(objective, NaturalGradient)
     optimised = not is_natural or estimator.needs_critic
     steps_often = parts_where(lambda kind: issubclass(kind, Objective) and not issubclass(kind, NaturalGradient))
@@ -172,7 +176,7 @@ def missing_reader(name: str, config: Config, task: Task) -> str:
     readers = {
         "critic_epochs": (
             estimator.needs_critic and not is_one_network,
-            "a separate critic; one that shares the policy's layers uses --epochs" if is_one_network else critics,
+            "a separate critic (a critic that shares the policy's layers uses --epochs)" if is_one_network else critics,
         ),
         "rollout_steps": (not (estimator.whole_episodes or is_recorded), f"{segments} without --data"),
         "num_envs": (not is_recorded, "runs without --data"),
@@ -196,7 +200,7 @@ def missing_reader(name: str, config: Config, task: Task) -> str:
         "noise_every": (of_boxes[0] and config.head == "gsde", "--head gsde"),
         "hidden_sizes": (has_networks, "--model perceptron"),
         "activation": (has_networks, "--model perceptron"),
-        "model_kwargs": (not has_networks, "a --model of your own"),
+        "model_kwargs": (not has_networks, "a custom --model"),
         "encoder": (
             has_networks and has_images(task.model.encoder),
             "images" if has_networks else "--model perceptron",
@@ -206,14 +210,14 @@ def missing_reader(name: str, config: Config, task: Task) -> str:
         "policy_reads": (has_two, two),
         "critic_reads": (has_two and estimator.needs_critic, critics if has_two else two),
         "memory_size": (has_networks and config.memory is not None, "--memory"),
-        "sequence_length": (has_memory, "--memory, or a --model of your own with memory"),
-        "value_coefficient": (is_one_network, "--shared-trunk, or a --model of your own with one group of parameters"),
+        "sequence_length": (has_memory, "--memory, or a custom --model with memory"),
+        "value_coefficient": (is_one_network, "--shared-trunk, or a custom --model with one group of parameters"),
         "weight_decay": (config.optimiser == "adamw", "--optimiser adamw"),
         **dict.fromkeys(("learning_rate", "max_grad_norm"), (is_named and optimised, of_optimisers)),
         **dict.fromkeys(
             ("optimiser", "learning_rate_schedule", "minibatches"), (optimised, f"{critics}, or {steps_often}")
         ),
-        "epochs": (not is_natural, f"{steps_often}; the critic uses --critic-epochs"),
+        "epochs": (not is_natural, f"{steps_often} (the critic uses --critic-epochs)"),
         **dict.fromkeys(("target_kl", "min_effective_sample_size"), (not is_natural, steps_often)),
         "epsilon_schedule": (hasattr(objective, "epsilon"), parts_where(lambda kind: hasattr(kind, "epsilon"))),
         "value_clip": (estimator.needs_critic, critics),
@@ -233,6 +237,6 @@ def traits(model: ModelSpec) -> tuple[bool, bool]:
 
 
 def parts_where(holds: Callable[[Any], bool]) -> str:
-    """The flags that select upslope's parts for which a condition holds."""
+    """Return the flags that select the parts of upslope for which a condition holds."""
     found = {role: [name for name, kind in known.items() if holds(kind)] for role, (_, known) in AXES.items()}
     return " or ".join(f"--{role} {', '.join(names)}" for role, names in found.items() if names)

@@ -1,4 +1,4 @@
-"""Presets: named sets of tuned settings for an environment, and of settings that prepare it for learning."""
+"""Presets: named sets of tuned settings for an environment, and of settings for its creation."""
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -12,19 +12,21 @@ from upslope.errors import UpslopeError
 DEFAULT_PRESET = "default"
 """The name of the preset used by default."""
 TUNED = ("ppo", "ppo_kl", "ppo_kl_fixed")
-"""The rungs for which settings were tuned; the others use only the part of a preset that creates the environment."""
+"""The rungs for which settings were tuned. All others use only the part of a preset that creates the environment."""
 MERGED = "env_kwargs"
-"""The setting that is merged: a preset provides the arguments that the user does not give."""
+"""The setting that is merged, so that a preset provides the arguments that the user omits."""
 
 
 def presets() -> dict[str, Any]:
-    """Rows by environment id, or by a pattern of ids with `*`: each is the default preset, and its `others` holds
-    further ones by name. `settings` are tuned for PPO; `making` is how the environment is created for any algorithm."""
+    """Rows by environment id, or by a pattern of ids with `*`.
+
+    Each row is the default preset, and its `others` holds further presets by name. `settings` are tuned for PPO, and
+    `making` defines how the environment is created for any algorithm."""
     return table("presets.yaml")
 
 
 def row_of(environment: str) -> dict[str, Any]:
-    """The row of an environment, found by its full name, by its id without a module or source, or by the family of ids
+    """Find the row of an environment by its full name, by its id without a module or source, or by the family of ids
     that a package registers."""
     known = presets()
     origin, _, name = without_batching(environment).rpartition(":")
@@ -38,8 +40,8 @@ def row_of(environment: str) -> dict[str, Any]:
 
 
 def presets_of(environment: str, algorithm: str) -> dict[str, Any]:
-    """The presets of an environment for a rung, by name, "default" first. A compiled environment without its own row
-    uses that of its Gymnasium counterpart."""
+    """Return the presets of an environment for a rung by name, with "default" first. A compiled environment without its
+    own row uses that of its Gymnasium counterpart."""
     row = row_of(environment)
     making = {"making": row.get("making", {})}
     if not row or (algorithm not in TUNED and not making["making"]):
@@ -50,7 +52,7 @@ def presets_of(environment: str, algorithm: str) -> dict[str, Any]:
 
 
 def preset_of(environment: str, algorithm: str, wanted: bool | str = True) -> dict[str, Any] | None:
-    """The requested preset: the default one if there is any (True), none (False), or the one with this name.
+    """Return the requested preset: the default preset if there is one (True), none (False), or the one with this name.
 
     Raises:
         UpslopeError: there is no preset with this name.
@@ -67,8 +69,9 @@ def preset_of(environment: str, algorithm: str, wanted: bool | str = True) -> di
 
 
 def made_by(preset: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that create the environment: a preset's, overridden by those requested. Wrappers change what is
-    observed, so if the user gives wrappers, the preset removes no part of the observations."""
+    """The settings that create the environment: those of a preset, overridden by the requested ones.
+
+    Wrappers may change the observations, so if the user passes wrappers, the preset removes no part of them."""
     making = dict((preset or {}).get("making", {}))
     if asked.get("wrappers"):
         making.pop("ignore_observation", None)
@@ -77,7 +80,7 @@ def made_by(preset: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> dict[
 
 
 def words_of(making: Mapping[str, Any]) -> Sequence[str]:
-    """What a preset does to the environment, as flags."""
+    """Describe the changes that a preset makes to the environment, as flags."""
     flags = {"wrappers": "--wrapper", "ignore_observation": "--ignore-observation", "env_kwargs": "--env-kwargs"}
     words = []
     for name, value in making.items():

@@ -1,4 +1,4 @@
-"""Settings in YAML files, which are only read: no tag creates an object, no alias expands, and no name occurs twice."""
+"""Read settings from YAML files safely: tags cannot create objects, and aliases and duplicate names are refused."""
 
 import reprlib
 from collections import Counter
@@ -13,8 +13,10 @@ from upslope.errors import UpslopeError
 
 
 class PlainLoader(yaml.SafeLoader):
-    """A YAML loader without aliases, with which a few lines can expand to gigabytes; without numbers in bases
-    other than 10, which people seldom intend and which can take minutes to read; and without duplicate names."""
+    """A YAML loader that refuses aliases, numbers in bases other than 10, and duplicate names.
+
+    With aliases, a few lines can expand to gigabytes. Numbers in other bases are rarely intended, and parsing them can
+    take minutes."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -24,18 +26,18 @@ class PlainLoader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
         if twice := [name for name, times in names.items() if times > 1]:
-            raise wrong(node, f"{', '.join(map(reprlib.repr, twice))} is given more than once; keep one of the values")
+            raise wrong(node, f"{', '.join(map(reprlib.repr, twice))} is set more than once; keep one of the values")
         return super().construct_mapping(node, deep)
 
     def whole(self, node: Any) -> int:
-        """A whole number, in decimal digits."""
+        """Parse an integer in decimal digits."""
         digits = self.construct_scalar(node).lstrip("+-").replace("_", "")
         if not digits.isdecimal() or (digits[0] == "0" and digits != "0"):
             raise wrong(node, DECIMAL.format(reprlib.repr(node.value)))
         return int(node.value)
 
     def number(self, node: Any) -> float:
-        """A number, in decimal digits."""
+        """Parse a number in decimal digits."""
         if ":" in self.construct_scalar(node):
             raise wrong(node, DECIMAL.format(reprlib.repr(node.value)))
         return self.construct_yaml_float(node)
@@ -47,7 +49,7 @@ DECIMAL = "{} is not a decimal number; write it in digits, or in quotes if it is
 
 
 def wrong(node: Any, words: str) -> yaml.YAMLError:
-    """The error for a part of the file."""
+    """The error for a node of the file."""
     return yaml.MarkedYAMLError(problem=words, problem_mark=node.start_mark)
 
 

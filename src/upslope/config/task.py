@@ -1,4 +1,4 @@
-"""Build a task from a config and an environment, refusing combinations that cannot work."""
+"""Build a task from a config and an environment. Combinations that cannot work are refused."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -92,7 +92,7 @@ def objective_of(config: Config) -> Objective:
 
 
 def intrinsic_of(config: Config, own: Bonus | None = None) -> Intrinsic | None:
-    """The bonus that a config names, or the user's own, and how it is credited."""
+    """The bonus that a config names, or the user's own, and the settings of its credit."""
     if own is None and config.bonus == "none":
         return None
     bonus = own or bonus_of(config)
@@ -122,7 +122,8 @@ def build(config: Config, role: str) -> Any:
 
 
 def made_from(found: Any, values: Mapping[str, Any], base: type, label: str, advice: str) -> Any:
-    """An object of a type, or a given object, with its fields set to these values; messages use `label` and `advice`.
+    """Return an object of a type, or a given object, with its fields set to these values. Messages use `label` and
+    `advice`.
 
     Raises:
         UpslopeError: the type does not take these values, or the object is not an instance of the base class.
@@ -137,14 +138,14 @@ def made_from(found: Any, values: Mapping[str, Any], base: type, label: str, adv
 
 
 def named(role: str, name: str) -> Any:
-    """One of upslope's types by name, or the user's own type or object by `module:Name`."""
+    """Return one of upslope's types by name, or the user's own type or object by `module:Name`."""
     return AXES[role][1][name] if name in AXES[role][1] else imported(role, name)
 
 
 def parameters(part: Any) -> dict[str, str]:
-    """Fields of a part, or of its type, that a config sets → the config's name for each.
+    """Return the fields of a part, or of its type, that a config sets → the config's name for each field.
 
-    A user's own part receives the hyperparameters that it declares under upslope's names, as plain numbers or strings.
+    A user's own part receives, as plain numbers or strings, the hyperparameters that it declares under upslope's names.
     """
     kind = part if isinstance(part, type) else type(part)
     found = {f.name: f.name for f in fields(kind)} if is_dataclass(kind) else {}
@@ -162,7 +163,7 @@ HYPERPARAMETERS = (
     *("lambda_", "rho_bar", "c_bar", "n", "epsilon", "epsilon_high", "c", "beta", "beta_target"),
     *("delta", "damping", "conjugate_gradient_iterations", "backtracks", *OF_GROUPS),
 )
-"""Settings that belong to an estimator or an objective rather than to every run."""
+"""Settings of an estimator or an objective, which do not apply to every run."""
 
 
 def declared(part: Any) -> dict[str, Any]:
@@ -202,7 +203,7 @@ def imported(role: str, name: str) -> Any:
 
 @dataclass(frozen=True)
 class Parts:
-    """Objects given in Python, which replace the parts that the config names."""
+    """Objects passed in Python, which replace the parts that the config names."""
 
     estimator: Estimator | None = None
     objective: Objective | None = None
@@ -222,7 +223,7 @@ def environment_of(config: Config, given: EnvironmentLike | None = None) -> AnyE
 
 
 def made_with(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that `make` takes besides the environment's name."""
+    """The settings that `make` takes in addition to the environment's name."""
     return {name: settings[name] for name in MAKING if name in settings}
 
 
@@ -231,7 +232,7 @@ MAKING = ("env_kwargs", "max_episode_steps", "wrappers", "ignore_observation", "
 
 
 def task_of(config: Config, environment: AnyEnvironment, parts: Parts = NO_PARTS) -> Task:
-    """The task of a config in an environment."""
+    """Return the task of a config in an environment."""
     estimator = parts.estimator or estimator_of(config)
     objective = parts.objective or objective_of(config)
     limit = config.max_episode_steps or environment.max_episode_steps
@@ -256,11 +257,11 @@ def task_of(config: Config, environment: AnyEnvironment, parts: Parts = NO_PARTS
         reference_kl=None if config.reference is None else config.reference_kl,
         reference_estimator=config.reference_estimator,
     )
-    if config.data is None:  # with recorded data or a user's model, sizes are known only with a rollout
+    if config.data is None:  # with recorded data, sizes are known only when the data have been read
         if not estimator.whole_episodes and (config.sequence_length or 1) > config.rollout_steps:
             raise UpslopeError(
                 f"--sequence-length {config.sequence_length} is more than --rollout-steps {config.rollout_steps}, but "
-                "gradients flow only through the steps of one iteration. Lower the one, or raise the other."
+                "gradients flow only through the steps of one iteration. Lower the former or raise the latter."
             )
         steps = (limit or 1) if estimator.whole_episodes else config.rollout_steps
         longer = "raise --num-envs" if estimator.whole_episodes else "raise --rollout-steps"
@@ -295,8 +296,9 @@ def task_of(config: Config, environment: AnyEnvironment, parts: Parts = NO_PARTS
 
 
 def refuse_missing_info(config: Config, environment: AnyEnvironment) -> None:
-    """Refuse keys of --log-info that a compiled environment does not report; those of other environments are known only
-    at the end of an episode."""
+    """Raise an error if a compiled environment does not report a key of --log-info.
+
+    The keys of other environments are known only at the end of an episode."""
     if not config.log_info or not isinstance(environment, CompiledEnvironment):
         return
     known = info_shapes(environment)
@@ -311,7 +313,7 @@ def refuse_missing_info(config: Config, environment: AnyEnvironment) -> None:
 def model_of(
     config: Config, encoder: ObservationEncoder, head: ActionHead, own: Callable[..., Any] | None = None
 ) -> ModelSpec:
-    """The specification of a config's model for these spaces."""
+    """Return the specification of a config's model for these spaces."""
     if own is None and config.model == "perceptron":
         settings = {name: getattr(config, name) for name in OF_NETWORKS} | {"encoders": config.encoder}
         chosen = {name: getattr(config, name) for name in ("log_std_init", "hidden_sizes", "noise_every")}
@@ -340,9 +342,7 @@ def optimiser_of(config: Config, own: optax.GradientTransformation | None = None
                 "Python."
             ) from error
     if own is not None and not isinstance(own, optax.GradientTransformation):
-        raise UpslopeError(
-            f"An optimiser of your own must be an optax.GradientTransformation, not {type(own).__name__}."
-        )
+        raise UpslopeError(f"A custom optimiser must be an optax.GradientTransformation, not {type(own).__name__}.")
     return Optimiser(config.optimiser, config.max_grad_norm, config.weight_decay, own)
 
 
@@ -358,19 +358,19 @@ def schedules_of(config: Config, own: Mapping[str, Callable[[Any], Any]]) -> Sch
 
 
 def check_pair(config: Config, estimator: Estimator, objective: Objective, limit: int | None) -> None:
-    """Refuse combinations that cannot work, with the reason and the remedy."""
+    """Raise an error, with the reason and the remedy, for combinations that cannot work."""
     if config.shared_trunk and isinstance(objective, NaturalGradient):
         raise UpslopeError(NEEDS_OWN_PARAMETERS.format(type(objective).__name__))
     name, is_recorded = type(estimator).__name__, config.data is not None
     if ALGORITHMS[config.algorithm].source == "recorded" and not is_recorded:
         raise UpslopeError(
-            f"{config.algorithm} learns from recorded episodes, but none are given. Record some with `upslope record "
+            f"{config.algorithm} learns from recorded episodes, but none were given. Record some with `upslope record "
             "RUN --episodes 100`, then pass the file with --data."
         )
     if is_recorded and config.bonus != "none":
         raise UpslopeError(
-            f"--bonus {config.bonus} rewards an agent for where it goes, but with --data it goes nowhere. "
-            "Omit one of the two."
+            f"--bonus {config.bonus} rewards an agent for the states that it visits, but with --data it does not "
+            "act. Omit one of the two."
         )
     if estimator.whole_episodes and not is_recorded and limit is None:
         raise UpslopeError(
@@ -379,13 +379,13 @@ def check_pair(config: Config, estimator: Estimator, objective: Objective, limit
         )
     if not estimator.is_advantage and config.normalize_advantage:
         raise UpslopeError(
-            f"{name} gives every action the same weight, and centring makes that 0, so nothing would be learned. "
+            f"{name} gives every action the same weight, and centring makes it 0, so nothing would be learned. "
             "Add --no-normalize-advantage."
         )
     if not estimator.is_advantage and not is_recorded:
         raise UpslopeError(
-            f"{name} imitates the policy that acted, and imitating itself teaches an agent nothing: E[∇log π] = 0. "
-            "Give recorded episodes with --data, or use --estimator gae."
+            f"{name} imitates the policy that acted, and an agent learns nothing from imitating itself: E[∇log π] = 0. "
+            "Pass recorded episodes with --data, or use --estimator gae."
         )
     if is_recorded and estimator.corrects and objective.needs_behaviour:
         raise UpslopeError(
@@ -401,7 +401,7 @@ def check_pair(config: Config, estimator: Estimator, objective: Objective, limit
 
 
 def check_groups(config: Config, estimator: Estimator, environment: AnyEnvironment) -> None:
-    """Refuse groups of episodes that cannot share their start."""
+    """Raise an error if the episodes of a group cannot share their start."""
     name, size = type(estimator).__name__, size_of_groups(config, estimator)
     if config.data is not None and hasattr(estimator, "group_size"):
         raise UpslopeError(
@@ -412,7 +412,7 @@ def check_groups(config: Config, estimator: Estimator, environment: AnyEnvironme
         return
     if not estimator.whole_episodes:
         raise UpslopeError(
-            f"--group-size {size} makes whole episodes begin alike, but {name} learns from segments of "
+            f"--group-size {size} makes whole episodes start with the same reset, but {name} learns from segments of "
             f"{config.rollout_steps} steps. Use --estimator leave_one_out, group_mean, baseline, reward_to_go or "
             "total_return, or omit --group-size."
         )
@@ -430,7 +430,7 @@ def check_groups(config: Config, estimator: Estimator, environment: AnyEnvironme
 
 
 def check_devices(config: Config) -> None:
-    """Refuse a number of environments that the devices of a seed cannot share equally."""
+    """Raise an error if the environments cannot be divided evenly among the devices of a seed."""
     count = config.devices_per_seed
     if config.num_envs % count:
         fitting = max(count, config.num_envs - config.num_envs % count)
@@ -441,7 +441,8 @@ def check_devices(config: Config) -> None:
 
 
 def check_precision(config: Config, objective: Objective, encoder: ObservationEncoder) -> None:
-    """Refuse 16-bit products in models that contain other products, or where they would be used to solve equations."""
+    """Raise an error for 16-bit products if the model contains other products, or if they would be used to solve
+    equations."""
     if config.precision == FULL or config.model != "perceptron":
         return
     others = {
@@ -451,11 +452,11 @@ def check_precision(config: Config, objective: Objective, encoder: ObservationEn
     }
     if reasons := [reason for reason, holds in others.items() if holds]:
         raise UpslopeError(
-            f"--precision {config.precision} rounds the products of perceptrons, but {' and '.join(reasons)}. Leave "
-            "--precision out."
+            f"--precision {config.precision} rounds the products of perceptrons, but {' and '.join(reasons)}. Omit "
+            "--precision."
         )
 
 
 def size_of_groups(config: Config, estimator: Estimator) -> int:
-    """G: the estimator's own, if it has one, otherwise the config's."""
+    """G, from the estimator if it defines one, otherwise from the config."""
     return getattr(estimator, "group_size", config.group_size)

@@ -1,12 +1,12 @@
-"""Trust: a file causes only those imports and calls that the user has allowed.
+"""Trust: a file can cause only imports and calls that the user has allowed.
 
-A run's config.json and a settings file hold names of environments, wrappers, estimators and objectives. A name with a
-colon gives a module to import and an object in it to call, so a file could run arbitrary code. Registered Gymnasium
-ids, upslope's own names and the ids of the libraries that it wraps are safe if their arguments are numbers. Anything
-else named only by a file is a `Request`, which the user allows with `--trust`, with `trust=True`, or by answering a
-prompt. Allowed requests are kept in the user's own folder, never in the run, identified by names, arguments, and the
-file that the module would be imported from: the same name in another folder is other code. Names given by the user
-count as allowed.
+A run's config.json and a settings file contain names of environments, wrappers, estimators and objectives. A name with
+a colon refers to a module to import and an object in it to call, so a file could run arbitrary code. Registered
+Gymnasium ids, upslope's own names and the ids of the libraries that it wraps are safe if their arguments are numbers.
+Anything else that is named only in a file is a `Request`, which the user can allow with `--trust`, with `trust=True`,
+or at a prompt. Allowed requests are stored in the user's own folder and never in the run. They are identified by names,
+arguments, and the file from which the module would be imported, because the same name in another folder is different
+code. Names passed by the user count as allowed.
 """
 
 import hashlib
@@ -37,22 +37,22 @@ except ImportError:  # Windows
     fcntl = None
 
 STATE_VARIABLE = "UPSLOPE_STATE"
-"""Environment variable that overrides the folder where trust is kept."""
+"""Environment variable that overrides the folder where trust is stored."""
 FILE_NAME = "trusted.json"
 MAX_STORE = 1 << 24
-"""Largest size of the trust store, in bytes; a larger one is ignored as damaged."""
+"""Maximum size of the trust store in bytes. A larger store is ignored as damaged."""
 SCHEDULES = ("learning_rate_schedule", "epsilon_schedule", "entropy_schedule")
 PARTS = frozenset(("estimator", "objective", "bonus", "model", "optimiser", *SCHEDULES))
-"""Settings that can name a module to import, with a colon."""
+"""Settings whose value can name a module to import, with a colon."""
 LEARNING = PARTS - {"model"}
-"""The parts that only learning uses, not acting."""
+"""The parts that are used only for learning, not for acting."""
 ROLES = ("environment", "env_kwargs", "wrappers", *sorted(PARTS))
 """Settings that can cause an import or a call."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """An import or call that a file asks for."""
+    """An import or call that a file requests."""
 
     role: str
     name: str
@@ -66,13 +66,13 @@ class Request:
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
-        """What is stored, for the user to read, once it is allowed."""
+        """The readable entry that is stored once the request is allowed."""
         file = {"file": self.file} if self.file else {}
         return {"role": self.role, "name": self.name, "arguments": self.arguments, **file}
 
     @property
     def file(self) -> str:
-        """The file of the module that is named; empty if none is named, or if it is not found."""
+        """The file of the named module; empty if no module is named or if it is not found."""
         bare = without_prefix(without_batching(self.name))
         return file_of(bare.rpartition(":")[0]) if names_code(bare) else ""
 
@@ -88,7 +88,7 @@ GRANTED: set[str] = set()
 
 
 def requested(config: Config, given: Collection[str] = ()) -> list[Request]:
-    """The imports and calls that a config asks for, except in settings `given` by the user."""
+    """The imports and calls that a config requests, except in settings `given` by the user."""
     found = []
     bare = without_prefix(without_batching(config.environment))
     is_foreign = "environment" not in given and names_code(bare)
@@ -105,7 +105,7 @@ def requested(config: Config, given: Collection[str] = ()) -> list[Request]:
 
 
 def names_code(name: str) -> bool:
-    """Whether a name gives a module to import."""
+    """Whether a name refers to a module to import."""
     return ":" in name
 
 
@@ -119,13 +119,14 @@ def is_number(value: Any) -> bool:
 def require(
     config: Config, source: Path | str, *, trust: bool = False, given: Collection[str] = (), ask: bool = False
 ) -> None:
-    """Check that everything the file `source` asks for is allowed; `trust` allows it and is remembered.
-    `given` are the settings that the user named or that are not used.
+    """Check that every request of the file `source` is allowed.
+
+    `trust` allows all of them and is remembered. `given` are the settings that the user named or that are not used.
 
     With `ask`, in an interactive terminal, requests not yet allowed are shown for confirmation.
 
     Raises:
-        UpslopeError: the file asks for something that is not allowed.
+        UpslopeError: a request of the file is not allowed.
     """
     wanted = requested(config, given)
     if trust:
@@ -142,7 +143,7 @@ def require(
 
 
 def untrusted(wanted: Sequence[Request]) -> list[Request]:
-    """The requests that are not allowed yet."""
+    """Return the requests that are not allowed yet."""
     unknown = [one for one in wanted if one.key not in GRANTED]
     return [one for one in unknown if one.key not in kept()] if unknown else []
 
@@ -160,7 +161,7 @@ def allow(wanted: Sequence[Request]) -> None:
 
 
 def kept() -> dict[str, Any]:
-    """The stored requests by key; empty if the store is damaged or not private to this user."""
+    """Return the stored requests by key; empty if the store is damaged or not private to this user."""
     try:
         path = private_folder(state_folder()) / FILE_NAME
         if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_STORE:
@@ -173,7 +174,7 @@ def kept() -> dict[str, Any]:
 
 
 def state_folder() -> Path:
-    """The folder where trust is kept."""
+    """The folder where trust is stored."""
     named = os.environ.get(STATE_VARIABLE)
     return Path(named) if named else user_state_path("upslope")
 
@@ -198,7 +199,7 @@ def is_confirmed(wanted: Sequence[Request], source: Path | str) -> bool:
     print(f"{readable(str(source))} asks to run code:")
     for one in wanted:
         print(f"  {one.words()}")
-    print("This can do anything that you can do on this machine. What you allow is remembered.")
+    print("It can do anything that you can do on this machine. Your answer is remembered if you allow it.")
     try:
         return input("Run it? [y/N] ").strip().lower() in ("y", "yes")
     except EOFError:

@@ -1,4 +1,4 @@
-"""Array functions that differ between NumPy and JAX, so that a policy is written once for both.
+"""Array functions that work on both NumPy and JAX arrays, so that a policy is written only once.
 
 Learning is compiled. Acting in a Gymnasium environment is not: each step evaluates one small network, and dispatching
 a compiled program takes longer than computing the result in NumPy.
@@ -67,8 +67,8 @@ def shaped_like(shapes: Any, observation: Any, ignored: Sequence[str] = (), pref
 
 
 def without_components(shape: tuple[int, ...], x: Any, ignored: Sequence[str], prefix: str) -> Any:
-    """A vector, or a batch of them, without its ignored components, whose keys are `prefix` and their index; one that
-    is already without them is returned as it is."""
+    """Remove the ignored components, whose keys are `prefix` plus their index, from a vector or a batch of vectors. A
+    vector that already lacks them is returned unchanged."""
     if len(shape) != 1:
         return x
     left_out = [i for i in range(shape[0] + len(ignored)) if f"{prefix}{i}" in ignored]
@@ -113,7 +113,7 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
 
 
 def raw(leaf: Any) -> Any:
-    """Return an array unchanged, and random keys as their integer data."""
+    """Return an array unchanged; for random keys, return their integer data."""
     return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
 
 
@@ -123,7 +123,7 @@ def typed(x: Any, like: Any) -> Any:
 
 
 def in_rows(x: Any) -> list[Any]:
-    """The rows of an array or of random keys, copied via NumPy, so that no program is compiled."""
+    """Select rows of an array or of random keys; copying via NumPy avoids compiling a program."""
     return [typed(row, x) for row in jax.device_put(list(np.asarray(raw(x))))]
 
 
@@ -145,7 +145,7 @@ def in_seeds(flat: Any, shape: tuple[int, int]) -> Any:
 
 
 def where_seeds(mask: np.ndarray, chosen: Any, otherwise: Any) -> Any:
-    """Select per seed: `chosen` where the mask [S] is true, `otherwise` elsewhere; in NumPy, to avoid compiling."""
+    """Select per seed: `chosen` where the mask [S] is true, `otherwise` elsewhere. NumPy is used to avoid compiling."""
 
     def pick(a: Any, b: Any) -> np.ndarray:
         return np.where(mask.reshape(-1, *(1,) * (a.ndim - 1)), np.asarray(a), np.asarray(b))
@@ -154,6 +154,6 @@ def where_seeds(mask: np.ndarray, chosen: Any, otherwise: Any) -> Any:
 
 
 def all_finite(arrays: Sequence[np.ndarray]) -> bool:
-    """Whether all real numbers are finite. If False, perhaps only their squares are too large."""
-    # A sum of squares is finite only if all of its terms are, and is quicker to test.
+    """Whether all real numbers are finite. It may also be False if only their squares overflow."""
+    # A sum of squares is finite only if all of its terms are, and it is quicker to test.
     return all(math.isfinite(np.vdot(x, x)) for x in arrays if x.dtype.kind == "f")

@@ -11,14 +11,14 @@ here = os.path.realpath(os.curdir)
 is_here = lambda entry: not entry or os.path.realpath(entry) == here
 sys.path[:] = sorted(path, key=is_here)
 """
-"""Part of the code that starts a process, given the main process's `path`: no file in the current folder may shadow
-one of Python's own modules."""
+"""Code that runs first in a child process, given the main process's `path`, so that no file in the current folder can
+shadow one of Python's own modules."""
 
 
 @contextmanager
 def current_folder_ignored() -> Iterator[None]:
-    """Keep Python processes that other code, such as `multiprocessing`, starts in the meantime from looking for
-    modules in the current folder first."""
+    """Inside this block, Python processes that other code starts, such as `multiprocessing`, do not look for modules in
+    the current folder first."""
     before = os.environ.get(SAFE_PATH)
     os.environ[SAFE_PATH] = "1"
     try:

@@ -1,7 +1,7 @@
 """Policies as probability distributions over actions: sample, mode, log_prob, entropy, kl.
 
-Each class holds the parameters for a whole batch: leading axes are batch axes, the last axis belongs to the
-action. All quantities are in nats. Sampling and `log_prob` also accept NumPy arrays.
+Each class holds the parameters for a whole batch: leading axes are batch axes, and the last axis is that of the action.
+All quantities are in nats. Sampling and `log_prob` also accept NumPy arrays.
 """
 
 from abc import ABC, abstractmethod
@@ -33,7 +33,7 @@ class Distribution(ABC):
         """The random part of a sample, independent of the parameters' values."""
 
     def held_noise(self, key: PRNGKeyArray, held_key: PRNGKeyArray) -> Float[Array, "..."]:
-        """The noise of a step. A part that is held over several steps is drawn with `held_key`."""
+        """The noise of a step. Noise that is held over several steps is drawn with `held_key`."""
         return self.noise(key)
 
     @abstractmethod
@@ -58,7 +58,7 @@ class Distribution(ABC):
 
     @property
     def widths(self) -> tuple[int, int]:
-        """The number of noise values and of action values per sample, for a part of a `Product`."""
+        """The number of noise values and of action values per sample, which `Product` needs for each of its parts."""
         raise UpslopeError(f"{type(self).__name__} cannot be part of a Product: give it the property `widths`.")
 
     @property
@@ -83,7 +83,7 @@ class Distribution(ABC):
         return self
 
     def shifted(self, by: Float[Array, "... K"]) -> "Distribution":
-        """The distribution with its mean moved, for real actions."""
+        """The distribution with its mean shifted, for continuous actions."""
         raise UpslopeError(f"{type(self).__name__} has no mean for --rpo-alpha to move. Omit the flag.")
 
 
@@ -220,7 +220,7 @@ class Bernoulli(Distribution):
 
 @pytree
 class DiagonalGaussian(Distribution):
-    """Independent normal components: a = μ(s) + σ ⊙ ε, ε ~ N(0, I). Actions are real, [..., K], unbounded."""
+    """Independent normal components: a = μ(s) + σ ⊙ ε, ε ~ N(0, I). Actions are real and unbounded, [..., K]."""
 
     mean: Float[Array, "... K"]
     log_std: Float[Array, "... K"]
@@ -262,13 +262,13 @@ VARIANCE_FLOOR = 1e-6
 class StateDependentNoise(DiagonalGaussian):
     """Exploration by noise that is a function of the state and is held over several steps: a = μ(s) + φ(s)ᵀ Θ.
 
-    Θ [H, K] with Θ_ik ~ N(0, σ_ik²) is drawn only every few steps: in between, equal states get equal actions. Given s
-    alone, the components are independent and normal; probability, entropy and KL are those of this distribution:
+    Θ [H, K] with Θ_ik ~ N(0, σ_ik²) is drawn only every few steps; in between, equal states get equal actions. Given
+    only s, the components are independent and normal. Probability, entropy and KL are those of this distribution:
 
         a_k | s ~ N(μ_k(s), Σ_i φ_i(s)² σ_ik² + 1e-6).
 
     Source: Raffin et al. (2021), Smooth Exploration for Robotic Reinforcement Learning,
-    https://arxiv.org/abs/2005.05719, eq. 6 and 7; the floor as in Stable-Baselines3's StateDependentNoiseDistribution.
+    https://arxiv.org/abs/2005.05719, eq. 6 and 7; 1e-6 is from Stable-Baselines3's StateDependentNoiseDistribution.
     """
 
     spread: Float[Array, "... H K"]
@@ -300,11 +300,11 @@ class SquashedGaussian(Distribution):
     """A normal vector u = μ(s) + σ ⊙ ε that tanh squashes into bounds: a = centre + half range ⊙ tanh(u).
 
     Actions are the unsquashed u, [..., K]; u determines a, but a does not determine u where tanh rounds to ±1.
-    Probability and entropy are those of a, in the environment's units: with the Jacobian of the squashing,
+    Probability and entropy are those of a, in the environment's units, and include the Jacobian of the squashing:
 
         log π(a|s) = log N(u; μ, σ²) − Σ_k log(half_k (1 − tanh² u_k)).
 
-    The KL is that between the normal vectors, because an invertible map leaves the KL unchanged.
+    The KL is computed between the normal vectors, because an invertible map leaves the KL unchanged.
     Source: Haarnoja et al. 2018, Soft Actor-Critic, appendix C.
     """
 
@@ -339,9 +339,9 @@ class SquashedGaussian(Distribution):
         return self.normal.log_prob(action) - self.log_slopes(action).sum(axis=-1)
 
     def entropy(self) -> Float[Array, "..."]:
-        """H(u) + E[Σ_k log(half_k (1 − tanh² u_k))], the expectation by Gauss–Hermite quadrature.
+        """H(u) + E[Σ_k log(half_k (1 − tanh² u_k))], with the expectation computed by Gauss–Hermite quadrature.
 
-        Its error in each component is below 1e-5 for σ ≤ 1, 0.002 for σ ≤ e, and 0.1 for σ ≤ e².
+        The error in each component is below 1e-5 for σ ≤ 1, 0.002 for σ ≤ e, and 0.1 for σ ≤ e².
         """
         points = self.mean[..., None] + jnp.exp(self.log_std)[..., None] * jnp.asarray(POINTS)
         slopes = log_tanh_slope(points) @ jnp.asarray(WEIGHTS)
@@ -359,8 +359,8 @@ class SquashedGaussian(Distribution):
 class Product(Distribution):
     """Independent parts of different kinds: log π(a|s) = Σ_k log π_k(a_k|s).
 
-    An action is one vector of 32-bit floats [..., K] that holds the parts one after another; a choice is stored as a
-    whole number, exact below 2²⁴.
+    An action is one vector of 32-bit floats [..., K], the concatenation of the parts. A choice is stored as a whole
+    number, which is exact below 2²⁴.
     """
 
     parts: tuple[Distribution, ...]
@@ -444,7 +444,7 @@ def finite_log(log_prob: Float[Array, "..."]) -> Float[Array, "..."]:
 def divergence(
     prob: Float[Array, "..."], log_prob: Float[Array, "..."], log_other: Float[Array, "..."]
 ) -> Float[Array, "..."]:
-    """p (log p − log q) per outcome: 0 where p = 0, infinite where q = 0 < p; neither case has a gradient."""
+    """p (log p − log q) per outcome: 0 where p = 0, and infinite where q = 0 < p. Neither case has a gradient."""
     is_impossible, is_infinite = log_prob == -jnp.inf, (log_other == -jnp.inf) & (prob > 0)
     gap = jnp.where(is_impossible | (log_other == -jnp.inf), 0.0, log_prob - log_other)
     return jnp.where(is_infinite, jnp.inf, prob * gap)

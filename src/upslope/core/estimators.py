@@ -4,8 +4,8 @@ An estimator maps facts and estimates to credit, `(rollout, values, gamma) → C
 (Schulman et al. 2016, "High-Dimensional Continuous Control Using Generalized Advantage Estimation", eq. 1) and the
 critic's regression target. To write your own, subclass `Estimator` and define `__call__`.
 
-In all estimators, only `terminated` cuts the bootstrap; `truncated` ends the sum but bootstraps from the true final
-observation; nothing crosses the end of an episode or of the collected segment.
+In all estimators, only `terminated` cuts the bootstrap, whereas `truncated` ends the sum but bootstraps from the true
+final observation. Nothing crosses the end of an episode or of the collected segment.
 """
 
 from abc import ABC, abstractmethod
@@ -29,11 +29,12 @@ class Estimator(ABC):
     needs_critic: ClassVar[bool]
     """Whether the estimator reads `values`, so that a critic is trained."""
     whole_episodes: ClassVar[bool]
-    """Whether it needs complete returns: each column then collects one whole episode rather than a fixed segment."""
+    """Whether the estimator needs complete returns. If so, each column collects one whole episode rather than a fixed
+    segment."""
     is_advantage: ClassVar[bool] = True
-    """Whether the weights may be centred and scaled over a batch (false for constant weights)."""
+    """Whether the weights may be centred and scaled over a batch (False for constant weights)."""
     corrects: ClassVar[bool] = False
-    """Whether the weights already correct for another policy's actions, using `values.log_prob`, which is then set."""
+    """Whether the weights already correct for another policy's actions. If so, `values.log_prob` is set for this."""
 
     @abstractmethod
     def __call__(self, rollout: Rollout, values: Values, gamma: float) -> Credit:
@@ -69,8 +70,8 @@ class RewardToGo(Estimator):
 class Baseline(Estimator):
     """Ψ_t = R_t − B(s_t), with the critic's V(s_t) as B (Williams 1992; Sutton & Barto 2018, section 13.4).
 
-    An action is credited with the amount by which the return exceeds expectations. R_t sums only the rewards actually
-    collected, so a truncated episode's return is not bootstrapped.
+    An action is credited with the amount by which the return exceeds the critic's prediction. R_t sums only the rewards
+    actually collected, so a truncated episode's return is not bootstrapped.
     """
 
     needs_critic: ClassVar[bool] = True
@@ -131,15 +132,15 @@ class GAE(Estimator):
 
 
 LengthDivision = Literal["none", "episode", "batch"]
-"""What the sum of a weight over an episode's steps is divided by; see `over_steps`."""
+"""The divisor of an episode's summed weights; see `over_steps`."""
 
 
 @dataclass(frozen=True)
 class LeaveOneOut(Estimator):
-    """Ψ_i = R_i − (1/(G−1)) Σ_{j≠i} R_j: the return of episode i, less the mean return of the G−1 others in its group.
+    """Ψ_i = R_i − (1/(G−1)) Σ_{j≠i} R_j: the return of episode i minus the mean return of the G−1 others in its group.
 
-    The episodes of a group share their start, so the mean of the others estimates V(s_0) without a critic; it does not
-    depend on the actions that are judged, so it adds no bias. Sources: Kool et al. 2019, "Buy 4 REINFORCE samples, get
+    The episodes of a group share their start, so the mean of the others estimates V(s_0) without a critic. It does not
+    depend on the actions being weighted, so it adds no bias. Sources: Kool et al. 2019, "Buy 4 REINFORCE samples, get
     a baseline for free!"; Ahmadian et al. 2024, "Back to Basics" (RLOO).
     """
 
@@ -161,10 +162,10 @@ class LeaveOneOut(Estimator):
 class GroupMean(Estimator):
     """Ψ_i = R_i − mean(R_1 … R_G), optionally divided by their standard deviation.
 
-    With `divide_by_deviation` and 1/|τ_i| it is GRPO (Shao et al. 2024, "DeepSeekMath", section 4.1); with neither it
-    is Dr. GRPO, (G−1)/G times `LeaveOneOut` (Liu et al. 2025, "Understanding R1-Zero-Like Training", section 3); with
-    the deviation and the batch's length, and without the groups whose returns are all equal, it is DAPO (Yu et al.
-    2025, section 3).
+    With `divide_by_deviation` and 1/|τ_i|, this is GRPO (Shao et al. 2024, "DeepSeekMath", section 4.1). With neither,
+    it is Dr. GRPO, which equals (G−1)/G times `LeaveOneOut` (Liu et al. 2025, "Understanding R1-Zero-Like Training",
+    section 3). With the deviation and the batch's length, and without the groups whose returns are all equal, it is
+    DAPO (Yu et al. 2025, section 3).
     """
 
     group_size: int = 8
@@ -196,9 +197,10 @@ def returns_differ(returns: Float[Array, "G K"]) -> Bool[Array, "G"]:
 class VTrace(Estimator):
     """Ψ_t = ρ_t (r_t + γ v_{t+1} − V_t), the critic's target v_t = V_t + Σ_b γ^b c_t ⋯ c_{t+b−1} ρ_{t+b} δ_{t+b}.
 
-    ρ = min(ρ̄, π/μ) and c = λ min(c̄, π/μ), for the learner's π and the behaviour policy μ. ρ̄ determines whose values
-    are learned, those of a policy between μ and π (π itself for ρ̄ = ∞); c̄ and λ determine how fast. On policy and
-    with λ = 1 this is A^n up to the segment's end. Source: Espeholt et al. 2018 (IMPALA), section 4.1 and remark 2.
+    ρ = min(ρ̄, π/μ) and c = λ min(c̄, π/μ), for the learner's π and the behaviour policy μ. ρ̄ determines which policy's
+    values are learned: one between μ and π (π itself for ρ̄ = ∞). c̄ and λ determine how fast they are learned. On policy
+    and with λ = 1, this is A^n up to the segment's end.
+    Source: Espeholt et al. 2018 (IMPALA), section 4.1 and remark 2.
     """
 
     rho_bar: float = 1.0
@@ -227,7 +229,7 @@ class VTrace(Estimator):
 
 @dataclass(frozen=True)
 class UnitWeight(Estimator):
-    """Ψ_t = 1: with `PolicyGradient` this is maximum likelihood, i.e. imitation of the behaviour policy."""
+    """Ψ_t = 1. With `PolicyGradient` this is maximum likelihood, i.e. imitation of the behaviour policy."""
 
     needs_critic: ClassVar[bool] = False
     whole_episodes: ClassVar[bool] = False
@@ -250,7 +252,8 @@ def reward_to_go(rollout: Rollout, gamma: float) -> Float[Array, "T N"]:
 
 def td_error(rollout: Rollout, values: Values, gamma: float) -> Float[Array, "T N"]:
     """δ_t = r_t + γ V(s_{t+1}) − V(s_t), where V(s_{t+1}) = 0 if the episode terminated there."""
-    # The product is inside `where`, where XLA moves it for a constant γ, so that it rounds the same if γ is an input.
+    # For a constant γ, XLA moves the product inside `where`. It is written there so that the result rounds the same way
+    # when γ is an input.
     discounted = jnp.where(rollout.terminated, 0.0, gamma * values.next_value)
     delta = rollout.reward + discounted - values.value
     return jnp.where(rollout.valid, delta, 0.0)
@@ -269,7 +272,7 @@ def discounted_sum(x: Float[Array, "T N"], end: Bool[Array, "T N"], discount: An
 
 
 def returns_in_groups(rollout: Rollout, gamma: float, group_size: int) -> Float[Array, "M G"]:
-    """R(τ) = Σ_t γ^t r_t of each episode, a row for each group of G neighbouring columns."""
+    """R(τ) = Σ_t γ^t r_t of each episode, with one row for each group of G neighbouring columns."""
     return reward_to_go(rollout, gamma)[0].reshape(-1, group_size)
 
 
@@ -279,8 +282,8 @@ def over_steps(
     divide_by: LengthDivision,
     counted: Bool[Array, "M _"] | bool = True,
 ) -> Credit:
-    """Give each step the weight of its episode, scaled so that the mean over the batch's steps, which gradient descent
-    minimises, is another mean over the K `counted` episodes (by default all):
+    """Give each step the weight of its episode. The scale is chosen so that the mean over the batch's steps, which
+    gradient descent minimises, equals one of these means over the K `counted` episodes (by default all):
 
         none:     (1/K) Σ_i Ψ_i Σ_t log π(a_t|s_t), the policy gradient of whole episodes
         episode:  (1/K) Σ_i Ψ_i (1/|τ_i|) Σ_t log π(a_t|s_t)
@@ -298,15 +301,17 @@ def over_steps(
 
 
 def check_group(estimator: LeaveOneOut | GroupMean) -> None:
-    """Refuse meaningless fields in a group estimator."""
+    """Reject meaningless fields in a group estimator."""
     name = type(estimator).__name__
     if estimator.group_size < 2:
         raise UpslopeError(
-            f"{name} compares episodes that share their start, so a group needs 2 episodes or more, not "
+            f"{name} compares episodes that share their start, so a group needs at least 2 episodes, not "
             f"{estimator.group_size}. Set --group-size, e.g. to 8."
         )
     if estimator.divide_by_length not in get_args(LengthDivision):
-        raise UpslopeError(f"{name} divides by the length none, episode or batch, not {estimator.divide_by_length!r}.")
+        raise UpslopeError(
+            f"{name}: divide_by_length must be none, episode or batch, not {estimator.divide_by_length!r}."
+        )
 
 
 def advantage_credit(advantage: Float[Array, "T N"], rollout: Rollout, values: Values) -> Credit:

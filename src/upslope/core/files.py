@@ -52,8 +52,8 @@ def kind_of(mode: int) -> str:
 
 
 def safe_path(folder: Path, path: Path, *, is_folder: bool = False) -> Path:
-    """Return a path inside a folder if it may be written: no component below the folder is a link, and whatever exists
-    there is a plain file, or a folder if `is_folder`.
+    """Return a path inside a folder if it may be written: no component below the folder is a link, and if the path
+    exists, it is a plain file, or a folder if `is_folder`.
 
     Raises:
         UpslopeError: the path may not be written.
@@ -77,8 +77,8 @@ def safe_path(folder: Path, path: Path, *, is_folder: bool = False) -> Path:
 
 
 def writable(folder: Path, path: Path) -> Path:
-    """Return `safe_path` of a file. A file with several hard links is first replaced by a copy, so that writing to it
-    leaves the other links unchanged.
+    """Check a file with `safe_path` and return it. A file with several hard links is first replaced by a copy, so that
+    writing to it leaves the other links unchanged.
 
     Raises:
         UpslopeError: the file may not be written.

@@ -6,7 +6,7 @@ import numpy as np
 
 
 def place_in_group(group: np.ndarray) -> np.ndarray:
-    """Each row's place among the rows of its group: [3, 5, 3, 3] → [0, 0, 1, 2]."""
+    """The position of each row among the rows of its group: [3, 5, 3, 3] → [0, 0, 1, 2]."""
     _, group, counts = np.unique(group, return_inverse=True, return_counts=True)
     place = np.empty(len(group), int)
     place[np.argsort(group, kind="stable")] = np.arange(len(group)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -14,8 +14,8 @@ def place_in_group(group: np.ndarray) -> np.ndarray:
 
 
 def in_groups(rows: np.ndarray, group: np.ndarray, num_groups: int, padding: Any) -> np.ndarray:
-    """Rows [R, …] and the group of each [R] → [G, K, …]: each group's rows in their order, then padding up to the K
-    rows of the largest group. `padding` is a value of the rows' dtype."""
+    """Rows [R, …] and the group of each [R] → [G, K, …]: the rows of each group in order, padded to the K rows of the
+    largest group. `padding` is a value of the rows' dtype."""
     place = place_in_group(group)
     found = np.full((num_groups, place.max() + 1, *rows.shape[1:]), padding, rows.dtype)
     found[group, place] = rows

@@ -1,4 +1,4 @@
-"""Fragments of HTML for notebooks, in which everything that comes from files or users is escaped."""
+"""HTML fragments for notebooks. Text from files or users is always escaped."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -23,7 +23,7 @@ def items(lines: Iterable[object]) -> str:
 
 
 def table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table with its title above it."""
+    """A table with a title above it."""
     head = "".join(paragraph(column, "th") for column in columns)
     body = "".join("<tr>" + "".join(paragraph(cell, "td") for cell in row) + "</tr>" for row in rows)
     above = caption and f"<caption style='caption-side: top; text-align: left'>{text(caption)}</caption>"

@@ -1,4 +1,4 @@
-"""What is said when upslope fails under settings of JAX for which it is not made."""
+"""The error message when upslope fails under JAX settings that it does not support."""
 
 import sys
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ USUAL: dict[str, Any] = {
     "jax_debug_infs": False,
     "jax_disable_jit": False,
 }
-"""Settings that the shell, or the library of an environment, may have changed, and their usual values."""
+"""JAX settings that the shell or an environment's library may have changed, with their default values."""
 
 
 def unusual_settings() -> dict[str, Any]:
-    """The settings that are not as usual; none as long as JAX is not imported."""
+    """The settings that differ from their defaults; none if JAX has not been imported."""
     jax = sys.modules.get("jax")
     if jax is None:
         return {}
@@ -30,10 +30,10 @@ def unusual_settings() -> dict[str, Any]:
 
 @contextmanager
 def settings_in_words() -> Iterator[None]:
-    """Name the unusual settings of JAX under which an error occurred.
+    """If an error occurs under unusual JAX settings, name them.
 
     Raises:
-        UpslopeError: there are such settings.
+        UpslopeError: an error occurred, and at least one setting is unusual.
     """
     try:
         yield
@@ -44,7 +44,7 @@ def settings_in_words() -> Iterator[None]:
             raise
         settings = ", ".join(f"{name}={value}" for name, value in unusual.items())
         raise UpslopeError(
-            f"upslope's programs are not made for {settings}, and failed: {type(error).__name__}: {brief(error)}. The "
-            f"shell ({next(iter(unusual)).upper()}), your code, or the library of the environment has set this in JAX. "
-            "Leave it as it is by default."
+            f"upslope does not support {settings}, and failed: {type(error).__name__}: {brief(error)}. The "
+            f"shell ({next(iter(unusual)).upper()}), your code, or the environment's library has set this in JAX. "
+            "Leave it at its default."
         ) from error

@@ -1,4 +1,4 @@
-"""The message for running out of memory."""
+"""The error message for running out of memory."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from upslope.errors import UpslopeError
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this machine or its accelerator has too little memory. JAX has no exception type of its own for this."""
+    """Whether the machine or its accelerator has run out of memory. JAX has no dedicated exception type for this."""
     is_from_jax = type(error).__module__.partition(".")[0] in ("jax", "jaxlib")
     return isinstance(error, MemoryError) or (is_from_jax and "RESOURCE_EXHAUSTED" in str(error))
 
@@ -27,6 +27,6 @@ def memory_in_words() -> Iterator[None]:
             raise
         raise UpslopeError(
             f"There is not enough memory for this: {brief(error) or type(error).__name__}. Lower --num-envs, "
-            "--rollout-steps, --seeds or the size of the networks; where these are not given, the number of --episodes "
+            "--rollout-steps, --seeds or the size of the networks; for a command without these flags, lower --episodes "
             "or --workers."
         ) from error

@@ -38,7 +38,7 @@ def escaped(character: str) -> str:
 
 
 def shell(*words: str | Path) -> str:
-    """A command as typed in a shell: words with spaces or special characters are quoted."""
+    """A command as typed in a shell, with quotes around words that contain spaces or special characters."""
     return shlex.join(map(str, words))
 
 
@@ -48,7 +48,8 @@ def counted(number: int, noun: str) -> str:
 
 
 def unknown(role: str, name: str, known: Iterable[str], where: str = "upslope list") -> str:
-    """A message that a name is unknown, suggesting similar ones; `where` is the command that lists all."""
+    """A message that a name is unknown, with similar ones as suggestions; `where` is the command that lists them
+    all."""
     lower = {one.lower(): one for one in sorted(known)}
     near = [lower[one] for one in get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]
     hint = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(lower.values())}."
@@ -56,12 +57,12 @@ def unknown(role: str, name: str, known: Iterable[str], where: str = "upslope li
 
 
 def warn(text: str) -> None:
-    """Print a warning to stderr, for code that has no display."""
+    """Print a warning to stderr, for code without a display."""
     print(readable(text), file=sys.stderr, flush=True)
 
 
 def text_of(x: Any) -> str:
-    """`str(x)` of somebody else's object, or its type if that fails."""
+    """`str(x)` of an object from other code, or the name of its type if that fails."""
     try:
         return str(x)
     except STOPS:
@@ -79,10 +80,10 @@ def told(error: BaseException) -> str:
 
 
 def raised_at(error: BaseException) -> str:
-    """The innermost file and line of a traceback outside upslope; installed libraries count only if no other frame
-    exists.
+    """The innermost file and line of a traceback outside upslope. Installed libraries count only if there is no other
+    frame.
 
-    The source line is included if the exception has no message. Empty if there is no such frame."""
+    The source line is included if the exception has no message. The result is empty if there is no such frame."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((OWN_FOLDER, "<"))]
     if not frames:
         return ""

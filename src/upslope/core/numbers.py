@@ -16,7 +16,8 @@ MAX_DECIMALS = 6
 
 
 def number(value: float, spread: float = math.nan) -> str:
-    """Format a value to the second significant digit of its spread: its interval's width, or the range over seeds.
+    """Format a value to the second significant digit of its spread, i.e. the width of its interval or its range over
+    seeds.
 
     A value without a spread gets four significant digits, and a non-finite value is shown as a dash.
     """
@@ -28,7 +29,7 @@ def number(value: float, spread: float = math.nan) -> str:
 
 
 def with_interval(value: float, low: float, high: float) -> tuple[str, str]:
-    """The value and `[low, high]`, with the digits that the interval supports."""
+    """The value and `[low, high]`, with as many digits as the interval supports."""
     return number(value, high - low), f"[{number(low, high - low)}, {number(high, high - low)}]"
 
 
@@ -38,7 +39,7 @@ def plus_minus(value: float, half: float) -> str:
 
 
 def finite(values: Values) -> list[float]:
-    """The finite values; a seed that has not finished an episode reports nan."""
+    """The finite values. A seed that has not finished an episode reports nan."""
     return [value for value in values if math.isfinite(value)]
 
 

@@ -1,10 +1,10 @@
-"""Axis 2: the loss that the policy minimises, which also limits how far one update moves it.
+"""Axis 2: the loss that the policy minimises, which may also limit how far one update moves the policy.
 
 An objective maps a batch of weighted actions to one loss per sample. It may have state, like the adaptive β. To write
 your own, subclass `Objective` and define `loss`.
 
-There are two old policies: the ratio is π_θ over the *recorded* behaviour policy μ; the KL divergence is from the
-learner's own policy at the start of the update. On policy they coincide.
+There are two old policies: the ratio is π_θ over the *recorded* behaviour policy μ, whereas the KL divergence is from
+the learner's own policy at the start of the update. On policy they coincide.
 """
 
 from abc import ABC, abstractmethod
@@ -21,7 +21,7 @@ ObjectiveState = Float[Array, "..."]
 
 
 class Sample(NamedTuple):
-    """The inputs of an objective for each of B actions."""
+    """The inputs of an objective, for each of B actions."""
 
     log_prob: Float[Array, "B"]
     """log π_θ(a|s); only this field and `kl` carry a gradient."""
@@ -130,7 +130,7 @@ class Clip(Objective):
             raise UpslopeError(f"Clip needs ε high > 0, not {self.epsilon_high}: the upper bound is 1 + ε high.")
 
     def is_outside(self, ratio: Float[Array, "..."]) -> Bool[Array, "..."]:
-        """Where the ratio is clipped, whichever sign the weight has."""
+        """Where the ratio is clipped for one of the two signs of the weight."""
         if self.epsilon_high is None:
             return jnp.abs(ratio - 1) > self.epsilon
         return (ratio < 1 - self.epsilon) | (ratio > 1 + self.epsilon_high)
@@ -146,8 +146,8 @@ class Clip(Objective):
 class DualClip(Clip):
     """`Clip` with its loss capped at −c Ψ for Ψ < 0: L = −max(min(Ψ ρ, Ψ clip(ρ, 1−ε, 1+ε)), c Ψ).
 
-    A ratio far above 1 with a negative weight otherwise gives an unbounded loss, e.g. where another policy acted
-    (Ye et al. 2020, "Mastering Complex Control in MOBA Games with Deep Reinforcement Learning"). Usual: c = 3.
+    Otherwise, a ratio far above 1 with a negative weight gives an unbounded loss, e.g. if another policy chose the
+    action (Ye et al. 2020, "Mastering Complex Control in MOBA Games with Deep Reinforcement Learning"). Usual: c = 3.
     """
 
     c: float = 3.0
@@ -155,7 +155,7 @@ class DualClip(Clip):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.c > 1 + self.epsilon:
-            raise UpslopeError(f"DualClip needs c > 1 + ε = {1 + self.epsilon:g}, not {self.c}: Clip acts up to there.")
+            raise UpslopeError(f"DualClip needs c > 1 + ε = {1 + self.epsilon:g}, not {self.c}: Clip acts below that.")
 
     def loss(self, state: ObjectiveState, sample: Sample) -> Float[Array, "B"]:
         clipped = super().loss(state, sample)
@@ -190,10 +190,10 @@ class SPO(Objective):
 class NaturalGradient(Objective):
     """L = −Ψ π_θ/μ, descended along F⁻¹∇L rather than ∇L: θ ← θ − αx, x = F⁻¹∇L, with α such that ½ (αx)ᵀF(αx) = δ.
 
-    F = E[∇² KL(π_old‖π_θ)] + damping · I is the Fisher matrix of the policy, so that a step has the same length in KL
-    however the policy is parametrised. One step per batch (Kakade 2001, "A Natural Policy Gradient"; the damping and
-    the conjugate gradients that solve Fx = ∇L are those of Schulman et al. 2015, appendix C). Usual: δ 0.001 to 0.05
-    nats.
+    F = E[∇² KL(π_old‖π_θ)] + damping · I is the Fisher matrix of the policy, so a step has the same length in KL
+    however the policy is parametrised. Each batch gives one step (Kakade 2001, "A Natural Policy Gradient"). The
+    damping, and the conjugate gradients that solve Fx = ∇L, follow Schulman et al. 2015, appendix C. Usual: δ 0.001 to
+    0.05 nats.
     """
 
     delta: float = 0.01
@@ -202,7 +202,7 @@ class NaturalGradient(Objective):
 
     def __post_init__(self) -> None:
         if not self.delta > 0:
-            raise UpslopeError(f"{type(self).__name__} needs δ > 0, not {self.delta}: δ is how far a step moves.")
+            raise UpslopeError(f"{type(self).__name__} needs δ > 0, not {self.delta}: δ is the length of a step.")
         if not self.damping >= 0:
             raise UpslopeError(f"{type(self).__name__} needs a damping ≥ 0, not {self.damping}.")
         if self.conjugate_gradient_iterations < 1:
@@ -216,7 +216,7 @@ class NaturalGradient(Objective):
 class TrustRegion(NaturalGradient):
     """The step of `NaturalGradient`, shortened until the loss falls and KL(π_old‖π_θ) ≤ δ (Schulman et al. 2015, TRPO).
 
-    It tries 1, 0.8, 0.8², … times the step, at most `backtracks` lengths, and takes no step if none of them qualifies.
+    It tries up to `backtracks` lengths, 1, 0.8, 0.8², … times the step, and takes no step if none of them qualifies.
     """
 
     backtracks: int = 10
@@ -241,9 +241,9 @@ def kl_estimate(
         k2 = x²/2           biased, with a small variance
         k3 = e^x − 1 − x    unbiased, never negative
 
-    What holds for their values does not hold for their gradients. As a term of a loss, the mean gradient of k1 is
-    E[∇log π] = 0: it teaches nothing. That of k2 is ∇KL(π‖π_ref), and that of k3 is ∇KL(π_ref‖π). Source: Schulman
-    2020, "Approximating KL Divergence"; GRPO uses k3.
+    These properties hold for the values but not for the gradients. As a term of a loss, k1 has the mean gradient
+    E[∇log π] = 0, so it teaches nothing; k2 has ∇KL(π‖π_ref), and k3 has ∇KL(π_ref‖π). Source: Schulman 2020,
+    "Approximating KL Divergence"; GRPO uses k3.
     """
     x = reference_log_prob - log_prob
     return {"k1": lambda: -x, "k2": lambda: x**2 / 2, "k3": lambda: jnp.expm1(x) - x}[estimator]()

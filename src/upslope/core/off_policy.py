@@ -1,6 +1,6 @@
-"""Off-policy evaluation: the value of a policy π from episodes that another policy μ recorded.
+"""Off-policy evaluation: estimate the value of a policy π from episodes that another policy μ recorded.
 
-Every estimator here is a mean over the N episodes of sums over their T steps, in NumPy and 64 bits. With the ratios
+Every estimator here is a mean over N episodes of sums over T steps, computed in NumPy with 64 bits. With the ratios
 ρ_t = π(a_t|s_t) / μ(a_t|s_t), step t has the weight w_t = ρ_0 ρ_1 ⋯ ρ_t, whose expectation is 1. An episode that has
 ended keeps its last weight, as if it stayed in a state without rewards.
 """
@@ -23,14 +23,14 @@ class Estimated(NamedTuple):
     influence: PerEpisode
     """N − 1 times the change in the estimate when each episode is added to the others (the jackknife's influence)."""
     effective: float
-    """The effective number of episodes that it rests on; see `effective_number`."""
+    """The effective number of episodes that the estimate rests on; see `effective_number`."""
 
     def half_width(self) -> float:
         """Half the width of the 95 % interval: t_ν √(Σψ² / (N (N−1))), with the influences ψ of the N episodes.
 
-        For a plain mean √… is the usual standard error, otherwise the jackknife's (Tukey 1958). ν is the effective
-        number of episodes less 1, because the few heavily weighted ones dominate. `benchmarks/off_policy.py` measures
-        its coverage.
+        For a plain mean, √… is the usual standard error; otherwise it is the jackknife's (Tukey 1958). ν is the
+        effective number of episodes minus 1, because a few heavily weighted episodes dominate.
+        `benchmarks/off_policy.py` measures the interval's coverage.
         """
         n = len(self.influence)
         if n < 2 or not self.effective > 1:
@@ -39,7 +39,7 @@ class Estimated(NamedTuple):
 
 
 def log_weights(log_ratio: PerStep, valid: Bool[np.ndarray, "T N"]) -> PerStep:
-    """log w_t = Σ_{k≤t} log ρ_k; after an episode's end its last value."""
+    """log w_t = Σ_{k≤t} log ρ_k; after the end of an episode, its last value."""
     return np.cumsum(np.where(valid, log_ratio, 0.0), axis=0, dtype=np.float64)
 
 
@@ -52,7 +52,7 @@ def normalised(log_weight: Float[np.ndarray, "... N"]) -> Float[np.ndarray, "...
 
 
 def kish(log_weight: Float[np.ndarray, "... N"]) -> Any:
-    """(Σw)² / Σw²: the number of equally weighted episodes that would be worth as much (Kish 1965)."""
+    """(Σw)² / Σw²: the number of equally weighted episodes that carry the same information (Kish 1965)."""
     w = normalised(log_weight)
     return w.shape[-1] / np.mean(w**2, axis=-1)
 
@@ -66,7 +66,7 @@ def effective_number(size: Float[np.ndarray, "K"], number: Float[np.ndarray, "K"
 def by_trajectory(gain: PerStep, log_weight: PerStep, gamma: float, *, weighted: bool) -> Estimated:
     """Importance sampling by trajectory: the mean of w_{T−1} Σ_t γ^t r_t; `weighted` divides by the sum of the weights.
 
-    The plain one is unbiased; the weighted one is consistent and varies less. Source: Precup, Sutton & Singh 2000,
+    The plain estimate is unbiased; the weighted one is consistent and varies less. Source: Precup, Sutton & Singh 2000,
     Eligibility Traces for Off-Policy Policy Evaluation, eq. 1 and 2.
     """
     last = log_weight[-1]
@@ -90,9 +90,9 @@ def per_decision(
 ) -> Estimated:
     """Per-decision importance sampling: the mean of Σ_t γ^t w_t r_t, in which no reward is weighted by later actions.
 
-    `weighted` divides w_t by its mean over the episodes, at each step. Source: Precup, Sutton & Singh 2000, section 3;
-    weighted at each step: Thomas 2015, Safe Reinforcement Learning, section 3.7 (consistent weighted per-decision).
-    `start` is added for each episode, with the weight 1.
+    `weighted` divides w_t at each step by its mean over the episodes. Source: Precup, Sutton & Singh 2000, section 3;
+    for weighting at each step, Thomas 2015, Safe Reinforcement Learning, section 3.7 (consistent weighted
+    per-decision). `start` is added for each episode, with the weight 1.
     """
     weight = normalised(log_weight) if weighted else plain(log_weight)
     parts = discounts(weight * gain, gamma)
@@ -109,7 +109,7 @@ def doubly_robust(
 ) -> Estimated:
     """The mean of V̂(s_0) + Σ_t γ^t w_t δ_t, with the surprise δ_t = r_t + γ V̂(s_{t+1}) − Q̂(s_t, a_t).
 
-    Correct if either the weights or Q̂ are correct, whatever the other is. Source: Jiang & Li 2016,
+    The estimate is correct if at least one of the weights and Q̂ is correct. Source: Jiang & Li 2016,
     Doubly Robust Off-policy Value Evaluation for Reinforcement Learning, eq. 10, unrolled; `weighted`: Thomas &
     Brunskill 2016, Data-Efficient Off-Policy Policy Evaluation for Reinforcement Learning, eq. 9.
     """
@@ -128,7 +128,7 @@ def discounts(x: PerStep, gamma: float) -> PerStep:
 
 
 class RatioTest(NamedTuple):
-    """Whether the ratios ρ_t = π/μ can be those of the recorded policy; see `ratio_test`."""
+    """A test of whether the ratios ρ_t = π/μ are consistent with the recorded policy; see `ratio_test`."""
 
     mean: float
     z: float
@@ -137,9 +137,9 @@ class RatioTest(NamedTuple):
 def ratio_test(log_ratio: PerStep, valid: Bool[np.ndarray, "T N"]) -> RatioTest:
     """The mean of the ratios of all steps, and its distance from 1 in standard errors.
 
-    E_μ[ρ_t | s_t] is the probability under π of the actions that μ can take, which is 1 if these are all the actions.
-    The ρ_t − 1 of successive steps are then martingale differences, whose sum has the variance Σ(ρ_t − 1)². A mean
-    below 1 shows actions that μ never takes, or probabilities that are not μ's; a mean above 1 only the latter.
+    E_μ[ρ_t | s_t] is the probability under π of the actions that μ can take, which is 1 if μ can take them all. Then
+    ρ_t − 1 over successive steps are martingale differences, whose sum has the variance Σ(ρ_t − 1)². A mean below 1
+    indicates actions that μ never takes, or probabilities that are not μ's; a mean above 1 indicates only the latter.
     """
     excess = np.exp(np.minimum(log_ratio[valid].astype(np.float64), 700.0)) - 1
     spread = float(np.sqrt(np.sum(excess**2)))

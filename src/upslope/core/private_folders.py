@@ -1,4 +1,4 @@
-"""Folders that only this user can write to, for compiled programs and trust."""
+"""Folders that only this user can write to, for compiled programs and records of trust."""
 
 import os
 import stat

@@ -1,4 +1,4 @@
-"""Read and check text files, with one clear message if a file is missing, damaged or not upslope's."""
+"""Read and check text files, and give a clear message if a file is missing, damaged or not upslope's."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -35,7 +35,7 @@ READING_ERRORS = (OSError, ValueError, TypeError, KeyError, IndexError, Overflow
 
 
 ROWS_AT_ONCE = 2000
-"""Rows parsed per call: one call per row takes twice as long, and one call for all rows needs much memory."""
+"""Rows parsed per call: one call per row takes twice as long, and one call for all rows needs a lot of memory."""
 
 
 def read_rows(path: Path) -> Iterator[list[dict[str, Any]]]:
@@ -52,14 +52,14 @@ def read_rows(path: Path) -> Iterator[list[dict[str, Any]]]:
                 whole = [line for line in lines if line.endswith("\n")]
                 yield checked_rows(whole, before)
                 before += len(whole)
-                if len(whole) < len(lines):  # the rest of a line that was being written may have arrived by now
+                if len(whole) < len(lines):  # stop at an incomplete line, whose remainder may have been written by now
                     return
     except READING_ERRORS as error:
         raise damaged(path, error) from error
 
 
 def checked_rows(lines: list[str], before: int) -> list[dict[str, Any]]:
-    """Parse lines of one JSON object each; `before` lines of the file precede them."""
+    """Parse lines that each hold one JSON object; `before` is the number of lines that precede them in the file."""
     try:
         rows = parse_json("[" + ",".join(lines) + "]", is_large=True)
     except json.JSONDecodeError as error:

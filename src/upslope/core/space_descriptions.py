@@ -1,4 +1,4 @@
-"""Check the space descriptions of an untrusted config.json, without the libraries that use them."""
+"""Check the space descriptions in an untrusted config.json, without importing the libraries that use them."""
 
 import math
 from typing import Any
@@ -48,11 +48,11 @@ def check_spaces(spaces: Any) -> None:
 
 
 def space_fields(description: Any, kinds: dict[str, tuple[str, ...]], depth: int = 0) -> tuple[str, dict[str, Any]]:
-    """The kind and fields of a description, with lists as tuples and bounds as floats. Each of its parts becomes a
-    (kind, fields) pair.
+    """The kind and fields of a description, with lists converted to tuples and bounds to floats. Each of its parts
+    becomes a (kind, fields) pair.
 
     Raises:
-        ValueError, TypeError, KeyError, OverflowError: the description is not a space of one of these kinds.
+        ValueError, TypeError, KeyError, OverflowError: the description is not a space of a known kind.
     """
     if not isinstance(description, dict) or not isinstance(description.get("kind"), str):
         raise TypeError("a space must be an object with a `kind`")
@@ -121,5 +121,5 @@ def check_fields(fields: dict[str, Any]) -> None:
 
 
 def as_tuple(value: Any) -> tuple[Any, ...]:
-    """Wrap the value in a tuple unless it is one."""
+    """Wrap the value in a tuple unless it already is one."""
     return value if isinstance(value, tuple) else (value,)

@@ -1,6 +1,6 @@
 """Arrays and JSON in one file, written atomically and read without executing code.
 
-A file is a NumPy `.npz` archive (zip with checksums) whose entry `meta` is a JSON text.
+A file is a NumPy `.npz` archive (a zip file with checksums) whose entry `meta` is JSON text.
 """
 
 import contextlib
@@ -21,9 +21,9 @@ from upslope.core.reading import brief, parse_json
 from upslope.errors import UpslopeError
 
 MAX_BYTES = 1 << 36
-"""A file that declares more than 64 GiB of arrays is refused before any of it is read."""
+"""A file that declares more than 64 GiB of arrays is rejected before any of it is read."""
 MAX_RATIO, SMALL = 200, 1 << 26
-"""A file that declares over 64 MiB and over 200 times its own size is refused too; real data compresses less."""
+"""A file that declares over 64 MiB and over 200 times its own size is rejected too, since real data compresses less."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -53,7 +53,7 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str,
 
 
 def load_arrays(path: Path, what: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read a file written by `save_arrays`; error messages call it a `what`.
+    """Read a file written by `save_arrays`; `what` is its name in error messages.
 
     Raises:
         UpslopeError: the file is missing, damaged, foreign, declares more than it contains, or contains pickled
@@ -78,7 +78,7 @@ def load_arrays(path: Path, what: str) -> tuple[dict[str, np.ndarray], dict[str,
 
 
 def check_declared(archive: zipfile.ZipFile, size: int) -> None:
-    """Refuse an archive that declares far more data than its size allows (a zip bomb)."""
+    """Reject an archive that declares far more data than its size allows (a zip bomb)."""
     declared = sum(entry.file_size for entry in archive.infolist())
     if declared > MAX_BYTES or declared > max(SMALL, MAX_RATIO * size):
         raise ValueError(f"it is {size:,} bytes long but declares {declared:,}")

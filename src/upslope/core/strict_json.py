@@ -1,19 +1,19 @@
-"""JSON from files and flags; this module imports little, because the command line needs it."""
+"""Parse JSON from files and flags. This module imports little, because the command line needs it."""
 
 import json
 import reprlib
 from typing import Any
 
 MAX_DEPTH = 100
-"""Maximum nesting depth of a JSON text, far below Python's recursion limit."""
+"""Maximum nesting depth of JSON text, far below Python's recursion limit."""
 
 
 def parse_json(text: str, max_depth: int = MAX_DEPTH, *, is_large: bool = False) -> Any:
-    """Parse a JSON text; in a large one, repeated names go unnoticed, since looking for them takes time.
+    """Parse JSON text. If `is_large`, repeated names are not detected, since looking for them takes time.
 
     Raises:
         ValueError: the text is not strict JSON, which has no NaN or Infinity; it is nested too deeply; or an object
-            contains a name twice, so that readers disagree on its value.
+            contains a name twice, so that different parsers would read different values.
     """
 
     def refuse(name: str) -> Any:
@@ -29,7 +29,7 @@ def parse_json(text: str, max_depth: int = MAX_DEPTH, *, is_large: bool = False)
 
 
 def without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The pairs of an object, each with a name of its own."""
+    """The pairs of an object as a dictionary, after checking that no name is repeated."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
@@ -39,7 +39,7 @@ def without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def is_deeper(value: Any, most: int) -> bool:
-    """Whether a value is nested more deeply than this."""
+    """Whether a value is nested more than `most` levels deep."""
     level = [value] if isinstance(value, list | dict) else []
     for _ in range(most):
         inner = (x for outer in level for x in (outer.values() if isinstance(outer, dict) else outer))

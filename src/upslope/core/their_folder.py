@@ -1,4 +1,4 @@
-"""Environments may change the current folder; what upslope reads and writes does not depend on it."""
+"""Let environments change the current folder without affecting the files that upslope reads and writes."""
 
 import os
 from contextlib import suppress
@@ -6,14 +6,14 @@ from pathlib import Path
 
 
 class TheirFolder:
-    """A `with` block, to be entered repeatedly, for the code of environments: they keep a current folder of their own,
-    and upslope's is restored at the end."""
+    """A reusable context manager for running the code of environments, which keep their own current folder. upslope's
+    folder is restored at the end of each block."""
 
     def __init__(self) -> None:
         self.depth = 0
         self.ours = ""
         self.theirs: str | None = None
-        """The folder that they changed to; None if they did not."""
+        """The folder to which the environments changed; None if they did not."""
 
     def __enter__(self) -> None:
         self.depth += 1
@@ -32,7 +32,7 @@ class TheirFolder:
 
 
 def here() -> str:
-    """The current folder; empty if it was removed."""
+    """The current folder; empty if it has been removed."""
     try:
         return str(Path.cwd())
     except OSError:
@@ -40,6 +40,6 @@ def here() -> str:
 
 
 def go(folder: str) -> None:
-    """Change to a folder, unless it is gone."""
+    """Change to a folder, unless it no longer exists."""
     with suppress(OSError):
         os.chdir(folder)

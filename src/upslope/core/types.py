@@ -1,8 +1,8 @@
 """The data types that packages exchange.
 
-Axis letters, time-major always: S seeds, T time, N environments (columns), B samples (T·N, shuffled).
-Facts (`Rollout`) are separate from estimates (`Values`, `Credit`): a rollout holds only what happened, so any
-recorded file can be one.
+Axis letters, always time-major: S seeds, T time, N environments (columns), B samples (T·N, shuffled).
+Facts (`Rollout`) are separate from estimates (`Values`, `Credit`): a rollout holds only what happened, so any recorded
+file can be turned into one.
 """
 
 from collections.abc import Mapping
@@ -15,8 +15,8 @@ from jaxtyping import Array, Bool, Float, Shaped
 from upslope.core.arrays import pytree
 
 Action = Shaped[Array, "..."]
-"""An action as the policy samples it: in the environment's own units, a Box before it is clipped to its bounds or
-squashed by tanh; several parts form one vector of 32-bit floats."""
+"""An action as the policy samples it, in the environment's own units. A Box action is stored before it is clipped to
+its bounds or squashed by tanh. Several parts form one vector of 32-bit floats."""
 Metrics = dict[str, Float[Array, "..."]]
 """Name → value, e.g. `policy/kl`."""
 
@@ -36,8 +36,8 @@ class Transition(NamedTuple):
 
 @pytree
 class Successors:
-    """The true successors of T·N steps, stored only where s_{t+1} is not the next row's observation: where an episode
-    ends, and in the last row. Otherwise images would be stored twice.
+    """The true successors of T·N steps, stored only where s_{t+1} is not the next row's observation, i.e. where an
+    episode ends and in the last row. Storing all of them would store every image twice.
     """
 
     observation: Any
@@ -47,7 +47,7 @@ class Successors:
 
     def after(self, now: Any, ended: Any) -> Any:
         """The values at s_{t+1}, [T, N, …] for each array: the next row of `now` [T, N, …], or `ended` [K, …] for the
-        successors stored here. Both are observations, or what was computed from them, for example V(s)."""
+        successors stored here. Both hold observations, or quantities computed from them, such as V(s)."""
 
         def one(x: Any, other: Any) -> Array:
             following = jnp.concatenate([x[1:], x[-1:]]).reshape(-1, *x.shape[2:])
@@ -64,11 +64,11 @@ class Successors:
 class Rollout(NamedTuple):
     """The facts of T steps in each of N columns, taken by the behaviour policy μ.
 
-    `next_observation` is the true successor s_{t+1}, also at the end of an episode, never the first observation
-    of the next one; for large observations on the host it is `Successors`, see `successor_of`. `behaviour_log_prob` is
+    `next_observation` is the true successor s_{t+1}, even at the end of an episode, never the first observation
+    of the next one. For large observations on the host it is `Successors` (see `successor_of`). `behaviour_log_prob` is
     log μ(a_t|s_t) as computed when the action was taken. `valid` marks the steps that happened; the others are padding
-    and have no effect. `action_mask` marks the choices allowed in s_t, in the order of the action head; None if the
-    environment does not mask actions.
+    and have no effect. `action_mask` marks the choices allowed in s_t, in the order of the action head; it is None if
+    the environment does not mask actions.
     """
 
     observation: Shaped[Array, "T N ..."]
@@ -103,7 +103,7 @@ class Values(NamedTuple):
     value: Float[Array, "T N"]
     next_value: Float[Array, "T N"]
     log_prob: Float[Array, "T N"] | None = None
-    """log π(a_t|s_t) of the learner before the update, for an estimator that `corrects`."""
+    """log π(a_t|s_t) of the learner before the update; set only for an estimator that `corrects`."""
 
 
 class Credit(NamedTuple):

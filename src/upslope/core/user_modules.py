@@ -1,8 +1,8 @@
 """The modules that users name, e.g. `mine:World`, and the folder in which a command is run.
 
-A command may be run in a stranger's folder. That folder is therefore not on the search path, where a file in it could
-pass for a library or a plugin, which are imported without asking. It is added only to import a module that the user
-named or trusted and that is found nowhere else.
+A command may be run in a folder with untrusted files. That folder is therefore not on the search path, where a file in
+it could pass for a library or a plugin and be imported without asking. It is added only to import a module that the
+user named or trusted and that is found nowhere else.
 """
 
 import os
@@ -18,12 +18,12 @@ FOLDER_VARIABLE = "UPSLOPE_COMMAND_FOLDER"
 
 
 def offer_folder(folder: Path) -> None:
-    """Let modules that users name be found in this folder, by this process and those that it starts."""
+    """Let this process, and the processes it starts, find modules that users name in this folder."""
     os.environ[FOLDER_VARIABLE] = str(folder)
 
 
 def reach(module: str) -> None:
-    """Put the command's folder at the end of the search path if this module is found only there."""
+    """Append the command's folder to the search path if this module is found only there."""
     top = module.partition(".")[0]
     if top in sys.modules or is_file(spec_of(top)):
         return
@@ -34,8 +34,8 @@ def reach(module: str) -> None:
 
 
 def file_of(module: str) -> str:
-    """The file or folder from which a module was imported or would be, found without importing it or the packages
-    around it; empty if it is not found."""
+    """The file or folder from which a module was or would be imported, found without importing it or its parent
+    packages; empty if it is not found."""
     with with_command_folder():
         spec = spec_of(module)
     if spec is None:
@@ -61,7 +61,7 @@ def spec_of(module: str) -> ModuleSpec | None:
 
 
 def one_spec(name: str, places: Any) -> ModuleSpec | None:
-    """The spec of an imported module, or of one in these places."""
+    """The spec of a module that is already imported or can be found in these places."""
     if name in sys.modules:
         return getattr(sys.modules[name], "__spec__", None)
     finders = (finder for finder in sys.meta_path if hasattr(finder, "find_spec"))
@@ -69,14 +69,14 @@ def one_spec(name: str, places: Any) -> ModuleSpec | None:
 
 
 def is_file(spec: ModuleSpec | None) -> bool:
-    """Whether a module is more than a folder without code of its own, over which any other module of that name takes
-    precedence."""
+    """Whether a module has a file. A folder without one (a namespace package) gives way to any other module of that
+    name."""
     return spec is not None and spec.origin is not None
 
 
 @contextmanager
 def with_command_folder() -> Iterator[list[str]]:
-    """Look for modules in the command's folder as well, after all others; yields the search path."""
+    """Look for modules in the command's folder as well, after all other folders; yields the search path."""
     before, folder = sys.path[:], os.environ.get(FOLDER_VARIABLE)
     if folder and folder not in before:
         sys.path.append(folder)

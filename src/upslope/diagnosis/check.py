@@ -1,6 +1,6 @@
-"""A self-test of an environment that takes seconds, to be run before training on it.
+"""A quick self-test of an environment, to run before training on it.
 
-Every check is a function of an `Examined` environment that yields `Check`s; to add one, write it in `checks.py` and add
+Every check is a function of an `Examined` environment that yields `Check`s. To add one, write it in `checks.py` and add
 it to `CHECKS`. A check that cannot decide reports that it was skipped, never that it passed.
 """
 
@@ -42,13 +42,13 @@ CHECKS: tuple[Callable[[Examined], Iterator[Check]], ...] = (
 
 @dataclass(frozen=True)
 class Checked:
-    """The results of all checks of an environment, and the line to start training with."""
+    """The results of all checks of an environment, and the command that starts training."""
 
     environment: str
     checks: tuple[Check, ...]
     command: str
     choices: tuple[Choice, ...] = ()
-    """The reasons for the choices in the command, and for those that upslope makes on its own."""
+    """The choices in the command, and those that upslope makes automatically, each with its reason."""
 
     @property
     def worst(self) -> Status:
@@ -71,7 +71,8 @@ def check(
 ) -> Checked:
     """Test an environment: a Gymnasium id, `module:Name`, `jax:Name`, a callable, or a compiled environment.
 
-    It is reset and stepped as in training: with the same reset seeds, and actions of the same form and dtype.
+    The environment is reset and stepped as in training, with the same reset seeds and with actions of the same form and
+    dtype.
 
     Raises:
         UpslopeError: there is no such environment.
@@ -115,8 +116,8 @@ def made_with_preset(environment: Any, settings: dict[str, Any]) -> AnyEnvironme
 def without_unread(
     environment: Any, made: AnyEnvironment, settings: dict[str, Any]
 ) -> tuple[AnyEnvironment, list[tuple[str, Any]]]:
-    """The environment without the parts of its observations that no network can read, and those parts by key;
-    `settings` then leave them out. Unchanged if nothing would remain."""
+    """Remove the parts of the observations that no network can read. Returns the environment and the removed parts by
+    key, and adds these keys to `settings`. The environment is returned unchanged if no part would remain."""
     unread = list(unreadable(made.observation_space, ""))
     keys = tuple(key for key, _ in unread)
     if not unread or keys == ("",):

@@ -1,4 +1,4 @@
-"""The result of one check of an environment, and of one choice in the proposal."""
+"""The result of one check of an environment, and one choice in the proposed command."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +8,7 @@ Status = Literal["ok", "warning", "error", "skipped"]
 
 @dataclass(frozen=True)
 class Check:
-    """The finding of one check, and its remedy."""
+    """What one check found, and the remedy."""
 
     name: str
     status: Status
@@ -21,5 +21,5 @@ class Choice:
     """One choice in the proposed training command, and the reason for it."""
 
     what: str
-    """A flag of the command, or a choice that upslope makes on its own."""
+    """A flag of the command, or a choice that upslope makes automatically."""
     why: str

@@ -31,10 +31,10 @@ from upslope.models.heads import head_of
 STEPS, SECONDS = 5000, 4.0
 """Limits of the long trial, in steps and in seconds."""
 SHORT, SHORT_SECONDS = 200, 2.0
-"""Limits of the short trials, which are compared with each other, in steps and in seconds."""
+"""Limits, in steps and in seconds, of the short trials, which are compared with each other."""
 PAIRS, CONTROLS, TREATED = 3, 12, 4
-"""Numbers of fresh environments compared with the first, of further ones that must agree before a suspected cause is
-named, and of trials of that cause."""
+"""Number of fresh environments that are compared with the first one, number of additional ones that must agree before a
+suspected cause is named, and number of trials of that cause."""
 FAR = 10.0
 """Observations whose mean or standard deviation exceeds this should be normalised."""
 SMALL = 0.01
@@ -44,7 +44,7 @@ SLOW = 1000
 
 @dataclass
 class Examined:
-    """An environment, and the trial that shows its behaviour."""
+    """An environment, together with the long trial that shows its behaviour."""
 
     name: str
     environment: AnyEnvironment
@@ -62,13 +62,13 @@ class Examined:
 
     @cached_property
     def suspicion(self) -> Suspicion:
-        """What the long trial reveals about a hidden state."""
+        """The evidence for a hidden state in the long trial."""
         encoder = encoder_of(self.environment.observation_space, self.name)
         return memory_test(self.trial, encoder, self.environment.action_space)
 
 
 def of_spaces(name: str, environment: AnyEnvironment, unread: Sequence[tuple[str, Any]] = ()) -> Iterator[Check]:
-    """Check whether the spaces are supported; the `unread` parts of observations, by key, were left out."""
+    """Check whether the spaces are supported. `unread` are the parts of observations, by key, that were left out."""
     for key, space in unread:
         words = f"`{key}` is {kind_of(space)}, which no network can read"
         yield Check("observation space", "warning", words, f"Leave it out: --ignore-observation {shlex.quote(key)}")
@@ -84,7 +84,7 @@ def of_spaces(name: str, environment: AnyEnvironment, unread: Sequence[tuple[str
 
 
 def of_gymnasium(e: Examined) -> Iterator[Check]:
-    """Run Gymnasium's own checker. Faults that harm training were checked before, so its messages are warnings."""
+    """Run Gymnasium's own checker. Earlier checks cover the faults that harm training, so its messages are warnings."""
     if e.environment.is_compiled:
         yield Check("Gymnasium's checker", "skipped", "not a Gymnasium environment")
         return
@@ -124,8 +124,8 @@ def of_repetition(e: Examined) -> Iterator[Check]:
     """Check that the same seed and actions give the same episode, even after other episodes or next to another
     instance.
 
-    An occasionally nondeterministic environment could seem to leak or share state, so a cause is named only if many
-    fresh environments agree with each other and the suspect ones differ from them repeatedly.
+    An environment that is only occasionally nondeterministic could seem to leak or share state. A cause is therefore
+    named only if many fresh environments agree with each other and the suspect ones differ from them repeatedly.
     """
     first = e.short()
     different = count_different(e.short, first, PAIRS)
@@ -202,7 +202,7 @@ class SeenArray:
     """One array in the observations of a trial."""
 
     path: str
-    """Its path within an observation; empty if observations are this array alone."""
+    """Its path within an observation; empty if the observation is a single array."""
     space: spaces.Space
     seen: np.ndarray
     """The n observed values [n, …]."""
@@ -210,7 +210,8 @@ class SeenArray:
     """Whether its values are continuous and can be normalised."""
 
     def scales(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Each feature's mean and standard deviation in 64 bits, and whether 32 bits lose its differences."""
+        """The mean and standard deviation of each feature in 64 bits, and whether its differences are lost in 32
+        bits."""
         flat = self.seen.reshape(len(self.seen), -1).astype(np.float64)
         mean, std = flat.mean(0), flat.std(0)
         return mean, std, np.isin(np.arange(mean.size), lost_in_float32(flat))
@@ -238,7 +239,7 @@ def arrays_of(e: Examined) -> list[SeenArray]:
 
 
 def of_observations(e: Examined) -> Iterator[Check]:
-    """Check that observations are in the declared space, finite, and on a scale suited to a network."""
+    """Check that observations are in the declared space, are finite, and have a scale suited to a network."""
     for array in arrays_of(e):
         yield from of_array(array)
 
@@ -290,8 +291,8 @@ def of_array(array: SeenArray) -> Iterator[Check]:
 
 
 def of_memory(e: Examined) -> Iterator[Check]:
-    """Look for signs that past observations reveal more about the next step than the present one alone."""
-    found, name = e.suspicion, "the observation tells the state"
+    """Look for signs that past observations reveal more about the next step than the current one alone."""
+    found, name = e.suspicion, "the observation determines the state"
     if not found.is_decided:
         yield Check(name, "skipped", found.words)
         return
@@ -300,7 +301,7 @@ def of_memory(e: Examined) -> Iterator[Check]:
 
 
 def some(which: np.ndarray) -> str:
-    """Describe the selected features by how many there are and by the first ones."""
+    """Describe the selected features: how many there are, and the first few."""
     places, total = np.flatnonzero(which), len(which)
     first = ", ".join(map(str, places[:5])) + (", …" if len(places) > 5 else "")
     return f"{len(places):,} of {counted(total, 'feature')} ({first})"
@@ -312,7 +313,7 @@ def wants_normalising(e: Examined) -> bool:
 
 
 def of_rewards(e: Examined) -> Iterator[Check]:
-    """Check that rewards are finite, not always the same, and not far from 1 in scale."""
+    """Check that rewards are finite, that they differ, and that their scale is not far from 1."""
     rewards = np.asarray(e.trial.rewards)
     words = f"{rewards.min():.4g} to {rewards.max():.4g}, mean {rewards.mean():.4g}"
     if not np.isfinite(rewards).all():
@@ -322,7 +323,7 @@ def of_rewards(e: Examined) -> Iterator[Check]:
                     "Random actions find nothing to learn from: shape the reward, or try --bonus rnd.")  # fmt: skip
     elif np.ptp(rewards) == 0 and len(set(e.trial.lengths)) <= 1:
         yield Check("rewards", "warning", f"{words}, in episodes of one length: every return is the same",
-                    "Random actions do not reveal good from bad: shape the reward, or try --bonus rnd.")  # fmt: skip
+                    "Random actions do not tell good from bad: shape the reward, or try --bonus rnd.")  # fmt: skip
     elif np.abs(rewards).max() > 100:
         yield Check("rewards", "warning", words, "Large: keep --normalize-rewards.")
     else:
@@ -376,7 +377,7 @@ def of_ends(e: Examined) -> Iterator[Check]:
 
 
 def of_speed(e: Examined) -> Iterator[Check]:
-    """Measure steps per second, and where the time goes."""
+    """Measure the steps per second, and find out where the time goes."""
     t = e.trial
     if e.environment.is_compiled:
         yield Check("speed", "skipped", "a compiled environment is fast only inside a compiled program")

@@ -1,6 +1,7 @@
-"""The first use of a Gymnasium environment: whether reset, step, render and close do what training needs.
+"""The first use of a Gymnasium environment: check whether reset, step, render and close do what training needs.
 
-Each kind of fault has its own message, with what was returned and what is expected. Tolerated faults give a warning.
+Each kind of fault has its own message, which states what was returned and what is expected. Tolerated faults give a
+warning.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,7 +32,7 @@ MASK = "Correct the mask, or train without it: upslope train … --no-masks."
 
 
 def first_contact(environment: AnyEnvironment, limit: int | None) -> list[Check]:
-    """Reset and step a few times, checking each return value; nothing for a compiled environment, whose protocol was
+    """Reset and step a few times, checking each return value. A compiled environment is skipped, since its protocol was
     checked when it was created."""
     if environment.is_compiled:
         return []
@@ -47,7 +48,7 @@ def first_contact(environment: AnyEnvironment, limit: int | None) -> list[Check]
     except STOPS:
         raise
     except BaseException as error:
-        words = "This loses no training result, but correct close()."
+        words = "No training result is lost, but correct close()."
         found.append(Check("close", "warning", f"close() raised {told(error)}", words))
     return found if has_failed else [*found, *pictures(environment)]
 
@@ -98,7 +99,7 @@ def answers(player: HostPlayer, environment: AnyEnvironment) -> Iterator[Check]:
             return
         seen += [] if mask is None else [mask]
     yield Check("step", "warning" if said else "ok", "; ".join(said) or "five values of the right types",
-                "Training understands them as intended, but correct them anyway." if said else "")  # fmt: skip
+                "Training interprets them as intended, but correct them anyway." if said else "")  # fmt: skip
     yield from masks(env, seen, is_late and not environment.gives_masks)
 
 
@@ -118,7 +119,7 @@ def step_failed(error: BaseException, action: Any) -> Check:
 
 
 Fault = tuple[str, str]
-"""What was returned, and the remedy; an empty remedy means that the usual advice applies."""
+"""What was returned, and the remedy. An empty remedy means that the usual advice applies."""
 
 
 def fault_of_reset(answer: Any) -> Fault | None:
@@ -140,7 +141,7 @@ def fault_of_step(answer: Any) -> Fault | None:
     if not isinstance(answer, tuple | list):
         return f"returned {brief(answer)} alone", ""
     if len(answer) == 4:
-        words = "Split done: terminated where the environment ended, truncated where the time was up."
+        words = "Split done: terminated if the environment ended, truncated if the time was up."
         return "returned 4 values, (observation, reward, done, info), as before Gymnasium 0.26", words
     if len(answer) != 5:
         return f"returned {len(answer)} values instead of 5", ""
@@ -205,7 +206,7 @@ def fault_of_observation(space: gymnasium.Space, observation: Any) -> Fault | No
 
 
 def fault_of_values(space: gymnasium.Space, numbers: np.ndarray) -> Fault | None:
-    """Find a fault in the values of observations [..., *shape] of a space, by the rules of training."""
+    """Find a fault in the values of observations [..., *shape] of a space, by the same rules as training."""
     reason = leaf_of((), space, space.shape or ()).wrong(numbers)
     if not reason:
         return None
@@ -234,7 +235,7 @@ def pictures(environment: Any) -> Iterator[Check]:
     except STOPS:
         raise
     except BaseException:
-        modes = ()  # metadata in another form; closing was checked earlier
+        modes = ()  # the metadata has a different form, or closing failed, which was checked earlier
     if "rgb_array" not in modes:
         return
     remedy = "Only `upslope credit` and videos need pictures."

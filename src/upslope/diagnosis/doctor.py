@@ -1,4 +1,4 @@
-"""diagnose(run): find what is wrong with a run by rules, with evidence and remedies."""
+"""`diagnose(run)`: find out what is wrong with a run by applying rules, and give evidence and remedies."""
 
 import warnings
 from collections.abc import Iterator
@@ -21,23 +21,23 @@ ROOMS = (rules_data, rules_world, rules_update, rules_parts)
 SURE = 0.8
 """Minimum certainty of a finding that is reported during training."""
 FEWEST = 10
-"""Iterations needed before findings are reported during training, and before a run is called healthy."""
+"""Number of iterations needed before findings are reported during training, or a run is called healthy."""
 DECISIVE = {CRITIC, ACTING}
 """A rule that needs one of these does not apply to a run without it, whatever other data are missing."""
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Findings, the most certain and severe first, and the rules that were checked."""
+    """The findings, starting with the most certain and severe, and the rules that were checked."""
 
     run: str
     findings: tuple[Finding, ...]
     checked: tuple[str, ...]
     """Names of the rules that could be checked."""
     unchecked: dict[str, str]
-    """Names of the rules that could not be checked, with the data they needed."""
+    """Names of the rules that could not be checked, with the data that they need."""
     too_little: str
-    """The reason why the evidence is too thin to call a run healthy; empty if it is enough."""
+    """Why there is too little evidence to call a run healthy; empty if there is enough."""
 
     @property
     def alarms(self) -> tuple[Finding, ...]:
@@ -77,7 +77,7 @@ def diagnose(run: str | Path | Any) -> Diagnosis:
     """Diagnose a run, given its directory or the result of `upslope.train`.
 
     Raises:
-        UpslopeError: this is not a run directory, or nothing was trained.
+        UpslopeError: the path is not a run directory, or nothing was trained.
     """
     return diagnosis_of(read_record(Path(getattr(run, "path", run))))
 
@@ -100,7 +100,7 @@ def diagnosis_of(record: Record) -> Diagnosis:
 
 
 def too_little(signs: Signs, num_checked: int) -> str:
-    """The reason why a run without findings cannot be called healthy; empty if it can."""
+    """Why a run without findings cannot be called healthy; empty if it can."""
     iterations = int(np.isfinite(signs.record.steps).sum(axis=1).max())
     if iterations < FEWEST:
         return f"it has {counted(iterations, 'iteration')}, but {FEWEST} are needed"
@@ -124,7 +124,7 @@ class Watch:
         self.next = perf_counter() + seconds
 
     def look(self) -> str:
-        """The most certain finding in one line; empty while there is none."""
+        """The most certain finding in one line; empty as long as there is none."""
         started = perf_counter()
         if started >= self.next:
             self.line = self.words()
@@ -133,7 +133,7 @@ class Watch:
         return self.line
 
     def words(self) -> str:
-        """Diagnose the run so far; empty if it cannot be read yet."""
+        """Diagnose the run so far; the result is empty if the run cannot be read yet."""
         try:
             record = read_record(self.path)
         except UpslopeError:

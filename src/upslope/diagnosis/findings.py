@@ -1,7 +1,7 @@
 """The parts of a diagnosis: findings with evidence, and the view of a run that rules use.
 
-A rule is a function `(Signs) → Finding | None` under `@rule`. To add one: write it, give its source, and plant its
-fault in `benchmarks/doctor_faults.py`, which measures how often the rule is right.
+A rule is a function `(Signs) → Finding | None` decorated with `@rule`. To add one, write it, give its source, and plant
+its fault in `benchmarks/doctor_faults.py`, which measures how often the rule is right.
 """
 
 import math
@@ -17,17 +17,17 @@ from upslope.config.config import Config
 from upslope.core.messages import PREFIX
 
 ALARM = 0.5
-"""A finding of at least this certainty is an alarm; the others are notes."""
+"""A finding with at least this certainty is an alarm; all others are notes."""
 UNTRAINED = 20
-"""Finished episodes of a seed needed to estimate its return before it has learned anything."""
+"""Number of finished episodes that a seed needs so that its return before learning can be estimated."""
 PARTS = 10
 """Number of parts with equal numbers of steps into which a run is cut to see when its return rose or fell."""
 ENDS = 10
-"""Finished episodes of a seed needed to tell whether its return rises."""
+"""Number of finished episodes that a seed needs to show whether its return rises."""
 FEW = 16
-"""Fewest samples per iteration for which a standard deviation is meaningful."""
+"""Smallest number of samples per iteration for which a standard deviation is meaningful."""
 CRITIC, ACTING = "a critic", "a policy that acts while it learns"
-"""Data that a run may lack because of its settings."""
+"""What a run may lack because of its settings."""
 RULES: list[Callable[["Signs"], "Finding | None"]] = []
 
 
@@ -37,9 +37,9 @@ class Evidence:
 
     metric: str
     values: tuple[float, ...]
-    """One value per seed; nan if there is none."""
+    """One value per seed; nan for a seed without one."""
     steps: tuple[int, int]
-    """First and last environment step that the values summarise."""
+    """The first and last environment step of the range that the values summarise."""
     expected: str = ""
 
     def words(self) -> str:
@@ -61,9 +61,9 @@ class Finding:
     remedy: str
     """The flag or the line of code to change."""
     certainty: float
-    """0 to 1: how often this cause is behind the symptom; less if only some seeds show it."""
+    """0 to 1: how often this is the cause of the symptom; reduced if only some seeds show it."""
     harm: float = 1.0
-    """0 to 1: how much it prevents a run from learning."""
+    """0 to 1: how strongly it prevents a run from learning."""
     rivals: tuple[str, ...] = ()
     experiment: str = ""
     """An experiment that would tell the possible causes apart."""
@@ -86,7 +86,7 @@ class Signs:
 
     record: Record
     lacking: set[str] = field(default_factory=set)
-    """Data that rules have needed but the run lacks, since this was last cleared."""
+    """Data that rules needed but the run lacks, collected since this set was last cleared."""
 
     def lacks(self, what: str, is_missing: bool) -> bool:
         """Record `what` if it is missing, and return `is_missing`."""
@@ -139,7 +139,7 @@ class Signs:
 
     @property
     def step_size(self) -> str:
-        """A description of what scales the policy's steps."""
+        """The name of the setting that scales the policy's steps."""
         return "KL δ" if self.is_natural else "learning rate"
 
     @property
@@ -216,8 +216,8 @@ class Signs:
 
     @cached_property
     def known_returns(self) -> np.ndarray:
-        """`returns` and the standard error of their rise; then the rise from the first to the last fifth, which is
-        smaller but better known, and its standard error [6, S]. nan for seeds with too few episodes."""
+        """`returns` and the standard error of their rise, followed by the rise from the first to the last fifth, which
+        is smaller but more precisely known, and its standard error [6, S]. nan for seeds with too few episodes."""
         parts = []
         for seed, steps in zip(self.record.seeds, self.record.steps, strict=True):
             episodes = self.record.episodes_of(seed)
@@ -233,8 +233,8 @@ class Signs:
     def improved(self) -> np.ndarray:
         """Whether the return of each seed rose by more than chance [S].
 
-        Where single episodes are mostly luck, as in Blackjack, even the best policy gains less than half of their
-        standard deviation. So a small rise counts too, if it is many standard errors in size.
+        If single episodes depend mostly on luck, as in Blackjack, even the best policy gains less than half of their
+        standard deviation. A small rise therefore counts too, if it amounts to many standard errors.
         """
         first, last, spread = self.returns
         spread, (_, _, _, error, later_rise, later_error) = np.maximum(spread, 1e-9), self.known_returns
@@ -282,7 +282,7 @@ def standard_error(left: np.ndarray, right: np.ndarray) -> float:
 
 
 def share(holds: np.ndarray) -> float:
-    """The weight of a sign: 0 if fewer than half of the seeds show it, 0.75 for half of them, 1 for all."""
+    """The weight of a sign: 0 if fewer than half of the seeds show it, 0.75 if half of them do, and 1 if all do."""
     part = float(np.mean(holds))
     return 0.5 + 0.5 * part if part >= 0.5 else 0.0
 
@@ -301,7 +301,7 @@ def rule(source: str) -> Callable[[Callable[[Signs], Finding | None]], Callable[
 def max_entropy(action: dict[str, Any]) -> float | None:
     """The entropy of the uniform policy from an action space's description, in nats; None with a Box among the actions.
 
-    It equals `ActionHead.max_entropy`, without importing JAX, which would take a large share of a report's time.
+    It equals `ActionHead.max_entropy`, but does not import JAX, which would take a large share of a report's time.
     """
     kind = action["kind"]
     if kind == "DiscreteHead":

@@ -1,14 +1,14 @@
-"""Does an observation determine the state? A search for what the past, but not the present, reveals about the next
-step.
+"""Test whether an observation determines the state, by searching for what the past reveals about the next step but the
+current observation does not.
 
-In a Markov decision process (o_{t+1}, r_t, end) depends on (o_t, a_t) alone. If earlier observations help to predict
-it, the observation leaves out part of the state, and a memory can recover it. Randomness is no evidence: it makes
-the next step uncertain, but the past does not reduce that uncertainty.
+In a Markov decision process, (o_{t+1}, r_t, end) depends only on (o_t, a_t). If earlier observations help to predict
+it, the observation leaves out part of the state, and a memory can recover it. Randomness is not evidence of a hidden
+state: it makes the next step uncertain, but the past does not reduce that uncertainty.
 
-Two tests look for it. Where the same observation and action recur, a permutation test asks whether the outcome depends
-on what was seen before. Elsewhere, kernel ridge regression predicts the change of the observation in held-out
-episodes, with and without the past. Both require a large effect, and so miss a hidden state rather than raise a false
-alarm.
+There are two tests. If the same observation and action recur, a permutation test checks whether the outcome depends on
+what was seen before. Otherwise, kernel ridge regression predicts the change of the observation in held-out episodes,
+with and without the past. Both tests require a large effect, so they would rather miss a hidden state than raise a
+false alarm.
 """
 
 from dataclasses import dataclass
@@ -22,26 +22,28 @@ from upslope.diagnosis.trials import Trial
 from upslope.models.encoders import ObservationEncoder
 
 ROWS = 800
-"""Steps used by the regression, whose time grows with their cube."""
+"""Number of steps used by the regression, whose running time grows with the cube of this number."""
 SKETCH, COMPONENTS = 512, 16
-"""Large observations are reduced to this many random sums of features, and these to their principal components."""
+"""Large observations are reduced to `SKETCH` random sums of features, and these sums to `COMPONENTS` principal
+components."""
 SHUFFLES = 100
 FEW = 30
 """With fewer recurring steps or held-out rows, there is no verdict."""
 CLEAR = 8.0
-"""The number of standard deviations by which a dependence must exceed that on shuffled pasts."""
+"""The number of standard deviations by which the dependence on the past must exceed the dependence on shuffled
+pasts."""
 LARGE = 0.1
-"""The share of the uncertainty about the next step that the past must resolve where observations recur."""
+"""The share of the uncertainty about the next step that the past must resolve if observations recur."""
 UNEXPLAINED, LEFT = 0.3, 0.33
-"""The share of the change that the present must leave unexplained, and the part of it that the past may leave
-unexplained."""
+"""The current observation must leave at least the share `UNEXPLAINED` of the change unexplained, and the past may leave
+at most the fraction `LEFT` of that share."""
 WIDTHS, RIDGES = (0.5, 1.0, 2.0), (1e-6, 1e-3, 1e-1)
 """Kernel widths relative to the median distance, and ridge penalties; the best pair is used."""
 
 
 @dataclass(frozen=True)
 class Steps:
-    """The steps of a trial that have a step before them in their episode, and the outcome of each."""
+    """The steps of a trial that are not the first of their episode, with the outcome of each."""
 
     now: np.ndarray
     """Index of o_t among the trial's observations [n]."""
@@ -50,7 +52,7 @@ class Steps:
     first: np.ndarray
     """Index of the first observation of the episode [n]."""
     episode: np.ndarray
-    """Number of the episode [n]."""
+    """The episode's number [n]."""
     end: np.ndarray
     """Whether a_t terminated the episode [n]."""
 
@@ -61,12 +63,12 @@ class Suspicion:
 
     words: str
     is_hidden: bool = False
-    """Whether the past reveals what the present does not."""
+    """Whether the past reveals what the current observation does not."""
     is_decided: bool = True
 
 
 def steps_of(trial: Trial) -> Steps:
-    """All steps of a trial but the first of each episode, whose past is empty."""
+    """All steps of a trial except the first of each episode, which has no past."""
     lengths = [*trial.lengths, *([trial.unfinished] if trial.unfinished else [])]
     ended = [*trial.terminated, False]
     now, action, first, episode, end = [], [], [], [], []
@@ -83,7 +85,7 @@ def steps_of(trial: Trial) -> Steps:
 
 
 def memory_test(trial: Trial, encoder: ObservationEncoder, action_space: spaces.Space) -> Suspicion:
-    """Search a trial for signs that the past reveals what the present observation does not."""
+    """Search a trial for signs that the past reveals what the current observation does not."""
     steps = steps_of(trial)
     recurring, shares = recurrence_test(trial, steps)
     for past, share in shares.items():
@@ -128,8 +130,8 @@ def numbered(several: list[Any]) -> np.ndarray:
 
 
 def recurrence_test(trial: Trial, steps: Steps) -> tuple[int, dict[str, float]]:
-    """The number of steps that recur, and the share of the uncertainty that each kind of past resolves; 0 unless it is
-    far beyond chance."""
+    """The number of steps that recur, and the share of the uncertainty that each kind of past resolves. The share is 0
+    unless it is far beyond chance."""
     if len(steps.now) < FEW:
         return 0, {}
     seen, acted = numbered(trial.observations), numbered(trial.actions)
@@ -146,7 +148,7 @@ def recurrence_test(trial: Trial, steps: Steps) -> tuple[int, dict[str, float]]:
 
 
 def resolved(group: np.ndarray, past: np.ndarray, outcome: np.ndarray) -> float:
-    """The share of H(outcome | group) that the past resolves, beyond that of shuffled pasts; 0 unless it is `CLEAR`."""
+    """The share of H(outcome | group) that the past resolves in excess of shuffled pasts; 0 unless it is `CLEAR`."""
     varies = np.bincount(group, minlength=1)[group] > 1
     if not varies.any():
         return 0.0
@@ -176,7 +178,7 @@ def left_after_shuffle(left: Any, group: np.ndarray, past: np.ndarray, order: np
 
 
 def differing(group: np.ndarray, outcome: np.ndarray) -> np.ndarray:
-    """Where the outcome differs from the first one of its group."""
+    """Where the outcome differs from the first outcome in its group."""
     first = np.full(group.max() + 1, -1)
     first[group[::-1]] = outcome[::-1]
     return outcome != first[group]
@@ -192,7 +194,8 @@ def regression_test(
     trial: Trial, steps: Steps, encoder: ObservationEncoder, action_space: spaces.Space
 ) -> tuple[str, str, float, float] | None:
     """The target whose prediction gains most from the past: its name, the kind of past, and the shares of its variance
-    that are left unexplained without and with it. None if there are too few steps, or if some values are not finite."""
+    that remain unexplained without and with that past. None if there are too few steps, or if some values are not
+    finite."""
     chosen = np.unique(np.linspace(0, max(len(steps.now) - 1, 0), ROWS).astype(int)) if len(steps.now) else []
     if len(chosen) < 4 * FEW:
         return None
@@ -225,13 +228,13 @@ def regression_test(
 
 
 ROUNDING = 1e-5
-"""Deviations below this share of a number's size are rounding errors."""
+"""Deviations below this fraction of a number's magnitude are treated as rounding errors."""
 EPISODES = 4
 """With fewer episodes, the last steps are held out instead of whole episodes."""
 
 
 def held_out_rows(episode: np.ndarray) -> np.ndarray:
-    """Which rows test the prediction: a third of the episodes, or the last third of the steps."""
+    """The rows that test the prediction: a third of the episodes, or the last third of the steps."""
     numbers = np.unique(episode)
     if len(numbers) < EPISODES:
         return np.arange(len(episode)) >= 2 * len(episode) // 3
@@ -239,8 +242,8 @@ def held_out_rows(episode: np.ndarray) -> np.ndarray:
 
 
 def spread_out(goals: dict[str, np.ndarray], held_out: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """The columns that vary in both halves by more than rounding errors, standardised; outliers, which would
-    dominate, are clipped at 3 σ."""
+    """The columns that vary by more than rounding errors in both halves, standardised. Outliers are clipped at 3 σ,
+    since they would dominate otherwise."""
     names = [name for name, x in goals.items() for _ in range(x.shape[1])]
     columns = np.concatenate(list(goals.values()), axis=1).astype(np.float64)
     size, centred = columns.std(axis=0), columns - columns.mean(axis=0)
@@ -271,7 +274,7 @@ def unexplained(inputs: list[np.ndarray], targets: np.ndarray, held_out: np.ndar
 
 
 def features_of(observations: list[Any], encoder: ObservationEncoder) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The features of observations to predict from [n, D], and those to predict, by descriptive name."""
+    """The features of observations from which to predict [n, D], and the features to predict, by descriptive name."""
     stacked = jax.tree.map(lambda *x: np.stack(x), *observations)
     inputs, targets = [], {}
     for key, part, x in encoder.leaves(stacked):
@@ -288,14 +291,14 @@ def features_of(observations: list[Any], encoder: ObservationEncoder) -> tuple[n
 
 
 def scale_of(x: np.ndarray, part: ObservationEncoder) -> Any:
-    """The divisor of a part's features: each number's own deviation, or a common one for an image."""
+    """The divisor of a part's features: the standard deviation of each number, or a common one for an image."""
     if part.normalised is not None and part.num_features <= SKETCH:
         return np.where(x.std(axis=0) > 0, x.std(axis=0), 1.0)
     return max(float(np.sqrt(x.var(axis=0).sum())), 1e-12)
 
 
 def sketch(part: ObservationEncoder, x: np.ndarray) -> np.ndarray:
-    """Random signed sums of many features, which keep distances (a count sketch, Charikar et al. 2002)."""
+    """Random signed sums of many features, which preserve distances (a count sketch, Charikar et al. 2002)."""
     draw = np.random.default_rng(0)
     buckets = np.sort(draw.integers(SKETCH, size=part.num_features))
     order, signs = draw.permutation(part.num_features), draw.choice([-1.0, 1.0], part.num_features)
@@ -322,7 +325,7 @@ def action_features(actions: list[Any], space: spaces.Space) -> np.ndarray:
 
 
 def one_hot(actions: np.ndarray, space: spaces.Space) -> np.ndarray:
-    """Actions as features [n, K]: real ones by their numbers, others one-hot."""
+    """Actions as features [n, K]: continuous actions as numbers, all others one-hot."""
     flat = actions.reshape(len(actions), -1).astype(np.float64)
     if isinstance(space, spaces.Box):
         return flat / np.where(flat.std(axis=0) > 0, flat.std(axis=0), 1.0)

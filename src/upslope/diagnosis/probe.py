@@ -1,7 +1,7 @@
-"""The probe ladder: does an algorithm, estimator or objective solve environments whose answer is known?
+"""The probe ladder: test whether an algorithm, estimator or objective solves environments with known answers.
 
-Each probe can be failed for only one reason, so the first failure shows where the mistake is. Probes with the same
-spaces share one compiled program, so the ladder takes seconds. Source: Jones (2021), Debugging RL, Without the
+A failure on a probe has only one possible cause, so the first failure shows where the mistake is. Probes with the same
+spaces share one compiled program, so the ladder takes only seconds. Source: Jones (2021), Debugging RL, Without the
 Agonizing Pain, for the first five.
 """
 
@@ -50,7 +50,7 @@ PROBES = {
     "asymmetric": "which parts the policy and the critic read",
     "hybrid": "how an action with several parts is assembled or split, or its log-probability",
 }
-"""Maps each probe, from the simplest to the hardest, to what is at fault if it is the first to fail."""
+"""Maps each probe, from the simplest to the hardest, to the likely fault if it is the first to fail."""
 GROUPS = (
     ("constant", "observation", "delay", "action", "both", "truncation"),
     ("continuous",),
@@ -65,7 +65,7 @@ GROUPS = (
 )
 """Probes grouped by their spaces."""
 NEEDS: dict[str, dict[str, Any]] = {
-    # A linear recurrence remembers from the start, but a gated one has to learn to. A rollout covers an episode.
+    # A linear recurrence remembers from the start, but a gated one must learn to. A rollout covers an episode.
     "memory": {"memory": "lru", "memory_size": 16, "learning_rate": 3e-3, "rollout_steps": 2 * (CUE_LASTS + 1)},
     "asymmetric": {"policy_reads": ("0",)},
 }
@@ -74,19 +74,19 @@ FITTING = {
     "memory": "a model with memory",
     "asymmetric": "two separate networks of upslope's own",
 }
-"""Probes that do not fit every model, and what they need. They are skipped if the model does not fit."""
+"""Probes that some models cannot solve, and what they need. They are skipped if the model lacks it."""
 FEWER_STEPS = {"memory": 20_000, "image": 20_000}
-"""Steps that are enough for probes with expensive steps, if each batch is used several times."""
+"""Number of steps that is enough for probes with expensive steps if each batch is used several times."""
 SMALLER_BATCH = {"memory": {"num_envs": 4}}
-"""Settings for such probes if each batch is used once."""
+"""Settings for probes with expensive steps if each batch is used once."""
 GAMMA = 0.9
 STEPS, SEEDS = 60_000, 3
 LIMIT = 7
-"""Step limit of `truncation`; the others terminate. It falls inside a rollout, not at its end."""
+"""Step limit of `truncation`; the other probes terminate. The limit falls inside a rollout, not at its end."""
 EXACT = 0.005
 """Tolerated error of targets at time limits, relative to the values; rounding errors are a thousand times smaller."""
 FIRST = 64
-"""Number of initial observations at which values and returns are judged."""
+"""Number of initial observations at which values and returns are compared."""
 
 
 @dataclass(frozen=True)
@@ -95,21 +95,22 @@ class Probed:
 
     name: str
     return_gap: float
-    """Best return − deterministic return, in the worst seed. If it is below 0, the policy earned more than allowed
+    """Best return − deterministic return, for the worst seed. If it is below 0, the policy earned more than allowed
     actions can earn."""
     best: float
     value_error: float | None
-    """Largest |V(s_0) − V*(s_0)| over first observations and seeds; None without a critic, or if V may differ."""
+    """Largest |V(s_0) − V*(s_0)| over first observations and seeds; None without a critic, or if V is allowed to
+    differ."""
     value: float
     """Magnitude of V*."""
     solved: bool
     meaning: str
-    """What is at fault if this is the first probe to fail."""
+    """The likely fault if this is the first probe to fail."""
 
 
 @dataclass(frozen=True, eq=False)
 class Several(CompiledEnvironment):
-    """Several probes with the same spaces; `index`, an argument of the program, selects one."""
+    """Several probes with the same spaces. `index`, an argument of the program, selects one."""
 
     probes: tuple[Probe, ...]
     index: Any
@@ -145,8 +146,8 @@ def probe(
     Args:
         algorithm: a rung of the ladder.
         estimator: the estimator (axis 1) to use instead of the rung's: a name, or an object, e.g. your own.
-        objective: axis 2 instead of the rung's, likewise.
-        only: names of probes; by default all.
+        objective: the objective (axis 2) to use instead of the rung's, given in the same way.
+        only: names of the probes to run; by default all.
         settings: any field of `Config`, e.g. `hidden_sizes=(32,)`. Rewards and observations are not normalised.
 
     Raises:
@@ -156,7 +157,7 @@ def probe(
     if unknown:
         raise UpslopeError(f"There is no probe {', '.join(unknown)}. The probes are: {', '.join(PROBES)}.")
     if algorithm in ALGORITHMS and ALGORITHMS[algorithm].source == "recorded":
-        raise UpslopeError(f"{algorithm} learns from recorded data, but a probe has to be played. Choose another rung.")
+        raise UpslopeError(f"{algorithm} learns from recorded data, but a probe must be played. Choose another rung.")
     if settings.get("reference") is not None:
         raise UpslopeError("A probe is learned from scratch, so there is no reference policy. Omit --reference.")
     settings |= {role: x for role, x in (("estimator", estimator), ("objective", objective)) if isinstance(x, str)}
@@ -196,7 +197,7 @@ def probe_group(
     objective: Objective,
     settings: dict[str, Any],
 ) -> dict[str, Probed]:
-    """Train and judge the probes of one group, all seeds, in one program."""
+    """Train and judge the probes of one group, with all seeds, in one program."""
     probes: tuple[Any, ...] = tuple(COMPILED[f"probe/{name}"]() for name in group)
     world, label = Several(probes, 0), f"jax:probe/{group[0]}"
     is_box = has_box(world.action_space)
@@ -209,7 +210,7 @@ def probe_group(
         1, config.steps // (task.num_envs * (limit if task.estimator.whole_episodes else task.rollout_steps))
     )
     if task.estimator.whole_episodes:
-        iterations *= limit  # most probes have episodes of one step; iterations after the budget cost nothing
+        iterations *= limit  # episodes of most probes have one step; iterations after the budget cost nothing
     indices = [group.index(name) for name in names]
     states = [
         initialise_all(replace(task, environment=Several(probes, index)), config.seed_list()) for index in indices
@@ -248,7 +249,7 @@ def train_and_judge(task: Task, probes: tuple[Probe, ...], iterations: int, inde
 
 def best_return(probe: Probe, state: Any) -> Any:
     """The best undiscounted return from each first state."""
-    if probe.watched is not None:  # it never ends on its own, so undiscounted values are infinite
+    if probe.watched is not None:  # it never terminates, so undiscounted values are infinite
         return jnp.full(FIRST, probe.watched)
     return probe.exact_value(state, 1.0)
 
@@ -285,8 +286,8 @@ def returns_of(world: Several, agent: Any, state: Any, observation: Any) -> Any:
 
 
 def verdict(name: str, value: Any, exact: Any, returns: Any, best: Any, at_limits: float, task: Task) -> Probed:
-    """A probe is solved if each seed's return is within 5 % of the best, the critic's values are within 10 % of the
-    exact ones, and, if the estimator bootstraps, targets at time limits are exactly r + γ V(s')."""
+    """Decide whether a probe is solved: each seed's return must be within 5 % of the best, the critic's values within
+    10 % of the exact ones, and, if the estimator bootstraps, targets at time limits must be exactly r + γ V(s')."""
     highest = float(best.mean())
     gaps = best.mean(axis=1) - returns.mean(axis=1)
     gap = float(gaps[np.argmax(np.abs(gaps))])
@@ -305,8 +306,8 @@ def defaults(algorithm: str, estimator: Estimator, objective: Objective) -> dict
     """Settings under which every rung solves every probe.
 
     The learning rate is 3e-3 for one step per batch with a critic, and 1e-3 if weights are whole returns or a batch is
-    reused. Each kind fails a probe at the other's rate: with raw returns the value of a bit settles too early, and with
-    a reused batch `continuous` is unlearned after being solved, since σ shrinks and a step of Adam moves the mean by
+    reused. Each kind fails a probe at the other's rate: with raw returns, the value of a bit settles too early. With a
+    reused batch, `continuous` is unlearned after being solved, since σ shrinks and a step of Adam moves the mean by
     many σ.
     """
     whole, is_one_step = estimator.whole_episodes, isinstance(objective, PolicyGradient)
@@ -318,7 +319,7 @@ def defaults(algorithm: str, estimator: Estimator, objective: Objective) -> dict
 
 
 def budget(name: str, objective: Objective, steps: int) -> dict[str, Any]:
-    """The steps and further settings of a group of probes, by its first probe."""
+    """The number of steps and the other settings for a group of probes, looked up by its first probe."""
     if isinstance(objective, PolicyGradient):
         return {"steps": steps} | NEEDS.get(name, {}) | SMALLER_BATCH.get(name, {})
     return {"steps": min(steps, FEWER_STEPS.get(name, steps))} | NEEDS.get(name, {})

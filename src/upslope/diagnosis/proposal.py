@@ -1,4 +1,4 @@
-"""The line to start training with, and the reason for each choice in it."""
+"""The command that starts training, with the reason for each choice in it."""
 
 import shlex
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from upslope.models.encoders import encoder_of
 
 
 def advice(e: Examined, settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings to start with; `settings` are those that the environment was created with."""
+    """The settings to start training with; `settings` are the ones with which the environment was created."""
     advised: dict[str, Any] = {"seeds": 5, **{name: value for name, value in settings.items() if value}}
     if preset_of(e.name, "ppo") is None:
         if wants_normalising(e):
@@ -36,7 +36,7 @@ def logged(e: Examined) -> list[str]:
 
 
 def command(e: Examined, settings: dict[str, Any]) -> str:
-    """The line to start training with: a command, or a Python call if the environment has no name."""
+    """The line that starts training: a shell command, or a Python call if the environment has no name."""
     advised = advice(e, settings)
     if lost(e.name):
         return f"upslope.train(environment, {', '.join(f'{name}={value!r}' for name, value in advised.items())})"
@@ -65,7 +65,7 @@ def choices(e: Examined, settings: dict[str, Any], unread: Sequence[tuple[str, A
 
 
 def of_info(e: Examined) -> Iterator[Choice]:
-    """What can be logged for every episode."""
+    """Choose what to log for every episode, and list what else can be logged."""
     success = [key for key in logged(e) if "success" in key.lower()]
     if success:
         yield Choice(shlex.join(["--log-info", *success]), "at an episode's end, info reports whether it succeeded")
@@ -77,7 +77,7 @@ def of_info(e: Examined) -> Iterator[Choice]:
 
 
 def readers(e: Examined) -> Iterator[Choice]:
-    """Which convolutional network reads which image, and why."""
+    """For each image, the convolutional network that reads it, and the reason."""
     encoder = encoder_of(e.environment.observation_space, e.name)
     inner = {key: part for key, part, _ in encoder.leaves(encoder.shapes)}
     for key, network in networks_of(encoder):

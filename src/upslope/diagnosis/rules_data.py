@@ -1,4 +1,7 @@
-"""Rules about the chain from collected data to credit: exact checks, since every correct implementation passes them."""
+"""Rules about the chain from collected data to credit.
+
+They are exact checks, which every correct implementation passes. Each docstring states the property that must hold.
+"""
 
 import numpy as np
 
@@ -13,7 +16,7 @@ def loses_ends(s: Signs) -> np.ndarray:
     counts = s.record.metrics.get("episode/count")
     if s.batch < FEW or counts is None:  # too few samples to have seen an end
         return np.zeros(len(s.record.seeds), bool)
-    # Ends are looked for only in some iterations and in some columns, at least four.
+    # Ends are measured only in some iterations, and only in some of the columns (at least four).
     is_measured = np.isfinite(s.whole("end_share"))
     looked_at = min(1.0, 4 / s.config.num_envs) * np.where(is_measured, np.nan_to_num(counts), 0.0).sum(axis=1)
     return (s.taken("end_share", how=np.max) == 0) & (looked_at > 8)
@@ -59,7 +62,7 @@ def log_prob_mismatch(s: Signs) -> Finding | None:
         "Store the sampled action before it is clipped or rescaled, with the log-probability of that very action.",
         0.97 * part, evidence=(s.evidence("log_prob_mismatch", x, "below 0.0001"),),
         rivals=("observations normalised by statistics other than those used in acting",
-                "rows shifted against each other"),
+                "rows shifted relative to each other"),
     ) if part else None  # fmt: skip
 
 
@@ -113,7 +116,7 @@ def ends_ignored(s: Signs) -> Finding | None:
 def truncation_not_bootstrapped(s: Signs) -> Finding | None:
     """At a time limit, the target is more than the last reward."""
     applies = s.needs_critic and not s.is_whole and s.config.gamma > 0
-    # Compared iteration by iteration, since a quickly mastered task meets its limit only early, when V is still small.
+    # Compared iteration by iteration, since a quickly mastered task hits its limit only early, when V is still small.
     more, value, mean, std, scale = (
         s.whole(n) for n in ("truncation_bootstrap", "value_mean", "reward_mean", "reward_std", "reward_scale")
     )
@@ -151,7 +154,8 @@ def return_not_propagated(s: Signs) -> Finding | None:
     one_sign = s.taken("reward_min", how=np.min) * s.taken("reward_max", how=np.max) >= 0
     long = s.lengths.mean() > 5 if s.lengths.size else True
     is_short = (np.abs(target) < 1.2 * np.abs(reward)) & one_sign & (np.abs(reward) > 1e-8)
-    # Whatever the signs: targets with the mean, standard deviation, minimum and maximum of the rewards are the rewards.
+    # This holds for any sign of the rewards: targets with their mean, standard deviation, minimum and maximum are the
+    # rewards themselves.
     is_reward = np.ones(len(target), bool)
     for name in ("mean", "std", "min", "max"):
         mine, theirs = s.late(f"target_{name}"), s.late(f"reward_{name}") * scale

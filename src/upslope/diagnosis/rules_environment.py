@@ -1,4 +1,4 @@
-"""Rules about the environment: rewards, observations, episode ends, speed."""
+"""Rules about the environment: rewards, observations, episode ends and speed."""
 
 import math
 
@@ -10,13 +10,14 @@ from upslope.environments.libraries import PREFIXES
 CHECK = "upslope check ENVIRONMENT"
 EPISODES = "50 finished episodes"
 SAMPLES = 256
-"""Fewest samples per iteration needed to detect an effect of actions."""
+"""Smallest number of samples per iteration in which an effect of actions can be detected."""
 LATER = 2.5
-"""Threshold on the larger of two mean z², whose expectation is 1.64 without an effect; short runs scatter around it."""
+"""Threshold for the larger of two mean z². Its expectation without an effect is 1.64, around which short runs
+scatter."""
 BRIEF = 30.0
-"""Seconds of training below which speed reveals more about the machine than about the environment."""
+"""In runs shorter than this many seconds, the speed depends more on the machine than on the environment."""
 LONG = 3_000
-"""Steps after which an episode that has not ended is not just a long one."""
+"""An episode that has not ended after this many steps is considered endless rather than long."""
 TINY = 0.003
 """Observations whose standard deviations are all below this hardly affect a newly initialised network."""
 
@@ -28,7 +29,7 @@ def no_reward_signal(s: Signs) -> Finding | None:
         "reward_nonzero", how=np.max
     )  # measured only in some iterations, whereas episodes show all rewards
     is_paid = np.asarray([np.any(s.record.episodes_of(seed)["return"] != 0) for seed in s.record.seeds])
-    # If episodes end at once, that is the cause, and the missing reward is its consequence.
+    # If episodes end immediately, that is the cause, and the missing reward is its consequence.
     is_cut_off = s.lengths.size >= 50 and np.percentile(s.lengths, 95) <= 2
     part = share((nonzero == 0) & ~is_paid) * (0.9 if is_cut_off else 1.0)
     never_differs = 0.0 if part else share(np.asarray([is_always_the_same(s, seed) for seed in s.record.seeds]))
@@ -38,7 +39,7 @@ def no_reward_signal(s: Signs) -> Finding | None:
             "no_reward_signal", f"Every episode had the same return, {np.nanmedian(x):.4g}, and the same length.",
             "The goal was never reached, or the environment pays the same whatever the policy does.",
             "Shape the reward; explore more widely: --bonus rnd, --entropy-coefficient 0.02; or learn from --data.",
-            # A run that started from another one's policy may have started with a perfect one.
+            # A run that started from another run's policy may have started with a perfect one.
             (0.45 if s.config.start_from else 0.96) * never_differs,
             evidence=(s.evidence("episode/return", x, "differs between episodes"),), experiment=CHECK,
         )  # fmt: skip
@@ -85,13 +86,14 @@ def spread_by_chance(s: Signs) -> float:
 
 
 def rewards_go_together(s: Signs) -> np.ndarray:
-    """Whether, for each seed, neighbouring rewards were correlated at some time, as if following a slow state [S]."""
+    """Whether, for each seed, neighbouring rewards were correlated at some time, as if they followed a slowly changing
+    state [S]."""
     spread = s.whole("target_std") / (s.whole("reward_std") * s.whole("reward_scale"))
     return np.nanmax(np.where(np.isfinite(spread), spread, -np.inf), axis=1) > 2 * spread_by_chance(s)
 
 
 def rewards_are_rare(s: Signs) -> np.ndarray:
-    """Whether, for each seed, the reward is the same in most steps and different now and then [S]."""
+    """Whether, for each seed, the reward is the same at most steps and occasionally different [S]."""
     mean = s.taken("reward_mean")
     sides = np.stack([s.taken("reward_max") - mean, mean - s.taken("reward_min")])
     return sides.max(axis=0) > 4 * sides.min(axis=0)
@@ -101,9 +103,9 @@ def rewards_are_rare(s: Signs) -> np.ndarray:
 def only_costs_avoided(s: Signs) -> Finding | None:
     """The policy has learned to do nothing, since no action was ever rewarded.
 
-    In a balancing or holding task all rewards are costs too, and in the end hardly any variance is left to explain.
-    But during learning these costs depend on the state, so those of neighbouring steps are correlated, and their sums
-    vary more than sums of independent costs, e.g. costs that depend only on the action.
+    In a balancing or holding task, all rewards are costs too, and a trained policy leaves hardly any variance to
+    explain. During learning, however, these costs depend on the state, so the costs of neighbouring steps are
+    correlated. Their sums then vary more than sums of independent costs, such as costs that depend only on the action.
     """
     highest, ended = s.taken("reward_max", how=np.max), s.taken("truncated_share", how=np.min)
     explained = s.late("critic/explained_variance")
@@ -136,10 +138,10 @@ def rewards_unscaled(s: Signs) -> Finding | None:
 
 @rule("Jones 2021: residual variance near 1")
 def reward_noise(s: Signs) -> Finding | None:
-    """The standard deviation of the reward is far above what any state explains."""
+    """The standard deviation of the reward is far larger than the states can explain."""
     ratio = s.taken("reward_std") / np.maximum(np.abs(s.taken("reward_mean")), 1e-8)
     explained = s.late("critic/explained_variance")
-    # A reward that is 0 or a small cost in most steps varies as much but is not noise: noise is two-sided.
+    # A reward that is 0 or a small cost at most steps varies just as much but is not noise: noise is two-sided.
     mean, std = s.taken("reward_mean"), s.taken("reward_std")
     sides = np.minimum(s.taken("reward_max") - mean, mean - s.taken("reward_min"))
     is_dense = (s.taken("reward_nonzero") > 0.5) & (sides > 1.5 * std)
@@ -161,7 +163,7 @@ def fake_rows(s: Signs) -> Finding | None:
     part = share((x > 0.95) & (s.taken("reward_nonzero") > 0.5))
     return Finding(
         "fake_rows", "The first step of every episode has reward 0, but other steps do not.",
-        "The environment resets itself, and a row that belongs to no action is inserted after each end.",
+        "The environment resets itself, and a row without an action is inserted after each end.",
         "Use AutoresetMode.SAME_STEP or DISABLED, or remove such rows.",
         0.9 * part, 0.8, evidence=(s.evidence("zero_after_end", x, "as at other steps"),),
         experiment=CHECK, rivals=("a task whose first step has no reward",),
@@ -201,12 +203,12 @@ def episodes_end_at_once(s: Signs) -> Finding | None:
 
 @rule("Pardo et al. 2018; cleanrl issue 198")
 def limit_as_termination(s: Signs) -> Finding | None:
-    """Many episodes have the same, maximal length, and all of them terminated."""
+    """Many episodes have the same maximal length, and all of them terminated."""
     if s.lacks(EPISODES, s.lengths.size < 50):
         return None
     longest = int(s.lengths.max())
-    # Equal lengths alone give only a note, since many tasks end after a fixed number of steps. If few episodes have
-    # # another length, the longest must be long.
+    # Equal lengths alone give only a note, since many tasks end after a fixed number of steps. If there are few other
+    # lengths, the longest must be long.
     num_lengths = np.unique(s.lengths).size
     if 1 < num_lengths < (3 if longest >= 8 else 5):
         return None
@@ -247,7 +249,7 @@ def observations_unscaled(s: Signs) -> Finding | None:
     """Observations in the tens and hundreds saturate the first layer; tiny ones hardly affect it."""
     centre, width = s.taken("observation_mean"), s.taken("observation_std_max")
     saturated, constant = s.taken("policy_saturation"), s.taken("observation_constant")
-    # If observations are normalised already, something else saturates the layer.
+    # If observations are already normalised, something else saturates the layer.
     is_scaled = s.config.normalize_observations
     part = share((centre > 20) | (width > 20) | (saturated > 0.5) & (not is_scaled))
     is_tiny = s.batch >= FEW and share((width < TINY) & (s.taken("observation_max") < 10 * TINY) & (constant < 0.999))
@@ -270,7 +272,7 @@ def observations_unscaled(s: Signs) -> Finding | None:
 @rule("Jones 2021: check that the environment reacts; a score has mean 0 given what its action does not change")
 def actions_without_effect(s: Signs) -> Finding | None:
     """Later steps do not correlate with the sampled actions, and the return has not risen."""
-    # The mean of squared z-scores, 1 by chance; a weak effect shows only in many samples.
+    # The mean of squared z-scores, which is 1 by chance; a weak effect shows only in many samples.
     effect, gain = s.taken("action_effect", how=np.mean), s.taken("weight_std")
     later = s.taken("late_effect", how=np.mean)
     few = s.lacks(
@@ -279,7 +281,7 @@ def actions_without_effect(s: Signs) -> Finding | None:
     is_none = (effect < 1.5) & ~(later > LATER) & (gain > 1e-7)
     part = share(is_none) if s.is_flat and not few and not s.is_recorded else 0.0
     # If all reward comes at the end, for an action that had to match an early observation, the batch may not show the
-    # effect: the finding is then a note, and the check of the environment can decide.
+    # effect. The finding is then a note, and the environment's check can decide.
     is_unsure = share(is_none & rewards_are_rare(s) & ~rewards_go_together(s)) > 0
     return Finding(
         "actions_without_effect", "What comes next does not depend on the actions, and the return has not risen.",
@@ -298,7 +300,8 @@ def slows_down(s: Signs) -> Finding | None:
     steps, elapsed = s.record.steps[0], s.record.metrics.get("time/elapsed", np.zeros((1, 0)))[0]
     if s.lacks("24 iterations", len(elapsed) < 24):
         return None
-    # Rows of one chunk share one time. Each eighth uses the median, since other work on the machine comes in bursts.
+    # Rows of one chunk share one time. For each eighth the median is used, since other work on the machine comes in
+    # bursts.
     ticks = np.flatnonzero(np.diff(elapsed, prepend=-np.inf) > 0)
     paces = np.diff(steps[ticks]) / np.diff(elapsed[ticks])
     if len(paces) < 16:

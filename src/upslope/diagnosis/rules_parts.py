@@ -1,4 +1,4 @@
-"""Rules about the parts that only some runs have: action masks, a memory, image encoders, several keys, a bonus."""
+"""Rules about parts that only some runs have: action masks, a memory, image encoders, several keys, or a bonus."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +13,7 @@ BONUS = "a bonus"
 
 
 def of_part(s: Signs, name: str, part: str) -> np.ndarray:
-    """A metric late in the run, per seed; a run without the metric lacks this part."""
+    """A metric late in the run, per seed. A run without the metric lacks the part."""
     x = s.late(name)
     if name in s.lacking:
         s.lacking.discard(name)
@@ -55,7 +55,7 @@ def memory_saturated(s: Signs) -> Finding | None:
 def memory_dead(s: Signs) -> Finding | None:
     """The memory does not vary from step to step or from episode to episode."""
     x = of_part(s, "memory_dead", MEMORY)
-    # A saturated memory does not vary either, but has a rule of its own.
+    # A saturated memory does not vary either, but it has its own rule.
     part = share((x > 0.9) & ~(of_part(s, "memory_saturated", MEMORY) > 0.5))
     return Finding(
         "memory_dead", "The memory keeps nothing: almost none of it varies.",
@@ -98,7 +98,7 @@ def bonus_drowns_reward(s: Signs) -> Finding | None:
 
 @rule("Burda et al. 2019: a bonus fades as states become known")
 def bonus_never_fades(s: Signs) -> Finding | None:
-    """The bonus of a step is as large at the end as at the beginning, but does not grow."""
+    """The bonus of a step is as large at the end as at the beginning, but it does not grow."""
     first, last, rises = s.taken("bonus/mean", 0.0, 0.1), s.taken("bonus/mean", 0.8), grows(s)
     of_part(s, "bonus/mean", BONUS)
     part = share((last > 0.7 * first) & (first > 0) & ~rises)
@@ -115,7 +115,7 @@ def bonus_never_fades(s: Signs) -> Finding | None:
 
 @rule("Burda et al. 2019, Large-Scale Study of Curiosity-Driven Learning, section 5: the noisy television")
 def noisy_television(s: Signs) -> Finding | None:
-    """The policy earns more and more bonus, which it could not if states became familiar."""
+    """The policy earns more and more bonus, which would be impossible if states became familiar."""
     rises, x = grows(s), of_part(s, "bonus/mean", BONUS)
     part = share(rises) if s.is_flat else 0.0
     return Finding(
@@ -129,7 +129,8 @@ def noisy_television(s: Signs) -> Finding | None:
 
 
 def grows(s: Signs) -> np.ndarray:
-    """Whether each seed's mean bonus ends at twice its lowest tenth or more, and above half of its beginning [S]."""
+    """Whether each seed's mean bonus ends at least twice as high as in its lowest tenth, and above half of its initial
+    value [S]."""
     tenths = np.stack([s.taken("bonus/mean", k / 10, (k + 1) / 10) for k in range(10)])
     last = np.nanmean(tenths[-2:], axis=0) if np.isfinite(tenths).any() else tenths[-1]
     with np.errstate(invalid="ignore"):
@@ -152,7 +153,7 @@ def key_drowns_others(s: Signs) -> Finding | None:
 
 
 def loudest_key(s: Signs) -> str:
-    """Which key it is, as text; empty if the seeds do not agree."""
+    """The name of that key, as text; empty if the seeds do not agree."""
     networks = s.record.description.get("networks") or []
     convolved = {str(words).split(" read by ")[0] for words in networks}
     keys = [key for key in keys_of(s.record.description["spaces"]["observation"], "") if key not in convolved]

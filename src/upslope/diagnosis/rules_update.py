@@ -1,4 +1,4 @@
-"""Rules about how the policy and the critic move."""
+"""Rules about how the policy and the critic change."""
 
 import math
 
@@ -18,8 +18,8 @@ def update_too_large(s: Signs) -> Finding | None:
         return None
     kl, clipped = s.taken("policy/kl", 0.0, 0.6), s.taken("policy/clip_fraction", 0.0, 0.6)
     high, peak = (s.taken("policy/kl", how=how) for how in (lambda x: np.percentile(x, 90), np.max))
-    # After an update of more than one nat the policy may never move again, and the other signs describe that policy; an
-    # # objective of the wrong sign is a separate cause.
+    # After an update of more than one nat, the policy may never move again, and the other signs then describe that
+    # policy. An objective with the wrong sign is a separate cause.
     part = share((kl > 0.06) | (high > 0.3) | (clipped > 0.5) & (kl > 0.03))
     burst = share((peak > 1) & ~s.descends) if s.is_flat else 0.0
     return Finding(
@@ -36,7 +36,7 @@ def update_too_large(s: Signs) -> Finding | None:
 
 
 def held_back_by(config: Config) -> str:
-    """The setting that is far below its usual range, or the penalty far above it; empty if there is none."""
+    """The setting that is far below its usual range, or the penalty that is far above it; empty if there is none."""
     is_extreme = {
         "learning_rate": config.learning_rate < 3e-5,
         "epsilon": config.epsilon < 0.02,
@@ -56,7 +56,7 @@ def update_too_small(s: Signs) -> Finding | None:
     kl = np.maximum(s.record.metrics.get("policy/kl", np.zeros(s.record.steps.shape)), 0)
     path = np.nansum(np.sqrt(2 * kl), axis=1)
     part = share(path < 0.2) if s.is_flat and not s.is_recorded else 0.0
-    # A run that starts near the best return does not move either, and has no need to.
+    # A run that starts near the best return does not move either, since it does not need to.
     held_back = held_back_by(s.config)
     flag = f"--{held_back.replace('_', '-')} (now {getattr(s.config, held_back):g})" if held_back else s.step_flag
     return Finding(
@@ -130,7 +130,8 @@ def horizon_too_short(s: Signs) -> Finding | None:
     return Finding(
         "horizon_too_short", f"γ = {s.config.gamma:g} looks {s.horizon:.1f} steps ahead; episodes last {length:.0f}.",
         "Rewards further ahead count for nothing.", "Raise --gamma to 0.99.", 0.9 if s.is_flat else 0.8,
-        evidence=(s.evidence("episode/length", s.taken("episode/length")),), rivals=("rewards that follow at once",),
+        evidence=(s.evidence("episode/length", s.taken("episode/length")),),
+        rivals=("rewards that follow immediately",),
     )  # fmt: skip
 
 
@@ -152,8 +153,8 @@ def batch_too_small(s: Signs) -> Finding | None:
 
 
 def reward_bounds(s: Signs) -> tuple[np.ndarray, np.ndarray]:
-    """The lowest and the highest reward of each seed [S]: those seen, in some iterations, and those without which the
-    returns of the episodes could not be what they are."""
+    """The lowest and the highest reward of each seed [S]: those measured, which happens only in some iterations,
+    extended by rewards that the returns of the episodes imply."""
     lows, highs = s.taken("reward_min", how=np.min), s.taken("reward_max", how=np.max)
     found = []
     for seed, low, high in zip(s.record.seeds, lows, highs, strict=True):
@@ -169,7 +170,7 @@ def reward_bounds(s: Signs) -> tuple[np.ndarray, np.ndarray]:
 
 @rule("Jones 2021: values of an impossible sign or size")
 def targets_impossible(s: Signs) -> Finding | None:
-    """Targets lie outside the range of returns, the lowest to the highest reward times the horizon."""
+    """Targets lie outside the range of returns: from the lowest to the highest reward, each times the horizon."""
     scale, horizon = s.late("reward_scale"), min(s.horizon, 1e6)
     low, high = (bound * scale for bound in reward_bounds(s))
     x, size = s.late("target_mean"), np.maximum(np.abs(low), np.abs(high))
@@ -237,8 +238,8 @@ def modes_disagree(s: Signs) -> Finding | None:
 
 
 def share_of_rise_lost(stretches: list[np.ndarray]) -> float:
-    """The share of the best segment's gain that the last one has lost. Segments have equal numbers of steps, since a
-    policy that collapses into short episodes plays most of its episodes after the collapse."""
+    """The share of the best segment's gain that the last segment has lost. Segments have equal numbers of steps, since
+    a policy that collapses into short episodes plays most of its episodes after the collapse."""
     told = [part for part in stretches if len(part) >= 3]
     if len(told) < 4:
         return 0.0
@@ -269,7 +270,7 @@ def late_collapse(s: Signs) -> Finding | None:
 
 @rule("the return itself")
 def return_falls(s: Signs) -> Finding | None:
-    """The policy ends up worse than it began: updates do not move it uphill."""
+    """The policy ends up worse than it started: updates do not move it uphill."""
     first, last, _ = s.returns
     part = share(s.worsened) if not s.is_recorded else 0.0
     return Finding(

@@ -1,4 +1,4 @@
-"""Trials of an environment: the evidence of `upslope check`.
+"""Trials of an environment: the evidence for `upslope check`.
 
 A `Player` steps one environment, compiled or on the host, as training does: with its reset seeds, and with actions
 that have passed through the policy's head. `play` takes random actions for a while and records the results.
@@ -35,7 +35,7 @@ class Player(Protocol):
     """One environment that can be reset and stepped."""
 
     mask: np.ndarray | None
-    """Mask of the choices allowed now [M]; None if nothing is forbidden or the episode is over."""
+    """Mask of the currently allowed choices [M]; None if nothing is forbidden or the episode is over."""
 
     def numbers(self) -> dict[str, float]:
         """The numbers in `info` after the last step, by their keys."""
@@ -161,7 +161,8 @@ def allowed_by(head: ActionHead, mask: Any, name: str, step: int) -> Any:
 
 
 class Same:
-    """Wraps an environment as a cache key, equal only to itself, even if the environment cannot be hashed."""
+    """A cache key that wraps an environment: it equals only itself, and works even if the environment cannot be
+    hashed."""
 
     def __init__(self, environment: Any):
         self.environment = environment
@@ -181,7 +182,7 @@ def programs(key: Same) -> tuple[Any, Any]:
 
 @dataclass
 class Trial:
-    """Episodes of one player, one after another."""
+    """Consecutive episodes of one player."""
 
     observations: list[Any] = field(default_factory=list)
     actions: list[Any] = field(default_factory=list)
@@ -211,11 +212,11 @@ def player_of(environment: Any, limit: int | None) -> Player:
 
 
 def actions_of(environment: AnyEnvironment, seed: int) -> Callable[[np.ndarray | None], Any]:
-    """Random actions among those that a mask allows, determined by the seed, in the form that training gives to the
-    environment.
+    """Random actions among those that a mask allows, determined by the seed, in the form in which training passes them
+    to the environment.
 
-    Box actions extend a little beyond the bounds, as a policy's do, so that some are clipped; a Box without bounds is
-    tried within ±1.
+    Box actions extend slightly beyond the bounds, as a policy's actions do, so that some are clipped. For a Box without
+    bounds, actions lie within ±1.
     """
     generator, head = np.random.default_rng(seed), head_of(environment.action_space, "the environment")
 
@@ -231,7 +232,8 @@ def actions_of(environment: AnyEnvironment, seed: int) -> Callable[[np.ndarray |
 def play(
     player: Player, next_action: Callable[[np.ndarray | None], Any], max_steps: int, seconds: float, seed: int = 0
 ) -> Trial:
-    """Take random actions for a number of steps or seconds, with the reset seeds of environment 0 of a run's seed."""
+    """Take random actions for a number of steps or seconds, using the reset seeds of environment 0 in a run with this
+    seed."""
     trial, started = Trial(), perf_counter()
     while trial.steps < max_steps and perf_counter() - started < seconds:
         before = perf_counter()

@@ -1,1 +1,1 @@
-"""The engines that run training: compiled programs, host loops, worker processes."""
+"""The engines that run training: compiled programs, host loops, and worker processes."""

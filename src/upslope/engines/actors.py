@@ -1,11 +1,11 @@
-"""Workers as actors of Ray (extra `ray`): the channel of the main process, and the actor's side.
+"""Run workers as Ray actors (extra `ray`). This module contains the main process's channel and the actor itself.
 
-An actor serves the same `Server` as a process on this machine, and its channel carries the same messages, so the
-training code does not know where its workers are.
+An actor runs the same `Server` as a process on this machine, and its channel carries the same messages, so the training
+code does not depend on where its workers are.
 
-Every message from a worker has a number, and every call states which numbers the main process has seen. So a call whose
-answer was lost in transit can be repeated: the worker does nothing twice, and resends what has not been seen. Messages
-are pickled, like those through pipes, and pass only between the nodes of the cluster.
+Every message from a worker has a number, and every call states which numbers the main process has seen. A call whose
+answer was lost in transit can therefore be repeated: the worker does not repeat the work, and resends the messages that
+have not been seen. Messages are pickled, like those sent through pipes, and pass only between the nodes of the cluster.
 """
 
 import gc
@@ -31,10 +31,10 @@ from upslope.engines.transport import CLOSING_SECONDS, Heartbeat, Message, Worke
 from upslope.learning.devices import num_cores, one_blas_thread, prepare, use_cores
 
 UNREACHABLE_SECONDS = 60.0
-"""Seconds after which a worker that Ray cannot reach counts as lost."""
+"""Seconds after which a worker that Ray cannot reach is considered lost."""
 INLINE = {"RAY_max_direct_call_object_size": str(4 << 20)}
-"""Up to 4 MB, messages travel within calls and results. By default those of more than 100 kB, such as a seed's state,
-go through the nodes' object stores, which takes some milliseconds."""
+"""Messages of up to 4 MB travel within calls and results. By default, those larger than 100 kB, such as a seed's state,
+go through the nodes' object stores, which takes a few milliseconds."""
 
 Session = tuple[str, str]
 """A channel's unique name, and the module whose `Server` answers it."""
@@ -51,13 +51,15 @@ class Call:
 
 
 class ActorChannel:
-    """Calls to an actor. A request is one call, whose result holds the notices before the answer; signs of life are
-    requested only while an answer is slow to arrive."""
+    """A channel to an actor.
+
+    A request is one call, whose result holds the answer and any notices before it. Heartbeats are requested only while
+    an answer is slow to arrive."""
 
     error = WorkerLostError
 
     def __init__(self, ray: Any, actor: Any, module: str, give_back: Callable[[Any], None]):
-        """`give_back` gets the actor once it has closed the environments, for the next channel."""
+        """`give_back` receives the actor after it has closed its environments, so that the next channel can use it."""
         self.ray, self.actor, self.give_back = ray, actor, give_back
         self.session = (uuid4().hex, module)
         self.calls: deque[Call] = deque()
@@ -82,8 +84,8 @@ class ActorChannel:
         self.submit(self.calls[-1])
 
     def submit(self, call: Call) -> None:
-        """Make a call, possibly again."""
-        # Each argument costs Ray a twentieth of a millisecond.
+        """Make a call, or repeat it."""
+        # Ray needs a twentieth of a millisecond per argument, so there is only one.
         packed = pickle.dumps((self.session, call.number, call.request, self.seen), protocol=5)
         call.result = self.actor.answer.remote(packed)
 
@@ -93,10 +95,10 @@ class ActorChannel:
         return self.messages.popleft()
 
     def arrived(self, seconds: float) -> list[Message]:
-        """The messages of the next result to arrive.
+        """Return the messages of the next result to arrive.
 
         Raises:
-            queue.Empty: none came within that time.
+            queue.Empty: no result arrived within that time.
         """
         call = self.calls[0]
         result = call.result if self.signs is None else self.first_of(call.result, self.signs, seconds)
@@ -118,14 +120,15 @@ class ActorChannel:
         return self.new_ones(reply)
 
     def first_of(self, result: Any, signs: Any, seconds: float) -> Any:
-        """Whichever arrives first: the result of a call or the signs of life."""
+        """Return whichever arrives first, the result of a call or the heartbeats."""
         ready, _ = self.ray.wait([result, signs], timeout=seconds)
         if not ready:
             raise queue.Empty
         return ready[0]
 
     def again(self, call: Call, seconds: float, error: Exception) -> list[Message]:
-        """Repeat a call to a worker that cannot be reached at the moment; after a minute the worker counts as lost."""
+        """Repeat a call to a worker that cannot be reached at the moment. After a minute, the worker is considered
+        lost."""
         self.unreachable += seconds
         if self.unreachable > UNREACHABLE_SECONDS:
             return self.gone(error)
@@ -141,7 +144,7 @@ class ActorChannel:
         return [("ended", None)]
 
     def new_ones(self, reply: bytes) -> list[Message]:
-        """The messages of a reply that have not been seen yet."""
+        """Return the messages of a reply that have not been seen yet."""
         self.node, numbered = pickle.loads(reply)
         found = [message for number, message in numbered if number > self.seen]
         self.seen = max([self.seen, *(number for number, _ in numbered)])
@@ -168,7 +171,7 @@ class ActorChannel:
             for call in self.calls:
                 left = max(0.0, until - time.monotonic())
                 found += self.new_ones(self.ray.get(call.result, timeout=left))
-        except Exception:  # it is gone, busy, or too slow
+        except Exception:  # the actor has ended, is busy, or is too slow
             pass
         if ("closed", None) in found:
             self.give_back(self.actor)
@@ -178,8 +181,9 @@ class ActorChannel:
 
 
 def new_actor(ray: Any, placement: Placement) -> Any:
-    """Start an actor, on a node that has room."""
-    # Without an accelerator of its own, an actor must not take one. XLA has as many threads as here: see `PipeChannel`
+    """Start an actor on a node with enough free resources."""
+    # An actor that was not assigned an accelerator must not take one. XLA gets the same number of threads as in this
+    # process; see `PipeChannel`.
     variables = {"NPROC": str(num_cores())} | INLINE | ({} if placement.worker_gpus else {"JAX_PLATFORMS": "cpu"})
     kind = ray.remote(
         num_cpus=placement.worker_cpus,
@@ -193,13 +197,13 @@ def new_actor(ray: Any, placement: Placement) -> Any:
 
 
 def end_actor(ray: Any, actor: Any) -> None:
-    """End an actor at once."""
-    with suppress(Exception):  # it may be gone already
+    """End an actor immediately."""
+    with suppress(Exception):  # it may have ended already
         ray.kill(actor)
 
 
 class Actor:
-    """The worker's side: serves a module's `Server`, as `upslope.engines.processes.serve` does."""
+    """The actor, which runs a module's `Server` as `upslope.engines.processes.serve` does."""
 
     def __init__(self, expected: dict[str, Any], mixed: bool, cpus: int):
         self.problem = difference(expected, facts([]), mixed)
@@ -209,18 +213,18 @@ class Actor:
         self.session: Session | None = None
 
     def begin(self, session: Session) -> None:
-        """Serve a module again, for another channel."""
+        """Start serving a module for a new channel."""
         self.session = session
         self.answered = 0
         """The number of the last request that was answered."""
         self.outbox = Outbox()
-        gc.unfreeze()  # the environments that were served before
+        gc.unfreeze()  # so that the previous environments can be collected
         self.server = import_module(session[1]).Server()
         self.heartbeat = Heartbeat(self.server, self.outbox.put)
         self.server.notices = Notices(self.heartbeat.notice)
 
     def answer(self, packed: bytes) -> bytes:
-        """Answer a request, unless it was answered already; return the messages after the last that was seen.
+        """Answer a request unless it was answered already, and return the messages after the last one that was seen.
 
         A request comes with its channel, its number, and the number of the last message that was seen.
         """
@@ -240,7 +244,7 @@ class Actor:
             return
         try:
             what, arguments = pickle.loads(request)
-        except Exception as error:  # a module is missing, or fails
+        except Exception as error:  # a module is missing or cannot be imported
             words = f"Node {place()} of the cluster could not read the data that it was sent: {told(error)}"
             self.heartbeat.answer("refused", words)
             return
@@ -250,11 +254,11 @@ class Actor:
         answer_request(self.server, self.heartbeat, what, arguments)
 
     def signs(self, seen: int) -> bytes:
-        """The messages after the last that was seen, while `answer` is at work."""
+        """Return the messages after the last one that was seen, while `answer` is running."""
         return self.outbox.after(seen)
 
     def interrupt(self) -> None:
-        """Call the server's `interrupt`, while `answer` is at work."""
+        """Call the server's `interrupt` while `answer` is running."""
         self.server.interrupt()
 
     def close(self, seen: int) -> bytes:
@@ -266,7 +270,7 @@ class Actor:
 
 
 class Outbox:
-    """A worker's messages by their numbers, until the main process has seen them."""
+    """Keeps a worker's messages by number until the main process has seen them."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -274,7 +278,7 @@ class Outbox:
         self.kept: deque[tuple[int, Message]] = deque()
 
     def put(self, message: Message) -> None:
-        """Add a message; of consecutive heartbeats only the last is kept."""
+        """Add a message. Of consecutive heartbeats, only the last is kept."""
         with self.lock:
             self.count += 1
             if message[0] == "beat" and self.kept and self.kept[-1][1][0] == "beat":
@@ -282,7 +286,8 @@ class Outbox:
             self.kept.append((self.count, message))
 
     def after(self, seen: int) -> bytes:
-        """This process's place, and the messages after the last that was seen; the earlier ones are forgotten."""
+        """Return this process's place and the messages after the last one that was seen, and discard the earlier
+        ones."""
         with self.lock:
             while self.kept and self.kept[0][0] <= seen:
                 self.kept.popleft()
@@ -296,7 +301,7 @@ def is_compiled(argument: Any) -> bool:
 
 @cache
 def place() -> str:
-    """This process's location, for a message."""
+    """Return this process's location for a message."""
     import ray  # pyright: ignore[reportMissingImports]
 
     return f"{ray.util.get_node_ip_address()}, process {os.getpid()}"

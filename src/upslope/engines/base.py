@@ -1,7 +1,7 @@
 """The engine protocol: advance a stacked `TrainState` [S] by a chunk of iterations.
 
-`compiled.py` holds the engines whose whole iteration is compiled, `host.py` the one for Gymnasium environments, and
-`workers.py` the one that distributes seeds over processes. All share `weigh` and `move`.
+`compiled.py` contains the engines whose whole iteration is compiled, `host.py` the engine for Gymnasium environments,
+and `workers.py` the engine that distributes seeds over processes. All of them use `weigh` and `move`.
 """
 
 import math
@@ -25,7 +25,7 @@ class Placement:
     """A cluster of machines, and the resources of each worker."""
 
     address: str
-    """The address of a Ray cluster; `auto`: the one running here, or else this machine."""
+    """The address of a Ray cluster; `auto` uses the cluster running on this machine, or else this machine alone."""
     worker_cpus: float | int = 1.0
     worker_gpus: float | int = 0.0
     modules: tuple[Path, ...] = ()
@@ -52,10 +52,10 @@ class Resources:
     """The machine resources that training may use. They never change results."""
 
     workers: int | None = None
-    """Number of processes that share a Gymnasium environment's seeds, or step slices of a slow one; None: as many as
-    are worthwhile."""
+    """Number of processes among which the seeds of a Gymnasium environment are divided, or which step slices of a slow
+    environment. If None, the number is chosen automatically."""
     cluster: Placement | None = None
-    """Where workers run; None: on this machine."""
+    """Where workers run; if None, on this machine."""
     is_one_of_mixed: bool = False
     """Whether this is one of several runs that train on nodes with different processors."""
 
@@ -66,14 +66,14 @@ class Resources:
 
 
 def resources_of(workers: int | None, cluster: str | Placement | None = None) -> Resources:
-    """The resources for these arguments; a cluster may be given by its address."""
+    """Return the resources for these arguments; a cluster may be given by its address."""
     return Resources(workers, Placement(cluster) if isinstance(cluster, str) else cluster)
 
 
 EVERYTHING = Resources()
-"""Use as many processes as are worthwhile on this machine."""
+"""The default resources: as many processes on this machine as are worthwhile."""
 EpisodeRow = tuple[int, int, float, int, tuple[float, ...]]
-"""(step, seed index, return, length, numbers from info) of a finished training episode."""
+"""A finished training episode: (step, seed index, return, length, numbers from info)."""
 
 
 @dataclass
@@ -83,7 +83,7 @@ class Chunk:
     metrics: dict[str, np.ndarray]
     """Name → [S, I]."""
     steps: np.ndarray
-    """Environment steps after each iteration [S, I]; unchanged where a seed was idle."""
+    """Environment steps after each iteration [S, I]; unchanged if a seed was idle."""
     before: np.ndarray
     """Environment steps before each iteration [S, I]."""
     episodes: list[list[EpisodeRow]] = field(default_factory=list)
@@ -91,14 +91,16 @@ class Chunk:
 
 
 def chunk_length(task: Task, chunks: int, most_steps: float | int = math.inf) -> int:
-    """The number of iterations in a chunk, such that a run has about this many chunks of at most `most_steps` steps per
-    seed. It depends on the task alone, since the best agent is determined between chunks."""
+    """Return the number of iterations in a chunk, so that a run has about this many chunks of at most `most_steps`
+    steps per seed.
+
+    It depends only on the task, since the best agent is determined between chunks."""
     length = (task.max_episode_steps or 1) if task.estimator.whole_episodes else task.rollout_steps
     return max(1, int(min(task.steps // chunks, most_steps)) // (task.num_envs * length))
 
 
 def never() -> bool:
-    """Return False: do not start the next chunk early."""
+    """Return False, so that the next chunk does not start early."""
     return False
 
 
@@ -111,7 +113,8 @@ class Engine(Protocol):
 
     @property
     def hangs(self) -> bool:
-        """Whether `advance` is stuck in an environment of this process, so that an interrupt may abort it at once."""
+        """Whether `advance` is stuck in an environment of this process, so that an interrupt may abort it
+        immediately."""
         ...
 
     def start(self) -> TrainState:
@@ -119,7 +122,7 @@ class Engine(Protocol):
         ...
 
     def advance(self, state: TrainState, may_continue: Callable[[], bool] = never) -> tuple[TrainState, Chunk]:
-        """Advance by one chunk. If it raises, `state` is still usable.
+        """Advance by one chunk. If this raises an error, `state` is still usable.
 
         If `may_continue` returns true at the end, the engine may start the next chunk speculatively.
         """
@@ -129,16 +132,17 @@ class Engine(Protocol):
         """Have every environment call one of its methods before its next reset.
 
         Raises:
-            UpslopeError: it has no such method, or its methods cannot be called during training.
+            UpslopeError: the environment has no such method, or its methods cannot be called during training.
         """
         ...
 
     def snapshot(self) -> dict[str, np.ndarray]:
-        """The data, besides the state, needed to continue from the end of the last complete `advance`."""
+        """The data that are needed, in addition to the state, to continue from the end of the last complete
+        `advance`."""
         ...
 
     def restore(self, snapshot: dict[str, np.ndarray], say: Callable[[str], None]) -> None:
-        """Restore the environments to a snapshot; report through `say` those for which that is impossible."""
+        """Restore the environments to a snapshot, and report those for which this is impossible through `say`."""
         ...
 
     def close(self) -> None:
@@ -148,19 +152,19 @@ class Engine(Protocol):
 
 @contextmanager
 def clock(phases: dict[str, float], phase: str) -> Iterator[None]:
-    """Add the duration of the block, in seconds, to a phase."""
+    """Add the duration of the block to a phase, in seconds."""
     started = perf_counter()
     yield
     phases[phase] = phases.get(phase, 0.0) + perf_counter() - started
 
 
 def not_finite(chunk: Chunk) -> np.ndarray:
-    """The rows [S] whose agent has non-finite numbers after the last iteration in which it learned."""
+    """The rows [S] whose agent has non-finite numbers after the last iteration in which it was updated."""
     moved = chunk.steps > chunk.before
     if not chunk.metrics:
-        return np.asarray(moved.any(axis=1))  # nothing was learned from these steps
+        return np.asarray(moved.any(axis=1))  # no update followed these steps
     last = moved.shape[1] - 1 - np.argmax(moved[:, ::-1], axis=1)
-    after = chunk.metrics["policy/loss"] + chunk.metrics["policy/kl"]  # the KL is that of the new parameters
+    after = chunk.metrics["policy/loss"] + chunk.metrics["policy/kl"]  # the KL is computed with the new parameters
     return np.asarray(moved.any(axis=1) & ~np.isfinite(after[np.arange(len(after)), last]))
 
 
@@ -173,6 +177,6 @@ def finite_seeds(agents: Any) -> np.ndarray:
 
 
 def fit_to_act(agents: Any, is_finite: np.ndarray) -> Any:
-    """The agents, with all numbers set to 0 in seeds that are not finite [S], since an environment may not survive
-    their actions."""
+    """Return the agents, with all numbers set to 0 in seeds that are not finite [S], since their actions could break an
+    environment."""
     return agents if is_finite.all() else where_seeds(is_finite, agents, jax.tree.map(np.zeros_like, agents))

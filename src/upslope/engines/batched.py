@@ -1,14 +1,14 @@
-"""Step vector environments: one object with N columns for each seed, which resets its columns itself.
+"""Step vector environments. Each seed has one object with N columns, which resets its columns itself.
 
-Its autoreset mode determines how the next episode begins, and no mode may leave a transition that never happened:
+The autoreset mode determines how the next episode begins. No mode may produce a transition that never happened:
 
-- NEXT_STEP: the step after an end ignores the action and returns the first observation of the next episode. That row
-  of the rollout is not valid: it is not a transition, has no weight, and does not count as a step.
+- NEXT_STEP: the step after an episode's end ignores the action and returns the first observation of the next episode.
+  That row of the rollout is not valid: it is not a transition, has no weight, and does not count as a step.
 - SAME_STEP: the step that ends an episode returns the first observation of the next one. The true successor is the
   final observation in info.
 - DISABLED: upslope resets the columns whose episodes are over.
 
-An episode in progress cannot be rebuilt, since its reset had no seed of its own: a resumed run begins new ones.
+An episode in progress cannot be rebuilt, since its reset had no seed of its own, so a resumed run begins new episodes.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,7 +47,7 @@ class BatchedEpisode:
     def __init__(self, seed: int, index: int):
         self.seed, self.index = seed, index
         self.episode, self.begun = -1, -1
-        """Number of episodes of this column so far, and of resets of its vector environment."""
+        """Number of episodes of this column so far, and number of resets of its vector environment."""
         self.episode_return, self.length, self.seen = 0.0, 0, 0
         self.info: tuple[float, ...] = ()
 
@@ -57,7 +57,7 @@ class BatchedEpisode:
         self.episode_return, self.length = 0.0, 0
 
     def describe(self) -> str:
-        """Describe the place."""
+        """Describe the current step for a message."""
         place = f"column {self.index} of seed {self.seed}, episode {self.episode}"
         return (
             f"{place} (the vector environment's reset seed {reset_seed(self.seed, 0, self.begun)}), step {self.length}"
@@ -65,7 +65,7 @@ class BatchedEpisode:
 
 
 class BatchedColumns:
-    """`HostColumns` of a vector environment for each seed."""
+    """The counterpart of `HostColumns` with one vector environment for each seed."""
 
     def __init__(
         self,
@@ -105,11 +105,12 @@ class BatchedColumns:
         self.is_waiting = np.zeros(count, bool)
         """Rows whose next step only resets them (NEXT_STEP)."""
         self.generators = [np.random.default_rng(seed) for seed in seeds]
-        """Draws the actions of columns that have to step although the result is ignored."""
+        """Generators of the actions of columns that must step although the result is ignored."""
         self.is_over = np.zeros(count, bool)
-        """Rows whose episode has ended, until the next begins."""
+        """Rows whose episode has ended and whose next episode has not begun."""
         self.is_stale = np.ones(count, bool)
-        """Rows out of step with their vector environment, which has not started, or has continued without them."""
+        """Rows that are out of step with their vector environment, because it has not started or has continued without
+        them."""
         self.mark(between_episodes=True)
 
     @property
@@ -128,14 +129,14 @@ class BatchedColumns:
         return np.flatnonzero(~self.is_waiting)
 
     def close(self) -> None:
-        """Close every vector environment, once; errors while closing are only reported."""
+        """Close every vector environment once. Errors while closing are only reported."""
         if not self.is_closed:
             self.is_closed = True
             with self.folder:
                 close_all(self.world.name, self.batches, lambda words: self.notices("close", words))
 
     def begin(self, rows: Sequence[int], *, afresh: bool = False) -> None:
-        """Begin a new episode in each of the rows, as the vector environment does itself; `afresh` resets whole
+        """Begin a new episode in each of the rows, by the vector environment's own autoreset; `afresh` resets whole
         vector environments."""
         chosen = np.zeros(len(self.episodes), bool)
         chosen[list(rows)] = True
@@ -162,9 +163,9 @@ class BatchedColumns:
         others = np.setdiff1d(self.rows_of(number), rows)
         if (~self.is_stale[others] & ~self.is_over[others]).any():
             raise UpslopeError(
-                f"{self.world.name} continues after {self.limit} steps, where --max-episode-steps ends the episode, "
+                f"{self.world.name} continues after {self.limit} steps, when --max-episode-steps ends the episode, "
                 "and a single column cannot be reset from outside. Let the vector environment itself enforce the "
-                "limit, with an argument of its own in --env-kwargs."
+                "limit, with one of its own arguments in --env-kwargs."
             )
 
     def rows_of(self, number: int) -> np.ndarray:
@@ -172,7 +173,7 @@ class BatchedColumns:
         return np.arange(number * self.shape[1], (number + 1) * self.shape[1])
 
     def reset_all(self, number: int) -> None:
-        """Reset a whole vector environment; its seed is a function of the run's seed and the number of resets."""
+        """Reset a whole vector environment. Its reset seed is a function of the run's seed and the number of resets."""
         rows = self.rows_of(number)
         for row in rows.tolist():
             self.episodes[row].begun += 1
@@ -199,7 +200,7 @@ class BatchedColumns:
         self.check_finite(rows.tolist(), np.zeros(len(self.episodes), np.float32), self.flat)
 
     def called(self, number: int, where: str, call: Callable[[Any], Any]) -> Any:
-        """Call a vector environment; an exception is reported with the place where it occurred."""
+        """Call a vector environment. An exception is reported with the step at which it occurred."""
         self.row = row = number * self.shape[1]
         try:
             with self.folder:
@@ -254,7 +255,8 @@ class BatchedColumns:
         mine = self.rows_of(number)
         is_waiting = self.is_waiting[mine].copy()
         ignored = mine[self.is_over[mine] & ~is_asked[mine]]
-        if self.modes[number] is AutoresetMode.DISABLED and len(ignored):  # it must not be stepped after its end
+        # A column must not be stepped after its episode's end.
+        if self.modes[number] is AutoresetMode.DISABLED and len(ignored):
             self.reset_some(number, ignored)
             self.is_stale[ignored] = True
         for column, row in enumerate(mine.tolist()):
@@ -279,7 +281,7 @@ class BatchedColumns:
         self.enter(number, reset, observation, info)
 
     def idle_action(self, number: int, row: int) -> Any:
-        """An allowed action for a column that has to step although its episode is over."""
+        """Draw an allowed action for a column that must step although its episode is over."""
         mask = None if self.mask is None else self.mask[row]
         return one_by_one(self.head.to_environment(self.head.random(self.generators[number], mask)[None]))[0]
 
@@ -293,7 +295,7 @@ class BatchedColumns:
         next_observation: Any,
         found: tuple[np.ndarray, ...],
     ) -> None:
-        """Store what a step returned for a column."""
+        """Store the result of a step for a column."""
         self.row, episode, name = row, self.episodes[row], self.world.name
         reward, terminated, truncated = found
         reward[row] = reward_of(flags[0], name, episode)
@@ -309,22 +311,21 @@ class BatchedColumns:
             self.border.place(next_observation, row, observation, episode)
             assign(self.flat, row, jax.tree.map(lambda x: x[row], next_observation))
         if not is_over and self.limit is not None and episode.length >= self.limit:
-            # The vector environment continues on its own: only resetting all of it brings the column back.
+            # The vector environment continues the episode, so only resetting all of it brings the column back.
             truncated[row] = self.is_over[row] = self.is_stale[row] = True
         if self.read_info is not None and (is_over or truncated[row]):
             episode.info = self.read_info(info, episode, column)
         self.allow(row, info, column, is_over=bool(is_over))
 
     def allow(self, row: int, info: Any, column: int, *, is_over: bool = False) -> None:
-        """Record the allowed choices of a row. At the end of an episode that has not been reset yet, nothing is
-        chosen."""
+        """Record the allowed choices of a row. No action is chosen at the end of an episode, before the reset."""
         if self.mask is not None:
             resets = is_over and self.modes[row // self.shape[1]] is not AutoresetMode.SAME_STEP
             given = {"action_mask": mask_of(info, column)}
             self.mask[row] = True if resets else read_mask(given, self.head, self.world.name, self.episodes[row])
 
     def call(self, name: str, arguments: list[Any]) -> None:
-        """Refuse to call a method: a single column is never reset from outside."""
+        """Refuse to call a method, since a single column is never reset from outside."""
         raise UpslopeError(
             f"{self.world.name} resets its columns itself, so no method can be called before an episode "
             f"begins. To call {name}, train on the single environments instead of the batched ones."
@@ -340,7 +341,8 @@ class BatchedColumns:
         self.marked = begun, [length] * len(begun), copied(self.observation)
 
     def snapshot(self) -> dict[str, np.ndarray]:
-        """How often each vector environment was reset, and the observations it returned; no episode can be rebuilt."""
+        """The number of resets of each vector environment, and the observations at the mark. No episode can be
+        rebuilt."""
         begun, lengths, observation = self.marked
         action = self.head.random(np.random.default_rng(0))[None]
         empty = self.head.kept(action, self.head.to_environment(action))[:0]
@@ -352,15 +354,16 @@ class BatchedColumns:
         }
 
     def restore(self, snapshot: dict[str, np.ndarray], say: Callable[[str], None]) -> list[int]:
-        """Begin new episodes; return the rows where one was in progress."""
+        """Begin new episodes, and return the rows in which an episode was in progress."""
         for episode, begun in zip(self.episodes, snapshot["episode"].tolist(), strict=True):
             episode.begun = begun
         running = np.flatnonzero(snapshot["length"] != NOT_RUNNING).tolist()
         if running:
             self.begin(range(len(self.episodes)), afresh=True)
             say(
-                f"{self.world.name} cannot be put back into the {len(running)} episodes in progress, since a vector "
-                "environment resets them itself. They start afresh, so this run is a continuation, but not bit for bit."
+                f"{self.world.name} cannot restore the {len(running)} episodes in progress, since a vector "
+                "environment resets them itself. New episodes start, so the resumed run is not bitwise identical to an "
+                "uninterrupted one."
             )
         self.mark(between_episodes=not running)
         return running
@@ -377,7 +380,7 @@ def columns_for(
     log_info: tuple[str, ...] = (),
     group_size: int = 1,
 ) -> HostColumns | BatchedColumns:
-    """The columns of an environment in this process: batched if it is a vector environment, which has no groups."""
+    """Create the columns of an environment in this process. A vector environment is batched and has no groups."""
     sizes = world, encoder, head, seeds, num_envs, limit
     if world.batch is not None:
         return BatchedColumns(*sizes, notices=notices, log_info=log_info)

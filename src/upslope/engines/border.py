@@ -1,7 +1,8 @@
-"""Validate what environments return against their spaces; nothing is cast silently.
+"""Validate the return values of environments against their spaces. Nothing is cast silently.
 
-An environment's first answers are checked in full, most later ones only by checks that cost almost nothing. A number
-that a cast would change, or an index out of range, is an error; values outside the bounds of a Box are reported once.
+An environment's first return values are checked in full, and most later ones only by checks that cost almost nothing. A
+number that a cast would change and an index out of range are errors. Values outside the bounds of a Box are reported
+once.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,11 +26,11 @@ from upslope.models.encoders import ObservationEncoder
 from upslope.models.head import ActionHead
 
 FIRST = 100
-"""Number of observations of each environment that are checked in full, besides the first of every episode."""
+"""Number of initial observations of each environment that are checked in full, like the first of every episode."""
 EVERY = 16
-"""Afterwards, every 16th observation is checked in full."""
+"""After that, only every 16th observation is checked in full."""
 FEW_SPACINGS = 4.0
-"""A feature is considered lost if its standard deviation is less than this many spacings between floats."""
+"""A feature is considered lost if its standard deviation is less than this many times the spacing between floats."""
 FAR = 10.0
 """If the mean is closer to 0 than this, a tiny spread is due to rounding rather than to an offset."""
 MANY = 10_000
@@ -44,7 +45,7 @@ RESET = "(observation, info)"
 
 @runtime_checkable
 class Place(Protocol):
-    """The episode that an observation belongs to."""
+    """The step at which an environment returned something."""
 
     seen: int
     """Number of observations of its environment so far."""
@@ -60,25 +61,25 @@ class Leaf:
     """One array of an observation: its storage format and its space's constraints."""
 
     path: str
-    """Empty if the observation is this array alone."""
+    """Name of the array in messages; empty if the observation is a single array."""
     keys: tuple[Any, ...]
-    """Path to the array within an observation, outermost key first."""
+    """Path to the array within an observation, with the outermost key first."""
     space: gymnasium.Space | None
     shape: tuple[int, ...]
     dtype: np.dtype
     low: Any
     high: Any
-    """Bounds; None if there are none to check."""
+    """Bounds, or None if there are no bounds to check."""
     is_index: bool
-    """Whether the numbers are indices, which must lie within the bounds."""
+    """Whether the numbers are indices, which must be within the bounds."""
 
     @cached_property
     def plain_dtypes(self) -> frozenset[np.dtype]:
-        """The dtypes whose numbers keep their meaning in this one."""
+        """The dtypes that can be converted to the stored dtype without changing a number."""
         return frozenset({self.dtype, np.dtype(np.float64)} if self.dtype == np.float32 else {self.dtype})
 
     def wrong(self, observation: Any) -> str:
-        """Why the value cannot be stored unchanged; empty if it can."""
+        """Explain why the value cannot be stored unchanged; empty if it can."""
         try:
             x = np.asarray(observation)
         except STOPS:
@@ -86,7 +87,7 @@ class Leaf:
         except BaseException as error:  # e.g. a tensor that records gradients
             return f"NumPy cannot read it: {told(error)}"
         if np.ma.is_masked(observation):
-            return "some of its numbers are masked, and what is below the mask is not part of it"
+            return "some of its numbers are masked, so they are not part of it"
         if x.dtype.kind not in "fiub":
             return f"it is {type(observation).__name__}, not numbers" if x.ndim == 0 else f"its dtype is {x.dtype}"
         if self.dtype.kind == "f":
@@ -109,7 +110,7 @@ class Leaf:
         return ""
 
     def is_plainly_right(self, x: Any) -> bool:
-        """Whether checks that cost almost nothing confirm that the value is in the space."""
+        """Whether inexpensive checks already confirm that the value is in the space."""
         if self.is_index:
             return type(x) in WHOLE and self.shape == () and bool(self.low <= x <= self.high)
         return type(x) is np.ndarray and x.shape == self.shape and x.dtype in self.plain_dtypes
@@ -124,7 +125,7 @@ class Leaf:
 
 
 class Border:
-    """Allocate the observation arrays and check what is written into them."""
+    """Allocates observation arrays and checks the values that are written into them."""
 
     def __init__(self, name: str, space: gymnasium.Space, encoder: ObservationEncoder, notices: Notices | None = None):
         self.name, self.space, self.shapes = name, space, encoder.shapes
@@ -156,7 +157,7 @@ class Border:
         assign(into, row, shaped_like(self.shapes, observation))
 
     def place_parts(self, into: Any, row: int, observation: Any) -> bool:
-        """Write each array that passes the quick check; return whether all did."""
+        """Write each array that passes the quick check, and return whether all of them passed."""
         try:
             for leaf in self.leaves:
                 array, x = into, observation
@@ -170,7 +171,7 @@ class Border:
         return True
 
     def check(self, observation: Any, episode: Place) -> None:
-        """Raise an error if a value is not in the space; report values outside its bounds and features lost in 32
+        """Raise an error if a value is not in the space, and report values outside its bounds and features lost in 32
         bits."""
         self.require_fit(observation, episode)
         for leaf, x, spread in zip(self.leaves, self.parts(observation), self.spreads, strict=True):
@@ -211,8 +212,8 @@ class Border:
             )
 
     def misfit(self, observation: Any) -> tuple[Any, Any, str] | None:
-        """The first part that does not have the structure or the shape of the space, what is expected instead, and its
-        path; None if all have."""
+        """Return the first part whose structure or shape differs from the space, what was expected instead, and its
+        path; None if every part fits."""
         try:
             parts = self.parts(observation)
         except ValueError:
@@ -234,8 +235,8 @@ class Border:
 
 
 class Spread:
-    """Running mean and standard deviation of each element of an array in 64 bits, by Welford's update; a count of −1
-    means finished."""
+    """Running mean and standard deviation of each element of an array in 64 bits, by Welford's update. A count of −1
+    means that tracking has finished."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -255,7 +256,8 @@ class Spread:
 
 
 def lost_digits(mean: Any, deviation: Any, dtype: Any = np.float32) -> np.ndarray:
-    """Mask of the features whose deviation is less than a few spacings, at `mean`, of the floats that networks read."""
+    """Mask of the features whose deviation is less than a few times the spacing, at `mean`, of the floats that networks
+    read."""
     mean, deviation = np.atleast_1d(mean), np.atleast_1d(deviation)
     kept = np.float16 if np.dtype(dtype) == np.float16 else np.float32
     with np.errstate(all="ignore"):
@@ -266,8 +268,9 @@ def lost_digits(mean: Any, deviation: Any, dtype: Any = np.float32) -> np.ndarra
 
 
 def lost_in_float32(observations: np.ndarray) -> np.ndarray:
-    """Features of observations [n, …], as the environment returned them, that 32-bit floats cannot resolve, as indices
-    into the flattened observation."""
+    """Find the features that 32-bit floats cannot resolve in observations [n, …], as the environment returned them.
+
+    The result contains indices into the flattened observation."""
     flat = np.asarray(observations, np.float64).reshape(len(observations), -1)
     return np.flatnonzero(lost_digits(flat.mean(0), flat.std(0)))
 
@@ -288,16 +291,16 @@ def words_of_loss(name: str, path: str, spread: Spread, lost: np.ndarray, dtype:
 
 
 def leaves_of(space: gymnasium.Space, shapes: Any) -> list[Leaf]:
-    """The arrays of an observation in this space."""
+    """Return the leaves of an observation in this space."""
     named = jax.tree_util.tree_leaves_with_path(shapes, is_leaf=is_shape)
     parts = jax.tree.leaves(leaf_spaces(space), is_leaf=lambda node: isinstance(node, gymnasium.Space))
-    if len(parts) != len(named):  # an encoder that reads the space in a different form
+    if len(parts) != len(named):  # the encoder reads the space in a different form
         parts = [space] * len(named) if len(named) == 1 else [None] * len(named)
     return [leaf_of(path, part, shape) for (path, shape), part in zip(named, parts, strict=True)]
 
 
 def leaf_of(path: tuple[Any, ...], space: gymnasium.Space | None, shape: tuple[int, ...]) -> Leaf:
-    """The leaf of one space, at this JAX key path in an observation."""
+    """Return the leaf of one space, at this JAX key path in an observation."""
     dtype = np.dtype(np.float32) if space is None else stored_dtype(space)
     low: Any = None
     high: Any = None
@@ -317,11 +320,11 @@ def leaf_of(path: tuple[Any, ...], space: gymnasium.Space | None, shape: tuple[i
 
 
 WHOLE = frozenset({int, np.int64, np.int32})
-"""Index types that need only a range check."""
+"""Types of indices that need only a range check."""
 
 
 def stored_dtype(space: gymnasium.Space) -> np.dtype:
-    """The dtype that observations are stored in: the space's own in this machine's byte order, with 64-bit floats
+    """The dtype in which observations are stored: that of the space in this machine's byte order, with 64-bit floats
     reduced to 32 bits."""
     dtype = np.dtype(space.dtype or np.float32)
     return np.dtype(np.float32) if dtype.kind == "f" and dtype.itemsize > 4 else dtype.newbyteorder("=")
@@ -333,7 +336,7 @@ def shape_of(x: Any) -> Any:
 
 
 def has_shape(x: Any, shape: tuple[int, ...]) -> bool:
-    """Whether a value is an array, a number or rows of numbers of this shape."""
+    """Whether a value is an array, a number, or nested rows of numbers with this shape."""
     try:
         return shape_of(x) == shape
     except STOPS:
@@ -343,7 +346,7 @@ def has_shape(x: Any, shape: tuple[int, ...]) -> bool:
 
 
 def kind_of(x: Any) -> str:
-    """What was returned instead of the expected array: its shape, or its type if it is not an array."""
+    """Describe what was returned instead of the expected array: its shape, or its type if it is not an array."""
     if isinstance(x, np.ndarray | np.generic | int | float | list):
         try:
             return f"of shape {shape_of(x)}"
@@ -355,25 +358,29 @@ def kind_of(x: Any) -> str:
 
 
 def short(x: Any) -> str:
-    """A value in at most 80 characters, on one line."""
+    """Shorten a value to at most 80 characters on one line."""
     text = " ".join(text_of(x).split())
     return text if len(text) <= 80 else text[:77] + "…"
 
 
 def reset_answer(answer: Any, name: str, place: Place) -> Any:
-    """The first observation from the return value of `reset`."""
+    """Extract the first observation from the return value of `reset`."""
     if isinstance(answer, tuple | list) and len(answer) == 2 and (answer[1] is None or isinstance(answer[1], Mapping)):
         return answer[0]
     raise UpslopeError(
         f"{name} returned {answer_in_words(answer)} from reset(), where Gymnasium expects {RESET}: {place.describe()}. "
-        "Environments older than Gymnasium 0.26 return the observation alone: return (observation, {})."
+        "Environments written before Gymnasium 0.26 return only the observation: return (observation, {})."
     )
 
 
 def step_answer(answer: Any, name: str, place: Place) -> tuple[Any, float, bool, bool]:
-    """Observation, reward, terminated and truncated from the return value of `step`."""
+    """Extract observation, reward, terminated and truncated from the return value of `step`."""
     if not isinstance(answer, tuple | list) or len(answer) != 5:
-        old = " Environments older than Gymnasium 0.26 return `done` instead of the two." if is_old(answer) else ""
+        old = (
+            " Environments written before Gymnasium 0.26 return `done` instead of the two flags."
+            if is_old(answer)
+            else ""
+        )
         raise UpslopeError(
             f"{name} returned {answer_in_words(answer)} from step(), where Gymnasium expects {STEP}: "
             f"{place.describe()}.{old} Correct what step() returns."
@@ -384,7 +391,7 @@ def step_answer(answer: Any, name: str, place: Place) -> tuple[Any, float, bool,
 
 
 def is_old(answer: Any) -> bool:
-    """Whether the answer has the format that `step` returned before Gymnasium 0.26."""
+    """Whether the value has the format that `step` returned before Gymnasium 0.26."""
     return isinstance(answer, tuple | list) and len(answer) == 4
 
 
@@ -411,7 +418,7 @@ def reward_of(reward: Any, name: str, place: Place) -> float:
     if x.dtype.kind in "fiub":
         raise UpslopeError(
             f"{name} returned a reward of shape {x.shape}, {short(x)}: {place.describe()}. upslope learns from "
-            f"one number. Combine its parts, each with a weight of your choice: --wrapper '{weighing(x.size)}'."
+            f"one number. Combine its parts with weights of your choice: --wrapper '{weighing(x.size)}'."
         )
     raise UpslopeError(
         f"{name} returned the reward {short(reward)} of type {type(reward).__name__}, where a number is expected: "
@@ -420,7 +427,7 @@ def reward_of(reward: Any, name: str, place: Place) -> float:
 
 
 def as_numbers(x: Any) -> np.ndarray:
-    """The value as an array, which holds no number if NumPy cannot read it or a part of it is masked."""
+    """Convert the value to an array, which contains no numbers if NumPy cannot read it or a part of it is masked."""
     try:
         return np.asarray(None if np.ma.is_masked(x) else x)
     except STOPS:
@@ -430,7 +437,7 @@ def as_numbers(x: Any) -> np.ndarray:
 
 
 def in_32_bits(reward: Any, name: str, place: Place) -> float:
-    """The reward, if it fits into the 32-bit floats in which rewards are stored."""
+    """Return the reward if it fits into the 32-bit floats in which rewards are stored; otherwise raise an error."""
     if (isinstance(reward, int) or np.isfinite(reward)) and abs(reward) > LARGEST:
         raise UpslopeError(
             f"{name} returned the reward {short(reward)}, beyond the largest float32: {place.describe()}. Scale the "
@@ -443,7 +450,7 @@ LARGEST = float(np.finfo(np.float32).max)
 
 
 def weighing(size: int) -> str:
-    """The wrapper that gives all parts of a reward the same weight."""
+    """Return the wrapper that gives all parts of a reward the same weight."""
     weights = str([1] * size) if size <= MOST_WEIGHTS else f"[1, 1, …: {size} numbers]"
     return f'WeightedReward:{{"weights": {weights}}}'
 
@@ -466,23 +473,23 @@ def flag_of(flag: Any, what: str, name: str, place: Place) -> bool:
 
 
 def raised(name: str, where: str, place: str, error: BaseException) -> str:
-    """The error message for an environment's own exception, with the place where it was raised."""
+    """The error message for an exception in an environment, with the step at which it was raised."""
     words, at = text_of(error).strip(), raised_at(error)
-    if isinstance(error, UpslopeError):  # raised in one of upslope's own wrappers
+    if isinstance(error, UpslopeError):  # raised in a wrapper of upslope
         return f"{name}: {words} — {place}."
     said = f"{name} raised {type(error).__name__} in {where}()" + (f": {words}" if words else "")
     if isinstance(error, ValueError | TypeError) and "unpack" in words and "gymnasium" in at:
-        at += f"; a wrapper of Gymnasium's expects {STEP} from step() and {RESET} from reset()"
+        at += f"; a Gymnasium wrapper expects {STEP} from step() and {RESET} from reset()"
     return f"{said} — {place}" + (f" ({at})." if at else ".")
 
 
 def read_mask(info: Any, head: ActionHead, name: str, place: Place) -> Any:
-    """The mask of allowed choices in an environment's info [M]."""
+    """Return the mask of allowed choices [M] in an environment's info."""
     return flat_mask(mask_in(info), head, name, place.describe)
 
 
 def flat_mask(mask: Any, head: ActionHead, name: str, describe: Callable[[], str]) -> Any:
-    """The allowed choices of a mask [M]; `describe` tells where it was returned.
+    """Return the allowed choices of a mask [M]; `describe` describes the step at which it was returned.
 
     Raises:
         UpslopeError: the mask is missing, or does not fit the actions.

@@ -1,7 +1,7 @@
-"""Calls to environments' methods during training: each environment makes them in order, before its next reset.
+"""Calls of environments' methods during training. Each environment makes them in order, before its next reset.
 
-When its current episode began, an environment had made the first `called` of all calls. That number is enough to
-rebuild it: a new environment makes that many before the episode is replayed, and the rest before the next one.
+When its current episode began, an environment had made the first `called` calls. This number is enough to rebuild the
+episode: a new environment makes that many calls before the episode is replayed, and the rest before the next one.
 """
 
 import json
@@ -19,10 +19,10 @@ Call = tuple[str, list[Any]]
 
 
 def method_of(env: gymnasium.Env, name: str, environment: str) -> Any:
-    """The method with this name of the environment or one of its wrappers.
+    """Return the method with this name of the environment or one of its wrappers.
 
     Raises:
-        UpslopeError: there is none.
+        UpslopeError: there is no such method.
     """
     find = getattr(env, "get_wrapper_attr", None)
     try:
@@ -38,15 +38,16 @@ def method_of(env: gymnasium.Env, name: str, environment: str) -> Any:
 
 
 def as_array(calls: Sequence[Call]) -> np.ndarray:
-    """The calls as bytes, for a snapshot."""
+    """Convert the calls to bytes for a snapshot."""
     return np.frombuffer(json.dumps(calls).encode(), np.uint8)
 
 
 def calls_in(snapshot: Mapping[str, np.ndarray]) -> list[Call]:
-    """The calls in a snapshot.
+    """Read the calls in a snapshot.
 
     Raises:
-        ValueError: they are not a list of names and arguments, or an environment has made more than there are.
+        ValueError: the calls are not a list of names and arguments, or an environment has made more calls than there
+            are.
     """
     if "calls" not in snapshot:
         return []

@@ -1,7 +1,7 @@
-"""A Ray cluster: its nodes, their resources, and the connection to it (extra `ray`). Its workers are in `actors.py`.
+"""A Ray cluster: its nodes, their resources, and the connection to it (extra `ray`). `actors.py` contains its workers.
 
-Anyone who can reach a Ray cluster can run code on it. A cluster that upslope starts requires a token, and one that it
-joins should too. Only the main process writes files.
+Anyone who can reach a Ray cluster can run code on it. A cluster that upslope starts requires a token, and a cluster
+that it joins should require one too. Only the main process writes files.
 """
 
 import os
@@ -26,7 +26,7 @@ from upslope.errors import UpslopeError
 LOOK_SECONDS = 60.0
 """Seconds within which a node must report its versions."""
 RELEASE_SECONDS, LOOK_AGAIN = 3.0, 0.25
-"""Seconds that workers have to release their processors once closed, and seconds between two checks of this."""
+"""Seconds within which closed workers must release their processors, and seconds between two checks of this."""
 AUTO = "auto"
 
 
@@ -38,7 +38,7 @@ def require_ray() -> Any:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's next version does this, and this one warns
-    os.environ.setdefault("RAY_worker_niceness", "0")  # of a cluster that is started here; Ray's own is 15
+    os.environ.setdefault("RAY_worker_niceness", "0")  # applies to a cluster started here; Ray's default is 15
     for name, value in INLINE.items():
         os.environ.setdefault(name, value)
     try:
@@ -55,22 +55,22 @@ class Cluster:
     def __init__(self, ray: Any, placement: Placement):
         self.ray, self.placement = ray, placement
         self.compared: set[tuple[str, str]] = set()
-        """Nodes that were checked, each with a module found there; the module is empty for the general comparison."""
+        """Checks that nodes have passed, as (node, module); the module is empty for the general comparison."""
         self.refused: set[str] = set()
-        """Why nodes that joined later are not used."""
+        """The reasons why nodes that joined later are not used."""
         self.idle: list[Any] = []
-        """Actors that have closed their environments, for the next workers."""
+        """Idle actors, which have closed their environments and can serve the next workers."""
 
     def nodes(self) -> list[dict[str, Any]]:
         """The nodes that are alive and have processors for workers."""
         return [n for n in self.ray.nodes() if n["Alive"] and n["Resources"].get("CPU", 0) > 0]
 
     def require(self, part: Any, environment: AnyEnvironment) -> None:
-        """Compare the versions and processors of all nodes with this machine's, and check for the modules that they
-        need to unpickle what they are sent.
+        """Check that the versions and processors of all nodes match this machine's, and that nodes have the modules
+        needed to unpickle the data sent to them.
 
         Raises:
-            UpslopeError: a node differs, or lacks a module; the message names it.
+            UpslopeError: a node differs or lacks a module; the message names the node.
         """
         mine, modules = facts([]), modules_of(part, environment)
 
@@ -88,10 +88,10 @@ class Cluster:
             self.compared |= asks(node)
 
     def answer_of_node(self, node: dict[str, Any], reference: Any) -> dict[str, Any] | None:
-        """A node's facts; None if it has left in the meantime."""
+        """Return a node's facts; None if it has left the cluster in the meantime."""
         try:
             return self.ray.get(reference, timeout=LOOK_SECONDS)
-        except Exception as error:  # upslope may be missing there, or too old to respond
+        except Exception as error:  # upslope may be missing there or too old to respond
             until = time.monotonic() + LOOK_SECONDS
             while not isinstance(error, self.ray.exceptions.RayTaskError) and time.monotonic() < until:
                 if node["NodeID"] not in {one["NodeID"] for one in self.nodes()}:
@@ -110,7 +110,7 @@ class Cluster:
         return self.ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(facts).remote(modules)
 
     def capacity(self) -> int:
-        """How many workers fit the free processors and accelerators, at least one.
+        """Return how many workers, at least one, fit into the free processors and accelerators.
 
         Raises:
             UpslopeError: no node is large enough for a worker.
@@ -129,12 +129,13 @@ class Cluster:
         return max(1, min(sum(wholes), free))
 
     def free(self) -> int:
-        """How many more workers the cluster has room for now."""
+        """Return the number of additional workers for which the cluster has room now."""
         return fits(self.ray.available_resources(), self.placement.worker_cpus, self.placement.worker_gpus)
 
     def room(self, part: Any, environment: AnyEnvironment, say: Callable[[str], None]) -> int:
-        """How many more workers the cluster has room for; none if it contains a node that `require` would refuse, which
-        is reported once."""
+        """Return the number of additional workers for which the cluster has room.
+
+        It is 0 if the cluster contains a node that `require` would refuse, which is reported once."""
         free = self.free() + len(self.idle)
         if free < 1:
             return 0
@@ -148,11 +149,11 @@ class Cluster:
         return free
 
     def worker_words(self) -> str:
-        """The resources of a worker, e.g. `1 CPU`."""
+        """Describe the resources of a worker, e.g. `1 CPU`."""
         return resource_words({"CPU": self.placement.worker_cpus, "GPU": self.placement.worker_gpus})
 
     def words(self, workers: int) -> str:
-        """The line that shows where training runs and the resources it uses."""
+        """Return the line that shows where training runs and which resources it uses."""
         nodes = self.nodes()
         cpus = sum(node["Resources"].get("CPU", 0) for node in nodes)
         return (
@@ -170,7 +171,7 @@ class Cluster:
         return Worker(ActorChannel(self.ray, actor, module, self.idle.append), index, share, notices)
 
     def release(self) -> None:
-        """End the idle actors, so that others can use their processors."""
+        """End the idle actors to free their processors for others."""
         while self.idle:
             end_actor(self.ray, self.idle.pop())
 
@@ -180,10 +181,10 @@ connected: dict[tuple[Any, ...], Cluster] = {}
 
 
 def connect(placement: Placement) -> Cluster:
-    """Connect to the cluster of a placement, or start one here.
+    """Connect to the cluster of a placement, or start one on this machine.
 
     Raises:
-        UpslopeError: Ray is missing, no cluster answers, or this process is connected to another one.
+        UpslopeError: Ray is missing, no cluster responds, or this process is connected to another cluster.
     """
     ray = require_ray()
     if not ray.is_initialized():
@@ -205,7 +206,7 @@ def connect(placement: Placement) -> Cluster:
 
 
 begun: dict[tuple[str, str], Placement] = {}
-"""The placements with which this process made its connections."""
+"""The placements with which this process opened its connections."""
 
 
 def connection(ray: Any) -> tuple[str, str]:
@@ -222,13 +223,15 @@ def release(placement: Placement | None) -> None:
 
 
 def begin(ray: Any, placement: Placement) -> None:
-    """Join a cluster; with `auto`, the one running on this machine, or else one that is started here and ends with this
-    process."""
+    """Join a cluster.
+
+    With `auto`, this is the cluster running on this machine, or else a new one that ends with this process."""
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
     if files := module_files(placement.modules):
         options["runtime_env"] = {"py_modules": [str(path) for path in files]}
     joining = {name: value for name, value in options.items() if name != "include_dashboard"}
-    with suppress(AttributeError):  # a lost node's log would flood standard output; upslope reports what is lost
+    # A lost node's log would flood standard output, and upslope reports lost workers itself.
+    with suppress(AttributeError):
         ray._private.worker._worker_logs_enabled = False
     try:
         ray.init(address=placement.address, **joining)
@@ -236,7 +239,7 @@ def begin(ray: Any, placement: Placement) -> None:
         if placement.address != AUTO:
             raise UpslopeError(unreachable(placement.address, error)) from error
         ray.init(address="local", **options)
-    except Exception as error:  # another version of Python or Ray, a missing token, a malformed address
+    except Exception as error:  # e.g. another version of Python or Ray, a missing token, or a malformed address
         raise UpslopeError(unreachable(placement.address, error)) from error
 
 
@@ -245,16 +248,16 @@ def unreachable(address: str, error: Exception) -> str:
     return (
         f"The cluster {address} cannot be joined: {brief(error)}. Start one with `ray start --head` on one machine and "
         "`ray start --address HOST:6379` on the others, with the same versions of Python and Ray and the same token. "
-        "--cluster auto uses the one running here, or else this machine."
+        "--cluster auto uses the cluster running on this machine, or else this machine alone."
     )
 
 
 def module_files(modules: Iterable[Path]) -> list[Path]:
-    """What is sent to the nodes for the folders and files of --py-module: whole packages, and the modules of a folder
-    that is not a package.
+    """Return the paths to send to the nodes for --py-module: whole packages and files, and the modules of a folder that
+    is not a package.
 
     Raises:
-        UpslopeError: one does not exist, or contains no module.
+        UpslopeError: a path does not exist, or contains no module.
     """
     found: list[Path] = []
     for path in modules:
@@ -273,12 +276,12 @@ def is_module(path: Path) -> bool:
 
 
 def fits(resources: dict[str, float], cpus: float, gpus: float) -> int:
-    """How many workers fit into these resources."""
+    """Return the number of workers that fit into these resources."""
     counts = [int(resources.get("CPU", 0.0) // cpus)] if cpus else []
     return min([*counts, *([int(resources.get("GPU", 0.0) // gpus)] if gpus else [])])
 
 
 def resource_words(resources: dict[str, float]) -> str:
-    """A description of processors and accelerators."""
+    """Describe processors and accelerators."""
     gpus = resources.get("GPU", 0.0)
     return f"{number(resources.get('CPU', 0.0))} CPU" + (f" and {number(gpus)} GPU" if gpus else "")

@@ -19,15 +19,15 @@ AHEAD = 64
 LARGE = 4096
 """Observations of this many bytes or more are not stored twice."""
 STEPS_PER_SUCCESSOR = 16
-"""Space is reserved for one successor per this many steps of a seed; it is doubled until they fit."""
+"""Space is reserved for one successor per this many steps of a seed, and is doubled until the successors fit."""
 BEYOND = np.iinfo(np.int32).max
 """The index that marks padding, beyond every rollout."""
 
 
 @runtime_checkable
 class Steppable(Protocol):
-    """The interface of S × N environments that `collect` uses: `HostColumns`, `BatchedColumns` of vector environments,
-    or `SlicedColumns` in other processes."""
+    """The interface of S × N environments: `HostColumns`, `BatchedColumns` of vector environments, or `SlicedColumns`
+    in other processes."""
 
     shape: tuple[int, int]
 
@@ -53,26 +53,28 @@ class Steppable(Protocol):
 
     @property
     def folder(self) -> TheirFolder:
-        """The current folder of its environments."""
+        """The current folder of the environments."""
         ...
 
     @property
     def acting(self) -> np.ndarray:
-        """The rows whose next step is a transition; the others are only reset by their next step."""
+        """The rows whose next step is a transition. The next step of all other rows only resets them."""
         ...
 
     def begin(self, rows: Sequence[int], *, afresh: bool = False) -> None:
-        """Begin a new episode in each of the rows; `afresh` forces a reset even if the environment resets itself."""
+        """Begin a new episode in each of the rows. With `afresh`, an environment that resets itself is reset too."""
         ...
 
     def step(self, action: np.ndarray, rows: np.ndarray, next_observation: Any) -> tuple[np.ndarray, ...]:
-        """Step the rows; return reward, terminated and truncated."""
+        """Step the rows, and return reward, terminated and truncated."""
         ...
 
 
 class EpisodeEnds(NamedTuple):
-    """The finished episodes of a rollout: seed index, step within the rollout, column within the seed, return, length,
-    each [E], and the numbers from info under K keys [E, K]."""
+    """The finished episodes of a rollout.
+
+    Seed index, step within the rollout, column within the seed, return and length are each [E]; the numbers from info
+    under K keys are [E, K]."""
 
     seed_index: np.ndarray
     t: np.ndarray
@@ -90,10 +92,9 @@ class EndedRows(NamedTuple):
 
 
 class HostRollout:
-    """A growing rollout in NumPy: a list per field, one entry [S·N, …] per step.
+    """A growing rollout in NumPy, with a list per field and an entry [S·N, …] per step.
 
-    If it is `compact`, the true successors of large observations are kept only where the next row does not contain
-    them.
+    If it is `compact`, the true successors of large observations are stored only if the next row does not contain them.
     """
 
     def __init__(self, columns: Steppable, *, compact: bool):
@@ -121,16 +122,16 @@ class HostRollout:
         return host_rollout(fields)
 
     def stacked(self, steps: list[Any]) -> Any:
-        """The steps of a field, stacked into one array for each of its arrays; the list is empty afterwards, so that
-        large observations are not held twice."""
-        if isinstance(steps[0], np.ndarray):  # the usual case, without the cost of a tree traversal
+        """Stack the steps of a field, array by array. The list is emptied, so that large observations are not held in
+        memory twice."""
+        if isinstance(steps[0], np.ndarray):  # the common case, which avoids the cost of a tree traversal
             return self.in_one(steps)
         leaves, structure = [jax.tree.leaves(step) for step in steps], jax.tree.structure(steps[0])
         steps.clear()
         return structure.unflatten([self.in_one([step.pop(0) for step in leaves]) for _ in range(structure.num_leaves)])
 
     def in_one(self, steps: list[np.ndarray]) -> np.ndarray:
-        """Arrays [S·N, …] of T steps → [S, T, N, …]; the list is empty afterwards."""
+        """Stack arrays [S·N, …] of T steps to [S, T, N, …]. The list is emptied."""
         if steps[0].nbytes < LARGE:
             stacked = np.array(steps)
         else:
@@ -143,17 +144,17 @@ class HostRollout:
 
 
 NOTHING = np.zeros(0)
-"""Takes the place of an array that was copied."""
+"""Replaces an array that has been copied."""
 
 
 def size_of_one(flat: Any) -> int:
-    """Bytes of one of the observations [S·N, …]."""
+    """Return the size in bytes of one of the observations [S·N, …]."""
     return sum(x.nbytes // max(len(x), 1) for x in jax.tree.leaves(flat))
 
 
 def successors_of(ends: list[EndedRows], newest: Any, shape: tuple[int, int]) -> Successors:
-    """The successors [S, K, …] that no next row contains; `newest` are those of the last step. A seed with fewer than K
-    is padded."""
+    """Return the successors [S, K, …] that no next row contains; `newest` are those of the last step. Seeds with fewer
+    than K successors are padded."""
     num_seeds, num_envs = shape
     rest = np.setdiff1d(np.arange(num_seeds * num_envs), ends[-1].rows)
     at_last = EndedRows(rest, jax.tree.map(lambda x: x[rest], newest))
@@ -170,8 +171,10 @@ def successors_of(ends: list[EndedRows], newest: Any, shape: tuple[int, int]) ->
 
 
 def fitted(stored: Successors, size: int) -> Successors:
-    """One seed's successors in a rollout of `size` steps, with K limited to a few values, so that few programs are
-    compiled. The result does not depend on the other seeds."""
+    """Pad one seed's successors in a rollout of `size` steps to one of a few values of K, so that few programs are
+    compiled.
+
+    The result does not depend on the other seeds."""
     count, least = int(np.sum(stored.place != BEYOND)), max(1, size // STEPS_PER_SUCCESSOR)
     capacity = least << max(0, (-(-count // least) - 1).bit_length())
 
@@ -198,27 +201,28 @@ class Act:
         ahead: int = AHEAD,
         noise: np.ndarray | None = None,
     ) -> "Choose":
-        """Bind agents [S], keys [S] or their data and, if the model has one, the memory of every column [S, N, …]; the
-        noise of `ahead` steps is drawn at once, except that the `noise` of the first steps may be passed in."""
+        """Bind agents [S], keys [S] or their data and, if the model has a memory, the memory of every column [S, N, …].
+
+        The noise of `ahead` steps is drawn in one call. The `noise` of the first steps may be passed instead."""
         data = np.asarray(raw(keys))
         if memory is None or acts_here(agents, memory):
             return ActHere(self, agents, data, memory, ahead, noise)
         return ActCompiled(self, jax.device_put(agents), data, memory)
 
     def draw_all(self, agents: Any, keys: np.ndarray, observation: Any, ahead: int) -> np.ndarray:
-        """The noise of the first `ahead` steps of several iterations, given the data of their keys [I, S, W]:
-        [I, ahead, S, N, …]."""
+        """Draw the noise of the first `ahead` steps of several iterations, [I, ahead, S, N, …], given the data of their
+        keys [I, S, W]."""
         return self.drawn(agents, observation, ahead, keys.shape[:1])(keys, 0)
 
     def draw(self, agents: Any, keys: np.ndarray, observation: Any, t: int, ahead: int) -> np.ndarray:
-        """The noise of the actions at t, t + 1, …: [ahead, S, N, …]."""
+        """Draw the noise of the actions at t, t + 1, …, [ahead, S, N, …]."""
         return self.drawn(agents, observation, ahead)(keys, t)
 
     def drawn(
         self, agents: Any, observation: Any, ahead: int, batch: tuple[int, ...] = ()
     ) -> Callable[..., np.ndarray]:
-        """The program that draws noise from the data of keys [*batch, S, W] and t. Only the shapes of agents and
-        observations matter, so the arrays are not inputs to it."""
+        """Return the program that draws noise from the data of keys [*batch, S, W] and t. Only the shapes of agents and
+        observations matter, so they are not inputs of the program."""
         shapes = (batch, ahead, *(x.shape for x in jax.tree.leaves(observation)))
         if shapes not in self.draws:
             like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (agents, observation))
@@ -229,7 +233,8 @@ class Act:
 
 
 def acts_here(agents: Any, memory: Memory) -> bool:
-    """Whether actions are chosen in NumPy: the model has no memory, and can compute its policy without the value."""
+    """Whether actions are chosen in NumPy. This requires a model without memory that can compute its policy without the
+    value."""
     return hasattr(agents.model, "policy") and not jax.tree.leaves(memory.carry)
 
 
@@ -247,12 +252,13 @@ class Choose(Protocol):
         ...
 
     def restart(self, rows: np.ndarray) -> None:
-        """Start new episodes in the given columns out of S·N."""
+        """Start new episodes in these of the S·N columns."""
         ...
 
 
 class ActHere:
-    """Acts in NumPy; JAX only draws the noise. Calling a compiled program takes longer than running a small network."""
+    """Acts in NumPy, since calling a compiled program takes longer than running a small network. JAX only draws the
+    noise."""
 
     def __init__(
         self,
@@ -281,7 +287,8 @@ class ActHere:
 
 
 class ActCompiled:
-    """Acts in one compiled call per step, looping over seeds: under `vmap`, results may depend on the other seeds."""
+    """Acts in one compiled call per step, which loops over seeds, since under `vmap` results may depend on the other
+    seeds."""
 
     def __init__(self, act: Act, agents: Any, keys: np.ndarray, memory: Memory):
         self.act, self.agents, self.keys = act, agents, keys
@@ -303,7 +310,7 @@ class ActCompiled:
 
 
 def on_host(agents: Any) -> Any:
-    """Agents [S] as NumPy arrays that broadcast over their seed's environments; layer matrices already do."""
+    """Convert agents [S] to NumPy arrays that broadcast over their seed's environments. Layer matrices already do."""
 
     def meet(path: tuple[Any, ...], x: Any) -> np.ndarray:
         is_statistic = any(getattr(step, "name", None) == "normaliser" for step in path)
@@ -313,7 +320,7 @@ def on_host(agents: Any) -> Any:
 
 
 def act_with_memory(agents: Any, keys: jax.Array, observation: Any, mask: Any, memory: Any, fresh: Any, t: Any) -> Any:
-    """Action, log μ and the memory after a step, for every seed [S], given the data of its key."""
+    """Return the action, log μ and the memory after a step for every seed [S], given the data of its key."""
 
     def one_seed(given: tuple[Any, ...]) -> tuple[Any, ...]:
         agent, key, observation, mask, memory, fresh = given
@@ -325,12 +332,12 @@ def act_with_memory(agents: Any, keys: jax.Array, observation: Any, mask: Any, m
 
 
 def noise_at(agent: Any, policy: Any, key: jax.Array, t: Any) -> jax.Array:
-    """The noise of the actions at t; a policy may hold a part of it that was drawn earlier."""
+    """Draw the noise of the actions at t. A policy may hold a part of the noise that was drawn earlier."""
     return policy.held_noise(*(jax.random.fold_in(key, step) for step in (t, agent.head.held_since(t))))
 
 
 def draw_noise(agents: Any, observation: Any, ahead: int, keys: jax.Array, t: Any) -> jax.Array:
-    """The noise of the actions at t, t + 1, …: [ahead, S, N, …], for agents and observations of these shapes, and for
+    """Draw the noise of the actions at t, t + 1, …, [ahead, S, N, …], for agents and observations of these shapes and
     keys with these data."""
     like = jax.tree.map(
         lambda x: jax.numpy.zeros(x.shape, jax.dtypes.canonicalize_dtype(x.dtype)), (agents, observation)
@@ -354,9 +361,9 @@ def collect_host(
     *,
     compact: bool = False,
 ) -> tuple[Rollout, EpisodeEnds]:
-    """Collect `num_steps` steps of every environment from its current state; start a new episode when one ends.
+    """Collect `num_steps` steps of every environment from its current state, starting a new episode whenever one ends.
 
-    `idle` [S] marks seeds whose environments are not stepped. `compact` stores large observations once, with
+    `idle` [S] marks seeds whose environments are not stepped. `compact` stores large observations only once, with
     `Successors`.
     """
     every_row = np.arange(len(columns.episodes))
@@ -382,7 +389,8 @@ def collect_host_episodes(
     *,
     compact: bool = False,
 ) -> tuple[Rollout, EpisodeEnds]:
-    """Collect one whole episode in every column of the active seeds [S]; steps after an end are not valid."""
+    """Collect one whole episode in every column of the active seeds [S]. Steps after the end of an episode are not
+    valid."""
     rows = np.flatnonzero(np.repeat(active, columns.shape[1]))
     grown, finished, t = HostRollout(columns, compact=compact), [], 0
     with columns.folder:
@@ -403,7 +411,7 @@ def step_all(
     grown: HostRollout,
     phases: dict[str, float],
 ) -> np.ndarray:
-    """Act once in the given rows and record the step; return the rows whose episode ended."""
+    """Act once in the given rows, record the step, and return the rows whose episode ended."""
     before = perf_counter()
     flat = copied(columns.flat)
     mask = None if columns.mask is None else columns.mask.copy()
@@ -433,11 +441,11 @@ def step_all(
 
 
 End = tuple[int, int, int, float, int, tuple[float, ...]]
-"""The fields of one of the `EpisodeEnds`."""
+"""The fields of `EpisodeEnds` for a single episode."""
 
 
 def ended(columns: Steppable, t: int, rows: np.ndarray) -> list[End]:
-    """The episodes that end in these rows, at step t."""
+    """Describe the episodes that end in these rows at step t."""
     places = [(columns.episodes[row], *divmod(row, columns.shape[1])) for row in rows.tolist()]
     return [(seed, t, column, e.episode_return, e.length, e.info) for e, seed, column in places]
 

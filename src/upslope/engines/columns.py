@@ -1,8 +1,8 @@
 """Step S × N Gymnasium environments on the host, in one Python loop.
 
-Every episode has its own reset seed, a function of (seed, environment index, episode number) alone, or of (seed, group,
-episode number) if environments form groups. A run therefore does not depend on what else is running, and an episode in
-progress can be rebuilt from its actions.
+Every episode has its own reset seed. It is a function only of (seed, environment index, episode number), or of (seed,
+group, episode number) if environments form groups. A run therefore does not depend on what else is running, and an
+episode in progress can be rebuilt from its actions.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -38,9 +38,9 @@ from upslope.models.encoders import ObservationEncoder
 from upslope.models.head import ActionHead
 
 MAX_REPLAY = 100_000
-"""Maximum number of actions kept for a running episode; if it is longer, a resumed run starts a new one."""
+"""Maximum number of actions stored for a running episode. If it is longer, a resumed run starts a new episode."""
 NOT_RUNNING, TOO_LONG = -2, -1
-"""Values stored instead of a length in a snapshot: no episode is in progress, or it is too long to replay."""
+"""Values that replace the length in a snapshot if no episode is in progress, or if it is too long to replay."""
 
 
 OF_ROWS, OF_ALL = ("episode", "length", "called"), ("calls",)
@@ -61,12 +61,13 @@ class HostEpisode:
         self.actions: list[Any] = []
         self.episode_return, self.length = 0.0, 0
         self.seen = self.called = 0
-        """Number of observations from the environment so far, and of calls that it had made when the episode began."""
+        """Number of observations from the environment so far, and number of calls that it had made when the episode
+        began."""
         self.info: tuple[float, ...] = ()
         """The numbers from info at the end of the last finished episode."""
 
     def begin(self) -> Any:
-        """Reset to the next episode with its own seed; return the result of `reset`."""
+        """Reset the environment to the next episode with its own reset seed, and return the result of `reset`."""
         self.episode += 1
         self.actions = []
         self.episode_return, self.length = 0.0, 0
@@ -74,7 +75,7 @@ class HostEpisode:
 
     @property
     def reset_seed(self) -> int:
-        """The reset seed of the current episode, which the environments of a group share."""
+        """The reset seed of the current episode. The environments of a group share it."""
         return reset_seed(self.seed, self.group, self.episode)
 
     def describe(self) -> str:
@@ -84,7 +85,7 @@ class HostEpisode:
 
 
 def reset_seed(seed: int, index: int, episode: int) -> int:
-    """The reset seed of an episode: below 2³¹, since many engines expect a signed 32-bit integer."""
+    """Return the reset seed of an episode. It is below 2³¹, since many environments expect a signed 32-bit integer."""
     return int(np.random.SeedSequence([seed, index, episode]).generate_state(1)[0]) & (2**31 - 1)
 
 
@@ -104,8 +105,8 @@ class HostColumns:
         log_info: tuple[str, ...] = (),
         group_size: int = 1,
     ):
-        """`indices` are the environments' indices within their seed, by default 0 … N−1; `log_info` are the keys of the
-        numbers from info to keep for each episode; the environments of a group of `group_size` share their reset
+        """`indices` are the environments' indices within their seed, by default 0 … N−1. `log_info` lists the keys of
+        the numbers from info to keep for each episode. The environments of a group of `group_size` share their reset
         seeds."""
         self.world, self.encoder, self.head, self.limit = world, encoder, head, limit
         self.notices = notices or notices_to()
@@ -129,7 +130,7 @@ class HostColumns:
             self.close()
             raise
         self.calls: list[Call] = []
-        """Calls made since the run began; every environment makes each of them before its next reset."""
+        """Calls requested since the run began. Every environment makes each of them before its next reset."""
         self.every_row = np.arange(len(self.episodes))
         self.flat = self.border.empty(len(self.episodes))
         self.mask: Any = np.ones((len(self.episodes), head.num_choices), bool) if world.gives_masks else None
@@ -149,7 +150,7 @@ class HostColumns:
         return all(episode.episode >= 0 for episode in self.episodes)
 
     def close(self) -> None:
-        """Close every environment, once; errors while closing are only reported."""
+        """Close every environment once. Errors while closing are only reported."""
         if not self.is_closed:
             self.is_closed = True
             environments = {id(episode.env): episode.env for episode in self.episodes}
@@ -158,11 +159,11 @@ class HostColumns:
 
     @property
     def acting(self) -> np.ndarray:
-        """The rows whose next step is a transition: all."""
+        """The rows whose next step is a transition, which are all rows."""
         return self.every_row
 
     def begin(self, rows: Sequence[int], *, afresh: bool = False) -> None:
-        """Begin a new episode in each of the rows; each is reset, so it is always `afresh`."""
+        """Begin a new episode in each of the rows by resetting it, whether or not `afresh` is set."""
         with self.folder:
             for row in rows:
                 self.begin_one(row, len(self.calls))
@@ -208,14 +209,15 @@ class HostColumns:
         self.calls.append((name, arguments))
 
     def step(self, action: np.ndarray, rows: np.ndarray, next_observation: Any) -> tuple[np.ndarray, ...]:
-        """Step the given rows with the policy's actions [S·N, …]; write the true successors into a copy of `flat`.
+        """Step the given rows with the policy's actions [S·N, …], and write the true successors into
+        `next_observation`.
 
         Returns reward, terminated, truncated, each [S·N], zero in the other rows.
         """
         count = len(self.episodes)
         reward, (terminated, truncated) = np.zeros(count, np.float32), np.zeros((2, count), bool)
         taken = self.head.to_environment(action)
-        # The environment gets its own copy of the action, since it may write into it.
+        # The environment receives its own copy of the action, since it may write into it.
         given, kept = one_by_one(taken), one_by_one(self.head.kept(action, taken))
         listed, episodes, limit = rows.tolist(), self.episodes, self.limit
         for row in listed:
@@ -246,7 +248,7 @@ class HostColumns:
             if self.read_info is not None and (ended or truncated[row]):
                 episode.info = self.read_info(info, episode)
             if self.mask is not None:
-                # At the end of an episode no action is chosen, so the mask does not matter.
+                # No action is chosen at the end of an episode, so the mask does not matter.
                 is_over = ended or truncated[row]
                 self.mask[row] = True if is_over else read_mask(info, self.head, self.world.name, episode)
         self.row = None
@@ -256,14 +258,14 @@ class HostColumns:
         return reward, terminated, truncated
 
     def refuse_stuck(self) -> None:
-        """Refuse an environment that forbids every choice where an action is required."""
+        """Raise an error if an environment forbids every choice when an action is required."""
         if self.mask is not None:
             stuck = np.flatnonzero(~self.head.allows_some(self.mask))
             if len(stuck):
                 raise UpslopeError(nothing_allowed(self.world.name, self.episodes[stuck[0]].describe()))
 
     def check_finite(self, rows: Sequence[int], reward: np.ndarray, observation: Any) -> None:
-        """Refuse a reward or an observation that is not finite, naming the first one."""
+        """Raise an error if a reward or an observation is not finite, naming the first one."""
         real = [x for x in jax.tree.leaves(observation) if x.dtype.kind == "f"]
         if all_finite([reward, *real]):
             return
@@ -276,7 +278,7 @@ class HostColumns:
     def mark(self, *, between_episodes: bool) -> None:
         """Mark the start of an iteration, the point that `snapshot` describes.
 
-        An action list only grows until its episode ends, so its current length is enough to cut it later.
+        An action list only grows until its episode ends, so its current length is enough to truncate it later.
         """
         observation = copied(self.observation)
         lengths = [NOT_RUNNING if between_episodes or e.episode < 0 else replayable(e) for e in self.episodes]
@@ -284,7 +286,7 @@ class HostColumns:
         self.marked = marks, observation
 
     def snapshot(self) -> dict[str, np.ndarray]:
-        """Data to rebuild every episode that was running at the mark: its number, actions and observation."""
+        """The data to rebuild every episode that was running at the mark: its number, actions and observation."""
         marks, observation = self.marked
         called = [called for *_, called in marks]
         return {
@@ -296,8 +298,8 @@ class HostColumns:
         }
 
     def restore(self, snapshot: dict[str, np.ndarray], say: Callable[[str], None]) -> list[int]:
-        """Replay each running episode; if the replay diverges, report it and start a new episode. Return the rows of
-        the new ones."""
+        """Replay each running episode. If the replay diverges, report this and start a new episode. Return the rows of
+        the new episodes."""
         self.calls = calls_in(snapshot)
         called = snapshot["called"].tolist() if self.calls else [0] * len(self.episodes)
         lengths = snapshot["length"].tolist()
@@ -336,7 +338,7 @@ class HostColumns:
         return afresh
 
     def replay(self, row: int, actions: np.ndarray, shown: Any, num_calls: int = 0) -> bool:
-        """Restart the episode after its calls, and repeat its actions; return whether it ends up where it was."""
+        """Restart the episode after its calls, repeat its actions, and return whether it arrives at the same state."""
         episode = self.episodes[row]
         episode.episode -= 1
         self.begin_one(row, num_calls)
@@ -369,8 +371,10 @@ class HostColumns:
 
 
 def one_by_one(actions: Any) -> list[Any]:
-    """Split a batch of actions into single ones: Python integers if they are whole numbers, otherwise arrays in the
-    space's dtype; for several parts, dictionaries or tuples of these, with NumPy integers, as in their spaces."""
+    """Split a batch of actions into single actions.
+
+    An integer action becomes a Python integer, and any other array keeps the space's dtype. An action with several
+    parts becomes a dictionary or tuple of these, with NumPy integers, as in its space."""
     if isinstance(actions, dict):
         parts = [one_by_one_within(part) for part in actions.values()]
         return [dict(zip(actions, one, strict=True)) for one in zip(*parts, strict=True)]
@@ -382,13 +386,13 @@ def one_by_one(actions: Any) -> list[Any]:
 
 
 def one_by_one_within(part: Any) -> list[Any]:
-    """Split a batch of a part of an action."""
+    """Split a batch of one part of an action."""
     is_number = isinstance(part, np.ndarray) and part.ndim == 1 and part.dtype.kind in "iu"
     return list(part) if is_number else one_by_one(part)
 
 
 def named_observation(observation: Any) -> dict[str, Any]:
-    """The arrays of an observation by name: `observation`, followed by its path if there are several."""
+    """Name the arrays of an observation: `observation`, followed by the path if there are several arrays."""
     return {
         f"observation{jax.tree_util.keystr(path)}": x for path, x in jax.tree_util.tree_leaves_with_path(observation)
     }
@@ -400,19 +404,19 @@ def observation_of(arrays: Mapping[str, np.ndarray], like: Any) -> Any:
 
 
 def rows_of(num_seeds: Sequence[int], num_envs: int) -> list[np.ndarray]:
-    """The rows [s, N] of successive shares of the seeds."""
+    """Return the rows [s, N] of successive shares of the seeds."""
     every = np.arange(sum(num_seeds) * num_envs).reshape(-1, num_envs)
     return np.split(every, np.cumsum(num_seeds)[:-1])
 
 
 def split_snapshot(snapshot: dict[str, np.ndarray], num_seeds: Sequence[int]) -> list[dict[str, np.ndarray]]:
-    """The snapshots of successive shares of the seeds."""
+    """Split a snapshot into those of successive shares of the seeds."""
     num_envs = len(snapshot["length"]) // sum(num_seeds)
     return [part_of(snapshot, rows) for rows in rows_of(num_seeds, num_envs)]
 
 
 def part_of(snapshot: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
-    """The snapshot of the environments in these rows [s, n]."""
+    """Extract the snapshot of the environments in these rows [s, n]."""
     actions = actions_of(snapshot)
     part = {name: snapshot[name][rows.ravel()] for name in OF_ROWS if name in snapshot}
     part |= {name: snapshot[name] for name in OF_ALL if name in snapshot}
@@ -421,14 +425,14 @@ def part_of(snapshot: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.n
 
 
 def shown_in(snapshot: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays of a snapshot that hold observations."""
+    """Select the arrays of a snapshot that hold observations."""
     return {name: x for name, x in snapshot.items() if name.startswith("observation")}
 
 
 def join_snapshots(
     parts: Sequence[dict[str, np.ndarray]], rows: Sequence[np.ndarray], shape: tuple[int, int]
 ) -> dict[str, np.ndarray]:
-    """The inverse of `part_of`: join the snapshots of parts, given the rows of each, into one of S × N environments."""
+    """Invert `part_of`: join the snapshots of parts, given the rows of each, into a snapshot of S × N environments."""
     order = np.argsort(np.concatenate([mine.ravel() for mine in rows]))
     whole = {name: np.concatenate([part[name] for part in parts])[order] for name in OF_ROWS if name in parts[0]}
     whole |= {name: parts[0][name] for name in OF_ALL if name in parts[0]}
@@ -442,19 +446,19 @@ def join_snapshots(
 
 
 def actions_of(snapshot: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """The actions of each environment; empty for those without a running episode."""
+    """Return the actions of each environment's running episode, which are empty if there is none."""
     return np.split(snapshot["actions"], np.cumsum(np.maximum(snapshot["length"], 0))[:-1])
 
 
 def replayable(episode: HostEpisode) -> int:
-    """The number of actions that rebuild the episode, or `TOO_LONG`."""
+    """Return the number of actions that rebuild the episode, or `TOO_LONG`."""
     return len(episode.actions) if episode.length <= MAX_REPLAY else TOO_LONG
 
 
 def not_finite(name: str, what: str, value: Any, episode: HostEpisode) -> str:
-    """The error message for a non-finite observation or reward, with the place where it occurred."""
+    """The error message for a non-finite observation or reward, with the step at which it occurred."""
     article = "an" if what == "observation" else "a"
     return (
         f"{name} returned {article} {what} that is not finite, {value}: {episode.describe()}. Training on it would "
-        "destroy the agent; correct the environment, or clip what it returns."
+        "destroy the agent. Correct the environment, or clip what it returns."
     )

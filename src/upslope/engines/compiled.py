@@ -51,17 +51,18 @@ CHUNKS = 100
 MAX_CHUNK_STEPS = 1 << 21
 """Maximum environment steps per seed in a chunk, so that memory does not grow with the budget."""
 ACCELERATOR_ITERATIONS, ACCELERATOR_CHUNKS = 8, 10
-"""On an accelerator an iteration may take less than the host needs between two chunks, so a chunk has at least this
-many iterations there, as long as the run still has this many chunks."""
+"""On an accelerator, an iteration may take less time than the host needs between two chunks, so a chunk has at least
+the first number of iterations there, unless the run would then have fewer chunks than the second number."""
 NO_TIMEOUT: dict[str, str | bool] = {
     "xla_cpu_collective_call_warn_stuck_seconds": "1000000",
     "xla_cpu_collective_call_terminate_timeout_seconds": "1000000",
 }
-"""By default XLA aborts a process whose devices wait for each other for 40 seconds; a large network may take longer."""
+"""By default, XLA aborts a process whose devices wait for each other for 40 seconds, but a large network may take
+longer."""
 
 WORTH_TWO_DEVICES = 1024
-"""Minimum samples per iteration, over all epochs, for separate devices for policy and critic to be worthwhile. With one
-epoch they are not, since acting, which both devices repeat, is most of the work."""
+"""Minimum samples per iteration, over all epochs, for separate devices for policy and critic to be worthwhile. With a
+single epoch they are not worthwhile, since most of the work is acting, which both devices repeat."""
 
 
 class Program:
@@ -72,7 +73,7 @@ class Program:
         self.seed_sharding, self.replicated = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((SEEDS,), ()))
         self.compiled: Any = None
         self.data: Rollout | None = None
-        """The recorded data that all seeds learn from, replicated on every device."""
+        """The recorded data from which all seeds learn, replicated on every device."""
 
     def compile(self, data: Rollout | None, state: Any) -> None:
         """Compile the program for this data."""
@@ -92,20 +93,20 @@ class Program:
         self.compiled = lowered.compile(QUICK | timeout if is_cpu_mesh(self.mesh) else None)
 
     def placed(self, state: Any) -> Any:
-        """The state with each seed on its devices."""
+        """Move each seed of a state to its devices."""
         axes = axes_of(state, self.mesh)
         return jax.device_put(state, jax.tree.map(lambda names: NamedSharding(self.mesh, names), axes))
 
     def in_plain_containers(self, structure: Any, *arguments: Any) -> Any:
-        """The program with plain lists, tuples and dictionaries of arrays as inputs and outputs, like those of stored
-        programs."""
+        """Wrap the program so that its inputs and outputs are plain lists, tuples and dictionaries of arrays, as in
+        stored programs."""
         state, (metrics, finished, *steps) = spread_seeds(self.run, self.mesh)(
             *jax.tree.unflatten(structure, arguments)
         )
         return jax.tree.leaves(state), metrics, None if finished is None else finished._asdict(), steps
 
     def __call__(self, state: Any) -> Any:
-        """Dispatch asynchronously; the result is ready later."""
+        """Dispatch the program asynchronously."""
         leaves, metrics, finished, steps = self.compiled(*jax.tree.leaves((self.data, self.placed(state))))
         after = jax.tree.unflatten(jax.tree.structure(state), leaves)
         return after, (metrics, None if finished is None else Finished(**finished), *steps)
@@ -115,9 +116,9 @@ class Ahead(NamedTuple):
     """A chunk that is computed in the background."""
 
     state: Any
-    """The state from which it continues."""
+    """The state from which the chunk continues."""
     result: Future[tuple[Any, Any]]
-    """The state after it, and whatever else each program returned."""
+    """The state after the chunk, and the other results of each program."""
 
 
 class ProgramEngine:
@@ -146,20 +147,21 @@ class ProgramEngine:
         self.ahead: Ahead | None = None
         self.closing = Event()
         self.background = ThreadPoolExecutor(1, "chunks")
-        """Dispatches chunks, one after another. Launching the kernels of an accelerator's program may keep a thread as
-        busy as the accelerator, while the main thread builds and writes the rows of the previous chunk."""
+        """Dispatches chunks one after another. Launching the kernels of a program on an accelerator may occupy a thread
+        for as long as the accelerator computes. Meanwhile, the main thread builds and writes the rows of the previous
+        chunk."""
         self.split_state, self.join_state = jax.jit(self.parts_of), jax.jit(join_states)
 
     def start(self) -> TrainState:
         return initialise_all(self.task, self.seeds)
 
     def traced(self, task: Task, data: Rollout | None, state: Any) -> Any:
-        """One seed's program in the task's precision."""
+        """Trace one seed's program in the task's precision."""
         with operands_in(task.precision):
             return self.one_seed(task, data, state)
 
     def one_seed(self, task: Task, data: Rollout | None, state: Any) -> Any:
-        """One seed's program: state → (state, (metrics, finished, steps before, steps after))."""
+        """Compute one seed's program: state → (state, (metrics, finished, steps before, steps after))."""
         return iterate_many(task, state, self.iterations)
 
     def parts_of(self, state: Any) -> list[Any]:
@@ -192,7 +194,7 @@ class ProgramEngine:
         return Ahead(state, self.background.submit(self.run_chunk, state))
 
     def run_chunk(self, state: Any) -> tuple[Any, Any]:
-        """Compute the chunk after a state: the state after it, and whatever else each program returned."""
+        """Compute the chunk after a state. Return the state after the chunk, and the other results of each program."""
         # Run one after another: programs that share devices would slow each other down.
         parts = zip(self.programs, self.split(state), strict=True)
         done: list[Any] = []
@@ -205,11 +207,11 @@ class ProgramEngine:
         return states[0] if is_single else self.join_state(jax.device_put(states, jax.local_devices()[0])), facts
 
     def split(self, state: Any) -> list[Any]:
-        """Each program's part of a state."""
+        """Split a state into the parts of the programs."""
         return [state] if len(self.programs) == 1 else self.split_state(state)
 
     def rows(self, finished: Finished, before: np.ndarray) -> list[list[EpisodeRow]]:
-        """[S, I, T, N] → each seed's finished episodes with the step at which they ended."""
+        """Convert [S, I, T, N] to each seed's finished episodes with the step at which they ended."""
         done, returns, lengths = finished.done, finished.episode_return, finished.length
         rows: list[list[EpisodeRow]] = []
         for s in range(len(self.seeds)):
@@ -226,7 +228,7 @@ class ProgramEngine:
         return rows
 
     def refuse_stuck(self, finished: Finished) -> None:
-        """Raise an error if the environment forbade every choice where an action was required."""
+        """Raise an error if the environment forbade every choice when an action was required."""
         if finished.stuck is not None and np.any(finished.stuck):
             s, i, t, n = np.argwhere(finished.stuck)[0].tolist()
             step = int(finished.length[s, i, t, n]) - 1
@@ -234,12 +236,12 @@ class ProgramEngine:
             raise UpslopeError(nothing_allowed(name_of(self.task.environment), place))
 
     def call(self, name: str, arguments: list[Any]) -> None:
-        """Refuse, since nothing in a compiled program can change."""
+        """Raise an error, since nothing in a compiled program can change."""
         if self.data is not None:
             raise UpslopeError(f"This run learns from recorded data, so it has no environment to call {name} on.")
         raise UpslopeError(
             f"{name_of(self.task.environment)} is compiled into the training program, so {name} cannot be "
-            "called while it runs. Keep what changes in the environment's state, or train in stages, each "
+            "called while it runs. Store what changes in the environment's state, or train in stages, each "
             "with different env_kwargs and starting from the previous one: upslope.train(…, start_from=…)."
         )
 
@@ -250,8 +252,9 @@ class ProgramEngine:
         """Do nothing: a compiled environment's state is part of the `TrainState`."""
 
     def close(self) -> None:
-        """Start no further programs, and wait for the running one, which cannot be stopped: the next run of this
-        process may use the same devices."""
+        """Start no further programs, and wait for the running one.
+
+        It cannot be stopped, and the next run of this process may use the same devices."""
         self.closing.set()
         self.ahead = None
         self.background.shutdown(wait=True, cancel_futures=True)
@@ -269,8 +272,10 @@ class CompiledEngine(ProgramEngine):
 
 
 def default_length(task: Task) -> int:
-    """The number of iterations in a chunk. It is larger on an accelerator, so a run that is resumed on other hardware
-    determines its best agent at different points."""
+    """Return the number of iterations in a chunk.
+
+    It is larger on an accelerator, so a run that is resumed on other hardware determines its best agent at different
+    points."""
     length = chunk_length(task, CHUNKS, MAX_CHUNK_STEPS)
     if not has_accelerator():
         return length
@@ -278,7 +283,7 @@ def default_length(task: Task) -> int:
 
 
 class RecordedEngine(ProgramEngine):
-    """Learns from a recorded rollout; each iteration reads all of it."""
+    """Learns from a recorded rollout, all of which is read in each iteration."""
 
     def __init__(self, task: Task, seeds: Sequence[int], rollout: Rollout):
         super().__init__(dataclasses.replace(task, num_envs=rollout.valid.shape[1]), seeds, 1, rollout)
@@ -292,13 +297,13 @@ class RecordedEngine(ProgramEngine):
         def read(state: TrainState) -> tuple[TrainState, Metrics, None]:
             key = iteration_keys(state)[1]
             after, metrics = learn(partial(weigh, task), partial(move, task), state, data, key)
-            return after._replace(reference=state.reference), metrics, None  # each pass starts fresh episodes
+            return after._replace(reference=state.reference), metrics, None  # each pass starts new episodes
 
         return repeat(task, read, state, self.iterations)
 
 
 def is_worth_two_devices(task: Task, data: Rollout | None) -> bool:
-    """Whether training policy and critic in parallel saves more time than exchanging their results costs."""
+    """Whether training policy and critic in parallel saves more time than exchanging their results takes."""
     length = task.max_episode_steps if task.estimator.whole_episodes else task.rollout_steps
     num_samples = data.reward.size if data is not None else task.num_envs * (length or 0)
     epochs = min(task.update.epochs, task.update.critic_epochs)
@@ -306,7 +311,7 @@ def is_worth_two_devices(task: Task, data: Rollout | None) -> bool:
 
 
 def task_on_mesh(task: Task, mesh: Mesh) -> Task:
-    """The task with the device settings of this mesh."""
+    """Return the task with the device settings of this mesh."""
     apart, vmapped = has_two_devices(mesh), is_vmapped(mesh)
     return dataclasses.replace(task, update=dataclasses.replace(task.update, apart=apart, vmapped=vmapped))
 

@@ -1,7 +1,7 @@
-"""A training state as a flat list of arrays, and one seed's learning as one program on such lists.
+"""Represent a training state as a flat list of arrays, and compile one seed's learning to a program on such lists.
 
-A short update of a small network takes less time than walking through a model's nested parts in Python. So between
-the iterations of a chunk, a state is the list of its arrays, and its parts are looked up by position.
+Walking through a model's nested parts in Python can take longer than a short update of a small network. Between the
+iterations of a chunk, a state is therefore a list of its arrays, whose parts are looked up by position.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from upslope.learning.iteration import TrainState
 from upslope.models.agent import Agent
 
 Flat = list[Any]
-"""The arrays of a `TrainState` in the order of its leaves; random keys as their data."""
+"""The arrays of a `TrainState` in the order of its leaves. Random keys are represented by their data."""
 
 
 class Layout:
@@ -36,13 +36,13 @@ class Layout:
         self.memory = jax.tree.leaves(places.memory)
 
     def flat(self, state: TrainState) -> Flat:
-        """The arrays of a state of this structure."""
+        """Return the arrays of a state of this structure."""
         leaves, structure = jax.tree.flatten(state)
         if structure != self.structure:
             raise UpslopeError(
                 "An update changed the structure of the learner's state, so no further update is "
-                "possible. An optimiser, "
-                "a bonus or a model of your own must return a state with the same parts as the one it was given."
+                "possible. A custom optimiser, "
+                "bonus or model must return a state with the same structure as the one that it was given."
             )
         return [raw(x) for x in leaves]
 
@@ -51,43 +51,43 @@ class Layout:
         return self.structure.unflatten([typed(x, like) for x, like in zip(flat, self.like, strict=True)])
 
     def agents_on_host(self, seeds: Sequence[Flat]) -> Agent:
-        """The agents [S] of several seeds' states, in NumPy."""
+        """Return the agents [S] of several seeds' states as NumPy arrays."""
         return self.agent_structure.unflatten([np.array([flat[i] for flat in seeds]) for i in self.agent])
 
     def steps_of(self, seeds: Sequence[Flat]) -> np.ndarray:
-        """The steps of several seeds' states [S]."""
+        """Return the steps of several seeds' states [S]."""
         return np.array([int(flat[self.steps]) for flat in seeds], np.int64)
 
     def after_steps(self, flat: Flat, count: int) -> Flat:
-        """The list with its step counter advanced by `count`; nothing else changes."""
+        """Return the list with its step counter advanced by `count` and everything else unchanged."""
         steps = np.asarray(flat[self.steps])
         return [steps + steps.dtype.type(count) if i == self.steps else x for i, x in enumerate(flat)]
 
     def with_memory(self, flat: Flat, memory: Sequence[Any]) -> Flat:
-        """The list with the memory's arrays replaced."""
+        """Return the list with the memory's arrays replaced."""
         changed = dict(zip(self.memory, memory, strict=True))
         return [changed.get(i, x) for i, x in enumerate(flat)]
 
 
 @pytree
 class Packed:
-    """Metrics in one vector, since fetching each number separately takes longer than computing it."""
+    """Metrics packed into one vector, since fetching each number separately takes longer than computing it."""
 
     values: Any
-    """The numbers of all metrics, one after another [K]."""
+    """The concatenated numbers of all metrics [K]."""
     shapes: tuple[tuple[str, tuple[int, ...]], ...] = field(metadata=STATIC)
     """The name and the shape of each metric."""
 
 
 def packed(metrics: Metrics) -> Packed:
-    """Put the metrics, which are 32-bit floats, into one vector."""
+    """Pack the metrics, which are 32-bit floats, into one vector."""
     named = sorted(metrics.items())
     values = [jnp.ravel(x).astype(jnp.float32) for _, x in named]
     return Packed(jnp.concatenate([jnp.zeros(0), *values]), tuple((name, jnp.shape(x)) for name, x in named))
 
 
 def unpacked(rows: Sequence[Sequence[Packed | None]]) -> dict[str, np.ndarray]:
-    """Metrics of I iterations of S seeds each → name → [S, I], nan where a seed was idle."""
+    """Unpack the metrics of I iterations of S seeds to name → [S, I], with nan where a seed was idle."""
     some = next((one for row in rows for one in row if one is not None), None)
     if some is None:
         return {}
@@ -102,7 +102,7 @@ def unpacked(rows: Sequence[Sequence[Packed | None]]) -> dict[str, np.ndarray]:
 
 
 def on_flat(learn: Callable[..., tuple[TrainState, Metrics]], layout: Layout) -> Callable[..., tuple[Flat, Packed]]:
-    """`learn(state, …)` as a function of a state's arrays, to be compiled."""
+    """Convert `learn(state, …)` to a function of a state's arrays, which can be compiled."""
 
     def run(flat: Flat, *arguments: Any) -> tuple[Flat, Packed]:
         state, metrics = learn(layout.whole(flat), *arguments)

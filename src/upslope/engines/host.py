@@ -36,7 +36,8 @@ from upslope.models.agent import Agent
 from upslope.models.model import Memory
 
 CHUNKS, CHUNK_STEPS = 100, 512
-"""Short iterations are joined into chunks: at least this many per run, each of at most this many steps per seed."""
+"""Short iterations are joined into chunks. A run has at least the first number of chunks, and a chunk at most the
+second number of steps per seed."""
 
 
 class HostEngine:
@@ -49,7 +50,7 @@ class HostEngine:
         columns: HostColumns | BatchedColumns | SlicedColumns,
         say: Callable[[str], None] | None = None,
     ):
-        """If `say` is given, it is called when an environment of this process hangs."""
+        """If `say` is given, it is called with a message when an environment of this process hangs."""
         self.task, self.seeds, self.columns = task, seeds, columns
         here = columns.here if isinstance(columns, SlicedColumns) else columns
         self.hang_monitor = None if say is None or here is None else HangMonitor(here, say)
@@ -59,16 +60,17 @@ class HostEngine:
         self.is_complete = True
         """Whether the last `advance` completed."""
         self.afresh: list[int] = []
-        """Columns whose episode could not be restored, so a new one has begun."""
+        """Columns whose episode could not be restored, so that a new one has begun."""
         self.iterations = 1 if task.estimator.whole_episodes else chunk_length(task, CHUNKS, CHUNK_STEPS)
         self.keys, self.split, self.stack = keys_of(self.iterations), split_into(len(seeds)), jax.jit(stack)
         self.layout: Layout | None = None
         self.learn: Callable[[Flat, Rollout, Any], tuple[Flat, Packed]] | None = None
-        """Once there is a state, its layout; and one seed's program, so that results do not depend on the number of
-        seeds."""
+        """The layout of the state, known once there is one, and the program of a single seed, so that results do not
+        depend on the number of seeds."""
 
     def learning(self, layout: Layout) -> Callable[[Flat, Rollout, Any], tuple[Flat, Packed]]:
-        """The program that learns from one seed's rollout: weigh, then move, given a state's arrays and a key."""
+        """Return the program that learns from one seed's rollout, given a state's arrays and a key: it weighs, then
+        moves."""
         both = partial(learn, partial(weigh_apart, self.task), partial(move_with, self.task))
         return jax.jit(on_flat(both, layout), compiler_options=QUICK)
 
@@ -105,7 +107,7 @@ class HostEngine:
     def iterate(
         self, layout: Layout, each: list[Flat], memory: Memory, keys: np.ndarray, noise: np.ndarray | None
     ) -> tuple[list[Flat], Memory, "Iteration"]:
-        """One iteration of the seeds' states, with the memory of every column [S, N, …], the data of the keys
+        """Run one iteration of the seeds' states, given the memory of every column [S, N, …], the data of the keys
         [S, 2, W] and, if already drawn, the noise of the actions."""
         before = layout.steps_of(each)
         active = before < self.task.steps
@@ -114,7 +116,8 @@ class HostEngine:
             return each, memory, Iteration(metrics, before, before, [[] for _ in each])
         agents, each, after = layout.agents_on_host(each), list(each), memory
         is_finite, rows = finite_seeds(agents), [[] for _ in each]
-        for s in np.flatnonzero(active & ~is_finite).tolist():  # lost: steps are counted, but actions are not taken
+        # In seeds that have diverged, steps are counted, but no actions are taken.
+        for s in np.flatnonzero(active & ~is_finite).tolist():
             each[s] = layout.after_steps(each[s], self.task.num_envs * self.task.rollout_steps)
         active &= is_finite
         if not active.any():
@@ -132,8 +135,8 @@ class HostEngine:
         return each, after, Iteration(metrics, steps, before, self.rows(rollout, ends, before, active))
 
     def noise_ahead(self, state: TrainState, keys: np.ndarray) -> Sequence[np.ndarray | None]:
-        """The noise of the actions of a chunk's iterations, whose keys have the data [S, I, W], if the iterations are
-        short enough for it to be drawn at once."""
+        """Draw the noise of the actions for all iterations of a chunk, whose keys have the data [S, I, W], if the
+        iterations are short enough."""
         steps, agents = self.task.rollout_steps, state.learner.agent
         if self.iterations == 1 or steps > AHEAD or not acts_here(agents, state.memory):
             return [None] * self.iterations
@@ -143,8 +146,8 @@ class HostEngine:
     def collect(
         self, agents: Agent, memory: Memory, keys: np.ndarray, active: np.ndarray, noise: np.ndarray | None = None
     ) -> tuple[Rollout, EpisodeEnds, Memory]:
-        """Act for one iteration with the agents [S]; return facts [S, T, N], the finished episodes, and the memory
-        afterwards."""
+        """Act for one iteration with the agents [S]. Return the rollout [S, T, N], the finished episodes, and the
+        memory afterwards."""
         whole = self.task.estimator.whole_episodes
         ahead = AHEAD if whole else min(AHEAD, self.task.rollout_steps)
         choose = self.act.bind(agents, keys, memory, ahead, noise)
@@ -152,15 +155,17 @@ class HostEngine:
             return *collect_host_episodes(self.columns, choose, active, self.phases, compact=True), memory
         if not self.columns.has_begun:
             self.columns.begin(range(len(self.columns.episodes)))
-        # A vector environment steps all of its columns, and resets itself.
+        # A vector environment steps all of its columns and resets itself.
         idle = None if active.all() or self.task.environment.batch is not None else ~active
         rollout, ends = collect_host(self.columns, choose, self.task.rollout_steps, self.phases, idle, compact=True)
         after = choose.memory
         return rollout, ends, after if active.all() or after is memory else where_seeds(active, after, memory)
 
     def rollout_of(self, rollout: Rollout, s: int) -> Rollout:
-        """One seed's facts [T, N]. Whole episodes are padded to one of a few lengths, so that few programs are
-        compiled; the padding does not depend on the other seeds."""
+        """Select one seed's rollout [T, N].
+
+        Whole episodes are padded to one of a few lengths, so that few programs are compiled. The padding does not
+        depend on the other seeds."""
         one = jax.tree.map(lambda x: x[s], rollout)
         stored = one.next_observation
         if isinstance(stored, Successors):
@@ -176,7 +181,7 @@ class HostEngine:
     def rows(
         self, rollout: Rollout, ends: EpisodeEnds, before: np.ndarray, active: np.ndarray
     ) -> list[list[EpisodeRow]]:
-        """Each active seed's finished episodes, with the step at which they ended."""
+        """Return each active seed's finished episodes, with the step at which they ended."""
         rows: list[list[EpisodeRow]] = [[] for _ in self.seeds]
         if not len(ends.t):
             return rows
@@ -190,14 +195,14 @@ class HostEngine:
         self.columns.call(name, arguments)
 
     def mark(self) -> None:
-        """Mark the point between two iterations that a snapshot describes."""
+        """Mark this point between two iterations for `snapshot`."""
         self.columns.mark(between_episodes=self.task.estimator.whole_episodes or not self.columns.has_begun)
 
     def snapshot(self) -> dict[str, np.ndarray]:
         if self.is_complete:
             self.mark()
         found = self.columns.snapshot()
-        if self.afresh:  # nothing has been learned from them yet, so the next process must be told of them again
+        if self.afresh:  # no update followed their start, so the next process must also begin new episodes in them
             found["length"][self.afresh] = TOO_LONG
         return found
 
@@ -219,14 +224,14 @@ def columns_of(task: Task, seeds: Sequence[int], notices: Notices | None = None)
 
 
 def weigh_apart(task: Task, state: TrainState, rollout: Rollout) -> Any:
-    """`weigh`, whose results XLA must compute before the move, so that the numbers equal those of two separate
+    """Like `weigh`, but XLA must compute its results before the move, so that the numbers equal those of two separate
     programs."""
     return jax.lax.optimization_barrier(weigh(task, state, rollout))
 
 
 def move_with(task: Task, state: TrainState, rollout: Rollout, credit: Credit, key: Any) -> tuple[TrainState, Metrics]:
-    """`move`, given the data of a key; afterwards the memory marks where the next rollout's episodes begin. If the
-    policy has a memory of its own, that contains more, and replaces this one."""
+    """Like `move`, given the data of a key. Afterwards, the memory marks where the next rollout's episodes begin. If
+    the policy has its own memory, that memory contains more and replaces this one."""
     state, metrics = move(task, state, rollout, credit, jax.random.wrap_key_data(key))
     if not task.estimator.whole_episodes:
         state = state._replace(memory=state.memory._replace(fresh=episode_ends(rollout)[-1]))
@@ -234,13 +239,13 @@ def move_with(task: Task, state: TrainState, rollout: Rollout, credit: Credit, k
 
 
 class Iteration(NamedTuple):
-    """What happened in one iteration of S seeds."""
+    """The results of one iteration of S seeds."""
 
     metrics: list[Packed | None]
-    """One per seed; None if it was idle."""
+    """The metrics of each seed; None if the seed was idle."""
     steps: np.ndarray
     before: np.ndarray
-    """Steps after and before it, each [S]."""
+    """Steps after and before the iteration, each [S]."""
     episodes: list[list[EpisodeRow]]
 
 
@@ -252,7 +257,8 @@ def in_one(iterations: Sequence[Iteration]) -> Chunk:
 
 
 def begun_afresh(task: Task, state: TrainState, rows: Sequence[int]) -> TrainState:
-    """The state after new episodes began in the given columns out of S·N: without their memory and returns."""
+    """Return the state after new episodes began in these of the S·N columns, i.e. with their memory and returns
+    cleared."""
     if not rows:
         return state
 
@@ -276,18 +282,18 @@ def begun_afresh(task: Task, state: TrainState, rows: Sequence[int]) -> TrainSta
 
 @cache
 def keys_of(iterations: int) -> Callable[..., Any]:
-    """The program for the keys of this many iterations; runs of one process share it."""
+    """Return the program for the keys of this many iterations. All runs of a process share it."""
     return jax.jit(over_seeds(partial(keys_ahead, count=iterations)))
 
 
 @cache
 def split_into(num_seeds: int) -> Callable[[Flat], list[Flat]]:
-    """The program that splits the arrays of this many seeds; runs of one process share it."""
+    """Return the program that splits the arrays of this many seeds. All runs of a process share it."""
     return jax.jit(partial(split, num_seeds))
 
 
 def split(num_seeds: int, leaves: Flat) -> list[Flat]:
-    """The arrays of each of S seeds, from arrays with a leading axis S."""
+    """Split arrays with a leading axis S into those of each of the S seeds."""
     return [[x[s] for x in leaves] for s in range(num_seeds)]
 
 
@@ -297,12 +303,15 @@ def stack(each: list[Flat]) -> Flat:
 
 
 SHORT, MIDDLE = 64, 512
-"""Padded lengths of episodes of up to `MIDDLE` steps; longer ones are padded to powers of two."""
+"""Padded lengths of episodes of up to `MIDDLE` steps. Longer episodes are padded to powers of two."""
 
 
 def padded_length(longest: int, limit: int | None) -> int:
-    """The length to which episodes of at most `longest` steps are padded, the same for many lengths, since compiling a
-    program for each would take longer than computing with the padding. `limit` is the environment's step limit."""
+    """Return the length to which episodes of at most `longest` steps are padded; `limit` is the environment's step
+    limit.
+
+    Many lengths share a padded length, since compiling a program for each would take longer than computing with
+    padding."""
     length = SHORT if longest <= SHORT else max(MIDDLE, 1 << (longest - 1).bit_length())
     return length if limit is None else min(length, 1 << (limit - 1).bit_length())
 

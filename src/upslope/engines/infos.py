@@ -1,7 +1,7 @@
-"""Read the numbers in `info` at an episode's end that --log-info selects.
+"""Read the numbers that --log-info selects from `info` at the end of an episode.
 
-A nested key is written `outer.inner`, and parts of a list or an array are counted from 0. Keys that
-contain a dot are found too.
+A nested key is written `outer.inner`, and the elements of a list or an array are counted from 0. Keys that contain a
+dot are supported too.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,21 +18,21 @@ MISSING = object()
 MAX_SHOWN = 12
 """Maximum number of keys that a notice lists."""
 NOT_NUMBERS = ("action_mask", "final_obs", "final_observation", "final_info", "episode", "TimeLimit")
-"""Parts of `info` that do not measure an episode, or that upslope stores anyway."""
+"""Keys of `info` that do not measure an episode, or that upslope stores anyway."""
 
 
 class InfoReader:
-    """Reads the numbers under some keys; where there is none, returns nan and shows one notice per key."""
+    """Reads the numbers under some keys. If there is no number, it returns nan and shows one notice per key."""
 
     def __init__(self, keys: Sequence[str], name: str, notices: Notices):
         self.keys, self.name, self.notices = keys, name, notices
 
     def __call__(self, info: Any, place: Place, column: int | None = None) -> tuple[float, ...]:
-        """The numbers in the info of one environment, or of a column of a vector environment."""
+        """Read the numbers in the info of one environment, or of a column of a vector environment."""
         return tuple(self.one(info, key, place, column) for key in self.keys)
 
     def one(self, info: Any, key: str, place: Place, column: int | None) -> float:
-        """The number under one key."""
+        """Read the number under one key."""
         found = found_in(info, key) if column is None else found_in_column(info, key, column)
         value = number_of(found)
         if value is None:
@@ -49,7 +49,7 @@ class InfoReader:
 
 
 def found_in(info: Any, key: str) -> Any:
-    """The value of a key; `MISSING` if there is none."""
+    """Return the value of a key; `MISSING` if there is none."""
     for first, rest in splits(key):
         inner = child_of(info, first)
         found = inner if rest is None or inner is MISSING else found_in(inner, rest)
@@ -59,14 +59,14 @@ def found_in(info: Any, key: str) -> Any:
 
 
 def splits(key: str) -> Iterator[tuple[str, str | None]]:
-    """The whole key, then each prefix that ends at a dot, with the rest."""
+    """Yield the whole key, and then each prefix that ends at a dot with the rest of the key."""
     yield key, None
     for place in (i for i, letter in enumerate(key) if letter == "."):
         yield key[:place], key[place + 1 :]
 
 
 def child_of(node: Any, key: str) -> Any:
-    """The value of a key in a mapping, or at an index of a list or an array; otherwise `MISSING`."""
+    """Return the value of a key in a mapping, or at an index of a list or an array; otherwise `MISSING`."""
     if isinstance(node, Mapping):
         return node.get(key, MISSING)
     if key.isdecimal() and isinstance(node, list | tuple | np.ndarray) and dimensions(node) and int(key) < len(node):
@@ -75,12 +75,12 @@ def child_of(node: Any, key: str) -> Any:
 
 
 def found_in_column(info: Any, key: str, column: int) -> Any:
-    """The value of a key in a column's part of the info of a vector environment; `MISSING` if there is none."""
+    """Return the value of a key in a column's part of the info of a vector environment; `MISSING` if there is none."""
     return found_in(column_of(info, column), key)
 
 
 def dimensions(x: Any) -> int:
-    """The number of axes of an array or of nested lists; 0 if rows have unequal lengths."""
+    """Return the number of axes of an array or of nested lists; 0 if rows have unequal lengths."""
     try:
         return np.ndim(x)
     except ValueError:
@@ -88,7 +88,7 @@ def dimensions(x: Any) -> int:
 
 
 def number_of(value: Any) -> float | None:
-    """The value as a number; None if it is not one."""
+    """Convert the value to a number; None if that is impossible."""
     try:
         if isinstance(value, bool | int | float):
             return float(value)
@@ -100,12 +100,12 @@ def number_of(value: Any) -> float | None:
 
 
 def names_of(info: Any, prefix: str = "") -> list[str]:
-    """The keys under which `info` holds numbers, at most `MAX_SHOWN` of them."""
+    """Return at most `MAX_SHOWN` of the keys under which `info` holds numbers."""
     return list(numbers_in(info, prefix))[:MAX_SHOWN]
 
 
 def numbers_in(info: Any, prefix: str = "") -> dict[str, float]:
-    """The numbers in the info of one environment that describe an episode, by their keys."""
+    """Return the numbers in the info of one environment that describe an episode, by key."""
     found: dict[str, float] = {}
     for key, value in info.items() if isinstance(info, Mapping) else ():
         name = f"{prefix}{key}"

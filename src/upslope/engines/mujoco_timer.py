@@ -1,4 +1,4 @@
-"""Stop MuJoCo's timer: since version 4, its Python package reads the clock dozens of times per step.
+"""Stop MuJoCo's timer, since its Python package has read the clock dozens of times per step since version 4.
 
 The timer fills `data.timer`, which no Gymnasium environment reads, and takes a tenth of a HalfCheetah step.
 """
@@ -14,13 +14,13 @@ def stop_stopwatch() -> Callable[[], None]:
     """Stop the timer in this process, if MuJoCo is loaded and no custom clock is set. Returns a function that starts it
     again.
 
-    Without a clock, MuJoCo's functions measure nothing, which is the C library's own default.
+    Without a clock, MuJoCo's functions measure no times, which is the default of the C library.
     """
     mujoco = sys.modules.get("mujoco")
     stopped: list[tuple[ctypes.c_void_p, int | None]] = []
     if mujoco is not None and mujoco.get_mjcb_time() is None:
         for library in Path(str(mujoco.__file__)).parent.glob("libmujoco.*"):
-            with contextlib.suppress(OSError, ValueError):  # another build: the timer keeps running
+            with contextlib.suppress(OSError, ValueError):  # in another build, the timer keeps running
                 clock = ctypes.c_void_p.in_dll(ctypes.CDLL(str(library)), "mjcb_time")
                 stopped.append((clock, clock.value))
                 clock.value = None

@@ -14,19 +14,19 @@ from typing import Any
 from upslope.environments.base import AnyEnvironment, HostEnvironment
 
 PACKAGES = ("upslope", "jax", "jaxlib", "numpy", "gymnasium")
-"""The packages whose versions affect a run's numbers, besides those of its environment."""
+"""Packages whose versions affect a run's numbers, in addition to those of its environment."""
 VECTOR_FEATURES = ("sse4", "avx", "fma", "f16c", "amx", "asimd", "sve", "neon")
 """Prefixes of the names of processor features that change how XLA and Eigen round."""
 
 
 def install_words() -> str:
-    """How to install this machine's versions."""
+    """Return the command that installs this machine's versions."""
     pins = " ".join(f"{name}=={version(name)}" for name in PACKAGES)
     return f"pip install {pins}"
 
 
 def facts(modules: Iterable[str]) -> dict[str, Any]:
-    """The facts that must agree on all machines of a run, and which of these modules are missing here."""
+    """Return the facts that must agree on all machines of a run, and the modules among these that are missing here."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -41,7 +41,7 @@ def facts(modules: Iterable[str]) -> dict[str, Any]:
 
 
 def is_importable(name: str) -> bool:
-    """Whether a module of this name is found."""
+    """Whether a module of this name can be found."""
     try:
         return name in sys.modules or find_spec(name) is not None
     except (ImportError, ValueError):
@@ -50,7 +50,7 @@ def is_importable(name: str) -> bool:
 
 @cache
 def processor() -> str:
-    """The processor's model, and its features that change how numbers are rounded."""
+    """Return the processor's model, and its features that change how numbers are rounded."""
     try:
         lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines()]
     except OSError:
@@ -66,13 +66,13 @@ def is_vector_feature(flag: str) -> bool:
 
 
 def difference(mine: dict[str, Any], theirs: dict[str, Any], mixed: bool) -> str:
-    """How a node differs from this machine, as the end of a sentence; empty if no difference matters."""
+    """Describe how a node differs from this machine, as the end of a sentence; empty if no difference matters."""
     pairs = [(name, mine["versions"][name], theirs["versions"].get(name, "none")) for name in mine["versions"]]
     if other := [f"{name} {there} (here {here})" for name, here, there in pairs if here != there]:
         return f"has different versions: {', '.join(other)}. Results could differ. On that node, run: {install_words()}"
     if theirs["missing"]:
         return (
-            f"lacks {', '.join(theirs['missing'])}, which this run imports. Send it along with --py-module "
+            f"lacks {', '.join(theirs['missing'])}, which this run imports. Send it with --py-module "
             "PATH (a module, a package, or a folder of modules), or install it there."
         )
     if mine["processor"] != theirs["processor"] and not mixed:
@@ -84,7 +84,7 @@ def difference(mine: dict[str, Any], theirs: dict[str, Any], mixed: bool) -> str
 
 
 def modules_of(part: Any, environment: AnyEnvironment) -> list[str]:
-    """The packages and modules, besides Python's own, that a node must import to unpickle what it is sent."""
+    """Return the packages and modules, except Python's own, that a node must import to unpickle the data sent to it."""
     found: set[str] = set()
 
     class Finder(pickle.Pickler):

@@ -13,12 +13,12 @@ class Notices:
         self.known: set[str] = set()
 
     def __call__(self, kind: str, words: str) -> None:
-        """Show the notice, unless one of its kind was shown before."""
+        """Show the notice unless one of this kind was shown before."""
         if kind not in self.known:
             self.known.add(kind)
             self.show(kind, words)
 
 
 def notices_to(say: Callable[[str], None] = warn) -> Notices:
-    """Notices that pass through `say`, by default to standard error."""
+    """Return notices that are shown by `say`, by default on standard error."""
     return Notices(lambda kind, words: say(words))

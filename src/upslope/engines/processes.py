@@ -1,7 +1,8 @@
-"""Workers as processes on this machine, which exchange requests and answers through pipes.
+"""Run workers as processes on this machine, which exchange requests and answers through pipes.
 
-A worker serves one of upslope's modules. Unlike Python's process pools, it does not import the user's script again.
-Its pipes are private: none is a standard descriptor, and programs that an environment starts do not inherit them.
+A worker runs the `Server` of one of upslope's modules. Unlike a worker of Python's process pools, it does not import
+the user's script again. Its pipes are private: they are not standard streams, and programs that an environment starts
+do not inherit them.
 """
 
 import atexit
@@ -44,16 +45,18 @@ server = importlib.import_module(module).Server()
 from upslope.engines.processes import serve
 serve(server, requests, answers, path)
 """
-"""The code that starts a worker. Once upslope is imported, its path is the main process's."""
+"""The code that starts a worker. After importing upslope, it uses the search path of the main process."""
 HEADER = struct.Struct("=Q")
-"""The length of a message, which precedes it."""
+"""The format of the length that precedes each message."""
 READ_BYTES = 1 << 20
 """Maximum number of bytes per read."""
 
 
 class MessageReader:
-    """Reads the messages of one pipe, each a pickle after its length. Pickles pass only between a run's own processes,
-    through private pipes; files that are loaded contain arrays and JSON."""
+    """Reads the messages of one pipe, each of which is a pickle preceded by its length.
+
+    Pickles pass only between the processes of a run, through private pipes. Loaded files contain only arrays and
+    JSON."""
 
     def __init__(self, pipe: int):
         os.set_blocking(pipe, False)
@@ -62,10 +65,10 @@ class MessageReader:
         self.poll.register(pipe, select.POLLIN)
 
     def read(self, seconds: float | None = None) -> Any:
-        """The next message.
+        """Return the next message.
 
         Raises:
-            queue.Empty: nothing came within that time.
+            queue.Empty: no message arrived within that time.
             EOFError: the pipe has ended.
         """
         while (size := self.complete()) is None:
@@ -84,11 +87,11 @@ class MessageReader:
         return message
 
     def is_ready(self) -> bool:
-        """Whether `read` has something to read."""
+        """Whether `read` can return without waiting."""
         return bool(self.buffer) or bool(self.poll.poll(0))
 
     def complete(self) -> int | None:
-        """The size of the first message in the buffer with its header, if all of it is there."""
+        """The size of the first message in the buffer, including its header, if the buffer contains all of it."""
         if len(self.buffer) < HEADER.size:
             return None
         size = HEADER.size + HEADER.unpack_from(self.buffer)[0]
@@ -110,8 +113,8 @@ class PipeChannel:
     waiting_for = "it does not respond"
 
     def __init__(self, module: str):
-        # Only one process may hold an accelerator's memory. XLA gets as many threads as here, since it divides the sum
-        # of a long product with a narrow result among them, and the last bits depend on how.
+        # Only one process may hold an accelerator's memory. XLA gets the same number of threads as in this process,
+        # since it divides long sums of products with a narrow result among them, and the last bits depend on how.
         environment = os.environ | {"NPROC": str(num_cores()), "JAX_PLATFORMS": "cpu"}
         (requests, mine), (theirs, answers) = os.pipe(), os.pipe()
         self.requests, self.answers = os.fdopen(mine, "wb"), MessageReader(theirs)
@@ -147,7 +150,7 @@ class PipeChannel:
         try:
             return self.answers.read(0.0 if self.is_broken else seconds)
         except queue.Empty:
-            # A program that the worker started may keep the pipe open.
+            # A program started by the worker may keep the pipe open.
             if self.is_broken or self.process.poll() is not None:
                 return "ended", None
             raise
@@ -165,7 +168,7 @@ class PipeChannel:
         self.kill()
 
     def request_exit(self) -> None:
-        with contextlib.suppress(OSError):  # the process died with requests still in the buffer
+        with contextlib.suppress(OSError):  # the process may have died with requests still in the buffer
             self.requests.close()
 
     def close(self) -> tuple[bool, list[Message]]:
@@ -199,7 +202,7 @@ def start_process(module: str, index: int, share: str, notices: Notices) -> Work
 
 
 class LocalChannel:
-    """Answers requests in this process, when the caller waits for the answer."""
+    """Answers requests in this process, at the time when the caller waits for the answer."""
 
     error = UpslopeError
     place = "this process"
@@ -222,7 +225,7 @@ class LocalChannel:
         return "ended"
 
     def kill(self) -> None:
-        """Do nothing; only the user can interrupt this process."""
+        """Do nothing, since only the user can interrupt this process."""
 
     def interrupt(self) -> None:
         """Do nothing, as in `kill`."""
@@ -235,7 +238,7 @@ class LocalChannel:
 
 
 class HangMonitor:
-    """Reports an environment of this process that is stuck in a call; only the user can interrupt it."""
+    """Reports an environment of this process that is stuck in a call. Only the user can interrupt it."""
 
     def __init__(self, columns: Any, say: Callable[[str], None]):
         self.columns, self.say = columns, say
@@ -245,11 +248,12 @@ class HangMonitor:
 
     @property
     def hangs(self) -> bool:
-        """Whether an environment was reported and is still in its call; it may have returned since the last beat."""
+        """Whether an environment was reported and is still in the same call. It may have returned since the last
+        beat."""
         return self.is_reported and self.columns.row is not None
 
     def watch(self) -> None:
-        """Check once per beat; time is counted in beats, as for workers."""
+        """Check once per beat. As for workers, time is counted in beats."""
         before, seconds, reported = "", 0.0, 0.0
         while not self.is_over.wait(transport.BEAT):
             words = current_call(self.columns)
@@ -272,22 +276,23 @@ class HangMonitor:
 def reduce_overhead() -> None:
     """Stop MuJoCo's timer, limit NumPy to one thread, and freeze the garbage collector.
 
-    To be called once a worker's environments exist.
+    Call this when a worker's environments have been created.
     """
     stop_stopwatch()
-    one_blas_thread()  # once more, for libraries that the environments loaded
-    # Objects created so far live as long as the process, so the collector need not scan them.
+    one_blas_thread()  # again, for libraries that the environments loaded
+    # The objects created so far live as long as the process, so the collector does not need to scan them.
     gc.freeze()
 
 
 def serve(server: Any, requests: int, answers: int, path: Sequence[str]) -> None:
-    """The worker's side: answer requests with the server's methods until the main process is gone, then close.
+    """Run in the worker: answer requests with the server's methods until the main process has exited, and then close.
 
-    `requests` and `answers` are descriptors; `path` is the main process's search path.
+    `requests` and `answers` are file descriptors; `path` is the main process's search path.
     """
     sys.path[:] = path
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
-    # A handler that does nothing, not SIG_IGN: child programs would inherit SIG_IGN and could not be terminated.
+    # Install a handler that does nothing instead of SIG_IGN, which child programs would inherit, so that they could not
+    # be terminated.
     signal.signal(signal.SIGTERM, lambda number, frame: None)
     os.dup2(2, 1)  # send an environment's output to standard error
     configure_jax(on_host=True)
@@ -303,7 +308,7 @@ def serve(server: Any, requests: int, answers: int, path: Sequence[str]) -> None
             heartbeat.is_over.set()
             with contextlib.suppress(OSError):
                 heartbeat.answer("closed", None)
-    # Everything is closed. Tearing down the interpreter would only take time and make libraries print warnings.
+    # Everything is closed, and shutting down the interpreter would only take time and make libraries print warnings.
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
@@ -312,7 +317,7 @@ def serve(server: Any, requests: int, answers: int, path: Sequence[str]) -> None
 
 
 def notice(heartbeat: Heartbeat, kind: str, words: str) -> None:
-    """Send a notice, or show it on standard error if the main process is gone."""
+    """Send a notice, or show it on standard error if the main process has exited."""
     try:
         heartbeat.notice(kind, words)
     except OSError:
@@ -321,7 +326,7 @@ def notice(heartbeat: Heartbeat, kind: str, words: str) -> None:
 
 
 def answer_all(server: Any, requests: MessageReader, heartbeat: Heartbeat) -> None:
-    """Answer requests until the pipe ends; a server may have other work in between."""
+    """Answer requests until the pipe is closed. A server may do other work in between."""
     between = getattr(server, "between_requests", None)
     while True:
         if between is not None:

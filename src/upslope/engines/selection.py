@@ -1,4 +1,5 @@
-"""Select the engine that trains a task: a compiled program, one process, or several workers, here or on a cluster."""
+"""Select the engine that trains a task: a compiled program, one process, or several workers on this machine or a
+cluster."""
 
 import pickle
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ def engine_of(
     say: Callable[[str], None],
     stored: StoredPrograms | None = None,
 ) -> Engine:
-    """The engine for the run's source of experience; `say` shows important messages."""
+    """Create the engine for the run's source of experience; `say` shows important messages."""
     workers = resources.workers
     if workers is not None and workers < 1:
         raise UpslopeError(f"--workers must be 1 or more, not {workers}.")
@@ -61,7 +62,7 @@ def engine_on_cluster(
     data: Rollout | None,
     say: Callable[[str], None],
 ) -> Engine:
-    """The engine whose workers are actors on a cluster."""
+    """Create the engine whose workers are actors on a cluster."""
     from upslope.engines.cluster import connect  # Ray is an optional dependency
 
     if data is not None:
@@ -69,8 +70,8 @@ def engine_on_cluster(
     if not is_transferable(task):
         raise UpslopeError(
             "The environment or a part of it cannot be sent to a cluster, since a node could not import "
-            "it. Define it in a module, refer to it as module:Name, and send the module along with "
-            "--py-module; or omit --cluster."
+            "it. Define it in a module, refer to it as module:Name, and send the module with "
+            "--py-module. Or omit --cluster."
         )
     if task.devices_per_seed > placement.worker_devices:
         raise UpslopeError(
@@ -96,11 +97,13 @@ def engine_on_cluster(
 
 
 def is_transferable(task: Task) -> bool:
-    """Whether the task can be sent to another process: its environment was requested by name, and no part of it is
-    defined in the user's script, which workers do not execute."""
+    """Whether the task can be sent to another process.
+
+    Its environment must have been given by name, and no part of the task may be defined in the user's script, which
+    workers do not execute."""
     if not (task.environment.is_compiled or task.environment.is_named):
         return False
     try:
         return b"__main__" not in pickle.dumps(task)
-    except Exception:  # a user's estimator or objective may fail in any way
+    except Exception:  # pickling a user's estimator or objective may fail in any way
         return False

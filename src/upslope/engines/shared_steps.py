@@ -1,10 +1,10 @@
-"""Step a worker's environments through shared memory, for steps so short that a message would take as long.
+"""Step a worker's environments through shared memory, for steps so short that a message would take just as long.
 
-Neither side blocks in the operating system: the worker polls the memory for a while after each step, and the main
-process polls it until its answer arrives. After that, or if anything goes wrong, they use the worker's
-channel, which can wait and report a worker that hangs or has ended.
+Neither side blocks in the operating system. The worker polls the memory for a while after each step, and the main
+process polls it until the answer arrives. If that takes too long or anything goes wrong, they use the worker's channel,
+which can wait and can report a worker that hangs or has ended.
 
-The order in which one process writes must be the order in which the other reads, as on x86 processors.
+This requires that one process sees the writes of the other in the order in which they were made, as on x86 processors.
 """
 
 import math
@@ -24,15 +24,15 @@ from upslope.errors import STOPS
 SPIN = 0.3e-3
 """Seconds for which a worker polls the memory for the next step after each one."""
 MARGIN = 0.05e-3
-"""If fewer than this many seconds of that time remain, the worker is woken anyway."""
+"""If fewer than this many seconds of polling remain, the worker is woken anyway."""
 PATIENCE = 1e-3
 """Seconds for which the main process polls for an answer before it blocks."""
 CHECKS = 20
-"""How many times to poll the memory before checking the pipe and the clock."""
+"""Number of times to poll the memory before checking the pipe and the clock."""
 ALIGNMENT = 64
 """Each array begins at a multiple of this many bytes, the size of a processor's cache line."""
 ASKED, ANSWERED, FAILED = range(3)
-"""Indices of the control numbers: steps requested and answered, and whether the last one failed."""
+"""Indices of the control numbers: steps requested, steps answered, and whether the last step failed."""
 SPINS_UNTIL = 0
 """Index of the time at which the worker stops polling."""
 Shapes = list[tuple[str, tuple[int, ...], str]]
@@ -40,12 +40,12 @@ Shapes = list[tuple[str, tuple[int, ...], str]]
 
 
 def is_possible() -> bool:
-    """Whether two processes of this machine can share memory like this."""
+    """Whether two processes of this machine can share memory in this way."""
     return sys.platform == "linux" and platform.machine().lower() in ("x86_64", "amd64")
 
 
 class StepMemory:
-    """The arrays of a step that two processes share, and its control numbers."""
+    """The arrays of a step that two processes share, and the control numbers."""
 
     def __init__(self, file: int, shapes: Shapes):
         self.memory = mmap.mmap(file, memory_size(shapes))
@@ -64,25 +64,25 @@ def aligned(size: int) -> int:
 
 
 def memory_size(shapes: Shapes) -> int:
-    """Bytes of the memory for these arrays."""
+    """The size in bytes of the memory for these arrays."""
     return 2 * ALIGNMENT + sum(aligned(math.prod(shape) * np.dtype(kind).itemsize) for _, shape, kind in shapes)
 
 
 class SharedSteps:
-    """The main process's side."""
+    """The main process's end of the shared memory."""
 
     def __init__(self, worker: Worker, arrays: dict[str, np.ndarray], begins: bool, say: Callable[[str], None]):
-        """`arrays` have the shapes and types of the arrays of a step; `begins` tells whether a new episode begins
-        wherever one ends.
+        """`arrays` have the shapes and types of the arrays of a step. With `begins`, a new episode begins whenever one
+        ends.
 
         Raises:
-            OSError: there is no room for the memory.
+            OSError: there is not enough space for the memory.
         """
         self.worker, self.count, self.is_woken = worker, 0, False
         shapes = [(name, x.shape, x.dtype.str) for name, x in arrays.items()]
         shared = Path("/dev/shm")
         with tempfile.NamedTemporaryFile(dir=shared if shared.is_dir() else None) as file:
-            file.write(bytes(memory_size(shapes)))  # so that a full disk is noticed now, not when the memory is used
+            file.write(bytes(memory_size(shapes)))  # if the disk is full, this fails now and not in a later step
             file.flush()
             self.memory = StepMemory(file.fileno(), shapes)
             worker.ask("share", file.name, shapes, begins)
@@ -99,7 +99,7 @@ class SharedSteps:
             self.worker.ask("wake")
 
     def answer(self, say: Callable[[str], None]) -> dict[str, np.ndarray]:
-        """Wait for the step; return its arrays, which the next step overwrites."""
+        """Wait for the step, and return its arrays, which the next step overwrites."""
         control, until = self.memory.control, perf_counter() + PATIENCE
         if not self.is_woken:
             while control[ANSWERED] != self.count:
@@ -116,16 +116,16 @@ class SharedSteps:
 
 
 class StepServer:
-    """The worker's side."""
+    """The worker's end of the shared memory."""
 
     def __init__(self, path: str, shapes: Shapes, step: Callable[[np.ndarray], dict[str, np.ndarray]]):
-        """`step` takes the actions, and returns the arrays to share."""
+        """`step` takes the actions and returns the arrays to share."""
         with Path(path).open("r+b") as file:
             self.memory = StepMemory(file.fileno(), shapes)
         self.step, self.error = step, RuntimeError("No step has failed.")
 
     def serve(self, heartbeat: Heartbeat, has_request: Callable[[], bool]) -> None:
-        """Answer steps until there is a request in the channel, or until no step has been requested for a while."""
+        """Answer steps until the channel has a request, or until no step has been requested for a while."""
         control, clock = self.memory.control, self.memory.clock
         clock[SPINS_UNTIL] = perf_counter() + SPIN
         while True:
@@ -140,7 +140,7 @@ class StepServer:
                     return
 
     def answer(self) -> None:
-        """Take the step that was requested, unless it has already been taken."""
+        """Take the requested step, unless it has already been taken."""
         memory = self.memory
         if memory.control[ASKED] == memory.control[ANSWERED]:
             return

@@ -1,9 +1,9 @@
-"""Columns of slow Gymnasium environments: each worker process steps a slice of every seed's environments.
+"""Columns of slow Gymnasium environments, in which each worker process steps a slice of every seed's environments.
 
-If a step takes a millisecond, passing observations between processes costs little in comparison, and even one seed uses
-every core. If it takes less, the main process steps the first slice itself, and no process has to be woken. Acting and
-learning stay in the main process, and every episode has its own reset seed, so a run is bitwise identical for any
-number of slices.
+If a step takes a millisecond, passing observations between processes costs little in comparison, and even a single seed
+uses every core. If a step takes less, the main process steps the first slice itself, so that it does not need to be
+woken. Acting and learning stay in the main process, and every episode has its own reset seed, so a run is bitwise
+identical for any number of slices.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ from upslope.models.heads import head_of
 
 STEP_OVERHEAD, CALL_OVERHEAD, JOINED_OVERHEAD = 0.3e-3, 0.5e-3, 0.08e-3
 """Seconds of overhead per step: for all slices together if they are in processes, for each slice on a cluster, and for
-all slices together if the main process steps the first."""
+all slices together if the main process steps the first slice."""
 JOINED_BELOW = 1e-3
 """Seconds per step of an environment below which the main process steps a slice."""
 TRIAL_SECONDS = 0.25
@@ -45,11 +45,11 @@ MIN_TRIAL_STEPS = 5_000
 
 
 OUTCOME, OUTCOME_TYPES = ("reward", "terminated", "truncated"), (np.float32, bool, bool)
-"""What a step returns for each environment, besides its observation."""
+"""The values that a step returns for each environment, in addition to its observation."""
 
 
 def nothing_ended(num: int, num_info: int) -> dict[str, np.ndarray]:
-    """The return, length and numbers from info for environments whose episodes have not ended."""
+    """Placeholders for the return, length and numbers from info of environments whose episodes have not ended."""
     return {"return": np.zeros(num), "length": np.zeros(num, np.int64), "info": np.zeros((num, num_info))}
 
 
@@ -64,16 +64,16 @@ class EpisodeStatus:
 
 
 class Slicing(NamedTuple):
-    """How a seed's environments are distributed."""
+    """The distribution of a seed's environments over processes."""
 
     slices: int = 1
-    """The number of slices; 1 means that nothing is distributed."""
+    """The number of slices; 1 means that the environments are not distributed."""
     is_joined: bool = False
     """Whether the main process steps the first slice."""
 
 
 class SlicedColumns:
-    """`HostColumns` whose environments are in worker processes."""
+    """The counterpart of `HostColumns` for environments in worker processes."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class SlicedColumns:
         self.workers: list[Worker] = []
         try:
             for i, name in enumerate(names):
-                if self.local is not None and i == 0:  # first, so that it is stepped while the others are
+                if self.local is not None and i == 0:  # comes first, so that it steps while the others do
                     self.local.notices = notices
                     self.workers.append(Worker(LocalChannel(self.local), i, name, notices))
                 else:
@@ -116,11 +116,13 @@ class SlicedColumns:
         self.all_rows = np.arange(all_rows.size)
         self.num_info = len(task.log_info)
         self.shared: list[SharedSteps | None] | None = None if slicing.is_joined else [None for _ in self.workers]
-        """The shared memory of each worker that has one; None until the first step, which shows how much it needs."""
+        """The shared memory of each worker that has one. None until the first step, which shows how much memory is
+        needed."""
         self.begins = not task.estimator.whole_episodes
-        """Whether a new episode begins wherever one ends, so that no worker needs to be asked to begin one."""
+        """Whether a new episode begins whenever one ends, without a request to the worker."""
         self.begun: dict[int, tuple[Any, Any]] = {}
-        """Row → the first observation and mask of an episode that has begun in its worker but not yet here."""
+        """Row → the first observation and mask of an episode that has begun in its worker but not yet in this
+        process."""
 
     @property
     def here(self) -> HostColumns | None:
@@ -133,13 +135,14 @@ class SlicedColumns:
         return self.own_folder if self.here is None else self.here.folder
 
     def call_all(self, what: str, arguments: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
-        """Call a method on every worker, each with its own arguments; return all answers."""
+        """Call a method on every worker, each with its own arguments, and return all answers."""
         for worker, mine in zip(self.workers, arguments or [()] * len(self.workers), strict=True):
             worker.ask(what, *mine)
         return answers_of(self.workers, self.say)
 
     def call_owners(self, what: str, rows: np.ndarray, *arguments: np.ndarray) -> list[tuple[np.ndarray, Any]]:
-        """Call a method on the workers that own the rows, each with its arguments; return (rows, answer) pairs."""
+        """Call a method on the workers that own the rows, each with its own arguments, and return (rows, answer)
+        pairs."""
         parts = [(worker, rows[self.owner[rows] == number]) for number, worker in enumerate(self.workers)]
         parts = [(worker, mine) for worker, mine in parts if len(mine)]
         for worker, mine in parts:
@@ -177,7 +180,8 @@ class SlicedColumns:
                 self.allow(mine, mask)
 
     def step(self, action: np.ndarray, rows: np.ndarray, next_observation: Any) -> tuple[np.ndarray, ...]:
-        """Step the given rows with the policy's actions [S·N, …]; write the true successors.
+        """Step the given rows with the policy's actions [S·N, …], and write the true successors into
+        `next_observation`.
 
         Returns reward, terminated, truncated, each [S·N], zero in the other rows.
         """
@@ -202,8 +206,8 @@ class SlicedColumns:
         return outcome
 
     def take_end(self, row: int, i: int, found: dict[str, np.ndarray], *, has_begun: bool) -> None:
-        """Take over the episode that ended in a row, the i-th one that a worker returned, and the next one if it
-        `has_begun` there."""
+        """Record the episode that ended in a row, which is the i-th row of a worker's answer, and the next episode if
+        it `has_begun` in the worker."""
         shown = self.episodes[row]
         shown.episode_return, shown.length = float(found["return"][i]), int(found["length"][i])
         shown.info = tuple(found["info"][i].tolist())
@@ -216,7 +220,7 @@ class SlicedColumns:
     def step_shared(
         self, action: np.ndarray, memories: list[SharedSteps | None]
     ) -> list[tuple[np.ndarray, dict[str, np.ndarray]]]:
-        """Step every environment, through shared memory where there is some; return (rows, outcome) pairs."""
+        """Step every environment, through shared memory if available, and return (rows, outcome) pairs."""
         for worker, rows, shared in zip(self.workers, self.rows, memories, strict=True):
             if shared is None:
                 worker.ask("step", list(range(len(rows))), action[rows], self.begins)
@@ -226,7 +230,8 @@ class SlicedColumns:
         return [*zip(self.rows, answers, strict=True)]
 
     def share(self, action: np.ndarray, next_observation: Any) -> list[SharedSteps | None]:
-        """Share memory with the worker processes, if this machine can; None for those that use their channel."""
+        """Share memory with the worker processes if this machine supports it; None for workers that use their
+        channel."""
         memories: list[SharedSteps | None] = [None for _ in self.workers]
         for number, (worker, rows) in enumerate(zip(self.workers, self.rows, strict=True)):
             if number == 0 or not is_possible():  # the first slice is stepped in this process
@@ -239,7 +244,7 @@ class SlicedColumns:
                 like |= {"mask": self.mask[rows], "first mask": self.mask[rows]}
             try:
                 memories[number] = SharedSteps(worker, like, self.begins, self.say)
-            except OSError:  # no room for it: the pipes are slower, but always available
+            except OSError:  # not enough space; the pipes are slower but always available
                 break
         return memories
 
@@ -277,14 +282,16 @@ class SlicedColumns:
         return afresh
 
     def close(self) -> None:
-        """Shut the worker processes down."""
+        """Shut down the worker processes."""
         close_workers(self.workers)
 
 
 def slicing_of(task: Task, num_seeds: int, requested: int | None, on_cluster: int | None = None) -> Slicing:
-    """How many slices to divide a seed's environments into: the requested number if that exceeds the number of
-    seeds, otherwise as many as pay off according to a timing trial. `on_cluster` is the number of workers that fit on a
-    cluster; without it, the number of this machine's cores is used."""
+    """Decide into how many slices to divide a seed's environments.
+
+    This is the requested number if it exceeds the number of seeds. Otherwise, a timing trial determines how many are
+    worthwhile. `on_cluster` is the number of workers that fit on a cluster; without it, the number of this machine's
+    cores is used."""
     if task.environment.batch is not None:
         return Slicing()
     cores = on_cluster or num_cores()
@@ -293,7 +300,7 @@ def slicing_of(task: Task, num_seeds: int, requested: int | None, on_cluster: in
         return Slicing(slices if slices > num_seeds else 1)
     if task.steps * num_seeds < MIN_TRIAL_STEPS:
         return Slicing()
-    # Seconds per step of all environments: with one process per seed, and with a slice of every seed per process.
+    # Seconds per step of all environments, with one process per seed and with a slice of every seed per process.
     seconds, largest = step_seconds(task.environment), -(-task.num_envs // slices)
     by_seeds, sliced = task.num_envs * seconds, num_seeds * largest * seconds
     is_joined = on_cluster is None and seconds < JOINED_BELOW
@@ -314,8 +321,9 @@ class TrialPlace:
 
 
 def step_seconds(environment: HostEnvironment) -> float:
-    """Measure the seconds per step of one environment with random actions, resets included: the median of short
-    segments, so that other work on the core during a few of them does not matter."""
+    """Measure the seconds per step of one environment with random actions, including resets.
+
+    The result is the median over short segments, so other work on the core during a few of them does not matter."""
     with TheirFolder():
         instance, place, where = environment.create(), TrialPlace(), "reset"
         at: list[float] = []
@@ -347,11 +355,11 @@ def step_seconds(environment: HostEnvironment) -> float:
 
 
 class Server:
-    """The worker's side: the `HostColumns` of a slice."""
+    """Runs in the worker and holds the `HostColumns` of a slice."""
 
     notices: Notices | None = None
     columns: Any = None
-    """The slice's `HostColumns`, after `open`."""
+    """The slice's `HostColumns`, set by `open`."""
 
     def __init__(self, is_local: bool = False):
         """`is_local` is true in the main process."""
@@ -374,14 +382,15 @@ class Server:
         self.columns.call(name, arguments)
 
     def begin(self, rows: list[int]) -> Any:
-        """Start episodes; return their first observations and allowed choices."""
+        """Begin episodes, and return their first observations and allowed choices."""
         self.columns.begin(rows)
         return jax.tree.map(lambda x: x[rows], (self.columns.flat, self.columns.mask))
 
     def step(self, rows: list[int], action: np.ndarray, begins: bool = False) -> dict[str, np.ndarray]:
-        """Step these rows; return reward, terminated, truncated, successors, allowed choices, and the return, length
-        and numbers of info of the episodes that ended. With `begins`, the next ones begin; their first observations
-        and allowed choices are then returned too."""
+        """Step these rows, and return reward, terminated, truncated, successors, allowed choices, and the return,
+        length and numbers from info of the episodes that ended.
+
+        With `begins`, the next episodes begin, and their first observations and allowed choices are returned too."""
         columns, is_whole = self.columns, len(rows) == len(self.columns.episodes)
         actions, chosen = action, slice(None) if is_whole else rows
         if not is_whole:
@@ -412,12 +421,12 @@ class Server:
         self.steps = StepServer(path, shapes, lambda action: self.step(every_row, action, begins))
 
     def between_requests(self, heartbeat: Heartbeat, has_request: Callable[[], bool]) -> None:
-        """Answer steps through shared memory, if there is some."""
+        """Answer steps through shared memory if it is in use."""
         if self.steps is not None:
             self.steps.serve(heartbeat, has_request)
 
     def wake(self) -> None:
-        """Take the step that was requested while this process slept."""
+        """Take a step that was requested while this process was asleep."""
         if self.steps is not None:
             self.steps.answer()
 
@@ -435,8 +444,8 @@ class Server:
         return self.columns.snapshot()
 
     def restore(self, snapshot: dict[str, np.ndarray]) -> tuple[Any, Any, list[int], list[str], list[int]]:
-        """Restore the environments; return observations, allowed choices, episode numbers, messages to show, and the
-        rows where a new episode began."""
+        """Restore the environments. Return observations, allowed choices, episode numbers, messages to show, and the
+        rows in which a new episode began."""
         words: list[str] = []
         afresh = self.columns.restore(snapshot, words.append)
         return self.columns.flat, self.columns.mask, [e.episode for e in self.columns.episodes], words, afresh

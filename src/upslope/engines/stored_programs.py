@@ -1,11 +1,12 @@
-"""Programs kept between runs, so that a second start neither traces nor lowers them.
+"""Store programs between runs, so that later runs do not need to trace and lower them.
 
-JAX's own cache stores what XLA compiled, but looks it up by the lowered program, and tracing and lowering take longer
-than everything else that a short run does before its first step. What is kept here is the lowered program, as
-`jax.export` serializes it: no pickle, no Python. It is in the private folder of compiled programs, under a hash of
-everything it was made from: settings, shapes, devices, versions, and upslope's own source.
+JAX's own cache stores the output of XLA, but looks it up by the lowered program. Tracing and lowering take longer than
+everything else that a short run does before its first step. This module stores the lowered program as serialized by
+`jax.export`, which contains no pickle and no Python code. It is stored in the private folder of compiled programs,
+under a hash of everything from which it was made: settings, shapes, devices, versions, and upslope's own source.
 
-Only commands keep programs. In the user's own process any function may have been replaced, which no hash would reveal.
+Only commands store programs. In the user's own process, any function may have been replaced, and no hash would reveal
+this.
 """
 
 import hashlib
@@ -31,20 +32,21 @@ from upslope.learning.devices import own_cache
 MAX_BYTES = 1 << 26
 LIBRARIES = ("jax", "jaxlib", "numpy", "equinox", "optax")
 OF_THE_STATE = ("seed", "seeds", "start_from", "from_seed", "fresh_normalisers", "fresh_optimiser")
-"""Settings that affect only the initial state; the number of seeds is part of its shapes."""
+"""Settings that do not affect the program, only the initial state. The number of seeds is part of the state's
+shapes."""
 
 is_command = False
 """Whether this process runs one of upslope's commands, and nothing else."""
 
 
 def allow_storing() -> None:
-    """Keep programs from now on, in a process that runs one of upslope's commands."""
+    """Store programs from now on. Call this only in a process that runs one of upslope's commands."""
     global is_command
     is_command = True
 
 
 class StoredPrograms:
-    """The programs of a run with these settings."""
+    """The stored programs of a run with these settings."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]):
         self.folder = folder
@@ -55,13 +57,14 @@ class StoredPrograms:
         }
 
     def jitted(self, name: str, function: Callable[..., Any], arguments: list[Any], **options: Any) -> Any:
-        """`jax.jit(function, **options)` for these arguments, read from the folder, or otherwise stored there.
+        """Return `jax.jit(function, **options)` for these arguments, read from the folder if it is there, otherwise
+        stored in it.
 
-        Both arguments and results consist of arrays in lists, tuples and dictionaries. `name` distinguishes programs
-        with the same arguments.
+        Arguments and results consist of arrays in lists, tuples and dictionaries. `name` distinguishes programs with
+        the same arguments.
         """
         path = self.folder / f"{self.key(name, arguments, options)}-lowered"
-        with suppress(Exception):  # missing, damaged, or of another version of JAX's format
+        with suppress(Exception):  # missing, damaged, or in another version of JAX's format
             return jax.jit(export.deserialize(bytearray(plain_file(path, MAX_BYTES).read_bytes())).call, **options)
         jitted = jax.jit(function, **options)
         try:
@@ -71,11 +74,11 @@ class StoredPrograms:
             return jitted
         with suppress(OSError, UpslopeError):  # the disk is full, or the folder is read-only
             write_atomically(path, content)
-        # Lowered from what was stored, so that XLA's result is found under the same key next time.
+        # Lower the stored form, so that XLA's result is found under the same key next time.
         return jax.jit(exported.call, **options)
 
     def key(self, name: str, arguments: list[Any], options: Mapping[str, Any]) -> str:
-        """A hash of everything a program is made from."""
+        """Return a hash of everything from which a program is made."""
         shapes = [(str(x.dtype), x.shape, repr(x.sharding)) for x in arguments]
         devices = [str(device.device_kind) for device in jax.local_devices()]
         made_from = self.made_from | {"name": name, "arguments": shapes, "devices": devices, "jit": repr(options)}
@@ -83,7 +86,8 @@ class StoredPrograms:
 
 
 def stored_programs(config: Config) -> StoredPrograms | None:
-    """The kept programs of a run; None if none are kept, or if they contain code that is not upslope's own."""
+    """Return the stored programs of a run; None if storing is not allowed, or if they would contain code that is not
+    upslope's."""
     is_own = config.environment.startswith(COMPILED_PREFIX) and not requested(config)
     folder = own_cache() if is_command and is_own else None
     return None if folder is None else StoredPrograms(folder, config.to_json())
@@ -91,7 +95,7 @@ def stored_programs(config: Config) -> StoredPrograms | None:
 
 @cache
 def source_digest() -> str:
-    """A hash of upslope's source."""
+    """Return a hash of upslope's source."""
     root = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):

@@ -1,7 +1,7 @@
-"""The protocol of workers: a request, its answer, signs of life in between, and errors that name a dead or hung worker.
+"""The protocol of workers: requests, answers, heartbeats in between, and errors that name a dead or hanging worker.
 
-The protocol does not depend on what carries its messages: a `Channel` is a pair of pipes to a process (`processes.py`),
-or an actor on a cluster (`actors.py`). Neither does the code that uses workers.
+Neither the protocol nor the code that uses workers depends on how messages are carried. A `Channel` is a pair of pipes
+to a process (`processes.py`) or an actor on a cluster (`actors.py`).
 """
 
 import contextlib
@@ -19,25 +19,26 @@ from upslope.errors import STOPS, UpslopeError
 PATIENCE = 60.0
 """Seconds after which a silent worker, or one whose environment has not returned from a call, is reported."""
 LIMIT = "UPSLOPE_WORKER_LIMIT"
-"""Environment variable: seconds after which a hanging worker is killed; ten minutes by default."""
+"""Environment variable for the seconds after which a hanging worker is killed; the default is ten minutes."""
 BEAT = 1.0
-"""Seconds between a worker's heartbeats. Time is counted in heartbeats rather than by a clock, which keeps running
-while the machine is suspended."""
+"""Seconds between a worker's heartbeats. Time is counted in heartbeats, since a clock would keep running while the
+machine is suspended."""
 CLOSING_SECONDS = 5.0
 """Seconds that a worker may take to close its environments."""
 MAX_LOSSES = 3
-"""How many times in a row the same work is restarted after its workers on a cluster were lost."""
+"""Maximum number of consecutive restarts of the same work after its workers on a cluster were lost."""
 Message = tuple[str, Any]
 """(kind, value): `done` with the answer, `refused` with a message, `beat` with (seconds, message), `notice` with (kind,
 message), `closed`, or `ended`."""
 
 
 class WorkerLostError(UpslopeError):
-    """A worker on a cluster is gone. Another one can redo its work from the last checkpoint."""
+    """Raised when a worker on a cluster was lost. Another worker can redo its work from the last checkpoint."""
 
 
 class ClusterGrownError(WorkerLostError):
-    """A cluster has room for more workers of a run, which can use them from its last checkpoint."""
+    """Raised when a cluster has room for more workers of a run, which can continue with them from its last
+    checkpoint."""
 
 
 @runtime_checkable
@@ -56,7 +57,7 @@ class Channel(Protocol):
 
     @property
     def waiting_for(self) -> str:
-        """Why a worker that shows no sign of life may be silent."""
+        """The possible reason why a worker is silent."""
         ...
 
     def send(self, request: tuple[str, tuple[Any, ...]]) -> None:
@@ -64,19 +65,19 @@ class Channel(Protocol):
         ...
 
     def receive(self, seconds: float) -> Message:
-        """The next message; `ended` if there can be no more.
+        """Return the next message, or `ended` if there will be no more messages.
 
         Raises:
-            queue.Empty: none came within that time.
+            queue.Empty: no message arrived within that time.
         """
         ...
 
     def ending(self) -> str:
-        """How the worker ended, for a message."""
+        """Describe how the worker ended, for a message."""
         ...
 
     def kill(self) -> None:
-        """End the worker at once."""
+        """End the worker immediately."""
         ...
 
     def interrupt(self) -> None:
@@ -88,17 +89,17 @@ class Channel(Protocol):
         ...
 
     def close(self) -> tuple[bool, list[Message]]:
-        """Wait until the worker has ended; return whether it had closed its environments, and its last messages."""
+        """Wait until the worker has ended. Return whether it had closed its environments, and its last messages."""
         ...
 
 
 class Worker:
-    """Answers requests, one at a time, at the other end of a channel."""
+    """A worker at the other end of a channel, which answers one request at a time."""
 
     def __init__(self, channel: Channel, index: int, share: str, notices: Notices):
         self.channel, self.index, self.share, self.notices = channel, index, share, notices
         self.unanswered = 0
-        """Number of requests whose answer has not arrived; one remains if the user interrupts the wait."""
+        """Number of requests whose answers have not arrived. One remains if the user interrupts the wait."""
 
     def ask(self, what: str, *arguments: Any) -> None:
         """Send a request."""
@@ -109,7 +110,8 @@ class Worker:
         self.unanswered += 1
 
     def answer(self, say: Callable[[str], None]) -> Any:
-        """Wait for the answer; report a worker that hangs, kill it past the limit, and raise its errors."""
+        """Wait for the answer and raise the worker's errors. A worker that hangs is reported, and killed after the time
+        limit."""
         try:
             value = self.wait(say)
         except UpslopeError:
@@ -137,7 +139,7 @@ class Worker:
                 if seconds - reported >= PATIENCE:
                     reported = seconds
                     say(f"{self.describe()} has not answered for {seconds:.0f} s: {place}.")
-                # A process that is starting sends no heartbeat for a while.
+                # A process that is starting sends no heartbeats for a while.
                 if seconds >= (max(limit(), PATIENCE) if silent else limit()):
                     raise self.kill_unresponsive(seconds, place)
             elif kind == "notice":
@@ -178,8 +180,8 @@ class Worker:
 
 
 StartWorker = Callable[[str, int, str, Notices], Worker]
-"""Starts a worker: given the module whose `Server` it runs, its number, a description of its share of the work, and its
-notices."""
+"""A function that starts a worker. Its arguments are the module whose `Server` the worker runs, the worker's number, a
+description of its share of the work, and notices."""
 
 
 def close_workers(workers: Sequence[Worker]) -> None:
@@ -192,7 +194,7 @@ def close_workers(workers: Sequence[Worker]) -> None:
 
 @runtime_checkable
 class Answering(Protocol):
-    """Something that has been sent a request, e.g. a `Worker`."""
+    """An object that has been sent a request, e.g. a `Worker`."""
 
     def answer(self, say: Callable[[str], None]) -> Any:
         """Wait for the answer."""
@@ -200,7 +202,7 @@ class Answering(Protocol):
 
 
 def answers_of(workers: Sequence[Answering], say: Callable[[str], None]) -> list[Any]:
-    """The answers of all workers; an error is raised only after all have answered."""
+    """Return the answers of all workers. An error is raised only after all workers have answered."""
     answers: list[Any] = []
     errors: list[UpslopeError] = []
     for worker in workers:
@@ -214,7 +216,7 @@ def answers_of(workers: Sequence[Answering], say: Callable[[str], None]) -> list
 
 
 def limit() -> float:
-    """The number of seconds for which a worker may hang."""
+    """Return the number of seconds for which a worker may hang."""
     text = os.environ.get(LIMIT, "600")
     try:
         return float(text)
@@ -223,10 +225,11 @@ def limit() -> float:
 
 
 class Heartbeat:
-    """The worker's side of a channel: sends answers, notices, and signs of life with the current environment call."""
+    """The worker's end of a channel, which sends answers, notices, and heartbeats that name the current environment
+    call."""
 
     def __init__(self, server: Any, send: Callable[[Message], None]):
-        """`send` raises an `OSError` if the main process is gone."""
+        """`send` raises an `OSError` if the main process has exited."""
         self.server, self.send, self.lock = server, send, threading.Lock()
         self.request = 0
         self.is_busy = False
@@ -249,7 +252,7 @@ class Heartbeat:
                         return
 
     def begin(self) -> None:
-        """Note that a request has arrived."""
+        """Record that a request has arrived."""
         self.request += 1
         self.is_busy = True
 
@@ -266,7 +269,7 @@ class Heartbeat:
 
 
 def answer_request(server: Any, heartbeat: Heartbeat, what: str, arguments: Sequence[Any]) -> None:
-    """Answer a request with a method of the server; an error becomes a message."""
+    """Answer a request with a method of the server. Errors are converted to messages."""
     heartbeat.begin()
     try:
         heartbeat.answer("done", getattr(server, what)(*arguments))
@@ -281,7 +284,7 @@ def answer_request(server: Any, heartbeat: Heartbeat, what: str, arguments: Sequ
 
 
 def current_call(columns: Any) -> str:
-    """The environment of a `HostColumns` that is currently being called; empty if none is."""
+    """Describe the environment of a `HostColumns` that is currently being called; empty if there is none."""
     if columns is None:
         return "it is still creating its environments"
     row = columns.row
@@ -292,7 +295,7 @@ def current_call(columns: Any) -> str:
 
 
 class Stragglers:
-    """Reports a worker that is much slower than the others for a long time, once."""
+    """Reports, once, a worker that is much slower than the others for a long time."""
 
     RATIO, TIMES = 2.0, 20
 
@@ -300,13 +303,13 @@ class Stragglers:
         self.slow: dict[int, int] = {}
 
     def look(self, seconds: Sequence[float], workers: Sequence[Worker], say: Callable[[str], None]) -> None:
-        """Compare the seconds that each worker took for a seed in this chunk."""
+        """Compare the seconds per seed that each worker took for this chunk."""
         typical = median(seconds)
         for number, (taken, worker) in enumerate(zip(seconds, workers, strict=True)):
             self.slow[number] = self.slow.get(number, 0) + 1 if taken > self.RATIO * typical > 0 else 0
             if self.slow[number] == self.TIMES:
                 say(
-                    f"{worker.describe()} is slow: {taken:.2f} s per seed where the others take "
+                    f"{worker.describe()} is slow: {taken:.2f} s per seed, while the others take "
                     f"{typical:.2f} s, in each of {self.TIMES} chunks. All others wait for it. Is "
                     "something else running there?"
                 )

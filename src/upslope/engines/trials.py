@@ -1,9 +1,8 @@
-"""Trials of a sweep in a compiled environment: many trials, each with all its seeds, are one program.
+"""Run the trials of a sweep in a compiled environment, where one program trains many trials with all their seeds.
 
 A row of the program is one seed of one trial, with the numbers of its task as inputs (`learning/varied.py`). Rows are
-distributed over the devices and computed like the seeds of a run, so a trial's numbers are the same as when it runs
-alone. A trial
-that has ended hands its rows to the next one, and the program is kept.
+distributed over the devices and computed like the seeds of a run, so a trial gives the same results as when it runs
+alone. When a trial has ended, the next one uses its rows, so the program is compiled only once.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ from upslope.learning.varied import MAX_INPUTS, Family, Inputs
 
 
 class Rows(NamedTuple):
-    """The rows of the program [R]: numbers and training state."""
+    """The rows of the program [R]: their numbers and training states."""
 
     numbers: Float[Array, "R K"]
     state: TrainState
@@ -34,14 +33,14 @@ class Rows(NamedTuple):
 
 
 class TrialsEngine(ProgramEngine):
-    """Trains up to `slots` trials of a family at once, each on the same seeds."""
+    """Trains up to `slots` trials of a family at the same time, all with the same seeds."""
 
     def __init__(self, family: Family, seeds: Sequence[int], slots: int, iterations: int):
         """`iterations` is the length of a chunk."""
         self.family, self.trial_seeds, self.slots, self.inputs = family, list(seeds), slots, Inputs()
         num_devices = len(jax.local_devices())
         self.num_rows = -(-slots * len(seeds) // num_devices) * num_devices
-        # Neighbouring trials are on different devices, so that a few trials keep all devices busy.
+        # Consecutive trials use different devices, so that a few trials keep all devices busy.
         self.order = np.arange(self.num_rows).reshape(num_devices, -1).T.ravel()
         super().__init__(family.first, range(self.num_rows), iterations)
         self.begin = jax.jit(self.begin_one, compiler_options=QUICK)
@@ -76,12 +75,13 @@ class TrialsEngine(ProgramEngine):
         self.set_rows(slot, Rows(jnp.asarray(numbers), begin_each(self.begin, fresh, keys, numbers)))
 
     def numbers_of(self, task: Task) -> np.ndarray:
-        """The program's inputs for a trial, the same for each of its seeds."""
+        """Return the program's inputs for a trial, which are the same for each of its seeds."""
         row = self.inputs.row(self.family.numbers(task))
         return np.tile(np.asarray(row, np.float32), (len(self.trial_seeds), 1))
 
     def prepare(self, state: TrainState) -> None:
-        """Compile the program for rows like these, whose values do not matter: all rows are spent."""
+        """Compile the program for rows with the structure of `state`. Its values do not matter, since every row starts
+        with a spent budget."""
         which = np.arange(self.num_rows) % len(self.trial_seeds)
         rows = jax.jit(lambda state: jax.tree.map(lambda x: x[which], state))(state)
         spent = jnp.full(self.num_rows, self.task.steps, jnp.uint32)
@@ -104,6 +104,6 @@ class TrialsEngine(ProgramEngine):
         self.rows_now = self.rows_now._replace(state=state._replace(steps=spent))
 
     def advance_all(self, may_continue: Callable[[], bool] = never) -> Chunk:
-        """Advance all trials by a chunk, whose arrays and episodes are by row; see `places`."""
+        """Advance all trials by a chunk. Its arrays and episodes are indexed by row; see `places`."""
         self.rows_now, chunk = self.advance(self.rows_now, may_continue)
         return chunk

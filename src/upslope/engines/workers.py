@@ -1,8 +1,8 @@
-"""Train seeds in several workers, a share of the seeds in each.
+"""Train in several workers, each with a share of the seeds.
 
 Seeds are independent, so each worker has a complete engine, and the main process joins their states, rows and
-snapshots. Splitting the environments of one seed instead (`slices.py`) passes every observation between
-processes, which for cheap environments takes longer than the step itself.
+snapshots. The alternative, splitting the environments of a seed (`slices.py`), passes every observation between
+processes. For fast environments, that takes longer than the step itself.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,14 +33,14 @@ LOOK_SECONDS = 30.0
 
 
 def num_workers(task: Task, num_seeds: int, requested: int | None) -> int:
-    """The number of processes that train this run: one per seed, at most one per core."""
+    """Return the number of processes that train this run: one per seed, but at most one per core."""
     if requested is None and task.steps * num_seeds < MIN_PARALLEL_STEPS:
         return 1
     return min(num_seeds, requested or num_cores())
 
 
 class WorkersEngine:
-    """Advances all seeds, with a share of them in each worker."""
+    """Advances all seeds, each worker training a share of them."""
 
     hangs = False
 
@@ -53,7 +53,8 @@ class WorkersEngine:
         start_worker: StartWorker = start_process,
         has_room: Callable[[], int] | None = None,
     ):
-        """`has_room` returns how many more workers a cluster now has room for; without it, their number is fixed."""
+        """`has_room` returns the number of additional workers for which a cluster has room; without it, the number of
+        workers is fixed."""
         self.task, self.seeds, self.say = task, seeds, say
         self.stragglers = Stragglers()
         self.has_room = has_room
@@ -63,7 +64,7 @@ class WorkersEngine:
         names = [f"seeds {', '.join(map(str, share))}" for share in shares]
         self.counts = [len(share) for share in shares]
         self.state: TrainState | None = None
-        """The state that the workers have; None if they may have a different one."""
+        """The state that the workers hold; None if they may hold another state."""
         self.is_complete = True
         notices = notices_to(say)
         self.workers: list[Worker] = []
@@ -105,7 +106,7 @@ class WorkersEngine:
         return self.state, join(list(chunks))
 
     def look_for_room(self) -> None:
-        """Stop if a cluster has grown enough for every worker to hand over seeds."""
+        """Stop if the cluster has grown so much that more workers would reduce the load of the slowest one."""
         if self.has_room is None or not self.is_complete or perf_counter() - self.looked < LOOK_SECONDS:
             return
         self.looked = perf_counter()
@@ -140,7 +141,7 @@ class WorkersEngine:
 
 
 def join(chunks: list[Chunk]) -> Chunk:
-    """Join the chunks of all workers; each worker numbers its own seeds from 0."""
+    """Join the chunks of all workers, each of which numbers its own seeds from 0."""
     episodes, count = [], 0
     for chunk in chunks:
         episodes += [[(step, count + s, *rest) for step, s, *rest in rows] for rows in chunk.episodes]
@@ -158,7 +159,7 @@ def join(chunks: list[Chunk]) -> Chunk:
 
 
 def leaves_of(state: TrainState) -> list[np.ndarray]:
-    """The arrays of a state, with random keys as integers."""
+    """Return the arrays of a state, with random keys as integers."""
     return [np.asarray(raw(leaf)) for leaf in jax.tree.leaves(state)]
 
 
@@ -169,7 +170,7 @@ def state_of(leaves: Sequence[Any], like: TrainState) -> TrainState:
 
 
 class InProgram:
-    """Stands in for the columns of a compiled environment: none is ever in a call."""
+    """Replaces the columns for a compiled environment, which is never in a call."""
 
     row = None
 
@@ -178,12 +179,12 @@ class InProgram:
 
 
 class Server:
-    """The worker's side: an engine and the state of its seeds."""
+    """Runs in the worker and holds an engine and the state of its seeds."""
 
     notices: Notices | None = None
     columns: "HostColumns | BatchedColumns | InProgram | None" = None
     engine: Any = None
-    """The `HostEngine` or `CompiledEngine`, after `begin`."""
+    """The `HostEngine` or `CompiledEngine`, set by `begin`."""
 
     def begin(self, task: Task, seeds: list[int]) -> None:
         """Create the environments."""
@@ -196,7 +197,7 @@ class Server:
         reduce_overhead()
 
     def advance(self, leaves: list[np.ndarray] | None) -> tuple[list[np.ndarray], Chunk, dict[str, float], float]:
-        """Advance one chunk, from the given state if there is one; return the new state, what happened, the seconds per
+        """Advance by one chunk, from the given state if there is one. Return the new state, the chunk, the seconds per
         phase, and the seconds that this chunk took."""
         started = perf_counter()
         if leaves is not None:
@@ -215,7 +216,7 @@ class Server:
         return self.engine.snapshot()
 
     def restore(self, snapshot: dict[str, np.ndarray]) -> list[str]:
-        """Restore the environments; return the messages to show."""
+        """Restore the environments, and return the messages to show."""
         words: list[str] = []
         self.engine.restore(snapshot, words.append)
         return words

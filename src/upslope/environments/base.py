@@ -1,4 +1,4 @@
-"""The two kinds of environment: compiled, written in JAX; and on the host, with Gymnasium's protocol."""
+"""The two kinds of environment: compiled ones, written in JAX, and those on the host, with Gymnasium's protocol."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -23,8 +23,8 @@ class CompiledEnvironment(ABC):
 
     `reset(key) → (state, observation)` begins an episode; `step(key, state, action) → (state, Transition)` applies one
     action. A state is a pytree of arrays whose shapes and dtypes never change. Discrete actions are counted from 0;
-    those of a Dict or Tuple are a dictionary or tuple of arrays. `max_episode_steps` is the time limit: upslope counts
-    the steps and sets `truncated`, so an environment only reports `terminated`. The spaces are Gymnasium's.
+    actions of a Dict or Tuple space are a dictionary or tuple of arrays. `max_episode_steps` is the time limit: upslope
+    counts the steps and sets `truncated`, so an environment only reports `terminated`. The spaces are Gymnasium's.
     """
 
     observation_space: Space[Any]
@@ -36,8 +36,8 @@ class CompiledEnvironment(ABC):
     ignores_masks: bool = False
     """Whether it has action masks that are not used."""
     costly_reset: bool = False
-    """Whether a reset costs as much as many steps. If so, only the columns that ended are reset, one after another;
-    otherwise all are reset at once, and the results of the others are discarded."""
+    """Whether a reset is much more expensive than a step. If so, only the columns that ended are reset, one after
+    another. Otherwise all columns are reset together, and the results of those that did not end are discarded."""
     is_compiled: ClassVar[bool] = True
     """Whether acting is part of the compiled program; False for environments on the host."""
 
@@ -50,8 +50,8 @@ class CompiledEnvironment(ABC):
         """Draw s_{t+1}, r_t ~ P(·|s_t, a_t); `Transition.truncated` is False here."""
 
     def action_mask(self, state: Any) -> Any:
-        """The mask of allowed actions in a state, as taken by Gymnasium's `space.sample(mask=…)`, or as one array like
-        sb3-contrib's; None if nothing is ever forbidden."""
+        """The mask of allowed actions in a state, in the form that Gymnasium's `space.sample(mask=…)` accepts, or as
+        one array as in sb3-contrib; None if nothing is ever forbidden."""
         return None
 
     def episode_info(self, state: Any) -> dict[str, Any]:
@@ -68,17 +68,17 @@ class CompiledEnvironment(ABC):
 
 
 def info_shapes(environment: CompiledEnvironment) -> dict[str, Any]:
-    """The names of the numbers that describe an episode's end, with their shapes.
+    """The names of the numbers that `episode_info` returns, with their shapes.
 
     Raises:
-        BrokenEnvironmentError: one of them is not a single number.
+        BrokenEnvironmentError: one of the values is not a single number.
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
     found = jax.eval_shape(lambda key: environment.episode_info(environment.reset(key)[0]), key)
     for name, value in found.items():
         if getattr(value, "shape", None) != ():
             raise BrokenEnvironmentError(
-                f"episode_info() of a compiled environment returns {name} as {value}, not as a number."
+                f"episode_info() of a compiled environment returns {name} as {value}, not as a single number."
             )
     return found
 
@@ -97,12 +97,12 @@ class HostEnvironment:
     drawing: Callable[[], "HostEnvironment"]
     """Creates the same environment with rendering; raises `UpslopeError` if that is impossible."""
     has_masks: bool | UpslopeError = False
-    """Whether its info contains the mask of allowed actions, or the error that prevented finding out."""
+    """Whether its info contains the mask of allowed actions, or the error that prevented upslope from finding out."""
     uses_masks: bool = True
     batch: Callable[[int], gymnasium.vector.VectorEnv] | None = None
     """Creates several environments as one object, which steps and resets them itself; None if that is impossible."""
     kind: str = ""
-    """What creates the batches, and how they start the next episode."""
+    """A description of what creates the batches, and of how they start the next episode."""
     is_compiled: ClassVar[bool] = False
 
     @property
@@ -139,14 +139,14 @@ class Request:
     ignored: tuple[str, ...] = ()
     """Keys of observations to leave out, in the format of `--ignore-observation`."""
     given: Any = None
-    """The object that the user gave in Python, if not a name."""
+    """The object that the user passed in Python, if any."""
     masks: bool = True
     """Whether action masks are used."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A source of environments: a prefix of names, and the function that creates environments of such names.
+    """A source of environments: a prefix of names, and the function that creates environments with such names.
 
     Environments declare their own capabilities: `is_compiled`, `gives_masks`, and on the host `is_named`, `drawing`.
     """

@@ -1,4 +1,4 @@
-"""Close environments; an error while closing never hides a result."""
+"""Close environments without letting an error in `close()` hide a result."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -8,8 +8,8 @@ from upslope.errors import STOPS
 
 
 def close_all(name: str, environments: Iterable[Any], say: Callable[[str], None] = warn) -> None:
-    """Close every environment. An error in one is reported and does not stop the others from being closed; an interrupt
-    is raised after all are closed."""
+    """Close every environment. An error in one is reported but does not prevent the others from being closed. An
+    interrupt is raised after all of them are closed."""
     every = list(environments)
     errors: list[BaseException] = []
     interrupts: list[BaseException] = []

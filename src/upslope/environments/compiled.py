@@ -58,7 +58,7 @@ keyword arguments. Every constructor can be called without arguments."""
 
 
 def make_compiled(request: Request) -> CompiledEnvironment:
-    """Create a compiled environment by name; for an unknown one, suggest similar names."""
+    """Create a compiled environment by name; for an unknown name, suggest similar ones."""
     name = request.name.removeprefix(COMPILED_PREFIX)
     if ":" in name:
         return make_own(request, name)
@@ -107,7 +107,7 @@ def finished(environment: CompiledEnvironment, request: Request) -> CompiledEnvi
 
 
 def check_protocol(environment: CompiledEnvironment, name: str) -> None:
-    """Trace reset and step once, without computing anything, and check what they return against the spaces.
+    """Trace reset and step once, without computing anything, and check their return values against the spaces.
 
     Raises:
         BrokenEnvironmentError: a shape, dtype or structure is not what JAX or the spaces require.
@@ -120,14 +120,16 @@ def check_protocol(environment: CompiledEnvironment, name: str) -> None:
     key = jax.eval_shape(lambda: jax.random.key(0))
     answer = traced(environment.reset, name, "reset", key)
     if not isinstance(answer, tuple) or len(answer) != 2:
-        raise BrokenEnvironmentError(f"{name}.reset(key) returned {shown(answer)}; (state, observation) is needed.")
+        raise BrokenEnvironmentError(
+            f"{name}.reset(key) returned {shown(answer)}; it must return (state, observation)."
+        )
     state, observation = answer
     check_observation(environment.observation_space, observation, f"{name}.reset(key)")
     answer = traced(environment.step, name, "step", key, state, action_like(environment.action_space, name))
     if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], Transition)):
         raise BrokenEnvironmentError(
-            f"{name}.step(key, state, action) returned {shown(answer)}; (state, upslope.Transition(observation, "
-            "reward, terminated, truncated)) is needed."
+            f"{name}.step(key, state, action) returned {shown(answer)}; it must return (state, "
+            "upslope.Transition(observation, reward, terminated, truncated))."
         )
     check_state(state, answer[0], name)
     transition = answer[1]
@@ -140,15 +142,15 @@ def check_protocol(environment: CompiledEnvironment, name: str) -> None:
         value = getattr(transition, field)
         if not hasattr(value, "shape") or value.shape != () or value.dtype.kind != kind:
             raise BrokenEnvironmentError(
-                f"{name}.step() returned the {field} {shown(value)}; {wanted} of shape () is needed."
+                f"{name}.step() returned the {field} {shown(value)}; it must be {wanted} of shape ()."
             )
 
 
 def check_mask(environment: CompiledEnvironment, name: str) -> None:
-    """Refuse a mask that does not fit the action space.
+    """Reject a mask that does not fit the action space.
 
     Raises:
-        BrokenEnvironmentError: the mask has another format.
+        BrokenEnvironmentError: the mask has a different format.
     """
     key, head = jax.eval_shape(lambda: jax.random.key(0)), head_of(environment.action_space, name)
     try:
@@ -166,7 +168,7 @@ def traced(function: Callable[..., Any], name: str, where: str, *arguments: Any)
         return jax.eval_shape(function, *arguments)
     except Exception as error:
         raise BrokenEnvironmentError(
-            f"{name} raised {told(error)} when JAX traced {where}(). A compiled environment uses jax.numpy and "
+            f"{name} raised {told(error)} when JAX traced {where}(). A compiled environment must use jax.numpy and "
             "jax.random, and jnp.where or jax.lax.cond instead of `if` on values of the state."
         ) from error
 
@@ -179,15 +181,15 @@ def action_like(space: spaces.Space, name: str) -> Any:
 
 
 def check_observation(space: spaces.Space, observation: Any, where: str, key: str = "") -> None:
-    """Refuse an observation whose structure, shape or kind of number differs from its space."""
+    """Reject an observation whose structure, shape or kind of number does not match its space."""
     if isinstance(space, spaces.Dict | spaces.Tuple):
         kind = dict if isinstance(space, spaces.Dict) else tuple
         parts: dict[Any, Any] = dict(space.items() if isinstance(space, spaces.Dict) else enumerate(space))
         found: dict[Any, Any] = dict(enumerate(observation)) if isinstance(observation, tuple) else observation
         if type(observation) is not kind or found.keys() != parts.keys():
             raise BrokenEnvironmentError(
-                f"{where} returned the observation{key} {shown(observation)}, but its space is {space}: a plain "
-                f"{kind.__name__} with the parts {', '.join(map(repr, parts))} is needed."
+                f"{where} returned the observation{key} {shown(observation)}, but its space is {space}: it must be a "
+                f"plain {kind.__name__} with the parts {', '.join(map(repr, parts))}."
             )
         for index, part in parts.items():
             check_observation(part, found[index], where, f"{key}[{index!r}]")
@@ -201,10 +203,10 @@ def check_observation(space: spaces.Space, observation: Any, where: str, key: st
 
 
 def check_state(before: Any, after: Any, name: str) -> None:
-    """Refuse a step that changes the structure, a shape or a dtype of the state."""
+    """Reject a step that changes the structure, a shape or a dtype of the state."""
     if jax.tree.structure(before) != jax.tree.structure(after):
         raise BrokenEnvironmentError(
-            f"{name}.step() returned a state of a different structure from reset()'s: {shown(after)}, not "
+            f"{name}.step() returned a state whose structure differs from reset()'s: {shown(after)}, not "
             f"{shown(before)}."
         )
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True):

@@ -1,4 +1,4 @@
-"""A grid in which only one of 2^N sequences of actions finds the treasure, to test exploration."""
+"""An exploration test: a grid in which only one of 2^N action sequences finds the treasure."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,16 +20,16 @@ MAX_SIZE = 1000
 class DeepSea(CompiledEnvironment):
     """A diver sinks one row per step through `size` × `size` cells; a treasure lies in the lower right cell.
 
-    Each step moves one column to the right or the left, and one row down; the left wall stops the diver. Which of the
-    two actions leads right is drawn for each cell from `seed`, unless `randomize_actions` is false: then it is action 1
-    everywhere. A move to the right costs `move_cost` / size, and the one in the last cell earns 1:
+    Each step moves the diver one column to the right or the left, and one row down; the left wall stops the diver.
+    Which of the two actions leads right is drawn for each cell from `seed`. If `randomize_actions` is false, it is
+    action 1 everywhere. A move to the right costs `move_cost` / size, and moving right in the last cell earns 1:
 
         r = 1[right at the lower right cell] − 1[right] · move_cost / size
 
-    The episode terminates after `size` steps. Only always going right finds the treasure, with a return of
-    1 − `move_cost`; always going left earns 0, and a random policy finds it once in 2^size episodes. The observation is
+    The episode terminates after `size` steps. The treasure is found only by always going right, with a return of
+    1 − `move_cost`; always going left earns 0. A random policy finds it once in 2^size episodes. The observation is
     the cell, row · size + column, and size² after the last step. Source: Osband et al. (2020), Behaviour Suite for
-    Reinforcement Learning, https://arxiv.org/abs/1908.03568, section 2.3, its deterministic version.
+    Reinforcement Learning, https://arxiv.org/abs/1908.03568, section 2.3, in its deterministic version.
     """
 
     size: int = 10

@@ -29,21 +29,21 @@ PICTURES = {"render_mode": "rgb_array"}
 
 @dataclass(frozen=True)
 class Maker:
-    """Creates the environments of a request. Can be sent to another process if the request consists of a name."""
+    """Creates the environments of a request. It can be sent to another process if the request consists of a name."""
 
     request: Request
     spec: Any = None
-    """The spec that an id first resolved to, so that it is the same in another process."""
+    """The spec to which an id was first resolved, so that another process uses the same one."""
 
     def __call__(self) -> Any:
-        """Create one environment, inside its wrappers."""
+        """Create one environment with its wrappers."""
         request = self.request
         if request.env_kwargs.get("render_mode") or any("Render" in text for text in request.wrappers):
             draw_without_screen()
         return self.without_ignored(with_mask_in_info(wrap(self.bare(), request.wrappers, request.name)))
 
     def without_ignored(self, made: Any) -> Any:
-        """An environment without the ignored parts of its observations."""
+        """Remove the ignored parts of an environment's observations."""
         request = self.request
         if not request.ignored or not isinstance(made, gymnasium.Env):
             return made
@@ -69,8 +69,8 @@ class Maker:
         return own if attribute and callable(own) else None
 
     def with_pictures(self) -> "Maker":
-        """A maker of the same environments with rendering; a factory without a parameter `render_mode` decides for
-        itself."""
+        """A maker of the same environments with rendering. A factory without a parameter `render_mode` is called
+        unchanged."""
         create = self.callable()
         if create is not None and not accepts(create, "render_mode"):
             return self
@@ -103,7 +103,8 @@ def host_environment(maker: Maker, env: Any) -> HostEnvironment:
 
 
 def spec_of(env: Any) -> EnvSpec | None:
-    """The specification from which Gymnasium created an environment; a user's own attribute may have the same name."""
+    """The specification from which Gymnasium created an environment; None if its `spec` is something else, e.g. a
+    user's own attribute."""
     return env.spec if isinstance(env.spec, EnvSpec) else None
 
 
@@ -127,7 +128,7 @@ def drawing(maker: Maker) -> HostEnvironment:
 
 
 def space_of(env: gymnasium.Env, role: str, name: str) -> gymnasium.Space:
-    """The space that an environment declares; anything that is not a space is refused."""
+    """The space that an environment declares; anything that is not a space is rejected."""
     try:
         space = getattr(env, role)
     except STOPS:
@@ -154,16 +155,16 @@ def not_an_environment(env: Any) -> str:
     what = "nothing" if env is None else f"a {kind.__name__}"
     if isinstance(env, gymnasium.vector.VectorEnv):
         return (
-            f"{what}, which is several environments at once. Prefix the name of its factory: "
+            f"{what}, which contains several environments. Prefix the name of its factory: "
             "vector:module:Name; or pass a factory of single environments, from which upslope creates --num-envs."
         )
     if "gym" in modules:
         return (
-            f"{what} from the old gym package, not a gymnasium.Env. Convert it in a function of your own: "
+            f"{what} from the old gym package, not a gymnasium.Env. Convert it in your own function: "
             "shimmy.GymV26CompatibilityV0(env=env), or GymV21CompatibilityV0 for older ones."
         )
     if {"pettingzoo", "dm_env", "dm_control"} & modules:
-        return f"{what}, not a gymnasium.Env. Convert it in a function of your own, e.g. with the package shimmy."
+        return f"{what}, not a gymnasium.Env. Convert it in your own function, e.g. with the package shimmy."
     if callable(getattr(env, "reset", None)) and callable(getattr(env, "step", None)):
         return f"{what}, which has reset() and step() but is not a gymnasium.Env. Make it a subclass of gymnasium.Env."
     return f"{what}, not a gymnasium.Env. Pass a Gymnasium id, or a callable that returns one environment."
@@ -202,7 +203,7 @@ def hint(name: str, module: Any) -> str:
     if register and callable(getattr(module, register)):
         return (
             f"{module.__name__} does not register its ids on import. Call {module.__name__}.{register}() "
-            "in a module of your own, and use that module's name: mymodule:Id."
+            "in your own module, and use that module's name: mymodule:Id."
         )
     own = vars(module) if module else {}
     mine = [f"{module.__name__}:{each}" for each, x in own.items() if is_own(each, x, module)]

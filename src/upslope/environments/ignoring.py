@@ -22,7 +22,7 @@ Keep = Callable[[Any], Any]
 
 
 def ignoring(environment: Any, keys: tuple[str, ...], name: str) -> Any:
-    """An environment, compiled or on the host, without the parts of its observations under these keys.
+    """Remove the parts under these keys from the observations of an environment, compiled or on the host.
 
     Raises:
         UpslopeError: there is no such key, or nothing would be left.
@@ -73,7 +73,7 @@ def kept_components(space: gymnasium.Space, keys: frozenset[str], prefix: str) -
 
 
 def listed(keys: Iterable[str]) -> str:
-    """The keys as text, shortened if there are more than `MOST`."""
+    """The keys as text, abbreviated if there are more than `MOST`."""
     names = list(keys)
     return ", ".join(names[:MOST]) + (f" and {len(names) - MOST} more" if len(names) > MOST else "")
 
@@ -102,8 +102,8 @@ def kept_space(space: gymnasium.Space, keys: frozenset[str], prefix: str = "") -
 
 
 def keeper_of(space: gymnasium.Space, keys: frozenset[str], prefix: str = "") -> Keep:
-    """A function that removes the parts under these keys from an observation of the space; a malformed observation is
-    returned unchanged, so that the error shows its original form."""
+    """A function that removes the parts under these keys from an observation of the space. A malformed observation is
+    returned unchanged, so that the error message shows its original form."""
     left = [
         (index, keeper_of(part, keys, f"{prefix}{index}/"))
         for index, part in parts_of(space)
@@ -135,7 +135,7 @@ class HostWithout(gymnasium.Wrapper):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         """Reset, with those parts removed from the observation."""
-        more = {} if options is None else {"options": options}  # which an environment need not accept
+        more = {} if options is None else {"options": options}  # not every environment accepts this argument
         return self.answer(self.env.reset(seed=seed, **more), 2)
 
     def step(self, action: Any) -> Any:
@@ -143,8 +143,8 @@ class HostWithout(gymnasium.Wrapper):
         return self.answer(self.env.step(action), 5)
 
     def answer(self, answer: Any, size: int) -> Any:
-        """Filter the observation in a return value; a malformed one is returned unchanged, to be refused in its
-        original form."""
+        """Filter the observation in a return value. A malformed value is returned unchanged, so that the error message
+        shows its original form."""
         return (self.keep(answer[0]), *answer[1:]) if is_tuple(answer, size) else answer
 
 

@@ -1,6 +1,6 @@
-"""Other JAX environment libraries: what upslope knows about them without importing them.
+"""Facts about other JAX environment libraries that are available without importing them.
 
-The code that wraps each library is `sources/<prefix>.py`; this file does not use JAX, so lists, trust and messages
+The code that wraps each library is `sources/<prefix>.py`. This file does not use JAX, so that lists, trust and messages
 need not import it.
 """
 

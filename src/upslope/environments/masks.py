@@ -1,7 +1,7 @@
-"""Find action masks, wherever environments provide them, and move them to a common place.
+"""Find action masks wherever environments provide them, and move them to a common place.
 
-On the host that is `info["action_mask"]`; an environment with a method `action_masks()`, or with a key `action_mask`
-in its observations, gets a wrapper that moves the mask there. A compiled environment has a method
+On the host, that place is `info["action_mask"]`. An environment with a method `action_masks()`, or with a key
+`action_mask` in its observations, gets a wrapper that moves the mask there. A compiled environment has a method
 `action_mask(state)`. A mask is not a network input, so the key is removed from the observation and its space.
 """
 
@@ -82,7 +82,7 @@ class MaskInInfo(gymnasium.Wrapper):
             observation, shown = apart(observation)
             mask = shown if mask is None else mask
         elif mask is None and self.method is not None and not any(map(bool, between[1:])):
-            mask = self.method()  # except at an end, where there may be no mask
+            mask = self.method()  # not called at an end, where there may be no mask
         # Vector environments gather info in arrays, and an integer array cannot hold None.
         return (observation, *between, info if mask is None else {**info, KEY: mask})
 
@@ -98,7 +98,8 @@ def with_mask_in_info(env: Any) -> Any:
 
 
 def space_or_none(env: gymnasium.Env, role: str) -> Any:
-    """A space of an environment; None if it declares none or fails, which is reported where its spaces are needed."""
+    """A space of an environment; None if it is not declared or cannot be read. The fault is reported where the spaces
+    are needed."""
     try:
         return getattr(env, role)
     except STOPS:
@@ -125,7 +126,7 @@ def source_of(env: gymnasium.Env) -> str:
 def gives_masks(env: gymnasium.Env, name: str) -> bool:
     """Whether an environment provides masks.
 
-    If its spaces do not show it, the environment is reset once, which leaves the process's random states as they were.
+    If the spaces do not show this, the environment is reset once. The process's random states are restored afterwards.
 
     Raises:
         BrokenEnvironmentError: it cannot be reset.
@@ -150,7 +151,7 @@ def gives_masks(env: gymnasium.Env, name: str) -> bool:
 
 
 def known_masks(env: gymnasium.Env, name: str) -> bool | UpslopeError:
-    """Whether an environment provides masks, or the error that prevents an answer, for callers that need an answer."""
+    """Whether an environment provides masks, or the error that prevents an answer, returned instead of raised."""
     try:
         return gives_masks(env, name)
     except UpslopeError as error:
@@ -158,7 +159,7 @@ def known_masks(env: gymnasium.Env, name: str) -> bool | UpslopeError:
 
 
 class MaskApart(CompiledEnvironment):
-    """A compiled environment whose observations contain the mask of their state."""
+    """Wraps a compiled environment whose observations contain the mask of their state."""
 
     def __init__(self, inner: CompiledEnvironment):
         self.inner = inner
@@ -203,7 +204,8 @@ class WithoutMasks(CompiledEnvironment):
 
 
 def with_mask_apart(environment: CompiledEnvironment, masks: bool) -> CompiledEnvironment:
-    """Wrap a compiled environment so that `action_mask` alone provides its mask, or none if `masks` is false."""
+    """Wrap a compiled environment so that its mask comes only from `action_mask`, or so that it has none if `masks` is
+    false."""
     if is_masked(environment.observation_space):
         environment = MaskApart(environment)
     return environment if masks or not environment.gives_masks else WithoutMasks(environment)

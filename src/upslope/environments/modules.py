@@ -86,7 +86,7 @@ def name_of(environment: Any) -> str:
 
 
 def label_of(environment: Any) -> str:
-    """The name of an object that a user gave in Python, marked if the name alone does not identify it."""
+    """The name of an object that a user passed in Python, marked if the name alone does not identify the object."""
     name = name_of(environment)
     if lost(name):
         return name if is_class_or_function(environment) or is_default(type(environment), environment) else marked(name)
@@ -104,7 +104,7 @@ def marked(name: str) -> str:
 
 
 def is_class_or_function(environment: Any) -> bool:
-    """Whether the object has a name of its own."""
+    """Whether the object is a class or a function, which has its own name."""
     return hasattr(environment, "__qualname__")
 
 

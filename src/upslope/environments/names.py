@@ -1,4 +1,4 @@
-"""What can be told from names without importing anything: similar names, foreign namespaces, wrappers' arguments."""
+"""Work with names without importing anything: similar names, foreign namespaces, and the arguments of wrappers."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -16,18 +16,18 @@ def near(name: str, known: Iterable[str]) -> str:
 
 
 def registered_by(environment: str) -> str:
-    """How to use an id whose namespace is that of a package unknown to upslope; empty if it has no namespace."""
+    """How to use an id whose namespace belongs to a package unknown to upslope; empty if the id has no namespace."""
     if "/" not in environment:
         return ""
     namespace = environment.partition("/")[0]
     return (
-        f"Ids that begin with {namespace}/ are registered by a package of their own: install it, and add "
+        f"Ids that begin with {namespace}/ are registered by a separate package: install it, and add "
         f"the name of its module: module:{environment}."
     )
 
 
 BATCHED = ("vector:", "envpool:")
-"""Prefixes of environments that are batched on the host; what follows is an id or a user's module:Name."""
+"""Prefixes of environments that are batched on the host. An id or a user's module:Name follows the prefix."""
 
 
 def without_batching(environment: str) -> str:

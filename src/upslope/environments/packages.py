@@ -1,8 +1,8 @@
-"""Well-known packages that register Gymnasium ids: with this table, an id alone is enough to import its package.
+"""Well-known packages that register Gymnasium ids. With this table, an id alone is enough to import its package.
 
-Without trust, a name in a run's config.json can import these packages and no others, just as it can name registered
-ids: the table is fixed, only installed packages are imported, never a module of the same name in the current folder,
-and their ids take the same arguments as registered ids. Training reports what was imported and records its version.
+Without trust, a name in a run's config.json can import only these packages, just as it can name registered ids. The
+table is fixed, and only installed packages are imported, never a module of the same name in the current folder. Their
+ids take the same arguments as registered ids. Training reports what was imported and records its version.
 """
 
 import importlib
@@ -24,8 +24,8 @@ class Package:
     module: str
     """The module that registers them."""
     install: str
-    """What pip installs: the package, then dependencies that it does not declare, and older versions of others if it
-    needs them."""
+    """The arguments of `pip install`: the package, followed by dependencies that it does not declare, and by older
+    versions of other packages if it needs them."""
     ids: str
     """A regular expression for the beginning of its ids."""
 
@@ -78,10 +78,10 @@ PACKAGES = (
     Package("memory_gym", "memory-gym", "(Endless-)?(MortarMayhem|MysteryPath|SearingSpotlights)"),
     Package("gym_super_mario_bros", "gym-super-mario-bros", "SuperMarioBros"),
 )
-"""The packages whose ids are found without naming a module. To add one, add its row."""
+"""The packages whose ids are found without naming a module. To support another package, add a row."""
 
 DISTRIBUTIONS = {"cv2": "opencv-python-headless", "OpenGL": "PyOpenGL", "yaml": "pyyaml", "PIL": "pillow"}
-"""Module → what pip installs for it, where the names differ."""
+"""Module → the name of the package that pip installs, where the two differ."""
 
 
 def package_of(environment: str) -> Package | None:
@@ -95,7 +95,7 @@ def register(environment: str) -> None:
     Raises:
         UpslopeError: the package is not installed, or cannot be imported.
     """
-    import gymnasium  # not needed by callers that only look up an id's package, e.g. for a help text
+    import gymnasium  # not needed by callers that only look up an id's package, e.g. for help texts
 
     package = package_of(environment)
     if package is None or environment in gymnasium.registry:
@@ -122,7 +122,7 @@ def register(environment: str) -> None:
 
 
 def registered_version(environment: str) -> dict[str, str]:
-    """The name and version of the package in the table that was imported for an id; empty if there is none."""
+    """The name and version of the well-known package that was imported for an id; empty if there is none."""
     package = package_of(environment.rpartition(":")[2])
     if package is None or package.module not in sys.modules:
         return {}
@@ -133,7 +133,7 @@ def registered_version(environment: str) -> dict[str, str]:
 
 
 def remedy_of(error: ImportError) -> str:
-    """What to install for a module that is missing."""
+    """How to install a missing module."""
     name = error.name or ""
     top = name.partition(".")[0]
     if not name:
@@ -148,12 +148,12 @@ def remedy_of(error: ImportError) -> str:
 
 
 def quoted(install: str) -> str:
-    """What pip installs, quoted for a shell."""
+    """The arguments of `pip install`, quoted for a shell."""
     return " ".join(f'"{word}"' if set("[<>") & set(word) else word for word in install.split())
 
 
 def fitting(environment: str) -> str:
-    """The command that installs compatible versions, for a package that needs more than itself; empty for others."""
+    """The command that installs compatible versions, for a package that needs additional ones; empty for others."""
     package = package_of(environment)
     if package is None or " " not in package.install:
         return ""

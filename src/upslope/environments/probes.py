@@ -1,9 +1,9 @@
-"""Probe environments: each is small enough for its correct value to be known, and can be failed for only one reason.
+"""Probe environments, each so small that its correct value is known, and that a failure has only one possible cause.
 
-A learner that fails `probe/constant` has a broken critic loss; one that first fails at `probe/observation`
-does not see its observation; at `probe/delay`, its discount or bootstrap is wrong; at `probe/action`, its
+The first failure locates the mistake. At `probe/constant`, the critic's loss is broken; at `probe/observation`, the
+learner does not see its observation; at `probe/delay`, its discount or bootstrap is wrong; at `probe/action`, its
 policy update; at `probe/both`, the pairing of observation and action.
-Source: Jones (2021), Debugging RL, Without the Agonizing Pain; the other probes are added here in the same spirit.
+Source: Jones (2021), Debugging RL, Without the Agonizing Pain, for these five; the other probes follow the same idea.
 """
 
 from collections.abc import Callable
@@ -29,8 +29,8 @@ class Probe(CompiledEnvironment):
     """An environment whose optimal value is known in closed form.
 
     `draw(key)` gives s_0; `answer(state, action)` gives s', r and whether the episode ends; `value(state, gamma)` is
-    V*(s); `show(state)` is what is observed, by default the state itself. A one-step probe returns the state it started
-    from, not zeros: a learner that wrongly bootstraps past the end then sees a value that feeds back into itself and
+    V*(s); `show(state)` is the observation, by default the state itself. A one-step probe returns the state it started
+    from, not zeros. A learner that wrongly bootstraps past the end then sees a value that feeds back into itself, and
     clearly misses V*.
     """
 
@@ -126,8 +126,8 @@ def both() -> Probe:
 def truncation() -> Probe:
     """From 0 to 1 for r = −2, then r = 1 forever, cut off after 7 steps: V(1) = 1 / (1 − γ) and V(0) = γ V(1) − 2.
 
-    A learner that treats the time limit as termination gets a lower value, and so does one that bootstraps from the
-    next row, which is the next episode's first: that row is worth less than the state in which the episode was cut off.
+    A learner that treats the time limit as termination gets a lower value. So does one that bootstraps from the next
+    row, which is the first of the next episode and worth less than the state in which the episode was cut off.
     """
 
     def answer(observation: Observation, action: Action) -> Answer:
@@ -225,7 +225,7 @@ def memory() -> Probe:
     def show(state: Observation) -> Any:
         return jnp.where(state[1] == 0, state[:1], 0.0)
 
-    # One step more than an episode has, so that it terminates on its own.
+    # One step more than an episode has, so that the episode terminates before the limit.
     return Probe(_box(-1.0), spaces.Discrete(3), draw, answer, value, max_episode_steps=CUE_LASTS + 2, show=show)
 
 
@@ -253,7 +253,7 @@ def image() -> Probe:
 def dictionary() -> Probe:
     """One step, a Dict of two signs and an index, r = 1 for the action that stands for index and sign, else −1: V* = 1.
 
-    All are random; the right action, from 0 to 3, is 2 · which, plus 1 if the sign at that index is +1.
+    All are random. The correct action, from 0 to 3, is 2 · which, plus 1 if the sign at that index is +1.
     """
 
     def draw(key: PRNGKeyArray) -> Any:
@@ -278,7 +278,8 @@ def asymmetric() -> Probe:
     Both are ±1 at random, and the policy reads the first (`--policy-reads 0`); r = ½ + the second for action 1 at +1 or
     action 0 at −1, else 0.
 
-    The best policy that does not see the second sign earns ½ on average; one that sees it avoids losses and earns ¾.
+    The best policy that does not see the second sign earns ½ on average; a policy that sees it avoids losses and earns
+    ¾.
     """
 
     def draw(key: PRNGKeyArray) -> Observation:
@@ -297,7 +298,7 @@ def hybrid() -> Probe:
     """One step, a Dict of a choice and an amount in [−1, 1]; s_0 = two independent signs. V* = 1.
 
     r = 1 if the choice matches the first sign, minus (amount − ¼ of the second sign)². Each part must read its own
-    sign; a part that receives the other's number, or whose log-probability is left out, cannot earn V*.
+    sign. If a part receives the other part's number, or if its log-probability is left out, the policy cannot earn V*.
     """
 
     def draw(key: PRNGKeyArray) -> Observation:

@@ -1,6 +1,6 @@
-"""make(environment): create an environment from any name, without silent substitutions.
+"""`make(environment)`: create an environment from any name, without silent substitutions.
 
-A source is a prefix and the function that creates environments of such names. To add one, write a file that ends in
+A source is a prefix and the function that creates environments with such names. To add one, write a file that ends in
 `SOURCE = Source(prefix, make)`, and add it to `SOURCES`.
 """
 
@@ -44,12 +44,12 @@ def make(
     """Create an environment from a name, a callable that returns one, or a compiled environment itself.
 
     `CartPole-v1` and `module:Id` are Gymnasium's, on the host; `vector:CartPole-v1` is batched by Gymnasium;
-    `jax:CartPole-v1` is compiled. `module:Name` and `jax:module:Name` name a class, a factory or an instance of your
-    own; `gymnax:Name` and the other prefixes of `libraries.py` name compiled environments of other libraries.
+    `jax:CartPole-v1` is compiled. `module:Name` and `jax:module:Name` name your own class, factory or instance;
+    `gymnax:Name` and the other prefixes in `libraries.py` name compiled environments of other libraries.
     `max_episode_steps` replaces the limit of an environment given by its id; for all others, the collecting code
     applies it.
-    `wrappers` are applied in order, the first innermost; the parts of observations under the keys `ignore_observation`
-    are then removed. Without `masks`, every action is treated as allowed.
+    `wrappers` are applied in order, starting with the innermost. The parts of observations under the keys
+    `ignore_observation` are then removed. Without `masks`, every action is treated as allowed.
 
     Raises:
         UpslopeError: the name is unknown (similar names are listed), a dependency is missing, or the environment

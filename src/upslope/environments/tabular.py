@@ -1,4 +1,4 @@
-"""Finite MDPs given by their arrays, which can be played in JAX and solved exactly in NumPy."""
+"""Finite MDPs defined by arrays, which can be played in JAX and solved exactly in NumPy."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,7 +24,7 @@ PerSuccessor = Float[np.ndarray, "S A S"]
 
 def _draw_index(key: PRNGKeyArray, cumulative: Float[Array, "S"]) -> Index:
     """Invert the cumulative distribution: draw i with probability cumulative[i] − cumulative[i−1]."""
-    # Counting the entries that are ≤ u never lands on an entry of probability zero.
+    # Counting the entries that are ≤ u never selects an entry with probability zero.
     return jnp.sum(jax.random.uniform(key, (), jnp.float32) >= cumulative, dtype=jnp.int32)
 
 
@@ -32,13 +32,13 @@ def _draw_index(key: PRNGKeyArray, cumulative: Float[Array, "S"]) -> Index:
 class Tabular(CompiledEnvironment):
     """A finite Markov decision process, seen through a map from states to observations.
 
-    `transition` [S, A, S'] is P(s'|s, a), `reward` [S, A, S'] is r(s, a, s'), `start` [S] is P(s_0),
-    `terminal` [S] marks the states that end the episode on arrival, `observation_of` [S] is the index that
-    the agent sees; states that share one cannot be distinguished. State and observation are int32 scalars,
-    actions Discrete(A).
+    `transition` [S, A, S'] is P(s'|s, a), `reward` [S, A, S'] is r(s, a, s'), and `start` [S] is P(s_0).
+    `terminal` [S] marks the states that end the episode on arrival. `observation_of` [S] is the index that
+    the agent sees; states with the same index cannot be distinguished. State and observation are int32 scalars,
+    and actions are Discrete(A).
 
-    The exact quantities are float64, for a policy π [O, A] that depends on the observation alone. `horizon=H`
-    counts only the first H rewards, as under a time limit; without it the sum is infinite, and γ = 1 needs a
+    The exact quantities are float64, for a policy π [O, A] that depends only on the observation. `horizon=H`
+    counts only the first H rewards, as under a time limit. Without it, the sum is infinite, and γ = 1 needs a
     policy that can reach a terminal state from every state. Source: Sutton & Barto (2018), chapters 3, 4, 13.
     """
 
@@ -84,7 +84,7 @@ class Tabular(CompiledEnvironment):
     def state_values(self, policy: PolicyTable, gamma: float, horizon: int | None = None) -> PerState:
         """v_π(s) = Σ_a π(a|s) Σ_s' P(s'|s, a) (r + γ v_π(s')), and 0 where terminal. (S&B eq. 3.14)
 
-        With `horizon` it is the value with H steps to go, by backward induction from v = 0.
+        With `horizon`, this is the value with H steps to go, computed by backward induction from v = 0.
         """
         probability = self._by_state(policy)
         if horizon is not None:
@@ -94,7 +94,7 @@ class Tabular(CompiledEnvironment):
     def action_values(self, policy: PolicyTable, gamma: float, horizon: int | None = None) -> PerAction:
         """q_π(s, a) = Σ_s' P(s'|s, a) (r + γ v_π(s')), and 0 where terminal. (S&B eq. 4.6)
 
-        With `horizon` (H ≥ 1) v_π is the value with H − 1 steps to go.
+        With `horizon` (H ≥ 1), v_π is the value with H − 1 steps to go.
         """
         following = self.state_values(policy, gamma, None if horizon is None else horizon - 1)
         return self._expected_reward + gamma * self._live @ following
@@ -104,12 +104,12 @@ class Tabular(CompiledEnvironment):
         return float(self.start @ self.state_values(policy, gamma, horizon))
 
     def policy_gradient(self, logits: PolicyTable, gamma: float, horizon: int | None = None) -> PerObservation:
-        """∂J/∂logits of the softmax policy, by the policy gradient theorem with its γ^t kept.
+        """∂J/∂logits of the softmax policy, by the policy gradient theorem, including the factor γ^t.
 
             ∂J/∂θ_oa = Σ_t γ^t Σ_{s seen as o} P(s_t = s) π(a|o) (q_π(s, a) − v_π(s))
 
-        With `horizon` q and v at time t are those with H − t steps to go. An estimator that drops γ^t
-        estimates something else unless γ = 1. (S&B eq. 13.5 and 13.8)
+        With `horizon`, q and v at time t are the values with H − t steps to go. Unless γ = 1, an estimator that
+        drops γ^t estimates a different quantity. (S&B eq. 13.5 and 13.8)
         """
         from scipy.special import softmax  # takes 0.2 s to import, and is needed only for exact gradients
 
@@ -141,10 +141,10 @@ class Tabular(CompiledEnvironment):
     def _by_state(self, policy: PolicyTable) -> PerAction:
         expected = (int(self.observation_of.max()) + 1, self.transition.shape[1])
         table = np.asarray(policy, np.float64)
-        # A float32 policy's sum misses 1 by about 1e-7 per action.
+        # The probabilities of a float32 policy sum to 1 only within about 1e-7 per action.
         if table.shape != expected or (table < 0).any() or not np.allclose(table.sum(-1), 1, atol=1e-5):
             raise UpslopeError(
-                f"A policy here is a table of shape {expected} [observations, actions] whose rows sum to 1."
+                f"A policy must be a table of shape {expected} [observations, actions] whose rows sum to 1."
             )
         return table[self.observation_of]
 
@@ -160,15 +160,15 @@ class Tabular(CompiledEnvironment):
         return values
 
     def _visits(self, probability: PerAction, gamma: float) -> Float[np.ndarray, "S S"]:
-        """(I − γP_π)⁻¹ = Σ_t γ^t P_π^t: discounted visits from each row's state to each column's."""
+        """(I − γP_π)⁻¹ = Σ_t γ^t P_π^t: the discounted visits to each column's state when starting in each row's."""
         is_edge = np.einsum("sa,sat->st", probability, self.transition) > 0
         can_end = self.terminal
         for _ in can_end:
             can_end = can_end | (is_edge & can_end).any(axis=1)
         if gamma >= 1 and not can_end.all():
             raise UpslopeError(
-                f"With gamma={gamma} this policy has no exact return over infinite time: state "
-                f"{np.argmin(can_end)} never reaches an end. Use gamma < 1, or set a horizon."
+                f"With gamma={gamma} this policy has no finite return without a horizon: it never reaches a terminal "
+                f"state from state {np.argmin(can_end)}. Use gamma < 1, or set a horizon."
             )
         return np.linalg.inv(np.eye(len(self.start)) - gamma * self._chain_under(probability))
 
@@ -181,9 +181,9 @@ def short_corridor(max_episode_steps: int | None = 200) -> Tabular:
     """Three states that look alike, with actions reversed in one: the best policy is stochastic.
 
     Action 0 is left, 1 is right; in the second state they are swapped. r = −1 per step until the goal, state 3.
-    With p = π(right), J is largest at p = 2 − √2 ≈ 0.586, where J = −(6 + 4√2) ≈ −11.66; p = 0 and p = 1 never
-    arrive. The limit of 200 steps cuts off one episode in 10⁹ at p = 0.5, but 7 % at p = 0.05, where the book's
-    learners begin: raise it to 1,000 for those. Source: Sutton & Barto (2018), example 13.1.
+    With p = π(right), J is largest at p = 2 − √2 ≈ 0.586, where J = −(6 + 4√2) ≈ −11.66; with p = 0 or p = 1 the goal
+    is never reached. The limit of 200 steps cuts off one episode in 10⁹ at p = 0.5, but 7 % at p = 0.05, where the
+    book's learners start: raise the limit to 1,000 for those. Source: Sutton & Barto (2018), example 13.1.
     """
     return Tabular(
         transition=_from_moves(np.array([[0, 1], [2, 0], [1, 3], [3, 3]])),
@@ -204,9 +204,9 @@ def gridworld(
 ) -> Tabular:
     """From the upper left corner to the lower right one: +1 on arrival, −`step_cost` on each step.
 
-    Actions: 0 up, 1 right, 2 down, 3 left; a move into a wall has no effect. With probability `slip` the move
-    goes in one of the four directions at random instead. The observation is the cell, row · columns + column.
-    The shortest path is rows + columns − 2 steps; on 4×4 a random walk takes 59, and 84 % arrive within 100.
+    Actions: 0 up, 1 right, 2 down, 3 left; a move into a wall has no effect. With probability `slip`, the move
+    goes in a random one of the four directions instead. The observation is the cell, row · columns + column.
+    The shortest path takes rows + columns − 2 steps. On 4×4, a random walk takes 59, and 84 % arrive within 100.
     """
     if rows * columns < 2 or not 0 <= slip <= 1:
         raise UpslopeError(f"A gridworld needs ≥ 2 cells and slip in [0, 1], not {rows}×{columns} and {slip}.")
@@ -232,7 +232,7 @@ def delayed_key(length: int = 8) -> Tabular:
     """A walk of `length` steps whose first action alone decides the reward at its end.
 
     Action 1 in the first step takes the key; later actions have no effect. The last step terminates, with r = 1
-    if the key was taken, else 0: v_π(s_0) = γ^(length−1) π(1|s_0), so all credit belongs to the first action.
+    if the key was taken, else 0. Since v_π(s_0) = γ^(length−1) π(1|s_0), the first action deserves all the credit.
     Observation: 2 · position + (has key). The time limit is `length`, where the episode ends anyway.
     """
     if length < 2:

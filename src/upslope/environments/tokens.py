@@ -6,24 +6,24 @@ from upslope.environments.tabular import Tabular
 from upslope.errors import UpslopeError
 
 MAX_STATES = 1024
-"""The largest number of states in such a world; its transition table grows with the square of that number."""
+"""The largest number of states in a token world, whose transition table grows with the square of this number."""
 
 
 def tokens(digits: int = 2, length: int = 6, prompts: int = 5) -> Tabular:
     """Write digits whose sum is the number in the prompt, then the end token: a verifier pays 1 if the sum is right.
 
     Action k < `digits` writes the digit k + 1, action `digits` ends the sequence. A sequence that reaches `length`
-    tokens without the end token stops there, and is wrong. The prompt is one of 1 … `prompts`, drawn with equal
-    probability; most have right answers of several lengths. The observation combines the prompt with everything written
-    so far: (prompt − 1) · K + prefix, with the K prefixes in tree order, where digit k after prefix i makes the prefix
-    digits · i + k + 1; the last observation of all is the end. Every sequence can be enumerated: with the defaults 127
-    for each prompt.
+    tokens without the end token stops there and counts as wrong. The prompt is one of 1 … `prompts`, drawn with equal
+    probability; most prompts have correct answers of several lengths. The observation combines the prompt with
+    everything written so far: (prompt − 1) · K + prefix. The K prefixes are in tree order, where digit k after prefix i
+    makes the prefix digits · i + k + 1. The largest observation is the end. All sequences can be enumerated: with the
+    defaults there are 127 for each prompt.
     """
     whole = all(isinstance(x, int) for x in (digits, length, prompts))
     if not (whole and digits >= 1 and 2 <= length <= MAX_STATES and 1 <= prompts <= digits * (length - 1)):
         raise UpslopeError(
-            "Tokens need 1 digit or more, a length of 2 or more, and from 1 to digits · (length − 1) prompts, so that "
-            f"each has a right answer, not digits={digits}, length={length} and prompts={prompts}."
+            "Tokens need at least 1 digit, a length of at least 2, and from 1 to digits · (length − 1) prompts, so "
+            f"that each has a right answer, not digits={digits}, length={length} and prompts={prompts}."
         )
     prefixes = sum(digits**depth for depth in range(length))
     if prompts * prefixes >= MAX_STATES:

@@ -1,6 +1,6 @@
-"""Vector environments: N environments in one object, which steps and resets them itself.
+"""Vector environments: N environments in one object that steps and resets them itself.
 
-`vector:CartPole-v1` is made by `gymnasium.make_vec`; `vector:module:Name` calls a factory of your own, which takes
+`vector:CartPole-v1` is created by `gymnasium.make_vec`. `vector:module:Name` calls your own factory, which takes
 `num_envs` and returns a `gymnasium.vector.VectorEnv`. `envpool:Pong-v5` is EnvPool's. `engines/batched.py` steps the
 columns and handles the resets.
 """
@@ -48,7 +48,7 @@ class VectorMaker:
 
     request: Request
     spec: Any = None
-    """The spec that an id first resolved to, so that it is the same in another process."""
+    """The spec to which an id was first resolved, so that another process uses the same one."""
 
     @property
     def target(self) -> str:
@@ -80,7 +80,7 @@ class VectorMaker:
         return made
 
     def made(self, num_envs: int) -> Any:
-        """What `make_vec`, EnvPool or the user's factory returns."""
+        """The object that `make_vec`, EnvPool or the user's factory returns."""
         if self.request.name.startswith(ENVPOOL_PREFIX):
             return pooled(self.request, num_envs)
         own = self.factory()
@@ -123,7 +123,7 @@ class VectorMaker:
         if request.max_episode_steps is not None:
             kwargs["max_episode_steps"] = request.max_episode_steps
         try:
-            spec = self.spec or gymnasium.spec(target.rpartition(":")[2])  # the module is imported already
+            spec = self.spec or gymnasium.spec(target.rpartition(":")[2])  # the module has already been imported
             dressed = kwargs.get("vectorization_mode", "sync" if self.needs_dressing(spec) else None)
             if dressed is not None:
                 kwargs["vectorization_mode"] = dressed
@@ -144,7 +144,7 @@ class VectorMaker:
             ) from error
 
     def needs_dressing(self, spec: Any) -> bool:
-        """Whether Gymnasium makes it from single environments, by default or because of wrappers."""
+        """Whether Gymnasium builds it from single environments, by default or because of wrappers."""
         return spec.vector_entry_point is None or bool(self.request.wrappers or self.request.ignored)
 
     def with_pictures(self) -> "VectorMaker":
@@ -156,24 +156,24 @@ class VectorMaker:
 
 
 def dress(request: Request, env: gymnasium.Env) -> gymnasium.Env:
-    """One of the environments in its wrappers, without the parts of observations that are left out."""
+    """Wrap one of the single environments, and remove the parts of observations that are left out."""
     maker = Maker(request)
     return maker.without_ignored(with_mask_in_info(wrap(env, request.wrappers, request.name)))
 
 
 def refuse_around(request: Request, origin: str) -> None:
-    """Refuse options that apply only to single environments."""
+    """Reject options that apply only to single environments."""
     asked = {"--wrapper": request.wrappers, "--ignore-observation": request.ignored}
     given = [flag for flag, value in asked.items() if value]
     if given:
         raise UpslopeError(
             f"{request.name} comes from {origin} as one object, but {' and '.join(given)} would apply inside it. "
-            "Do that there; --env-kwargs passes arguments on."
+            "Apply them there; --env-kwargs passes arguments on."
         )
 
 
 def pooled(request: Request, num_envs: int) -> VectorEnv:
-    """EnvPool's environments behind Gymnasium's interface of vector environments."""
+    """EnvPool's environments behind Gymnasium's interface for vector environments."""
     refuse_around(request, "EnvPool")
     target = request.name.removeprefix(ENVPOOL_PREFIX)
     try:
@@ -192,9 +192,9 @@ def pooled(request: Request, num_envs: int) -> VectorEnv:
 
 
 class EnvPool(VectorEnv):
-    """EnvPool's environments. EnvPool takes its seed on creation, so a reset with a seed creates them anew.
+    """EnvPool's environments. EnvPool takes its seed on creation, so a reset with a seed recreates them.
 
-    After the end of an episode, EnvPool's next step resets it and ignores the action (NEXT_STEP).
+    After an episode ends, EnvPool's next step resets it and ignores the action (NEXT_STEP).
     """
 
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012 - Gymnasium's name
@@ -210,7 +210,7 @@ class EnvPool(VectorEnv):
         self.max_episode_steps = getattr(limit, "max_episode_steps", None)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Start all episodes afresh."""
+        """Start a new episode in every environment."""
         if seed is not None:
             close = getattr(self.pool, "close", None)
             if callable(close):
@@ -243,13 +243,13 @@ def mode_of(envs: VectorEnv, name: str) -> AutoresetMode:
     except ValueError:
         known = ", ".join(str(each) for each in AutoresetMode)
         raise BrokenEnvironmentError(
-            f'{name} has metadata["autoreset_mode"] = {mode!r}, which must specify what the step after an end does. '
+            f'{name} has metadata["autoreset_mode"] = {mode!r}, but this must specify what the step after an end does. '
             f"Set it to one of {known}."
         ) from None
 
 
 def row_of(batch: Any, row: int) -> Any:
-    """One environment's part of batched observations: arrays, or dictionaries and tuples of them."""
+    """One environment's part of batched observations, which are arrays, or dictionaries and tuples of arrays."""
     if isinstance(batch, dict):
         return {name: row_of(part, row) for name, part in batch.items()}
     if isinstance(batch, tuple):
@@ -258,7 +258,7 @@ def row_of(batch: Any, row: int) -> Any:
 
 
 def final_observation(info: Any, row: int, name: str, place: Callable[[], str]) -> Any:
-    """The true final observation of an episode that the same step also reset.
+    """The true final observation of an episode that was reset in the step that ended it.
 
     Raises:
         UpslopeError: info does not contain it.
@@ -283,7 +283,7 @@ def mask_of(info: Any, row: int) -> Any:
 
 
 def column_of(info: Any, row: int) -> Mapping[str, Any]:
-    """One environment's part of the info of a vector environment. Where a step also began the next episode, it is the
+    """One environment's part of the info of a vector environment. If the step also began the next episode, this is the
     info of the episode that ended, from `final_info`."""
     final = info.get("final_info") if isinstance(info, Mapping) else None
     has_final = info.get("_final_info") if final is not None else None
@@ -295,7 +295,7 @@ def column_of(info: Any, row: int) -> Mapping[str, Any]:
 
 
 def part_of(info: Any, row: int) -> dict[str, Any]:
-    """Each value's row; `_key` marks the environments for which a key is given."""
+    """One environment's row of each value in info; `_key` marks the environments for which a key is given."""
     found: dict[str, Any] = {}
     for key, value in info.items() if isinstance(info, Mapping) else ():
         has = info.get(f"_{key}")
@@ -316,7 +316,8 @@ def joined(actions: list[Any], space: spaces.Space) -> Any:
 
 
 class OneColumn(gymnasium.Env):
-    """A vector environment of one column as a single environment, for code that plays one episode at a time."""
+    """Presents a vector environment with one column as a single environment, for code that plays one episode at a
+    time."""
 
     def __init__(self, envs: VectorEnv, name: str):
         self.envs, self.name, self.mode = envs, name, mode_of(envs, name)
@@ -330,7 +331,7 @@ class OneColumn(gymnasium.Env):
         return row_of(observation, 0), self.info_of(info)
 
     def step(self, action: Any) -> Any:
-        """Step; at an end the observation is the true final one."""
+        """Step; at the end of an episode, the observation is the true final one."""
         batch = joined([action], self.action_space)
         observation, reward, terminated, truncated, info = self.envs.step(batch)
         for what, values in {"reward": reward, "terminated": terminated, "truncated": truncated}.items():
@@ -397,7 +398,7 @@ RESETS = {
     AutoresetMode.SAME_STEP: "in the step that ends an episode",
     AutoresetMode.DISABLED: "when upslope requests it",
 }
-"""How episodes are reset, as text."""
+"""Descriptions of how episodes are reset."""
 
 
 def drawn(maker: VectorMaker) -> HostEnvironment:

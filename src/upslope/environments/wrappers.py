@@ -1,7 +1,7 @@
 """Wrappers given by a flag or a setting: Gymnasium's and upslope's own by name, others as `module:Name`.
 
-`--wrapper FlattenObservation --wrapper 'FrameStackObservation:{"stack_size": 4}'`: the first is innermost, and
-arguments follow a colon as a JSON object.
+In `--wrapper FlattenObservation --wrapper 'FrameStackObservation:{"stack_size": 4}'`, the first wrapper is innermost,
+and arguments follow a colon as a JSON object.
 """
 
 from collections.abc import Sequence
@@ -19,17 +19,17 @@ from upslope.errors import STOPS, UpslopeError
 
 
 class WeightedReward(gymnasium.Wrapper):
-    """Gives an environment with several rewards r_i, e.g. for several objectives, the single reward Σ_i w_i r_i."""
+    """Replaces several rewards r_i, e.g. for several objectives, by the single reward Σ_i w_i r_i."""
 
     def __init__(self, env: gymnasium.Env, weights: Sequence[int | float]):
         super().__init__(env)
         self.weights = np.asarray(weights, np.float64)
 
     def step(self, action: Any) -> Any:
-        """Step, with the weighted sum as the reward and its parts in `info["reward_parts"]`."""
+        """Step, with the weighted sum as the reward and the original rewards in `info["reward_parts"]`."""
         answer: Any = self.env.step(action)
         if not isinstance(answer, tuple) or len(answer) != 5:
-            return answer  # so that it is refused in its original form
+            return answer  # so that the error message shows its original form
         observation, terminated, truncated, info = answer[0], *answer[2:]
         reward: Any = answer[1]
         parts = np.ravel(reward)
@@ -55,14 +55,14 @@ OWN = {"WeightedReward": WeightedReward}
 
 
 def wrap(environment: Any, texts: tuple[str, ...], name: str) -> Any:
-    """Wrap an environment in its wrappers, with the first innermost."""
+    """Apply the wrappers to an environment, starting with the innermost."""
     for text in texts:
         wrapper, arguments = parse_wrapper(text)
         kind, is_compiled = wrapper_of(wrapper), isinstance(environment, CompiledEnvironment)
         if is_compiled and ":" not in wrapper:
             raise UpslopeError(
-                f"{name} is compiled, but {wrapper} wraps Gymnasium environments. Omit it, or name a "
-                "wrapper of your own for compiled environments as module:Name."
+                f"{name} is compiled, but {wrapper} wraps Gymnasium environments. Omit it, or name your "
+                "own wrapper for compiled environments as module:Name."
             )
         try:
             wrapped = kind(environment, **arguments)

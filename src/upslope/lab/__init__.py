@@ -1,1 +1,1 @@
-"""Experiments that test the claims of the theory, and the race up the ladder."""
+"""Experiments that test the claims of the theory, the ladder that compares all algorithms, and sweeps of settings."""

@@ -1,4 +1,4 @@
-"""Bias and variance of advantage estimates: one step, many steps, and λ between them."""
+"""Bias and variance of advantage estimates from one step, from many steps, and with λ between the two."""
 
 import math
 from collections.abc import Sequence
@@ -23,13 +23,13 @@ STEPS = (1, 2, 3, 5, 10, 20, 50, 200)
 """Values of n in A^n; the last is at least as long as any episode."""
 SHORT = 10
 ROUNDING = (-math.inf, 1e-3)
-"""Range of differences that count as zero: rounding of sums of up to 200 terms of about 1 in 32 bits."""
+"""Range of differences that count as zero: the rounding error of sums of up to 200 terms of about 1 in 32 bits."""
 GROUPS = 20
 
 
 @cache
 def maze() -> Tabular:
-    """Nine cells: −0.1 per step, +1 at the goal, four moves in ten slip. Episodes are rarely truncated."""
+    """Nine cells: −0.1 per step, +1 at the goal, and four out of ten moves slip. Episodes are rarely truncated."""
     return gridworld(3, 3, step_cost=0.1, slip=0.4, max_episode_steps=200)
 
 
@@ -82,7 +82,7 @@ def advantages(seed: int = 0, episodes: int = 8_000) -> Outcome:
     *by_step, monte_carlo = credits_of([*(NStep(n) for n in STEPS), Baseline()], agent, rollout, GAMMA)
     parts, steps = (np.array([error_parts(c.target, rollout) for c in each]) for each in (by_lambda, by_step))
     (bias_1, variance_1), (bias_t, variance_t) = steps[0].T, steps[-1].T
-    # λ is chosen on one half of the episodes and judged on the other; judging on the same half would be optimistic.
+    # λ is chosen on one half of the episodes and evaluated on the other; using the same half would be optimistic.
     chosen, judged = parts.sum(axis=-1)[:, : GROUPS // 2], parts.sum(axis=-1)[:, GROUPS // 2 :]
     best = int(np.argmin(chosen.mean(axis=1)))
     ended = np.asarray((rollout.terminated & rollout.valid).any(axis=0))
@@ -119,7 +119,7 @@ def curves(x: Sequence[float | int], parts: Float[np.ndarray, "K G 2"]) -> tuple
 def sum_differences(agent: Agent, rollout: Rollout, lambda_: float) -> dict[str, float]:
     """The largest differences between GAE and two sums of A¹ … A^T, over episodes of at most SHORT steps.
 
-    For n ≥ T all A^n are equal, so the last term has the weight of the rest of the series: (1−λ)(λ^(T−1) + …) =
+    For n ≥ T, all A^n are equal, so the last term has the weight of the remaining series: (1−λ)(λ^(T−1) + …) =
     λ^(T−1). `as_written` is the difference from the sum without weights.
     """
     is_short = np.asarray((rollout.terminated & rollout.valid)[:SHORT].any(axis=0))

@@ -1,4 +1,4 @@
-"""Credit assignment: a late reward depends on one action. How many episodes does each estimator need to learn it?"""
+"""Credit assignment: if a late reward depends on one action, how many episodes does each estimator need to learn it?"""
 
 import math
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ MORE, LESS = (1.0, math.inf), (-math.inf, 1.0)
 
 
 def key_and_coins(length: int, coin: float = 0.3) -> Tabular:
-    """The key environment with noise: every step also pays ±`coin` with equal probability, whatever the actions.
+    """The key environment with noise: every step also pays ±`coin` with equal probability, regardless of the actions.
 
     A state is 2 · (state of the key environment) + coin; the agent does not see the coin.
     """
@@ -54,7 +54,7 @@ def learn(estimator: Estimator, length: int, seeds: Sequence[int], iterations: i
 
 
 def episodes_until_found(key: Float[np.ndarray, "S I"]) -> Float[np.ndarray, "S"]:
-    """Episodes until π(take the key) ≥ 0.9; a seed that never reaches it counts as the whole budget."""
+    """Number of episodes until π(take the key) ≥ 0.9. A seed that never reaches this counts with its whole budget."""
     is_found = key >= FOUND
     iteration = np.where(is_found.any(axis=1), is_found.argmax(axis=1) + 1, key.shape[1])
     return COLUMNS * iteration.astype(np.float64)
@@ -63,7 +63,7 @@ def episodes_until_found(key: Float[np.ndarray, "S I"]) -> Float[np.ndarray, "S"
 def credit(
     seed: int = 0, seeds: int = 16, length: int = 8, others: Sequence[int] = (4, 16), iterations: int = 100
 ) -> Outcome:
-    """Measure the number of episodes until the key action is found, by estimator and by delay."""
+    """Measure how many episodes it takes to find the key action, by estimator and by delay."""
     each = range(seed, seed + seeds)
     cases = [(name, length) for name in ESTIMATORS]
     cases += [(name, other) for name in ("baseline", "one_step") for other in others]

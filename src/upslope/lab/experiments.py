@@ -1,4 +1,4 @@
-"""All experiments, in the order of the lecture, and then those beyond it."""
+"""All experiments: those of the lecture in its order, followed by those beyond it."""
 
 from upslope.lab.advantages import advantages
 from upslope.lab.credit import credit

@@ -1,4 +1,4 @@
-"""What exploration costs in the deep sea: with entropy alone, and with a bonus that counts visits."""
+"""The cost of exploration in the deep sea, with an entropy bonus alone and with a bonus that counts visits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -36,12 +36,12 @@ EPISODES = 16
 DOUBLING: Interval = (0.8, 1.2)
 """The range in which log₂ of the factor per row counts as 1."""
 POWER: Interval = (0.0, 4.0)
-"""Exponents that count as a power of N; between 10 and 30 rows, 2^N would correspond to an exponent of 13."""
+"""Range of exponents that count as a power of N; between 10 and 30 rows, 2^N would correspond to an exponent of 13."""
 
 
 @dataclass(frozen=True, eq=False)
 class Sea(DeepSea):
-    """A deep sea whose number of rows may differ between the runs of one program, up to `size`."""
+    """A deep sea whose number of rows, at most `size`, may differ between the runs of one program."""
 
     rows: Any = None
 
@@ -55,7 +55,7 @@ class Sea(DeepSea):
 
 
 def task_in(sea: Sea, entropy: float, intrinsic: Intrinsic | None) -> Task:
-    """Tables for policy and critic, whole episodes, clipping, and an entropy bonus of this weight."""
+    """A task with tables for policy and critic, whole episodes, clipping, and an entropy bonus of this weight."""
     return small_task(
         sea,
         Baseline(),

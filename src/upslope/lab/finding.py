@@ -1,4 +1,4 @@
-"""The result of an experiment: claims, each compared with a measurement by the same rule, and curves."""
+"""The result of an experiment: curves, and claims, each compared with a measurement by the same rule."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -53,7 +53,7 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True)
 class Panel:
-    """One small figure; its titles are in the texts, under its name."""
+    """One small figure; its titles are in the texts under its name."""
 
     name: str
     lines: tuple[Line, ...]
@@ -70,7 +70,7 @@ def with_intervals(name: str, x: Sequence[Any], estimates: Sequence[Estimate]) -
 
 
 def against_theory(name: str, measured: Line, theory: Sequence[float] | np.ndarray, **axes: bool) -> Panel:
-    """A panel with a measured line and the theoretical one at the same x."""
+    """A panel with a measured line and the theoretical line at the same x."""
     return Panel(name, (measured, Line("theory", measured.x, theory, is_reference=True)), **axes)
 
 
@@ -94,7 +94,8 @@ class Experiment:
 
 
 def judge(interval: Interval, predicted: Interval) -> Verdict:
-    """Supported if the interval lies inside the predicted range, refuted if outside, undecided if it overlaps both."""
+    """Supported if the interval lies inside the predicted range, refuted if it lies outside, and undecided if it
+    overlaps the boundary."""
     (low, high), (lower, upper) = interval, predicted
     if math.isnan(low) or math.isnan(high):
         return "undecided"
@@ -109,7 +110,7 @@ def exactly(value: float) -> Estimate:
 
 
 def around(value: float, margin: float) -> Interval:
-    """value ± margin, the range in which a measured number counts as equal to `value`."""
+    """The range value ± margin, in which a measured number counts as equal to `value`."""
     return (value - margin, value + margin)
 
 
@@ -158,7 +159,7 @@ def power_law(
 ) -> Estimate:
     """k in error ~ n^k: the slope of log error over log n, with an interval from groups of independent repetitions.
 
-    `errors` are the absolute errors of R repetitions at K sample sizes; `typical` reduces a group's to [K].
+    `errors` are the absolute errors of R repetitions at K sample sizes; `typical` reduces the errors of a group to [K].
     """
     curves = [typical(group) for group in np.array_split(errors, groups)]
     return mean_of(np.array([np.polyfit(np.log(sizes), np.log(curve), 1)[0] for curve in curves]))

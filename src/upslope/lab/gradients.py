@@ -1,4 +1,4 @@
-"""The policy gradient from trajectories: it is unbiased, and better weights make it less noisy."""
+"""The policy gradient estimated from trajectories is unbiased, and better weights make it less noisy."""
 
 import math
 from functools import cache
@@ -29,13 +29,13 @@ from upslope.lab.play import credits_of, episode_gradients, play, size_of, table
 from upslope.models.agent import Agent
 
 STEPS = 20
-"""The time limit, which is part of the environment here: the exact gradient is that of the return within it."""
+"""The time limit, which is part of the environment here: the exact gradient is the gradient of the return within it."""
 GROUPS = 20
 
 
 @cache
 def maze() -> Tabular:
-    """Six cells: −0.2 per step, +1 at the goal, four moves in ten slip."""
+    """Six cells: −0.2 per step, +1 at the goal, and four out of ten moves slip."""
     return gridworld(2, 3, step_cost=0.2, slip=0.4, max_episode_steps=STEPS)
 
 
@@ -87,7 +87,7 @@ def gradient(
 
 
 def along(each: Float[np.ndarray, "N K"], exact: Float[np.ndarray, "K"]) -> Estimate:
-    """ĝ·∇J/|∇J|²: 1 if the estimate agrees with the exact gradient along its direction."""
+    """ĝ·∇J/|∇J|²: 1 if the estimate agrees with the exact gradient in its direction."""
     return mean_of(each @ exact / (exact @ exact))
 
 

@@ -1,6 +1,6 @@
-"""What dividing by a group's deviation and by an episode's length does to a policy gradient, computed exactly.
+"""The effect of dividing by a group's deviation and by an episode's length on a policy gradient, computed exactly.
 
-In a world of tokens every sequence can be enumerated. The weight of an episode depends on itself and on the others of
+In a world of tokens, every sequence can be enumerated. The weight of an episode depends on itself and on the others in
 its group only through returns and lengths, so the expected update is a finite sum over the groups that differ in these.
 """
 
@@ -28,7 +28,7 @@ LENGTH, PROMPTS = 5, 4
 ROUNDING = (-math.inf, 1e-4)
 """Range of differences that count as zero: weights are computed in 32 bits."""
 SKILL = (2.0, 8.0, 0.0, 20.0)
-"""How far the policy has learned each prompt: the inverse temperature of its preference for the better token."""
+"""How well the policy has learned each prompt: the inverse temperature of its preference for the better token."""
 
 GroupEstimator = LeaveOneOut | GroupMean
 Vector = Float[np.ndarray, "K"]
@@ -57,7 +57,7 @@ class Sequences(NamedTuple):
         return (self.probability * self.total) @ self.score
 
     def solved(self) -> float:
-        """The probability of a right answer."""
+        """The probability of a correct answer."""
         return float(self.probability @ self.total)
 
     def growth(self, update: Vector, total: float) -> float:
@@ -118,7 +118,7 @@ def sequences_of(prompt: int, logits: Float[np.ndarray, "O A"]) -> Sequences:
 
 
 def a_policy() -> Float[np.ndarray, "O A"]:
-    """Logits of a policy that solves some prompts often and others seldom."""
+    """Logits of a policy that solves some prompts often and others rarely."""
     shape = world().transition.shape[:2]
     uniform = np.full(shape, 1 / shape[1])
     advantage = world().action_values(uniform, 1.0, LENGTH) - world().state_values(uniform, 1.0, LENGTH)[:, None]
@@ -129,15 +129,15 @@ def a_policy() -> Float[np.ndarray, "O A"]:
 def factors(
     estimator: Estimator, total: Float[np.ndarray, "M G"], length: Float[np.ndarray, "M G"]
 ) -> Float[np.ndarray, "M G"]:
-    """The factor of each episode's Σ_t ∇log π in the update of a batch that is one group, for M groups with these
-    returns and lengths, computed by the estimator itself."""
+    """The factor of each episode's Σ_t ∇log π in the update, for M groups with these returns and lengths. Each group is
+    a separate batch, and the factors are computed by the estimator itself."""
 
     def one(total: Float[Array, "G"], length: Float[Array, "G"]) -> Float[Array, "G"]:
         step = jnp.arange(LENGTH)[:, None]
         is_last = step == length - 1
         reward = jnp.where(is_last, total, 0.0)
         rollout = Rollout(reward, reward, reward, is_last, jnp.zeros_like(is_last), reward, reward, step < length)
-        # The descent averages over the steps of the batch.
+        # Gradient descent averages over the steps of the batch.
         return estimator(rollout, Values(reward, reward), 1.0).weight[0] / jnp.sum(rollout.valid)
 
     found = quick_jit(jax.vmap(one))(jnp.asarray(total, jnp.float32), jnp.asarray(length, jnp.float32))
@@ -145,16 +145,17 @@ def factors(
 
 
 class Kinds(NamedTuple):
-    """The episodes of a prompt by kind, which is a return and a length, and the groups that differ in these."""
+    """The episodes of a prompt by kind (a return and a length), and all groups that differ in the kinds of their
+    episodes."""
 
     total: Float[np.ndarray, "C"]
     length: Float[np.ndarray, "C"]
     others: np.ndarray
     """The kinds of the other G − 1 episodes of a group, as multisets [M, G−1]."""
     counts: np.ndarray
-    """How often each kind is among them [M, C]."""
+    """How often each kind occurs among them [M, C]."""
     orders: Float[np.ndarray, "M"]
-    """The number of orders of each multiset."""
+    """The number of distinct orders of each multiset."""
 
 
 @cache
@@ -170,7 +171,7 @@ def kinds_of(prompt: int, group_size: int) -> Kinds:
 
 @cache
 def first_factors(estimator: GroupEstimator) -> tuple[Float[np.ndarray, "C M"], ...]:
-    """For each prompt the factor of a group's first episode, by its kind and the multiset of the others'."""
+    """For each prompt, the factor of a group's first episode, by its kind and the multiset of the others' kinds."""
     groups: list[Kinds] = [kinds_of(prompt, estimator.group_size) for prompt in range(PROMPTS)]
     rows = [np.insert(one.others, 0, kind, axis=1) for one in groups for kind in range(len(one.total))]
     owners = [one for one in groups for _ in one.total]
@@ -185,7 +186,7 @@ def first_factors(estimator: GroupEstimator) -> tuple[Float[np.ndarray, "C M"], 
 def expected_update(estimator: GroupEstimator, prompt: int, sequences: Sequences) -> Vector:
     """The expected gradient of a batch that is one group of a prompt.
 
-    The episodes of a group are exchangeable, so it is G times the expected part of the first.
+    The episodes of a group are exchangeable, so this is G times the expected contribution of the first one.
     """
     kinds = kinds_of(prompt, estimator.group_size)
     is_kind = (sequences.total == kinds.total[:, None]) & (sequences.length == kinds.length[:, None])
@@ -196,7 +197,7 @@ def expected_update(estimator: GroupEstimator, prompt: int, sequences: Sequences
 
 
 def two_kinds(estimator: GroupEstimator) -> Float[np.ndarray, "G 2"]:
-    """The factor of an episode by the number of right answers among the other G − 1, and by its own return, 0 or 1.
+    """The factor of an episode by the number of correct answers among the other G − 1, and by its own return, 0 or 1.
 
     All episodes have one step.
     """
@@ -216,8 +217,8 @@ def weight_of_prompt(estimator: GroupEstimator, solved: Float[np.ndarray, "P"]) 
 def variance_of_groups(size: int, sequences: Sequences) -> float:
     """The variance of the gradient by `LeaveOneOut(size)`, summed over components, times the number of episodes.
 
-    E|Σ_i f_i s_i|² = G E[f_1² s_1²] + G (G−1) E[f_1 f_2 s_1·s_2], for scores s and factors f, over the returns of the
-    first two and the number of right answers among the others.
+    E|Σ_i f_i s_i|² = G E[f_1² s_1²] + G (G−1) E[f_1 f_2 s_1·s_2], for scores s and factors f. The expectation is over
+    the returns of the first two and the number of correct answers among the others.
     """
     solved, right = sequences.solved(), sequences.total == 1
     factor = two_kinds(LeaveOneOut(size))
@@ -241,8 +242,8 @@ def variance_of_critic(sequences: Sequences) -> float:
 
 
 def growths(size: int, policies: int, seed: int) -> Float[np.ndarray, "P 2 2"]:
-    """How fast wrong and right answers grow longer under random policies, by the update that divides by the length, and
-    along ∇J. Prompts whose right answers all have the same length are left out."""
+    """How fast wrong and correct answers grow longer under random policies, by the update that divides by the length,
+    and along ∇J. Prompts whose correct answers all have the same length are left out."""
     generator, divided = np.random.default_rng(seed), GroupMean(size, divide_by_length="episode")
     found = []
     for _ in range(policies):
@@ -267,8 +268,8 @@ def cosine(left: Float[np.ndarray, "..."], right: Float[np.ndarray, "..."]) -> f
 
 
 def groups(seed: int = 0, size: int = 8, policies: int = 64) -> Outcome:
-    """Without divisions a group's gradient is unbiased; dividing by the deviation reweights prompts, and dividing by
-    the length turns it."""
+    """Without divisions, a group's gradient is unbiased. Dividing by the deviation reweights prompts, and dividing by
+    the length rotates the gradient."""
     sequences = [sequences_of(prompt, a_policy()) for prompt in range(PROMPTS)]
     estimators = {
         "leave_one_out": LeaveOneOut(size),

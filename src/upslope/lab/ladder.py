@@ -76,15 +76,15 @@ def ladder(
     Args:
         algorithms: the rungs; by default all that collect their own experience.
         steps: environment steps per seed, the same for every rung.
-        name: name of the folder; by default derived from the environment. An existing folder is refused.
-        resume: continue the ladder of this name if it exists: finished rungs stay, and the others continue.
-        evaluation_episodes: fresh episodes per seed and mode that score each rung after training, because the last
-            training episodes come from a policy that was still learning; 0 scores by training episodes.
+        name: name of the folder; by default derived from the environment. An existing folder is rejected.
+        resume: continue the ladder of this name if it exists: finished rungs are kept, and the others continue.
+        evaluation_episodes: number of fresh episodes per seed and mode that score each rung after training, because the
+            last training episodes come from a policy that was still learning. With 0, training episodes are used.
         cluster: where workers run, as in `train`.
         settings: any field of `Config`, for every rung.
 
     Raises:
-        UpslopeError: no rung fits, the folder exists already, or its runs have other settings.
+        UpslopeError: no rung fits, the folder already exists, or its runs have different settings.
         KeyboardInterrupt: on Ctrl-C, after everything is saved.
     """
     settings = canonical(settings | {"steps": steps, "seeds": seeds})
@@ -147,7 +147,7 @@ def ladder_folder(folder: Path, label: str, name: str | None, resume: bool) -> P
     path = folder / check_name(name)
     if path.exists() and not resume:
         raise UpslopeError(
-            f"{path} exists already, and nothing is overwritten. Continue it with --resume, or choose another --name."
+            f"{path} already exists and will not be overwritten. Continue it with --resume, or choose another --name."
         )
     return path
 
@@ -198,8 +198,9 @@ def evaluate_rung(
 
 
 def has_evaluated(path: Path, episodes: int) -> bool:
-    """Whether every seed has at least this number of evaluation episodes in both modes; an evaluation with fewer keeps
-    the others. Those that `upslope evaluate` added with other environment seeds do not count."""
+    """Whether every seed has at least this number of evaluation episodes in both modes. A later evaluation with fewer
+    episodes keeps the existing ones. Episodes that `upslope evaluate` added with other environment seeds do not
+    count."""
     record = read_record(path)
     for rows in (evaluation_of(record, mode) for mode in MODES):
         own = rows["seed"][rows["environment_seed"] == 0]
@@ -209,8 +210,8 @@ def has_evaluated(path: Path, episodes: int) -> bool:
 
 
 def score_by(episodes: int) -> Score:
-    """How runs are scored for this requested number of evaluation episodes: 0 scores by training episodes, even
-    if an earlier call has evaluated the runs."""
+    """How runs are scored for this requested number of evaluation episodes. With 0, training episodes are used, even if
+    an earlier call has evaluated the runs."""
     return "auto" if episodes else "training"
 
 
@@ -223,8 +224,8 @@ def is_finished(path: Path) -> bool:
 
 
 def runs_to_credit(comparison: Comparison, configs: Mapping[str, Config]) -> Sequence[Path]:
-    """The runs of the best rung with a critic, since some estimators need one; if there is none, those of the best
-    rung."""
+    """The runs of the best rung that has a critic, since some estimators need one. If no rung has one, the runs of the
+    best rung."""
 
     def rank(group: Group) -> tuple[bool, float]:
         return estimator_of(configs[group.algorithm]).needs_critic, float(np.nan_to_num(group.mean.value, nan=-np.inf))

@@ -26,7 +26,7 @@ BAR_WIDTH = 12
 CURVE_WIDTH = 20
 FINISHED = "finished"
 PAUSE = 30.0
-"""Seconds between a rung's lines if there is no terminal."""
+"""Seconds between two lines about the same rung if there is no terminal."""
 
 
 @dataclass
@@ -81,7 +81,7 @@ class LadderDisplay:
         self.display.message(text)
 
     def mark(self, rung: str, note: str, returns: Sequence[float] = ()) -> None:
-        """Set a rung's note, and its returns if it had finished before this call of `ladder`."""
+        """Set a rung's note, and also its returns if it had finished before this call of `ladder`."""
         row = self.rows[rung]
         row.note = note
         if len(returns):

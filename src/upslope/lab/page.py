@@ -21,7 +21,7 @@ MARKS = {"supported": "●", "refuted": "✕", "undecided": "○"}
 
 
 def page(results: Sequence[Result], language: Language, seed: int, quick: bool) -> str:
-    """Render the page, including Plotly."""
+    """Render the page, with Plotly embedded."""
     words, figures = texts(language), Figures()
 
     def place(name: str, drawn: dict[str, Any]) -> str:
@@ -71,7 +71,7 @@ def finding_view(finding: Finding, outcome: Outcome, entry: dict[str, Any], word
 
 
 def figure(panel: Panel, words: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
-    """A panel as a Plotly figure; `words` contains its titles, `names` the names of the curves."""
+    """A panel as a Plotly figure. `words` contains its titles, and `names` the names of the curves."""
     names_shown = list(dict.fromkeys(line.name for line in panel.lines))
     draw = bars if panel.is_bars else curve
     traces = []
@@ -108,7 +108,7 @@ def figure(panel: Panel, words: dict[str, Any], names: dict[str, str]) -> dict[s
 
 
 def decades(panel: Panel) -> dict[str, Any]:
-    """A logarithmic axis with labels at powers of ten, and also at 2 and 5 times these if there are few."""
+    """A logarithmic axis with labels at powers of ten, and also at 2 and 5 times these if there are only a few."""
     values = np.concatenate([np.asarray(line.y, np.float64) for line in panel.lines])
     exponents = np.log10(values[values > 0])
     low, high = math.floor(exponents.min()), math.ceil(exponents.max())
@@ -118,7 +118,7 @@ def decades(panel: Panel) -> dict[str, Any]:
 
 
 def curve(line: Line, panel: Panel, names: dict[str, str], colour: str) -> dict[str, Any]:
-    """A curve y(x): measurements with markers, theory dashed."""
+    """A curve y(x): measurements are drawn with markers, theory as a dashed line."""
     is_plain = line.is_reference or len(line.x) > MANY_POINTS
     look = {"color": colour, "dash": "dash" if line.is_reference else "solid"}
     mode = "lines" if is_plain else "markers" if panel.is_points else "lines+markers"

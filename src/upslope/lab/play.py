@@ -1,4 +1,4 @@
-"""Playing and training in finite environments, whose exact values are known: shared by the experiments."""
+"""Play and train in finite environments, whose exact values are known. The experiments share these functions."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -78,7 +78,7 @@ def run_in_threads(measurements: Sequence[Callable[[], Any]]) -> list[Any]:
 
 
 def size_of(environment: Tabular) -> tuple[int, int]:
-    """The numbers of observations and actions of a finite environment."""
+    """The number of observations and of actions of a finite environment."""
     assert isinstance(environment.observation_space, spaces.Discrete)
     assert isinstance(environment.action_space, spaces.Discrete)
     return int(environment.observation_space.n), int(environment.action_space.n)
@@ -101,7 +101,7 @@ def table_agent(logits: Float[np.ndarray, "O A"], value: Float[np.ndarray, "O"] 
 
 
 def with_logits(agent: Agent, logits: Array) -> Agent:
-    """The same agent with other logits, to differentiate with respect to them."""
+    """The same agent with different logits, for differentiating with respect to them."""
     network = dataclasses.replace(agent.model.actor.network, weights=(logits,))
     actor = dataclasses.replace(agent.model.actor, network=network)
     return dataclasses.replace(agent, model=dataclasses.replace(agent.model, actor=actor))
@@ -121,7 +121,7 @@ def play(environment: Tabular, agent: Agent, seed: int, episodes: int) -> Rollou
 
 
 def credits_of(estimators: Sequence[Estimator], agent: Agent, rollout: Rollout, gamma: float) -> list[Credit]:
-    """The credit that each estimator gives the same rollout with the agent's critic, computed in one program."""
+    """The credit that each estimator assigns to the same rollout with the agent's critic, computed in one program."""
 
     def weigh(agent: Agent, rollout: Rollout) -> list[Credit]:
         values = evaluate(agent, rollout)
@@ -173,7 +173,7 @@ def small_task(environment: CompiledEnvironment, estimator: Estimator, objective
 def train_policies(task: Task, seeds: Sequence[int], iterations: int) -> tuple[Float[np.ndarray, "S I O A"], Metrics]:
     """Train, and return the policy table after every iteration, from which its exact return can be computed.
 
-    With a `SelectedObjective` of K objectives, each trains all `seeds`: S = K · len(seeds).
+    With a `SelectedObjective` of K objectives, each objective trains all `seeds`: S = K · len(seeds).
     """
     every_observation = jnp.arange(size_of(task.environment)[0])
 

@@ -1,4 +1,4 @@
-"""Reuse of one batch: the plain policy gradient fails, and a KL penalty or clipping prevents that."""
+"""Reuse of one batch: the plain policy gradient fails, which a KL penalty or clipping prevents."""
 
 from collections.abc import Sequence
 from functools import partial

@@ -43,7 +43,7 @@ def select(names: Sequence[str]) -> list[Experiment]:
 
 
 def check_seed(seed: int) -> None:
-    """Refuse a seed from which the experiments cannot count up."""
+    """Reject a seed from which the experiments cannot count upwards."""
     if not 0 <= seed <= MOST_SEED:
         raise UpslopeError(f"--seed must be from 0 to {MOST_SEED:,}, not {reprlib.repr(seed)}. Choose another one.")
 
@@ -52,7 +52,7 @@ def run(names: Sequence[str], language: Language, seed: int, quick: bool, consol
     """Run experiments, and print a line after each.
 
     Raises:
-        UpslopeError: there is no such experiment, or no such seed.
+        UpslopeError: there is no such experiment, or the seed is invalid.
     """
     check_seed(seed)
     words, results, experiments = texts(language), [], select(names)

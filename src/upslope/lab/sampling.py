@@ -1,4 +1,4 @@
-"""Expectations estimated by sampling: exam scores, and importance sampling with two lakes."""
+"""Expectations estimated by sampling: exam scores, and importance sampling with two lakes of fish."""
 
 import math
 
@@ -29,7 +29,7 @@ from upslope.learning.update import effective_sample_size
 
 LAKE_A = np.array([0.1, 0.4, 0.5])
 LAKE_B = np.array([0.5, 0.1, 0.4])
-"""Shares of carp, bass and other fish. The lecture gives the first two; the rest are other fish."""
+"""Shares of carp, bass and other fish. The lecture gives only the first two."""
 KILOGRAMS = np.array([1.0, 3.0, 2.0])
 """Weight of a carp, a bass and another fish, in kilograms. Lake B has mostly small fish."""
 

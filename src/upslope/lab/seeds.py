@@ -1,4 +1,4 @@
-"""How often does a comparison with few seeds declare the wrong winner?"""
+"""Measure how often a comparison with few seeds declares the wrong winner."""
 
 import math
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ def seeds(
     seed: int = 0, pool: int = 128, iterations: int = 14, counts: Sequence[int] = (1, 3, 5, 10), draws: int = 2000
 ) -> Outcome:
     """Compare two settings that really differ, with 1, 3, 5 and 10 seeds drawn from many."""
-    # The pools have different seeds, because shared seeds would correlate the results.
+    # The pools have different seeds, because shared seeds would correlate their results.
     pools = (range(seed, seed + pool), range(seed + pool, seed + 2 * pool))
     names = ("baseline", "to_go")
     runs = [partial(learn, ESTIMATORS[n], LENGTH, each, iterations) for n, each in zip(names, pools, strict=True)]

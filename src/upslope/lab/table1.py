@@ -15,7 +15,7 @@ from upslope.lab.play import SelectedObjective
 
 
 class Surrogate(NamedTuple):
-    """A row of Table 1 of Schulman et al. 2017: its settings and reported score."""
+    """A row of Table 1 of Schulman et al. 2017: its settings and its reported score."""
 
     settings: Mapping[str, Any]
     paper: float
@@ -49,7 +49,8 @@ DEFAULT_NAMES = (NONE, "clip, ε = 0.1", BEST, "clip, ε = 0.3", ADAPTIVE, FIXED
 
 
 def scores(names: Sequence[str], seeds: Sequence[int], steps: int) -> Float[np.ndarray, "2 K S"]:
-    """Each seed's mean return on Pendulum with each surrogate, in the first iteration and over the last 50 episodes."""
+    """Each seed's mean return on Pendulum with each surrogate objective, in the first iteration and over the last 50
+    episodes."""
     small = {"steps": steps, "rollout_steps": 512, "minibatches": 16, "hidden_sizes": (32, 32)}
     configs = [configure("jax:Pendulum-v1", is_continuous=True, **small, **SURROGATES[name].settings) for name in names]
     every = SelectedObjective(tuple(objective_of(config) for config in configs))
@@ -70,8 +71,8 @@ def normalise(scores: Float[np.ndarray, "K S"], untrained: float) -> Float[np.nd
 def slopes(found: Mapping[str, Float[np.ndarray, "S"]]) -> Float[np.ndarray, "S"]:
     """The least-squares slope of our scores against the paper's, for each seed.
 
-    The row without clipping or penalty is omitted: it is the lowest in both, and would dominate the slope. A slope is a
-    weighted sum of one seed's scores, so the slopes are independent samples, and Student's interval holds.
+    The row without clipping or penalty is omitted, since it is the lowest in both and would dominate the slope. A slope
+    is a weighted sum of one seed's scores, so the slopes are independent samples, and Student's interval is valid.
     """
     compared = [name for name in found if name != NONE]
     paper = np.array([SURROGATES[name].paper for name in compared])

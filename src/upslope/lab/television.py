@@ -1,5 +1,5 @@
-"""What a noisy screen does to a bonus: a bonus for prediction error gets stuck at the screen, and so does one for
-counts if the screens never end."""
+"""The effect of a noisy screen on exploration bonuses: a bonus for prediction error keeps the policy at the screen, and
+so does a bonus for counts if the screens never end."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -27,18 +27,18 @@ from upslope.models.build import perceptrons_for
 
 ROOMS, BITS, STEPS = 16, 16, 64
 ENDLESS = 2**BITS
-"""A number of screens so large that hardly any is seen twice."""
+"""A number of screens so large that hardly any screen is seen twice."""
 HALF_UP: Interval = (0.5, np.inf)
 HALF_DOWN: Interval = (-np.inf, 0.5)
 
 
 @dataclass(frozen=True, eq=False)
 class Television(CompiledEnvironment):
-    """A corridor of rooms with a television in one, `at`: action 2 shows one of `screens` pictures there, chosen at
+    """A corridor of rooms with a television in room `at`. There, action 2 shows one of `screens` pictures, chosen at
     random.
 
     Actions 0 and 1 lead to the neighbouring rooms, where the screen is dark. There are no rewards. The observation is
-    the room and the picture of `BITS` bits; picture number k is k times an odd number, in binary.
+    the room and the picture, which has `BITS` bits; picture number k is k times an odd number, in binary.
     """
 
     screens: Any = 4
@@ -51,7 +51,7 @@ class Television(CompiledEnvironment):
     action_space: spaces.Space[Any] = field(init=False, default_factory=lambda: spaces.Discrete(3))
 
     def reset(self, key: PRNGKeyArray) -> tuple[Any, Any]:
-        """Begin in the first room, before a dark screen."""
+        """Begin in the first room, in front of a dark screen."""
         state = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
         return state, self.observe(*state)
 
@@ -78,7 +78,7 @@ class Television(CompiledEnvironment):
 def shares_of_watching(
     bonus: Bonus, screens: Sequence[int], seeds: Sequence[int], iterations: int
 ) -> Float[np.ndarray, "S K I"]:
-    """The share of steps that change the channel, in each iteration, for televisions with K different numbers of
+    """The share of steps that change the channel in each iteration, for televisions with K different numbers of
     screens."""
     world = Television()
     task = small_task(

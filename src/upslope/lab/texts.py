@@ -18,7 +18,7 @@ Language = Literal["en", "zh"]
 
 @cache
 def texts(language: Language) -> dict[str, Any]:
-    """All texts in a language: for the page, the curves and each experiment."""
+    """All texts in a language, for the page, the curves and each experiment."""
     return yaml.safe_load(resources.files("upslope.lab").joinpath(f"lab_{language}.yaml").read_text("utf-8"))
 
 

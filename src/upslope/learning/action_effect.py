@@ -1,4 +1,5 @@
-"""Test whether actions matter: whether later rewards and observations correlate with the policy's random choices."""
+"""Test whether actions have an effect, i.e. whether later rewards and observations correlate with the policy's random
+choices."""
 
 import math
 from typing import Any
@@ -15,7 +16,7 @@ LARGEST = 4096
 
 
 def action_effect(batch: Any, rollout: Rollout) -> Float[Array, ""]:
-    """Mean z² between the score of each action and the step's outcome: reward, end, change of each observed number.
+    """Mean z² between the score of each action and the step's outcome: reward, end, and change of each observed number.
 
     The score ∂ log π(a|s)/∂(logits, mean) has mean 0 given s. If nothing depends on the action, it also has mean 0
     given the outcome y, for any policy; z = Σ score·y / √Σ (score·y)² then has a mean square of 1, or more if the
@@ -31,8 +32,8 @@ def late_effect(batch: Any, rollout: Rollout) -> Float[Array, ""]:
     """`action_effect` for delayed outcomes and hidden cues: the larger of two mean z², 1.64 by chance.
 
     The first uses the weight Ψ, because an action's reward may come much later. The second uses reward and end, each
-    multiplied by the sum of the episode's earlier observations: if an action has to match a cue that is no longer
-    visible, its reward correlates with nothing in the current observation. The sum keeps a cue that was shown only
+    multiplied by the sum of the episode's earlier observations. If an action must match a cue that is no longer
+    visible, its reward is uncorrelated with the current observation, but the sum preserves a cue that was shown only
     once.
     """
     score, valid = scores_of(batch)
@@ -48,7 +49,7 @@ def late_effect(batch: Any, rollout: Rollout) -> Float[Array, ""]:
     reward, over = (
         jnp.ravel(x).astype(jnp.float32)[:, None] for x in (rollout.reward, rollout.terminated & rollout.valid)
     )
-    # Centred, because a constant cost per step would otherwise hide a rare reward.
+    # Centre the outcomes, because a constant cost per step would otherwise hide a rare reward.
     reward, remembered = (centred(x, valid) for x in (reward, remembered))
     products = [x * remembered for x in (reward, over)]
     paid = mean_square_z(score, batch.weight.reshape(-1, 1), valid)
@@ -56,15 +57,17 @@ def late_effect(batch: Any, rollout: Rollout) -> Float[Array, ""]:
 
 
 def numbers_of(observation: Any, batch_axes: int) -> Float[Array, "B D"]:
-    """The numbers of an observation's arrays, with the batch axes flattened to rows; for an array with more than
-    `LARGEST` numbers, such as an image, every k-th."""
+    """The numbers of an observation's arrays, with the batch axes flattened to rows.
+
+    Of an array with more than `LARGEST` numbers, such as an image, only every k-th number is used."""
     flat = [x.reshape(math.prod(x.shape[:batch_axes]), -1) for x in jax.tree.leaves(observation)]
     some = [x[:, :: -(-x.shape[1] // LARGEST)] if x.shape[1] else x for x in flat]
     return jnp.concatenate([x.astype(jnp.float32) for x in some], axis=1)
 
 
 def scores_of(batch: Any) -> tuple[Float[Array, "B K"], Float[Array, "B 1"]]:
-    """∂ log π(a|s)/∂(logits, mean) of each sample, 0 for padding; and a mask: 1 for valid samples, 0 for padding."""
+    """∂ log π(a|s)/∂(logits, mean) of each sample, 0 for padding, and a mask that is 1 for valid samples and 0 for
+    padding."""
     scores = jax.grad(lambda policy: jnp.sum(policy.log_prob(batch.action)))(batch.old_policy)
     # A state-independent σ has one score for the whole batch, not one per sample.
     score = jnp.concatenate([x for x in jax.tree.leaves(scores) if x.ndim == 2], axis=1)
@@ -75,7 +78,7 @@ def scores_of(batch: Any) -> tuple[Float[Array, "B K"], Float[Array, "B 1"]]:
 def mean_square_z(
     score: Float[Array, "B K"], following: Float[Array, "B Y"], valid: Float[Array, "B 1"]
 ) -> Float[Array, ""]:
-    """Mean z² over all pairs whose product varies; nan if none does."""
+    """Mean z² over all pairs whose product varies; nan if there is no such pair."""
     score, following = jax.lax.optimization_barrier((score, centred(following, valid)))
     products = score.T @ following, jnp.square(score).T @ jnp.square(following)
     together, square = jax.lax.optimization_barrier(products)
@@ -87,8 +90,8 @@ def mean_square_z(
 def centred(x: Float[Array, "B D"], valid: Float[Array, "B 1"]) -> Float[Array, "B D"]:
     """x minus its mean over the valid rows.
 
-    The barriers, here and above, prevent fusion with neighbouring operations, which would make a sum's rounding depend
-    on the surrounding program and so on the number of seeds.
+    The barriers, here and above, prevent fusion with neighbouring operations. Fusion would make a sum's rounding depend
+    on the surrounding program, and so on the number of seeds.
     """
     x, valid = jax.lax.optimization_barrier((x, valid))
     return jax.lax.optimization_barrier(x - valid.T @ x / jnp.maximum(jnp.sum(valid), 1))

@@ -20,7 +20,8 @@ from upslope.models.agent import Agent, no_fresh
 from upslope.models.model import Carry, Memory, Model, Outputs, allowed, has_memory, unroll
 
 NEVER = 1e6
-"""log μ in padding, so that no ratio π/μ is infinite there, however probable action 0 is under the policy."""
+"""The value of log μ in padding. It keeps the ratio π/μ finite there, no matter how probable action 0 is under the
+policy."""
 
 
 class Batch(NamedTuple):
@@ -33,18 +34,18 @@ class Batch(NamedTuple):
     target: Float[Array, "B ..."]
     valid: Bool[Array, "B ..."]
     fresh: Bool[Array, "B ..."]
-    """Where an episode begins."""
+    """Mask of the steps at which an episode begins."""
     carry: Carry
     """The model's memory at the start of each unit; () without memory."""
     old_policy: Distribution
     action_mask: Bool[Array, "B ... M"] | None = None
-    """Which choices were allowed."""
+    """Mask of the choices that were allowed."""
     old_value: Float[Array, "B ..."] | None = None
-    """V before the update, if the critic's loss is clipped."""
+    """V before the update; only if the critic's loss is clipped."""
     shift: Float[Array, "B ... K"] | None = None
     """The shift added to the policy's mean in the ratio (Rahman & Xue 2022)."""
     reference: Distribution | None = None
-    """The reference policy, if there is one."""
+    """The reference policy, if any."""
 
 
 def beginnings(rollout: Rollout, memory: Memory) -> Bool[Array, "T N"]:
@@ -55,7 +56,7 @@ def beginnings(rollout: Rollout, memory: Memory) -> Bool[Array, "T N"]:
 def batch_of(
     agent: Agent, rollout: Rollout, credit: Credit, memory: Memory, length: int | None, vmapped: bool
 ) -> Batch:
-    """The batch, with features and old policy computed once. `length` is L, by default the whole rollout."""
+    """Create the batch, computing features and the old policy once. `length` is L, by default the whole rollout."""
     valid = rollout.valid
     length = min(length or len(valid), len(valid)) if has_memory(agent.model) else None
 
@@ -66,7 +67,7 @@ def batch_of(
     features = jax.tree.map(lambda x: as_units(x, length), prepared)
     fresh = as_units(beginnings(rollout, memory), length)
     carry = () if length is None else carries_at(agent.model, prepared, memory, rollout, length)
-    # In padding everything is allowed, because a policy with no allowed action is nan.
+    # Every choice is allowed in padding, because a policy with no allowed action is nan.
     mask = None if rollout.action_mask is None else ~units(~rollout.action_mask)
     inputs = (features, carry, fresh, mask)
     return Batch(
@@ -84,8 +85,9 @@ def batch_of(
 
 
 def masked(tree: Any, valid: Bool[Array, "T N"], value: float = 0.0) -> Any:
-    """Arrays [T, N, …] with zeros or another value in padding, which may contain anything: a gradient through nan or
-    infinity is nan even where the loss is masked."""
+    """Replace padding in arrays [T, N, …] by zeros or another value.
+
+    Padding may contain anything, and a gradient through nan or infinity is nan even where the loss is masked."""
 
     def one(x: Array) -> Array:
         return jnp.where(valid.reshape(valid.shape + (1,) * (x.ndim - 2)), x, jnp.asarray(value, x.dtype))
@@ -99,7 +101,7 @@ def inputs_of(batch: Batch) -> tuple[Any, Carry, Array, Array | None]:
 
 
 def as_units(x: Shaped[Array, "T N ..."], length: int | None) -> Shaped[Array, "B ..."]:
-    """[T, N] → [B] without memory, otherwise [B, L]; the last sequences are padded with zeros and marked invalid."""
+    """[T, N] → [B] without memory, otherwise [B, L]. The last sequences are padded with zeros and marked as invalid."""
     if length is None:
         return x.reshape(-1, *x.shape[2:])
     x = jnp.concatenate([x, jnp.zeros((-len(x) % length, *x.shape[1:]), x.dtype)])
@@ -117,7 +119,7 @@ def in_time(x: Shaped[Array, "B ..."], shape: tuple[int, ...], length: int | Non
 
 
 def carries_at(model: Model, features: Any, memory: Memory, rollout: Rollout, length: int) -> Carry:
-    """The carry at the start of each sequence, with the current parameters; no gradient flows through it."""
+    """The carry at the start of each sequence, computed with the current parameters. No gradient flows through it."""
     over_time = features, beginnings(rollout, memory)
     first, after = (
         memory.carry,
@@ -134,7 +136,8 @@ def outputs_of(
     fresh: Bool[Array, "B ..."],
     mask: Bool[Array, "B ... M"] | None,
 ) -> Outputs:
-    """The model's outputs for units of a batch, in the units' shape, with the policy restricted to allowed actions."""
+    """The model's outputs for the units of a batch, in the units' shape, with the policy restricted to allowed
+    actions."""
     if not has_memory(model):
         outputs = model.step(features, (), no_fresh(features))[0]
         return outputs._replace(policy=allowed(outputs.policy, mask))

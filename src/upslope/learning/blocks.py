@@ -13,15 +13,15 @@ BLOCK = 1024
 
 
 def in_blocks(function: Callable[[Any], Any], rows: Any, vmapped: bool = False) -> Any:
-    """`function(rows)` for a function that acts on each row independently; block by block, unless `vmapped`.
+    """Compute `function(rows)`, block by block unless `vmapped`, for a function that acts on each row independently.
 
-    If the seed is split over devices, each computes a share of the rows.
+    If the seed is split over devices, each device computes a share of the rows.
     """
     return rows_shared(partial(blockwise, function, vmapped=vmapped), rows)
 
 
 def blockwise(function: Callable[[Any], Any], rows: Any, *, vmapped: bool) -> Any:
-    """`in_blocks` on this device alone."""
+    """Like `in_blocks`, but on this device alone."""
     num_rows = jax.tree.leaves(rows)[0].shape[0]
     if vmapped or num_rows <= BLOCK or num_rows % BLOCK:
         return function(rows)

@@ -1,11 +1,11 @@
 """Act in a compiled environment and record a rollout.
 
 `collect` is one scan. It counts the steps of each episode, sets `truncated` at the time limit, records the true
-successor observation, and starts the next episode itself. For whole-episode estimators every column holds one
-episode from its start to its end, and the steps after the end are padding (`valid` is false).
+successor observation, and starts the next episode itself. For whole-episode estimators, every column holds one complete
+episode, and the steps after its end are padding (`valid` is false).
 
-If the seed is split over devices (`split.py`), each device steps its share of the columns here; it draws the random
-numbers for all columns and uses its own.
+If the seed is split over devices (`split.py`), each device steps its share of the columns. It draws the random numbers
+for all columns, and uses those of its own.
 """
 
 from functools import partial
@@ -24,10 +24,10 @@ from upslope.models.head import ActionHead
 from upslope.models.model import Carry
 
 STEPS_TOGETHER = 4
-"""Steps per round of the loop on an accelerator, where each round costs a separate launch."""
+"""Steps per iteration of the loop on an accelerator, where each iteration is a separate launch."""
 MAX_RESET_BYTES = 1 << 24
-"""Bytes per seed up to which, on an accelerator, every step's fresh episodes are created before the first step: all of
-them in a few kernels, instead of a few kernels in each step."""
+"""On an accelerator, the new episodes of all steps are created before the first step if they take at most this many
+bytes per seed. This takes a few kernels in total, instead of a few kernels in each step."""
 
 
 class EnvState(NamedTuple):
@@ -45,22 +45,23 @@ class Randomness(NamedTuple):
     """The random inputs of one step of N columns."""
 
     noise: Any
-    """Noise from which the policy's actions are sampled; if part of it is held, the keys of this step's noise and of
-    the held noise."""
+    """Noise from which the policy's actions are sampled. If part of it is held over several steps, these are the keys
+    of this step's noise and of the held noise."""
     keys: Key[Array, "N"]
     """Keys for the environment's transitions."""
 
 
 class Finished(NamedTuple):
-    """Finished episodes: returns and lengths are meaningful only where `done` is true."""
+    """Finished episodes. Returns and lengths are meaningful only where `done` is true."""
 
     done: Bool[Array, "T N"]
     episode_return: Float[Array, "T N"]
     length: Int[Array, "T N"]
     stuck: Bool[Array, "T N"] | None = None
-    """Where an action was required but none was allowed; None if the environment does not mask actions."""
+    """Mask of the steps at which an action was required but none was allowed; None if the environment does not mask
+    actions."""
     info: Float[Array, "T N K"] | None = None
-    """The numbers of K keys of `info` after the step; None if none are kept."""
+    """The numbers under K keys of `info` after the step; None if no keys are logged."""
 
 
 def begin(world: CompiledEnvironment, agent: Acting, key: PRNGKeyArray, num_envs: int) -> EnvState:
@@ -87,7 +88,8 @@ def collect(
 ) -> tuple[EnvState, Rollout, Finished]:
     """Act for `num_steps` steps in N columns, continuing from `columns` and restarting whenever an episode ends.
 
-    `vmapped` means that several seeds run at once, on an accelerator; the program then has fewer and larger operations.
+    `vmapped` means that several seeds run simultaneously on an accelerator. The program then has fewer and larger
+    operations.
     """
     num_envs = columns.length.shape[0] * num_shares()
 
@@ -118,7 +120,7 @@ def collect(
 def restarted(
     world: CompiledEnvironment, agent: Acting, keys: Key[Array, "N"], done: Bool[Array, "N"], columns: EnvState
 ) -> EnvState:
-    """The columns, with a fresh episode from its own key wherever one is done."""
+    """The columns, with a new episode from its own key wherever an episode is done."""
     if not world.costly_reset:
         return where_rows(done, begin_episodes(world, agent, keys), columns)
     done_first = jnp.argsort(~done)
@@ -141,9 +143,10 @@ def collect_episodes(
     group_size: int = 1,
     vmapped: bool = False,
 ) -> tuple[Rollout, Finished]:
-    """One whole episode in each of N columns, padded to `max_episode_steps`; in each group of `group_size` neighbouring
-    columns, all begin with the same reset. If the seed is split over devices, the N columns are those of all
-    devices."""
+    """Collect one whole episode in each of N columns, padded to `max_episode_steps`.
+
+    The episodes in each group of `group_size` neighbouring columns begin with the same reset. If the seed is split over
+    devices, the N columns are those of all devices together."""
     begin_key, act_key = jax.random.split(key)
 
     def step(carry: tuple[EnvState, Array], randomness: Randomness) -> tuple[Any, tuple[Rollout, Finished]]:
@@ -167,12 +170,12 @@ def collect_episodes(
 def draw_randomness(agent: Acting, columns: EnvState, keys: Key[Array, "T"]) -> Randomness:
     """The random inputs of T steps.
 
-    They are drawn in one batch, because in a cheap environment splitting keys and drawing numbers step by step takes a
-    large share of each step. The policy here provides only the shape of the noise.
+    They are drawn in one batch, because in a fast environment, splitting keys and drawing numbers step by step takes a
+    large share of each step. The policy only provides the shape of the noise.
     """
     keys, head = split_each(keys), agent.head
     transition_keys = own_part(split_each(keys[:, 1], columns.length.shape[0] * num_shares()), axis=1)
-    if head.num_features:  # one matrix per column, which is drawn where it is used
+    if head.num_features:  # the noise is one matrix per column, drawn where it is used
         noise = keys[:, 0], keys[head.held_since(jnp.arange(len(keys))), 0]
         return Randomness(noise, transition_keys)
     noise = jax.vmap(lambda key: own_part(policy_of_all(agent, columns).noise(key)))(keys[:, 0])
@@ -180,7 +183,7 @@ def draw_randomness(agent: Acting, columns: EnvState, keys: Key[Array, "T"]) -> 
 
 
 def policy_of_all(agent: Acting, columns: EnvState) -> Any:
-    """A policy with as many columns as all devices have, for the shape of its noise."""
+    """A policy with the columns of all devices together, for the shape of its noise."""
     return act_in_columns(agent, of_all(columns._replace(state=())), None)[0]
 
 
@@ -201,7 +204,8 @@ def advance(
     mask = choices = mask_of(world, agent.head, columns.state)
     stuck = None
     if mask is not None:
-        # A compiled program cannot raise: where nothing is allowed, any action is drawn, and `stuck` reports it.
+        # A compiled program cannot raise errors. If nothing is allowed, an arbitrary action is drawn, and `stuck`
+        # reports it.
         stuck = ~agent.head.allows_some(mask)
         choices = mask | stuck[:, None]
     policy, carry = act_in_columns(agent, columns, choices)
@@ -246,7 +250,7 @@ def mask_of(world: CompiledEnvironment, head: ActionHead, state: Any) -> Bool[Ar
 
 
 def info_of(world: CompiledEnvironment, state: Any, keys: tuple[str, ...]) -> Float[Array, "N K"]:
-    """The numbers of these keys in every column."""
+    """The numbers under these keys of `info` in every column."""
 
     def one(state: Any) -> Array:
         found = world.episode_info(state)

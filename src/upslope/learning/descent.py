@@ -1,4 +1,4 @@
-"""Gradient descent of one parameter group on a loss, over epochs of shuffled minibatches."""
+"""Minimise a loss over one parameter group by gradient descent, in epochs of shuffled minibatches."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,11 +18,11 @@ from upslope.learning.split import num_shares, own_rows, own_valid, summed
 from upslope.learning.vectors import concatenate_leaves
 
 MAX_COPY_BYTES = 1 << 26
-"""Bytes of a seed's batch up to which an accelerator copies it into the order of its minibatches."""
+"""On an accelerator, a seed's batch of up to this many bytes is copied into the order of its minibatches."""
 MINIBATCHES_TOGETHER = 4
-"""Maximum number of minibatches per round of the loop on an accelerator."""
+"""Maximum number of minibatches per iteration of the loop on an accelerator."""
 MIN_SPLIT = 1024
-"""Minimum number of units for which a CPU core computes a minibatch's gradient as a sum over two halves."""
+"""Minimum number of units in a minibatch for a CPU core to compute its gradient as a sum over two halves."""
 
 
 @runtime_checkable
@@ -36,7 +36,7 @@ class Units(Protocol):
 
 
 Loss = Callable[[Any, Any], tuple[Float[Array, "B ..."], Any]]
-"""(parameters, units) → the loss of each sample, and other values per sample, to be averaged."""
+"""(parameters, units) → the loss of each sample, and other values of each sample, which are averaged."""
 
 
 class Plan(NamedTuple):
@@ -48,18 +48,19 @@ class Plan(NamedTuple):
     in_halves: bool
     """Whether a large minibatch is processed in two halves."""
     together: bool = False
-    """Whether an epoch's minibatches are gathered at once and several of them form one round of the loop, for an
-    accelerator."""
+    """Whether an epoch's minibatches are gathered in one operation, and several of them form one iteration of the loop.
+    This is for accelerators."""
 
 
 class Descent(NamedTuple):
     """The state of a descent."""
 
     parameters: Any
-    """A list of arrays; inside `descend` a single vector."""
+    """A list of arrays; within `descend`, a single vector."""
     optimiser: Any
-    """The optimiser's state, for all parameters as one vector, so that each operation runs once rather than per array.
-    This requires an elementwise optimiser or a global norm, like Adam's chain; a user's chain gets a tree instead."""
+    """The optimiser's state, for all parameters as one vector, so that each operation runs once and not once per array.
+    This requires operations that are elementwise or use a global norm, as in Adam's chain. A user's chain receives a
+    tree instead."""
     stopped: Bool[Array, ""]
 
 
@@ -80,9 +81,9 @@ def descend(
 ) -> tuple[Descent, Metrics]:
     """Minimise the mean of `loss` over epochs of shuffled, disjoint minibatches.
 
-    `must_stop` receives the means of the loss's other values; the descent stops before the first minibatch for which it
-    returns true. If the division leaves a remainder, each epoch omits different samples. `renew` redraws the random
-    parts of the batch for each epoch.
+    `must_stop` receives the means of the loss's other values, and the descent stops before the first minibatch for
+    which it returns true. If the division leaves a remainder, each epoch omits different samples. `renew` redraws the
+    random parts of the batch for each epoch.
     """
     num_units = batch.weight.shape[0]
     size = num_units // plan.minibatches
@@ -132,10 +133,10 @@ def descend(
 def minibatch_gradient(
     loss: Loss, parameters: Any, batch: Units, indices: Integer[Array, "M"] | None, in_halves: bool = True
 ) -> tuple[tuple[Float[Array, ""], Any], Any]:
-    """The means of `loss`'s values over these units (all if None), and the gradient of the mean loss.
+    """The means of the values of `loss` over these units (all units if None), and the gradient of the mean loss.
 
-    With `in_halves`, a large minibatch is summed over two halves, whose intermediate values stay in a core's cache. A
-    seed that is split over devices has a share of the units on each device, and the sum on all of them.
+    With `in_halves`, a large minibatch is summed over two halves, so that intermediate values stay in a core's cache.
+    If the seed is split over devices, each device computes a share of the units, and all of them receive the sum.
     """
     if num_shares() > 1:
         num_units = batch.weight.shape[0]
@@ -162,7 +163,7 @@ def minibatch_gradient(
 def shared_gradient(
     loss: Loss, parameters: Any, batch: Units, indices: Integer[Array, "M"]
 ) -> tuple[tuple[Float[Array, ""], Any], Any]:
-    """`minibatch_gradient`, with a share of the units on each device. All devices have the whole batch."""
+    """Like `minibatch_gradient`, with a share of the units on each device. All devices have the whole batch."""
     mine, is_own = own_rows(indices)
     part = jax.tree.map(lambda x: jnp.take(x, mine, axis=0, mode="clip"), batch)
     counts = own_valid(part.valid, is_own)

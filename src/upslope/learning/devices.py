@@ -24,8 +24,9 @@ from upslope.core.reading import brief
 from upslope.errors import UpslopeError
 
 SEEDS, NETWORKS, ENVIRONMENTS = "seeds", "networks", "environments"
-"""The axes of a mesh. Seeds are spread over the first. The second has two devices, for policy and critic, or one;
-instead of it a mesh may have the third, over which each seed's environments are split."""
+"""The axes of a mesh. Seeds are distributed over the first axis. The second axis has one device, or two devices for
+policy and critic. Instead of the second axis, a mesh may have the third, over which each seed's environments are
+split."""
 VMAPPED_SEEDS = "vmapped"
 """The vmapped axis of seeds within one device."""
 
@@ -46,8 +47,10 @@ def prepare(*, on_host: bool) -> None:
 
 @contextmanager
 def computing(*, on_host: bool) -> Iterator[None]:
-    """Prepare JAX for a `with` block. If there is an accelerator, use full 32-bit products and, if `on_host`, compute
-    on the CPU instead, because batches of a few samples would leave the accelerator idle."""
+    """Prepare JAX for a `with` block.
+
+    If there is an accelerator, use full 32-bit products. With `on_host`, compute on the CPU instead, because batches of
+    a few samples would leave the accelerator idle."""
     prepare(on_host=on_host)
     with ExitStack() as stack:
         if on_host:
@@ -61,25 +64,25 @@ def computing(*, on_host: bool) -> Iterator[None]:
 
 
 def backend() -> str:
-    """The kind of device that JAX computes on.
+    """The kind of device on which JAX computes.
 
     Raises:
-        UpslopeError: JAX is told to use devices that it cannot use.
+        UpslopeError: JAX is configured to use devices that it cannot use.
     """
     try:
         return jax.default_backend()
     except (RuntimeError, AssertionError) as error:
         asked = jax.config.values.get("jax_platforms")
         raise UpslopeError(
-            f"JAX cannot use the devices that it is told to use, JAX_PLATFORMS={asked}: {brief(error) or 'none'}. "
+            f"JAX cannot use the devices set by JAX_PLATFORMS={asked}: {brief(error) or 'none'}. "
             "Install JAX for them, or unset JAX_PLATFORMS."
         ) from error
 
 
 def one_blas_thread() -> Any:
-    """Limit NumPy's matrix products to one thread, from now on or inside a `with`.
+    """Limit NumPy's matrix products to one thread, permanently or within a `with` block.
 
-    Each process would otherwise start one thread per core, and the threads would wait for each other: with 256 hidden
+    Otherwise, each process would start one thread per core, and the threads would wait for each other: with 256 hidden
     units and two workers on two cores, steps took many times as long (`benchmarks/speed.py --against`, case host_wide).
     A product's last bits may also depend on the number of threads.
     """
@@ -102,14 +105,15 @@ def configure_jax(*, on_host: bool) -> None:
             return
         jax.config.update("jax_compilation_cache_dir", str(folder))
         replace_damaged_entries()
-        # Cache even the smallest programs: there are dozens, and each takes longer to compile than to read.
+        # Cache even the smallest programs, because there are dozens, and each takes longer to compile than to read.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 @cache
 def usable_cache() -> Path | None:
-    """The folder of compiled programs, or None if it cannot be created or another user could have written to it:
-    cached programs are executed without further checks."""
+    """The folder of compiled programs, or None if it cannot be created or another user could have written to it.
+
+    The latter matters because cached programs are executed without further checks."""
     folder = cache_folder()
     try:
         private_folder(folder.parent)
@@ -124,14 +128,15 @@ def usable_cache() -> Path | None:
 
 
 def own_cache() -> Path | None:
-    """The folder of compiled programs if this process uses upslope's own, not one that the user chose."""
+    """The folder of compiled programs if this process uses upslope's own folder and not one chosen by the user;
+    otherwise None."""
     folder = cache_folder()
     return folder if jax.config.values["jax_compilation_cache_dir"] == str(folder) else None
 
 
 @cache
 def replace_damaged_entries() -> None:
-    """Make JAX delete cache entries that it cannot read; by default it keeps them and warns in every process."""
+    """Make JAX delete cache entries that it cannot read. By default, it keeps them and warns in every process."""
     read = getattr(compilation_cache, "get_executable_and_time", None)
     if read is None:  # this private function is missing in some versions of JAX
         return
@@ -149,13 +154,13 @@ def replace_damaged_entries() -> None:
 
 
 def use_cores(count: int) -> None:
-    """Limit this process to a number of cores; other processes use the rest."""
+    """Limit this process to this number of cores, since other processes use the rest."""
     global allowed_cores
     allowed_cores = count
 
 
 allowed_cores: int | None = None
-"""How many cores this process may use; None: all that the system allows it."""
+"""Number of cores that this process may use; None means all cores that the system allows."""
 
 
 def num_cores() -> int:
@@ -166,15 +171,19 @@ def num_cores() -> int:
 
 
 def cache_folder() -> Path:
-    """The folder of compiled programs. JAX's cache key covers its version, the program and the processor's features;
-    one folder per version lets users delete old ones."""
+    """The folder of compiled programs.
+
+    JAX's cache key already covers its version, the program and the processor's features. There is a folder per version
+    so that users can delete old ones."""
     return user_cache_path("upslope") / f"programs-jaxlib-{version('jaxlib')}"
 
 
 def assign_seeds(num_seeds: int, is_worth_two: bool, per_seed: int = 1) -> list[tuple[slice, Mesh]]:
-    """Assign seeds to devices, `per_seed` to each: as many full rounds over all devices as possible, then the rest. The
-    rest forms a separate program. If it leaves enough CPU cores idle and `is_worth_two`, each of its seeds gets two,
-    one for the policy and one for the critic.
+    """Assign seeds to devices, with `per_seed` devices for each seed.
+
+    The seeds fill as many full rounds over all devices as possible, and the remaining seeds form a separate program. If
+    those leave enough CPU cores idle and `is_worth_two`, each of them gets two cores, one for the policy and one for
+    the critic.
 
     Raises:
         UpslopeError: there are fewer devices than a seed needs.
@@ -186,7 +195,7 @@ def assign_seeds(num_seeds: int, is_worth_two: bool, per_seed: int = 1) -> list[
         raise UpslopeError(
             f"--devices-per-seed {per_seed} splits each seed over {per_seed} devices, but this process has only "
             f"{len(devices)} {kind}. The number is part of a run, because it determines how sums are "
-            f"rounded: train where there are {per_seed}, or start a new run with at most {len(devices)}."
+            f"rounded. Train where there are {per_seed}, or start a new run with at most {len(devices)}."
         )
     rest, axis = num_seeds % at_once, NETWORKS if per_seed == 1 else ENVIRONMENTS
     is_pair = per_seed == 1 and is_worth_two and 2 * rest <= len(devices) and devices[0].platform == "cpu"
@@ -212,8 +221,10 @@ def has_two_devices(mesh: Mesh) -> bool:
 
 
 def is_vmapped(mesh: Mesh) -> bool:
-    """Whether a device of this mesh runs its seeds vmapped. A core runs them one by one, so that each seed's data stays
-    in its cache; one seed alone would underuse an accelerator."""
+    """Whether a device of this mesh runs its seeds vmapped.
+
+    A CPU core runs them one by one, so that each seed's data stays in its cache. An accelerator would be underused by a
+    single seed."""
     return not is_cpu_mesh(mesh)
 
 

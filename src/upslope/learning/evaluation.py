@@ -15,13 +15,13 @@ from upslope.models.agent import Agent, value_of
 from upslope.models.model import Memory, has_memory, start_memory, unroll
 
 STATES_PER_NEW = 16
-"""If more than one state in this many ends an episode or a rollout, all successors are evaluated."""
+"""All successors are evaluated if more than one in this many states ends an episode or a rollout."""
 
 
 def evaluate(agent: Agent, rollout: Rollout, memory: Memory | None = None, vmapped: bool = False) -> Values:
-    """V(s_t) and V(s_{t+1}); the latter from the true successor, even at an episode's end.
+    """V(s_t) and V(s_{t+1}), the latter from the true successor, even at an episode's end.
 
-    Where s_{t+1} is the next row's observation, that row's value is reused.
+    If s_{t+1} is the next row's observation, that row's value is reused.
     """
     if has_memory(agent.model):
         return evaluate_with_memory(agent, rollout, memory or start_memory(agent.model, rollout.reward.shape[1]))
@@ -48,13 +48,13 @@ def evaluate(agent: Agent, rollout: Rollout, memory: Memory | None = None, vmapp
     def evaluate_all() -> Array:
         return jnp.where(is_new, in_blocks(values, flat, vmapped), next_row_value)
 
-    if vmapped:  # vmapped, `cond` would compute both branches for every seed
+    if vmapped:  # under vmap, `cond` would compute both branches for every seed
         return Values(value, evaluate_all().reshape(shape))
     return Values(value, jax.lax.cond(jnp.sum(is_new) <= capacity, evaluate_new, evaluate_all).reshape(shape))
 
 
 def log_probs(agent: Agent, rollout: Rollout, memory: Memory | None = None, vmapped: bool = False) -> Array:
-    """log π(a_t|s_t) of the rollout's actions under this agent, [T, N]; 0 in padding."""
+    """log π(a_t|s_t) of the rollout's actions under this agent [T, N]; 0 in padding."""
     memory = memory or start_memory(agent.model, rollout.reward.shape[1])
     nothing = jnp.zeros_like(rollout.reward)
     batch = batch_of(agent, rollout, Credit(nothing, nothing), memory, None, vmapped)
@@ -64,14 +64,14 @@ def log_probs(agent: Agent, rollout: Rollout, memory: Memory | None = None, vmap
 
 
 def evaluate_with_memory(agent: Agent, rollout: Rollout, memory: Memory) -> Values:
-    """`evaluate` with memory: V(s_{t+1}) takes one more step from the carry after step t, in the same episode."""
-    if isinstance(rollout.next_observation, Successors):  # separate rows, which belong to no column's device
+    """Like `evaluate`, with memory. V(s_{t+1}) takes one more step from the carry after step t, in the same episode."""
+    if isinstance(rollout.next_observation, Successors):  # separate rows, which are not on any column's device
         return evaluate_columns(agent, rollout, memory)
     return columns_shared(partial(evaluate_columns, agent), rollout, memory)
 
 
 def evaluate_columns(agent: Agent, rollout: Rollout, memory: Memory) -> Values:
-    """`evaluate_with_memory` on this device alone."""
+    """Like `evaluate_with_memory`, but on this device alone."""
     outputs, after = unroll(agent.model, agent.features(rollout.observation), memory.carry, beginnings(rollout, memory))
     successor, carry = rollout.next_observation, flat_rows(after)
     if isinstance(successor, Successors):
@@ -89,7 +89,7 @@ def flat_rows(observation: Any) -> Any:
 
 
 def changes(observation: Any, successor: Any) -> Bool[Array, "_ N"]:
-    """Where two observations differ in any of their arrays."""
+    """Mask of the rows in which two observations differ in any of their arrays."""
 
     def one(x: Array, after: Array) -> Array:
         return jnp.any(after != x, axis=tuple(range(2, x.ndim)))
@@ -98,5 +98,5 @@ def changes(observation: Any, successor: Any) -> Bool[Array, "_ N"]:
 
 
 def differs(observation: Any, successor: Any) -> Bool[Array, "_ N"]:
-    """Where a row's successor differs from the next row's observation, [T−1, N]."""
+    """Mask [T−1, N] of the rows whose successor differs from the next row's observation."""
     return changes(jax.tree.map(lambda x: x[1:], observation), jax.tree.map(lambda x: x[:-1], successor))

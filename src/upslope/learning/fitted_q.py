@@ -1,9 +1,9 @@
-"""Fitted Q evaluation: Q^π from recorded steps, by regression on its own targets.
+"""Fitted Q evaluation: estimate Q^π from recorded steps by repeated regression on bootstrapped targets.
 
     Q_{k+1} = argmin_Q Σ (Q(s, a) − y)²,   y = r + γ E_{a'~π(·|s')}[Q_k(s', a')],   without the last term if terminated
 
 Source: Le, Voloshin & Yue 2019, Batch Policy Learning under Constraints, algorithm 3. Each regression continues from
-the last one's network, with a few minibatches. A truncated step bootstraps from its true final observation.
+the network of the previous one, with a few minibatches. A truncated step bootstraps from its true final observation.
 """
 
 import math
@@ -39,26 +39,27 @@ from upslope.models.product_heads import DictHead
 
 MOST_ITERATIONS, LEAST_ITERATIONS = 1000, 200
 HORIZONS = 4
-"""Each iteration looks one step further; by default there are this many times 1/(1−γ), within the limits above."""
+"""Each iteration looks one step further ahead. The default number of iterations is this many times 1/(1−γ), within the
+limits above."""
 
 
 @dataclass(frozen=True)
 class Fitting:
-    """How Q is fitted."""
+    """Settings of the regressions for Q."""
 
     iterations: int
-    """Number of regressions, each on the targets of the last."""
+    """Number of regressions, each on targets computed with the result of the previous one."""
     updates: int = 50
-    """Minibatches of each regression."""
+    """Number of minibatches in each regression."""
     batch_size: int = 256
     learning_rate: float = 1e-3
     """Adam's step size, which falls linearly to 0."""
     samples: int = 4
-    """Number of actions drawn from π where the expectation over them is not a sum."""
+    """Number of actions sampled from π if the expectation over actions cannot be computed as a sum."""
 
 
 def usual_iterations(gamma: float, longest: int) -> int:
-    """The number of iterations for this γ and episodes of up to `longest` steps."""
+    """The default number of iterations for this γ and episodes of up to `longest` steps."""
     horizon = min(1 / (1 - gamma), longest) if gamma < 1 else longest
     return int(np.clip(math.ceil(HORIZONS * horizon), LEAST_ITERATIONS, MOST_ITERATIONS))
 
@@ -67,7 +68,7 @@ class Steps(NamedTuple):
     """M recorded steps of N episodes."""
 
     states: Any
-    """The observations of the steps, then each episode's final one, [M + N, …]."""
+    """The observations of the steps, followed by the final observation of each episode, [M + N, …]."""
     policy: Distribution
     """π(·|s) at these states."""
     action: Shaped[Array, "M ..."]
@@ -77,16 +78,16 @@ class Steps(NamedTuple):
     """The index of s_{t+1} among the states."""
 
     def at(self, rows: Int[Array, "B"]) -> tuple[Any, Distribution]:
-        """The states of these rows, and π there."""
+        """The states of these rows, and π at these states."""
         return jax.tree.map(lambda x: x[rows], (self.states, self.policy))
 
 
 @pytree
 class ActionValues:
-    """Q̂(s, a) = offset + scale · network(s)_a for a choice of actions, or offset + scale · network(s, a)."""
+    """Q̂(s, a) = offset + scale · network(s)_a for a Discrete action, otherwise offset + scale · network(s, a)."""
 
     network: Agent
-    """An agent whose policy has the values as its logits."""
+    """An agent whose policy has the action values as its logits."""
     offset: Float[Array, ""]
     scale: Float[Array, ""]
     head: ActionHead = field(metadata=STATIC)
@@ -110,13 +111,13 @@ class ActionValues:
         return jnp.mean(jax.vmap(sampled)(jax.random.split(key, samples)), axis=0)
 
     def outputs(self, inputs: Any) -> Float[Array, "B K"]:
-        """The network's outputs in the environment's units of reward."""
+        """The network's outputs in the environment's reward units."""
         policy: Any = self.network.policy(inputs)
         return self.offset + self.scale * policy.logits
 
 
 def probabilities(policy: Distribution, n: int) -> Float[Array, "... n"]:
-    """π(a|s) of each of n choices, of any distribution over them."""
+    """π(a|s) for each of n choices, for any kind of distribution over them."""
     shape = jax.eval_shape(policy.mode).shape
     each = [policy.log_prob(jnp.full(shape, a, jnp.int32)) for a in range(n)]
     return jnp.exp(jnp.stack(each, axis=-1))
@@ -130,10 +131,10 @@ def start_values(
     returns: Float[np.ndarray, "M"],
     key: PRNGKeyArray,
 ) -> ActionValues:
-    """A fresh network, whose output is about the mean of the recorded returns everywhere.
+    """A new network, whose output is about the mean of the recorded returns everywhere.
 
     `settings` are the networks' `hidden_sizes`, `activation` and `encoders`. Real-valued inputs are normalised with the
-    statistics of the recorded ones.
+    statistics of the recorded inputs.
     """
     wanted = dict(settings)
     inputs: Any = jax.tree.map(lambda x: x[: len(returns)], steps.states)
@@ -183,9 +184,10 @@ def fit(
     fitting: Fitting,
     key: PRNGKeyArray,
 ) -> ActionValues:
-    """Q̂ of each fold [F], fitted to the steps whose rows it lists, each as often as any other.
+    """Q̂ of each fold [F], fitted to the steps whose rows the fold lists, with equal frequency.
 
-    Targets are kept within what the recorded rewards allow, [min(r, 0), max(r, 0)] / (1−γ), so that none diverges.
+    Targets are clipped to the range that the recorded rewards allow, [min(r, 0), max(r, 0)] / (1−γ), so that Q̂ cannot
+    diverge.
     """
     keys = jax.random.split(key, len(folds))
 
@@ -201,7 +203,7 @@ def fit(
 
 @dataclass(frozen=True)
 class Regression:
-    """The regressions of one fold, inside a compiled program."""
+    """The regressions of one fold, within a compiled program."""
 
     start: ActionValues
     steps: Steps
@@ -209,7 +211,7 @@ class Regression:
     fitting: Fitting
 
     def run(self, rows: Int[Array, "K"], count: Int[Array, ""], key: PRNGKeyArray) -> ActionValues:
-        """All iterations on the first `count` of these rows."""
+        """Run all iterations on the first `count` of these rows."""
 
         def iteration(carry: tuple[ActionValues, Any], key: PRNGKeyArray) -> tuple[tuple[ActionValues, Any], None]:
             target = carry[0]
@@ -239,7 +241,7 @@ class Regression:
     def update(
         self, values: ActionValues, state: Any, rows: Int[Array, "B"], y: Float[Array, "B"]
     ) -> tuple[ActionValues, Any]:
-        """One step of the optimiser down the mean of (Q(s, a) − y)², in the network's units."""
+        """Take one optimiser step on the mean of (Q(s, a) − y)², in the network's units."""
         states, _ = self.steps.at(rows)
 
         def loss(model: Any) -> Array:
@@ -257,12 +259,12 @@ class Regression:
 
 
 def with_model(values: ActionValues, model: Any) -> ActionValues:
-    """The values with a different network."""
+    """Return the action values with a different network."""
     return replace(values, network=replace(values.network, model=model))
 
 
 def in_blocks_of(size: int, function: Any, count: int, *trees: Any) -> Any:
-    """Apply a function of rows to `count` rows, `size` at a time in one compiled program; the results as NumPy."""
+    """Apply a function of rows to `count` rows, `size` at a time in one compiled program, and return NumPy arrays."""
     size, compiled, found = min(size, count), jax.jit(function), []
     for start in range(0, count, size):
         rows = np.minimum(np.arange(start, start + size), count - 1)

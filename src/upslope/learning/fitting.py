@@ -1,4 +1,4 @@
-"""Fit networks that are not part of an agent, by the same descent as the agent's."""
+"""Fit networks that are not part of an agent, by the same kind of descent as the agent's."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ class Fitted(NamedTuple):
 
 
 class Examples(NamedTuple):
-    """B examples to fit."""
+    """B examples to which networks are fitted."""
 
     features: Any
     weight: Float[Array, "B"]
@@ -31,7 +31,7 @@ class Examples(NamedTuple):
 
 
 def begin_fitting(networks: Any, optimiser: Optimiser) -> Fitted:
-    """Networks before the first step."""
+    """Prepare networks for the first step."""
     return Fitted(networks, start_optimiser(optimiser, jax.tree.leaves(networks)))
 
 

@@ -1,10 +1,10 @@
-"""A run's health metrics `health/…`, computed from data that an update already has.
+"""A run's health metrics `health/…`, computed from data that are available after an update.
 
 They are computed about `POINTS` times per run, so that they cost little and rows stay small. `upslope doctor` reads
-them. A metric that is undefined for a batch (no episode ended, no bounds) is nan, and rows omit it. On the device all
-series are reduced together into one vector, which the host converts to named metrics: many small reductions, each with
-its own kernel, would take longer to compile than the update.
-Source of most: Jones (2021), Debugging RL, Without the Agonizing Pain. Other sources are named where they are used.
+them. A metric that is undefined for a batch (no episode ended, no bounds) is nan, and rows omit it. On the device, all
+series are reduced together to one vector, which the host converts to named metrics, because many small reductions, each
+with its own kernel, would take longer to compile than the update. Source of most: Jones (2021), Debugging RL, Without
+the Agonizing Pain. Other sources are named where they are used.
 """
 
 from typing import Any, NamedTuple
@@ -32,13 +32,13 @@ from upslope.models.model import POLICY, SHARED, VALUE, Memory, has_memory
 RAW = "health"
 """Name of the vector among an update's metrics."""
 POINTS = 100
-"""How many times per run the metrics are computed."""
+"""Number of times per run that the metrics are computed."""
 TAIL = 8
-"""Number of steps before an end over which credit is compared with the return that followed."""
+"""Number of steps before an episode's end for which credit is compared with the actual return."""
 ROWS = 256
 """Number of samples used to measure saturation."""
 SAMPLES = 1024
-"""Approximate number of samples for all other metrics: whole columns, at least four."""
+"""Approximate number of samples for all other metrics, in at least four whole columns."""
 ADAM_BETAS = (0.9, 0.999)
 
 SHARES = ("reward_nonzero", "end_share", "truncated_share", "broken_links", "reset_as_successor", "zero_after_end")
@@ -69,9 +69,9 @@ class UpdateData(NamedTuple):
     """The rollout, with rewards in the learner's units."""
     credit: Credit
     batch: Any
-    """Rollout and credit, flattened, with features and the policy before the update."""
+    """The flattened rollout and credit, with features and the policy before the update."""
     after: Sample
-    """The objective's inputs for the batch after the update."""
+    """The objective's inputs for the batch, after the update."""
 
 
 Series = dict[str, tuple[Shaped[Array, "T N"], Bool[Array, "T N"]]]
@@ -79,7 +79,7 @@ Series = dict[str, tuple[Shaped[Array, "T N"], Bool[Array, "T N"]]]
 
 
 class HealthProbe:
-    """Computes the metrics when due: when the fraction of the budget spent crosses a multiple of 1/`POINTS`."""
+    """Computes the metrics when due, i.e. when the fraction of the budget spent crosses a multiple of 1/`POINTS`."""
 
     def __init__(
         self,
@@ -95,12 +95,12 @@ class HealthProbe:
         this is one of several seeds along the axis `VMAPPED_SEEDS`."""
         self.gamma, self.head, self.needs_critic = gamma, head, needs_critic
         self.is_due = (before == 0) | (jnp.floor(before * POINTS) < jnp.floor(after * POINTS))
-        # Shared by all seeds: with a different predicate per seed, `cond` would always compute both branches.
+        # All seeds share the predicate, because `cond` would otherwise always compute both branches.
         self.is_due_for_any = jax.lax.psum(self.is_due.astype(jnp.int32), VMAPPED_SEEDS) > 0 if vmapped else self.is_due
 
     def values(self, agent: Agent, batch: Any, rollout: Rollout, memory: Memory) -> Values:
-        """V(s_t) and V(s_{t+1}) when due; 0 without a critic. Computed before the update, so the old parameters need
-        not be kept."""
+        """V(s_t) and V(s_{t+1}) when due; 0 without a critic. They are computed before the update, so that the old
+        parameters do not need to be kept."""
         count = num_columns(rollout)
         nothing = jnp.zeros_like(rollout.reward)[:, :count]
         if not self.needs_critic:
@@ -127,7 +127,7 @@ class HealthProbe:
         return {RAW: jnp.where(self.is_due, found, nothing)} | self.of_parts(seen)
 
     def of_parts(self, seen: UpdateData) -> Metrics:
-        """The metrics of parts that only some models have; empty for the others."""
+        """The metrics of parts that only some models have; empty for other models."""
         if not has_parts(seen.model, seen.batch):
             return {}
         nothing = jnp.full(len(NAMES), jnp.nan)
@@ -197,7 +197,8 @@ def unknown(count: int) -> Float[Array, "K"]:
 
 
 def unpack_health(metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Replace the vectors [S, I, K] among metrics [S, I] by `health/…`, in units independent of the environment."""
+    """Replace the vectors [S, I, K] among metrics [S, I] by metrics `health/…`, in units independent of the
+    environment."""
     if PARTS in metrics:
         named = dict(zip(NAMES, np.moveaxis(metrics[PARTS], -1, 0), strict=True))
         metrics = {n: x for n, x in metrics.items() if n != PARTS} | {PREFIX + n: x for n, x in named.items()}
@@ -210,7 +211,7 @@ def unpack_health(metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def rescale(moments: np.ndarray, correlations: np.ndarray, others: np.ndarray) -> dict[str, np.ndarray]:
-    """The parts of the vector by name, rescaled to units independent of the environment."""
+    """Name the parts of the vector and rescale them to units independent of the environment."""
     mean, std, low, high = (dict(zip(SERIES, part, strict=True)) for part in np.split(moments, 4))
     std = {name: np.sqrt(variance) for name, variance in std.items()}
     found = dict(zip(OTHERS, others, strict=True)) | dict(zip(PAIRS, correlations, strict=True))
@@ -222,7 +223,8 @@ def rescale(moments: np.ndarray, correlations: np.ndarray, others: np.ndarray) -
     found |= {"weight_mean": mean["weight"] / std["weight"], "weight_std": std["weight"]}
     found["weight_max"] = np.maximum(high["weight"], -low["weight"]) / std["weight"]
     found |= {name: mean[name] / unit for name in ("terminal_error", "truncation_bootstrap")}
-    # Relative to the values too: with rare rewards, rounding errors alone would exceed the mean reward.
+    # This is also relative to the values, because with rare rewards, rounding errors alone would exceed the mean
+    # reward.
     size = np.hypot(mean["value"], std["value"])
     found["truncation_error"] = mean["truncation_error"] / np.maximum(unit, np.nan_to_num(size))
     found["tail_bias"] = mean["tail_bias"] / np.maximum(std["tail"], unit)
@@ -232,7 +234,7 @@ def rescale(moments: np.ndarray, correlations: np.ndarray, others: np.ndarray) -
 
 
 def facts(rollout: Rollout) -> Series:
-    """Rewards, episode ends, and whether each row's observation is the previous row's successor."""
+    """Series of rewards, episode ends, and whether each row's observation is the previous row's successor."""
     valid, over = rollout.valid, (rollout.terminated | rollout.truncated) & rollout.valid
     is_still = ~changes(rollout.observation, rollout.next_observation)
     follows = prepend_false(~differs(rollout.observation, rollout.next_observation))
@@ -251,9 +253,10 @@ def facts(rollout: Rollout) -> Series:
 
 
 def weights(rollout: Rollout, credit: Credit, tail: tuple[Array, Array]) -> Series:
-    """Weights and targets, compared with the rewards before an end.
+    """Series of weights and targets, compared with the rewards before an episode's end.
 
-    Nothing follows a terminated episode, so the target is its last reward; at a time limit the target bootstraps.
+    Nothing follows a terminated episode, so the target at its last step is the last reward. At a time limit, the target
+    bootstraps.
     """
     following, known = tail
     last_only = jnp.abs(credit.target - rollout.reward)
@@ -270,21 +273,23 @@ def weights(rollout: Rollout, credit: Credit, tail: tuple[Array, Array]) -> Seri
 def bootstrap_errors(
     gamma: float, rollout: Rollout, credit: Credit, values: Values, has_value: Bool[Array, "T N"]
 ) -> tuple[Float[Array, "T N"], Bool[Array, "T N"]]:
-    """|target − r − γ V(s_{t+1})| at time limits, with the true successor; and a mask of those steps. It is 0 for every
-    estimator that bootstraps there and carries nothing over from the next episode."""
+    """|target − r − γ V(s_{t+1})| at time limits, with the true successor, and a mask of those steps.
+
+    It is 0 for every estimator that bootstraps there and takes nothing from the next episode."""
     is_cut = rollout.truncated & ~rollout.terminated & has_value
     return jnp.abs(credit.target - rollout.reward - gamma * values.next_value), is_cut
 
 
 def decisions(seen: UpdateData, head: ActionHead) -> Series:
-    """The policy's decisions and how the update changed them. An ascent step has a positive mean Ψ (ρ − 1)."""
+    """Series of the policy's decisions and of how the update changed them. An ascent step has a positive mean Ψ (ρ −
+    1)."""
     batch, valid = seen.batch, seen.rollout.valid
     log_prob = batch.old_policy.log_prob(batch.action)
     shifted_policy = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), batch.old_policy)
     clipped = head.outside(batch.action)
     clipped = jnp.full_like(log_prob, jnp.nan) if clipped is None else clipped
     difference = batch.old_policy.kl(shifted_policy)
-    # If the other state forbids an action allowed here, their KL is infinite, regardless of the network.
+    # If the other state forbids an action that is allowed here, the KL is infinite, regardless of the network.
     is_comparable = valid if batch.action_mask is None else valid & jnp.isfinite(difference).reshape(valid.shape)
     series = {
         "log_prob": log_prob,
@@ -298,8 +303,10 @@ def decisions(seen: UpdateData, head: ActionHead) -> Series:
 
 
 def pairs(rollout: Rollout, credit: Credit, value: Array, has_value: Array, tail: tuple[Array, Array]) -> list[Any]:
-    """Pairs to correlate, each with a mask: targets and returns; values and targets at the last and second-to-last
-    step; Ψ and target − V, which are equal for every advantage estimator."""
+    """Pairs to correlate, each with a mask.
+
+    They are targets and returns, values and targets at the last and second-to-last step, and Ψ and target − V, which
+    are equal for every advantage estimator."""
     last = rollout.terminated & has_value
     before_last = jnp.concatenate([last[1:], jnp.zeros_like(last[:1])]) & ~ends(rollout)
     return [
@@ -311,7 +318,7 @@ def pairs(rollout: Rollout, credit: Credit, value: Array, has_value: Array, tail
 
 
 def returns_before_the_end(gamma: float, rollout: Rollout) -> tuple[Float[Array, "T N"], Bool[Array, "T N"]]:
-    """Σ γ^k r from rewards alone, for the last `TAIL` steps of terminated episodes; and a mask of those steps."""
+    """Σ γ^k r from rewards alone, for the last `TAIL` steps of terminated episodes, and a mask of those steps."""
     continues, last = ~ends(rollout), rollout.terminated & rollout.valid
 
     def next_row(x: Array) -> Array:
@@ -327,7 +334,7 @@ def returns_before_the_end(gamma: float, rollout: Rollout) -> tuple[Float[Array,
 
 
 def ends_together(rollout: Rollout) -> Float[Array, ""]:
-    """The probability that two episode ends, drawn at random, fall on the same step."""
+    """The probability that two randomly drawn episode ends are at the same step."""
     over = (rollout.terminated | rollout.truncated) & rollout.valid
     vmapped = jnp.sum(over, axis=1).astype(jnp.float32)
     count = jnp.sum(vmapped)
@@ -335,8 +342,9 @@ def ends_together(rollout: Rollout) -> Float[Array, ""]:
 
 
 def group_statistics(name: str, seen: UpdateData, batch: Any) -> Float[Array, "3"]:
-    """Signal and largest second moment of a group's gradient, and the share of saturated units; nan if the optimiser
-    keeps no such moments or the model does not expose its units.
+    """Signal and largest second moment of a group's gradient, and the share of saturated units.
+
+    A value is nan if the optimiser keeps no such moments or the model does not expose its units.
 
     `signal` = ‖m̂‖² / Σ v̂: 1 for a constant gradient, (1 − β₁)/(1 + β₁) = 0.05 for pure noise. It estimates the
     gradient noise scale of McCandlish et al. (2018) from the optimiser's existing moments.
@@ -358,7 +366,7 @@ def group_statistics(name: str, seen: UpdateData, batch: Any) -> Float[Array, "3
 
 
 def unique_entry(state: Any, name: str) -> Any:
-    """The only entry with this name in an optimiser's state; None if there is none or more than one."""
+    """The only entry with this name in an optimiser's state; None if there is no such entry or more than one."""
     found = [value for _, value in optax.tree.get_all_with_path(state, name)]
     return found[0] if len(found) == 1 else None
 

@@ -1,6 +1,6 @@
-"""Health metrics of the parts that only some models have: action masks, a memory, image encoders, several keys.
+"""Health metrics of parts that only some models have: action masks, a memory, image encoders, and several keys.
 
-They are measured on a few samples, alongside the metrics of every run, which they leave unchanged.
+They are measured on a few samples, in addition to the metrics of every run, which they do not change.
 """
 
 from collections.abc import Iterator
@@ -15,23 +15,23 @@ from upslope.models.encoders import ObservationEncoder
 from upslope.models.model import has_memory, unroll
 
 PARTS = "health_of_parts"
-"""Name of their vector among an update's metrics."""
+"""Name of the vector of these metrics among an update's metrics."""
 NAMES = ("forbidden_mass", "memory_saturated", "memory_dead", "encoder_dead", "key_share", "key_index")
 SAMPLES = 128
 """Number of samples used, in whole sequences if there is a memory."""
 STILL = 1e-6
-"""A variance below this counts as none: a deviation of 0.001 where numbers are at most 1 in magnitude."""
+"""A smaller variance counts as 0. It corresponds to a deviation of 0.001, where numbers are at most 1 in magnitude."""
 
 
 def has_parts(model: Any, batch: Any) -> bool:
-    """Whether there is anything to measure."""
+    """Whether the model or the batch has any of these parts."""
     return bool(
         batch.action_mask is not None or has_memory(model) or image_branches(model) or len(keyed_features(model)) > 1
     )
 
 
 def of_parts(model: Any, batch: Any) -> Float[Array, "6"]:
-    """The metrics in the order of `NAMES`, for the model after the update on the first units of its batch."""
+    """The metrics in the order of `NAMES`, for the model after the update, on the first units of its batch."""
     few = first_units(batch)
     unknown = jnp.float32(jnp.nan)
     forbidden = saturated = dead = unknown
@@ -61,16 +61,17 @@ def over_time(model: Any, batch: Any) -> tuple[Any, Any, Bool[Array, "L B"]]:
 
 
 def forbidden_mass(policy: Any, batch: Any) -> Float[Array, ""]:
-    """Mean probability that the policy without its mask gives to forbidden actions.
+    """Mean probability of forbidden actions under the policy without its mask.
 
-    A masked policy is π(a) / Z with the allowed mass Z, so any allowed action reveals Z = π(a) / π_masked(a).
+    A masked policy is π(a) / Z with the allowed mass Z, so Z = π(a) / π_masked(a) can be computed from any allowed
+    action.
     """
     allowed = jnp.exp(policy.log_prob(batch.action) - policy.masked(batch.action_mask).log_prob(batch.action))
     return jnp.sum(jnp.where(batch.valid, 1 - allowed, 0.0)) / jnp.sum(batch.valid)
 
 
 def of_carries(carries: Any, valid: Bool[Array, "L B"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The share of the memory's numbers that are at a bound, 0.99 < |h| ≤ 1, in all steps; and the share of those that
+    """The share of the memory's numbers that are at a bound, 0.99 < |h| ≤ 1, in all steps, and the share of those that
     do not vary over steps and columns."""
     rows = jnp.concatenate([x.reshape(valid.size, -1) for x in jax.tree.leaves(carries)], axis=1)
     where = valid.reshape(-1, 1)
@@ -100,7 +101,7 @@ def image_branches(model: Any) -> list[Branch]:
 
 
 def of_encoders(model: Any, batch: Any) -> Float[Array, ""]:
-    """The share of features that do not vary, in the image encoder where it is largest; nan without images."""
+    """The share of features that do not vary, for the image encoder with the largest share; nan without images."""
     branches = image_branches(model)
     if not branches:
         return jnp.float32(jnp.nan)
@@ -113,8 +114,8 @@ def of_encoders(model: Any, batch: Any) -> Float[Array, ""]:
 
 
 def keyed_features(model: Any) -> list[tuple[str, int]]:
-    """(key, number of features) of each part of an observation that enters the first layer unchanged; none for a user's
-    model."""
+    """(key, number of features) of each part of an observation that enters the first layer unchanged; empty for a
+    user's model."""
     encoder = getattr(model, "encoder", None)
     if not isinstance(encoder, ObservationEncoder):
         return []

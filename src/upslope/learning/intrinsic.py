@@ -1,9 +1,9 @@
-"""The intrinsic stream: a bonus is credited like a reward, alongside the environment's but separately.
+"""The intrinsic stream, in which a bonus is credited like a reward, but separately from the environment's.
 
-    act     facts keep their rewards
-    weigh   a copy of the facts, with the bonus as reward → the same estimator, with a γ and a critic of its own;
+    act     facts keep the environment's rewards
+    weigh   a copy of the facts, with the bonus as reward → the same estimator, with its own γ and critic;
             Ψ = Ψ of the environment's rewards + coefficient · Ψ of the bonus
-    move    the intrinsic critic descends alongside the other
+    move    the intrinsic critic descends together with the other groups
 
 Source: Burda et al. (2019), Exploration by Random Network Distillation, https://arxiv.org/abs/1810.12894, section 2.3.
 """
@@ -41,22 +41,22 @@ class Intrinsic:
     gamma: float
     """γ of intrinsic returns."""
     is_episodic: bool = False
-    """Whether intrinsic returns end with the episode. If not, dying costs the bonus that could still have been
-    found."""
+    """Whether intrinsic returns end with the episode. If not, they continue into the next one, so the end of an episode
+    costs only the bonus that is missed on the way back."""
 
 
 class Stream(NamedTuple):
-    """All state of an intrinsic stream."""
+    """The complete state of an intrinsic stream."""
 
     bonus: Any
-    """The bonus's own state."""
+    """The state of the bonus."""
     critic: Fitted | None
     """The intrinsic critic; None if the estimator reads no values."""
     statistics: RunningStatistics
-    """Statistics of the discounted intrinsic return, which determine the bonus's unit."""
+    """Statistics of the discounted intrinsic return, which determine the scale of the bonus."""
     discounted_return: Float[Array, "N"]
     target: Float[Array, "T N"] | None = None
-    """The intrinsic critic's target, from `weigh` to `move`."""
+    """The intrinsic critic's target, which `weigh` computes and `move` uses."""
 
 
 def begin_stream(intrinsic: Intrinsic, setting: Setting, update: Update, key: PRNGKeyArray) -> Stream:
@@ -123,7 +123,7 @@ def weigh_bonus(
 def paid_by(
     bonus: Bonus, rollout: Rollout, begins: Bool[Array, "T N"], state: Any, key: PRNGKeyArray
 ) -> tuple[Float[Array, "T N"], Any]:
-    """What the bonus pays, and its state afterwards.
+    """The intrinsic rewards that the bonus computes, and its state afterwards.
 
     Raises:
         UpslopeError: their shapes or dtypes are wrong.
@@ -143,14 +143,15 @@ def paid_by(
 
 
 def kinds_of(state: Any) -> tuple[Any, list[str]]:
-    """The structure of a state, and each of its arrays as `float32[2, 3]`."""
+    """The structure of a state, and the type of each of its arrays in the form `float32[2, 3]`."""
     leaves, structure = jax.tree.flatten(state)
     return structure, [f"{jnp.result_type(x)}{list(jnp.shape(x))}" for x in leaves]
 
 
 class Joined(NamedTuple):
-    """The order of time without the steps that did not happen, in which a return continues from one episode to the
-    next: in each column the valid steps come first, then the others."""
+    """An order of steps in which a return continues from one episode to the next.
+
+    In each column, the valid steps come first in the order of time, followed by the steps that did not happen."""
 
     order: Int[Array, "T N"]
     """The step at each position."""
@@ -158,11 +159,11 @@ class Joined(NamedTuple):
     """The position of each step."""
 
     def together(self, x: Shaped[Array, "T N ..."]) -> Shaped[Array, "T N ..."]:
-        """From the order of the rollout to this one."""
+        """Convert the rollout's order to this order."""
         return x[self.order, jnp.arange(self.order.shape[1])]
 
     def apart(self, x: Shaped[Array, "T N ..."]) -> Shaped[Array, "T N ..."]:
-        """From this order to that of the rollout."""
+        """Convert this order to the rollout's order."""
         return x[self.place, jnp.arange(self.place.shape[1])]
 
 
@@ -175,9 +176,9 @@ def joined_steps(valid: Bool[Array, "T N"]) -> Joined:
 
 
 def without_ends(rollout: Rollout, joined: Joined) -> Rollout:
-    """The copy whose return continues from one episode to the next, in the joined order."""
-    # No sum may stop at the step that some vector environments spend on a reset between two episodes. What the
-    # # estimator does not read is not computed.
+    """A copy in the joined order, whose return continues from one episode to the next."""
+    # No sum may stop at the step that some vector environments spend on a reset between two episodes. XLA omits the
+    # arrays that the estimator does not read.
     copy = jax.tree.map(joined.together, rollout._replace(next_observation=successor_of(rollout)))
     none = jnp.zeros_like(copy.terminated)
     return copy._replace(terminated=none, truncated=none)
@@ -192,10 +193,10 @@ def last_of(x: Float[Array, "T N"], valid: Bool[Array, "T N"], otherwise: Float[
 def intrinsic_values(
     stream: Stream, agent: Agent, rollout: Rollout, begins: Bool[Array, "T N"], update: Update, joined: Joined | None
 ) -> Values:
-    """V(s_t) and V(s_{t+1}) of the intrinsic critic, 0 if there is none; in the joined order, if there is one.
+    """V(s_t) and V(s_{t+1}) of the intrinsic critic, 0 if there is none; in the joined order if one is given.
 
-    Unless the return ends with the episode, V after an end is that of the next episode's first state. At the last step,
-    where that is not known, it is the mean over the first states in the rollout, if there are any.
+    Unless the return ends with the episode, V after an episode's end is that of the next episode's first state. At the
+    last step, where this state is not known, V is the mean over the first states in the rollout, if there are any.
     """
     if stream.critic is None:
         return Values(jnp.zeros_like(rollout.reward), jnp.zeros_like(rollout.reward))
@@ -212,7 +213,7 @@ def intrinsic_values(
 
 
 def as_critic(agent: Agent, critic: Fitted) -> Agent:
-    """The agent with the intrinsic critic as its model, so that the critic reads observations as the agent does."""
+    """The agent with the intrinsic critic as its model, so that the critic reads observations in the same way."""
     return dataclasses.replace(agent, model=critic.networks)
 
 
@@ -230,7 +231,7 @@ def fit_critic(
     key: PRNGKeyArray,
     learning_rate: Any,
 ) -> tuple[Stream, Metrics]:
-    """Move the intrinsic critic towards the stream's target, as the critic of the environment's rewards moves."""
+    """Move the intrinsic critic towards the stream's target, like the critic of the environment's rewards."""
     target, stream = stream.target, stream._replace(target=None)
     if stream.critic is None or target is None:
         return stream, {}

@@ -41,21 +41,21 @@ from upslope.models.products import FULL
 
 Weigh = Callable[[Any, Rollout], tuple[Any, Rollout, Credit, Metrics]]
 AnyKey = PRNGKeyArray | UInt32[np.ndarray, "W"]
-"""A key, or its data on the host."""
+"""A random key, or its data on the host."""
 Move = Callable[[Any, Rollout, Credit, Any], tuple[Any, Metrics]]
 PREFERRED = {"xla_backend_optimization_level": "1", "xla_cpu_prefer_vector_width": "512"}
 QUICK: dict[str, Any] = {
     option: value for option, value in PREFERRED.items() if option not in os.environ.get("XLA_FLAGS", "")
 }
 """Compiler options for faster compilation, used for programs that run once and for training on CPU cores. They also
-enable 512-bit vectors where a core has them; by default XLA uses 256 bits. `XLA_FLAGS` takes precedence."""
+enable 512-bit vectors on cores that support them; by default, XLA uses 256 bits. `XLA_FLAGS` takes precedence."""
 OF_BONUS, OF_INTRINSIC_CRITIC = 0x626F6E75, 0x63726974
 """The number folded into an iteration's key for the bonus and its critic."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A learning task: the environment, the pair of axes, the budget, the model and the hyperparameters."""
+    """A learning task: the environment, the estimator and objective, the budget, the model and the hyperparameters."""
 
     environment: Any
     """A `CompiledEnvironment`, or a `HostEnvironment` that an engine steps."""
@@ -74,26 +74,26 @@ class Task:
     imitation_iterations: int
     schedules: Schedules = CONSTANT
     clip_rewards: float | None = None
-    """Largest magnitude of a reward that the learner sees; the rollout and the episodes' returns keep the
-    environment's."""
+    """Largest magnitude of a reward that the learner sees. The rollout and the returns of episodes keep the
+    environment's rewards."""
     log_info: tuple[str, ...] = ()
     """Keys of the numbers in `info` that are stored for every finished episode."""
     group_size: int = 1
-    """G, the number of neighbouring columns whose whole episodes begin alike."""
+    """G, the number of neighbouring columns whose whole episodes begin with the same reset."""
     intrinsic: Intrinsic | None = None
-    """The exploration bonus, and how it is credited; None for none."""
+    """The exploration bonus and how it is credited; None without a bonus."""
     precision: str = FULL
     """The precision of the operands in the products of the networks' layers."""
     devices_per_seed: int = 1
-    """Devices over which a compiled environment's columns are split, for each seed."""
+    """Number of devices over which each seed's columns of a compiled environment are split."""
 
     def described(self) -> dict[str, Any]:
-        """The pair of axes with their fields, for config.json."""
+        """Describe the estimator, the objective and their fields for config.json."""
         bonus = () if self.intrinsic is None else (self.intrinsic.bonus,)
         for part in (self.estimator, self.update.objective, *bonus):
             if not dataclasses.is_dataclass(part):
                 raise UpslopeError(
-                    f"{type(part).__name__} must be a dataclass, so that a run can record what it was trained with. "
+                    f"{type(part).__name__} must be a dataclass, so that a run can record its settings. "
                     "Put @dataclass(frozen=True) above the class."
                 )
         described = {"estimator": repr(self.estimator), "objective": repr(self.update.objective)}
@@ -111,12 +111,12 @@ class TrainState(NamedTuple):
     memory: Memory
     """The model's memory in each column at the start of the next rollout."""
     discounted_return: Float[Array, "N"]
-    """The discounted return of each running episode so far, for reward normalisation."""
+    """The discounted return so far of each running episode, for reward normalisation."""
     key: PRNGKeyArray
     steps: Integer[Array, ""]
     iteration: Integer[Array, ""]
     reference: Reference | None = None
-    """The fixed policy that the learner is penalised for leaving, if there is one."""
+    """The fixed reference policy, if any; the learner is penalised for deviating from it."""
     stream: Stream | tuple[()] = ()
     """The intrinsic stream; without arrays if there is no bonus."""
 
@@ -127,19 +127,21 @@ def initialise(task: Task, seed: int) -> TrainState:
 
 
 def initialise_all(task: Task, seeds: Sequence[int], *, acts: bool = True) -> TrainState:
-    """The initial state of all seeds [S]; with running episodes if `acts` and the environment is compiled.
+    """The initial state of all seeds [S], with running episodes if `acts` and the environment is compiled.
 
-    Networks are initialised in NumPy; the rest is one program, which avoids compiling each small operation. It is
-    one seed's program, run for each seed: XLA may round a loop over several seeds differently from its body run once.
+    Networks are initialised in NumPy. Everything else is one program, which avoids compiling each small operation. The
+    program is that of a single seed and is run for each seed, since XLA may round a loop over several seeds differently
+    from a single run of its body.
     """
     fresh, keys = fresh_networks(task, seeds)
     return begin_each(jax.jit(partial(begin_training, task, acts), compiler_options=QUICK), fresh, keys)
 
 
 def begin_each(begin_one: Callable[..., TrainState], fresh: Sequence[Any], *rest: Any) -> TrainState:
-    """The initial state of all seeds [S], by a compiled program for one seed; arrays of `rest` have a row per seed."""
+    """Compute the initial state of all seeds [S] with a compiled program for one seed. Arrays of `rest` have a row per
+    seed."""
     states = [begin_one(one, *own) for one, *own in zip(fresh, *map(in_rows, rest), strict=True)]
-    # Stacked in NumPy, and put on the device at once, which avoids compiling each small operation.
+    # Stack in NumPy and transfer the result to the device in one step, which avoids compiling each small operation.
     together = jax.device_put(jax.tree.map(lambda *x: np.stack([np.asarray(raw(leaf)) for leaf in x]), *states))
     return jax.tree.map(typed, together, states[0])
 
@@ -164,7 +166,7 @@ def fresh_networks(task: Task, seeds: Sequence[int]) -> tuple[list[Fresh], Key[A
 
 
 def fresh_streams(task: Task, keys: Sequence[PRNGKeyArray]) -> list[Any]:
-    """An intrinsic stream for each seed; without arrays if there is no bonus."""
+    """An intrinsic stream for each seed, without arrays if there is no bonus."""
     if task.intrinsic is None:
         return [()] * len(keys)
     setting = Setting(task.environment.observation_space, task.model, task.num_envs)
@@ -192,12 +194,12 @@ def begin_training(task: Task, acts: bool, fresh: Fresh, keys: Key[Array, "3"]) 
 
 
 def as_reference(agent: Agent) -> Agent:
-    """The agent without what its policy does not need."""
+    """The agent without the parts that its policy does not need."""
     return dataclasses.replace(agent, return_statistics=RunningStatistics.start(()), normalize_rewards=False)
 
 
 def begun_with(state: TrainState, learner: Learner) -> TrainState:
-    """The initial state of all seeds [S] with another learner, whose model initialises every memory."""
+    """Replace the learner in the initial state of all seeds [S]. Its model initialises every memory."""
     num_envs = state.discounted_return.shape[1]
     memory = jax.vmap(lambda model: start_memory(model, num_envs))(learner.agent.model)
     columns = state.columns if state.columns is None else state.columns._replace(carry=memory.carry)
@@ -232,7 +234,7 @@ def learn(weigh: Weigh, move: Move, state: TrainState, rollout: Rollout, key: An
 
 def weigh(task: Task, state: TrainState, rollout: Rollout) -> tuple[TrainState, Rollout, Credit, Metrics]:
     """Facts → credit, with the critic's explained variance. The returned rollout has rewards in the learner's units;
-    the given rollout keeps the environment's."""
+    the given rollout is not changed."""
     rollout = with_clipped_rewards(rollout, task.clip_rewards)
     agent = state.learner.agent
     carry = state.discounted_return
@@ -265,7 +267,8 @@ def with_bonus(
 ) -> tuple[TrainState, Credit, Metrics]:
     """The credit with the bonus's Ψ added; see `learning/intrinsic.py`."""
     assert isinstance(state.stream, Stream)
-    # A number beyond those of splits: `split(key)[1]` may be `fold_in(key, 1)`, and that key is the critic's.
+    # This number must differ from those that splits use: `split(key)[1]` may be `fold_in(key, 1)`, which is the
+    # critic's key.
     key = jax.random.fold_in(iteration_keys(state)[1], OF_BONUS)
     parts = task.estimator, task.update, state.stream, state.learner.agent, state.memory
     stream, credit, metrics = weigh_bonus(intrinsic, *parts, rollout, values, credit, key)
@@ -273,22 +276,22 @@ def with_bonus(
 
 
 def equal_groups(rollout: Rollout, gamma: float, group_size: int) -> Float[Array, ""]:
-    """The share of groups whose returns are all equal, so comparing them is uninformative."""
+    """The share of groups whose returns are all equal, so that comparing them is uninformative."""
     return jnp.mean(~returns_differ(returns_in_groups(rollout, gamma, group_size)))
 
 
 def with_clipped_rewards(rollout: Rollout, limit: float | None) -> Rollout:
-    """A copy of the facts whose rewards are within [−limit, limit], as the learner sees them."""
+    """A copy of the rollout with rewards clipped to [−limit, limit], as the learner sees them."""
     return rollout if limit is None else rollout._replace(reward=jnp.clip(rollout.reward, -limit, limit))
 
 
 def move(
     task: Task, state: TrainState, rollout: Rollout, credit: Credit, key: PRNGKeyArray
 ) -> tuple[TrainState, Metrics]:
-    """Credit → a better agent; then update the normaliser with the observations for the next iteration.
+    """Credit → a better agent. Then update the normaliser with the observations, for the next iteration.
 
-    The normaliser is updated last: with new statistics π_θ would differ from the policy that acted, and the ratio would
-    not start at 1.
+    The normaliser is updated last, because with new statistics π_θ would differ from the policy that acted, and the
+    ratio would not start at 1.
     """
     progress = state.steps.astype(jnp.float32) / task.steps
     steps = state.steps + jnp.sum(rollout.valid, dtype=jnp.uint32)
@@ -323,7 +326,7 @@ def pace_of(task: Task, progress: Float[Array, ""], iteration: Integer[Array, ""
     objective = task.update.objective
     if schedules.epsilon is not None and hasattr(objective, "epsilon"):
         factor: Any = schedules.epsilon(progress)
-        # Not `replace`, because its range checks would fail on a traced value.
+        # `replace` cannot be used, because its range checks would fail on a traced value.
         objective = copy(objective)
         for name in ("epsilon", "epsilon_high"):
             if (epsilon := getattr(objective, name, None)) is not None:
@@ -346,12 +349,12 @@ def iterate_many(
 def repeat(
     task: Task, iterate_once: Callable[[TrainState], tuple[TrainState, Metrics, Any]], state: TrainState, count: int
 ) -> Any:
-    """Iterate several times; a seed whose budget is spent stays unchanged.
+    """Iterate several times. A seed whose budget is spent stays unchanged.
 
-    Returns the state, and for each iteration the metrics, the finished episodes, and the steps before and after.
+    Returns the state and, for each iteration, the metrics, the finished episodes, and the steps before and after.
     """
 
-    iterate_once = jax.jit(iterate_once, inline=True)  # traced once, for both its shapes and its execution
+    iterate_once = jax.jit(iterate_once, inline=True)  # trace only once, for both its shapes and its execution
 
     def skip(state: TrainState) -> tuple[TrainState, Metrics, Any]:
         _, metrics, finished = jax.eval_shape(iterate_once, state)
@@ -374,8 +377,9 @@ def over_seeds(function: Callable[..., Any], vmapped: bool = False) -> Callable[
 
 
 def spread_seeds(function: Callable[[Any, Any], Any], mesh: Mesh) -> Callable[..., Any]:
-    """Run `function(shared, state) → (state, facts)` on every seed, spread evenly over a mesh's devices:
-    (shared, states [S, …]) → (states [S, …], facts [S, …])."""
+    """Run `function(shared, state) → (state, facts)` on every seed, with seeds spread evenly over a mesh's devices.
+
+    The result maps (shared, states [S, …]) → (states [S, …], facts [S, …])."""
     vmapped = is_vmapped(mesh)
 
     def spread(shared: Any, states: Any) -> Any:
@@ -392,7 +396,7 @@ def spread_seeds(function: Callable[[Any, Any], Any], mesh: Mesh) -> Callable[..
 
 
 def axes_of(states: Any, mesh: Mesh) -> Any:
-    """The axes of a mesh over which each array of the states [S, …] is split: running episodes [S, N, …] are also split
+    """The axes of a mesh over which each array of the states [S, …] is split. Running episodes [S, N, …] are also split
     over the environments' axis."""
     if not is_split(mesh):
         return PartitionSpec(SEEDS)

@@ -8,8 +8,9 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 
 def feature_statistics(features: Float[Array, "B D"], valid: Bool[Array, "B"]) -> Float[Array, "5"]:
-    """Largest |mean|, smallest and largest variance, largest |value|, and share of constant features, in this order."""
-    # Computed as products, because a sum's rounding depends on the operations that XLA fuses it with.
+    """The largest |mean|, smallest and largest variance, largest |value|, and share of constant features, in this
+    order."""
+    # Sums are computed as products, because a sum's rounding depends on the operations with which XLA fuses it.
     weight = valid / jnp.maximum(jnp.sum(valid), 1)
     centre = weight @ features
     variance = weight @ jax.lax.optimization_barrier((features - centre) ** 2)
@@ -19,11 +20,11 @@ def feature_statistics(features: Float[Array, "B D"], valid: Bool[Array, "B"]) -
 
 
 ROUNDING = 1e-5
-"""A generous bound on the relative error that computing in 32 bits leaves in a target."""
+"""A generous bound on the relative error of a target that is computed in 32 bits."""
 
 
 def correlations(pairs: list[Any]) -> Float[Array, "K"]:
-    """Pearson's correlation of every (x, y, where); nan if x or y does not vary by more than rounding."""
+    """Pearson's correlation of every (x, y, where); nan if x or y varies by no more than rounding error."""
     x, y, where = jax.lax.optimization_barrier(
         tuple(jnp.stack([jnp.ravel(x) for x in part]) for part in zip(*pairs, strict=True))
     )
@@ -33,7 +34,7 @@ def correlations(pairs: list[Any]) -> Float[Array, "K"]:
         return row_sums(jnp.where(where, z, 0.0)) / count
 
     def centred(z: Array) -> tuple[Array, Array, Array]:
-        """z − mean, its variance, and whether that is more than rounding."""
+        """z − mean, its variance, and whether the variance exceeds rounding error."""
         square, z = average(z**2), z - average(z)[:, None]
         variance = average(z**2)
         return z, variance, variance > ROUNDING**2 * square
@@ -43,7 +44,7 @@ def correlations(pairs: list[Any]) -> Float[Array, "K"]:
 
 
 def saturation(units: Float[Array, "B K"], activation: str, valid: Bool[Array, "B"]) -> Float[Array, ""]:
-    """The share of saturated or dead units: |tanh| > 0.99, or zero output on every sample. `units` are the
+    """The share of units that are saturated, |tanh| > 0.99, or dead, with zero output on every sample. `units` are the
     pre-activations."""
     if activation != "tanh":
         return jnp.mean(jnp.max(units, axis=0, initial=-jnp.inf, where=valid[:, None]) <= 0, dtype=jnp.float32)

@@ -1,6 +1,7 @@
-"""Natural gradient descent of the policy: one step per batch, measured in KL rather than in parameters.
+"""Natural gradient descent of the policy: one step per batch, whose size is measured in KL rather than in parameters.
 
-The Fisher matrix is never formed: its product with a vector is the derivative of the mean KL's gradient along it.
+The Fisher matrix is never formed. Its product with a vector is the derivative of the mean KL's gradient along the
+vector.
 """
 
 from typing import Any
@@ -26,7 +27,7 @@ SHRINK = 0.8
 def descend_naturally(
     objective: NaturalGradient, loss: Loss, start: Descent, batch: Batch, *, vmapped: bool
 ) -> tuple[Descent, Metrics]:
-    """Move along F⁻¹∇L for the mean `loss`, whose other values have a field `kl`: KL(π_old‖π_θ) of each sample."""
+    """Move along F⁻¹∇L for the mean `loss`, whose other values include `kl`, the KL(π_old‖π_θ) of each sample."""
     flat, unpack = ravel_pytree(start.parameters)
     rows, is_own = own_rows(batch)
     counts = own_valid(rows.valid, is_own)
@@ -50,7 +51,7 @@ def descend_naturally(
     metrics = {"loss": before, "gradient_norm": jnp.linalg.norm(gradient)}
     if isinstance(objective, TrustRegion):
         share, tried, gain = line_search(objective, means, flat, step)
-        moved_to = jnp.where(share > 0, flat - share * step, flat)  # a step that is not finite is not taken
+        moved_to = jnp.where(share > 0, flat - share * step, flat)  # skip a step that is not finite
         return moved(moved_to), metrics | {"improvement": gain, "line_search_steps": tried}
     return moved(flat - step), metrics | {"improvement": means(flat)[0] - means(flat - step)[0]}
 
@@ -58,7 +59,7 @@ def descend_naturally(
 def natural_step(objective: NaturalGradient, mean_kl: Any, parameters: Array, gradient: Array) -> Float[Array, "P"]:
     """αx with (F + damping · I) x = ∇L and ½ (αx)ᵀ(F + damping · I)(αx) = δ; 0 if the gradient is 0.
 
-    `mean_kl` gives this device's part of the mean KL, if the seed is split over devices.
+    `mean_kl` returns this device's part of the mean KL if the seed is split over devices.
     """
     _, fisher_product = jax.linearize(jax.grad(mean_kl), parameters)
     product = lambda v: summed(fisher_product(v)) + objective.damping * v  # noqa: E731
@@ -68,8 +69,10 @@ def natural_step(objective: NaturalGradient, mean_kl: Any, parameters: Array, gr
 
 
 def line_search(objective: TrustRegion, means: Any, start: Array, step: Array) -> tuple[Array, Array, Array]:
-    """The first fraction 1, 0.8, 0.8², … of the step at which the loss falls and the KL is at most δ, or 0; how many
-    were tried; and how far the loss fell."""
+    """The first fraction 1, 0.8, 0.8², … of the step at which the loss falls and the KL is at most δ, or 0 if there is
+    none.
+
+    Also returns the number of fractions tried, and the decrease of the loss."""
     before = means(start)[0]
 
     def attempt(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:

@@ -1,7 +1,7 @@
 """Optimisers, which compute an update direction from a gradient, and schedules over the budget.
 
 A direction is an Optax transformation without the learning rate, which `descend` applies. A user's Optax chain is
-complete: its updates are added as they are, and the learning rate is not used.
+complete, so its updates are added unchanged and the learning rate is not used.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def cosine(progress: Progress) -> Float[Array, ""]:
     return 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0)))
 
 
-# Module-level functions, because tasks sent to worker processes hold them and must be picklable.
+# These are module-level functions, because tasks that are sent to worker processes contain them and must be picklable.
 SCHEDULES: dict[str, Schedule | None] = {"constant": None, "linear": linear, "cosine": cosine}
 """Name → schedule; None means constant."""
 DIRECTIONS: dict[str, Callable[[], optax.GradientTransformation]] = {
@@ -40,11 +40,11 @@ DIRECTIONS: dict[str, Callable[[], optax.GradientTransformation]] = {
     "rmsprop": lambda: optax.scale_by_rms(decay=0.99, eps=1e-5),
     "sgd": optax.identity,
 }
-"""Name → update direction. All are elementwise, so parameters may be one vector."""
+"""Name → update direction. All of them are elementwise, so parameters may be one vector."""
 
 
 def schedule_of(name: str | Schedule) -> Schedule | None:
-    """Look up a schedule by name; a user's own is returned unchanged."""
+    """Look up a schedule by name. A user's own schedule is returned unchanged."""
     if not isinstance(name, str):
         return name
     if name not in SCHEDULES:
@@ -53,7 +53,7 @@ def schedule_of(name: str | Schedule) -> Schedule | None:
 
 
 def scheduled(value: float, schedule: Schedule | None, progress: Progress) -> Any:
-    """The value at this point of the budget."""
+    """The value of a setting at this point of the budget."""
     return value if schedule is None else value * schedule(progress)
 
 
@@ -71,18 +71,18 @@ CONSTANT = Schedules()
 
 @dataclass(frozen=True)
 class Optimiser:
-    """An optimiser: gradient clipping and a named direction, or a user's complete Optax chain."""
+    """An optimiser, which is gradient clipping and a named direction, or a user's complete Optax chain."""
 
     name: str = "adam"
     max_grad_norm: float = 0.5
     weight_decay: float = 0.0
-    """For adamw: each step subtracts this times the learning rate times the parameter."""
+    """For adamw: each step subtracts the product of this, the learning rate and the parameter."""
     own: optax.GradientTransformation | None = None
     """A complete Optax chain that replaces the named one."""
 
     @property
     def is_complete(self) -> bool:
-        """Whether updates are added as they are, without a learning rate."""
+        """Whether updates are added unchanged, without a learning rate."""
         return self.own is not None
 
     def transformation(self) -> optax.GradientTransformation:

@@ -1,4 +1,4 @@
-"""A fixed reference policy, which the learner is penalised for leaving."""
+"""A fixed reference policy. The learner is penalised for deviating from it."""
 
 from typing import NamedTuple
 
@@ -29,7 +29,7 @@ def reference_policy(
 
 
 def reference_divergence(policy: Distribution, batch: Batch, estimator: str) -> Float[Array, "B ..."]:
-    """For each sample, the estimate of KL(π_θ(·|s) ‖ π_ref(·|s)) that the learner is penalised for."""
+    """The estimate of KL(π_θ(·|s) ‖ π_ref(·|s)) of each sample, for which the learner is penalised."""
     assert batch.reference is not None
     if estimator == "exact":
         return policy.kl(batch.reference)
@@ -37,7 +37,7 @@ def reference_divergence(policy: Distribution, batch: Batch, estimator: str) -> 
 
 
 def advanced(reference: Reference, rollout: Rollout) -> Reference:
-    """The reference after a rollout that continues in the next one."""
+    """The reference after a rollout, with its memory at the start of the next one."""
     if not has_memory(reference.agent.model):
         return reference
     agent, memory = reference

@@ -1,4 +1,4 @@
-"""Discounted returns computed forwards in time, whose spread is the unit in which the learner sees rewards."""
+"""Discounted returns computed forwards in time. Their spread is the unit of the rewards that the learner sees."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ def discounted_returns(
     began = jnp.concatenate([jnp.zeros_like(end[:1]), end[:-1]])
 
     def forwards(before: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
-        reward, began = now  # the product is inside `where` for the reason in `td_error`
+        reward, began = now  # the product is inside `where` for the reason given in `td_error`
         total = reward + jnp.where(began, 0.0, gamma * before)
         return total, total
 

@@ -5,16 +5,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int32, PRNGKeyArray
 
 SHUFFLE_ROUNDS = 24
-"""With 16 rounds, orders of 5 numbers are still measurably non-uniform; with 24, orders of 8 are not."""
+"""Number of rounds. With 16 rounds, orders of 5 numbers are still measurably non-uniform; with 24, even orders of 8 are
+not."""
 
 
 def shuffle(key: PRNGKeyArray, n: int) -> Int32[Array, "n"]:
-    """A random permutation of 0 … n−1, without sorting: each index is enciphered with the key.
+    """A random permutation of 0 … n−1, computed without sorting by enciphering each index with the key.
 
-    A Feistel network permutes the b-bit numbers, b = ⌈log₂ n⌉: each half in turn is XORed with a hash of the other
+    A Feistel network permutes the b-bit numbers, b = ⌈log₂ n⌉. In turn, each half is XORed with a hash of the other
     half and a random round key. Numbers outside 0 … n−1 are enciphered again until they are inside ("cycle walking"),
-    which terminates because a permutation is a union of cycles.
-    Source: Black & Rogaway 2002, Ciphers with arbitrary finite domains, sections 4 and 5.
+    which terminates because a permutation is a union of cycles. Source: Black & Rogaway 2002, Ciphers with arbitrary
+    finite domains, sections 4 and 5.
     """
     bits = max(2, (n - 1).bit_length())
     low_bits = bits // 2

@@ -1,17 +1,19 @@
-"""Split one seed over several devices along the mesh axis `ENVIRONMENTS`; results equal one device's up to rounding.
+"""Split one seed over several devices along the mesh axis `ENVIRONMENTS`. Results equal those of one device up to
+rounding.
 
     act     each device steps its share of the columns, with the random numbers that they would have on one device; then
             the facts [T, N] are gathered, so that every device has the whole rollout
-    weigh   on every device alike; where rows are independent (V, log π), each device computes only its share of them
+    weigh   the same on every device; where rows are independent (V, log π), each device computes only its share of them
     move    every device draws the same minibatches; each differentiates its share of the rows, and the gradients, and
             the means that determine an early stop, are summed
 
-So one seed has the same minibatches on any number of devices, and whatever looks at a whole batch (normalisers,
-standardised weights, groups of episodes, bonuses, a user's own parts) sees all of it. Numbers differ only because a sum
-over the rows adds its terms in a different order, and a product with fewer rows may round differently. Each device
-holds the whole rollout; what is split is the environments' states, the work, and the activations.
+A seed thus has the same minibatches on any number of devices, and everything that depends on a whole batch
+(normalisers, standardised weights, groups of episodes, bonuses, a user's own parts) sees all of it. Numbers differ only
+because a sum over the rows adds its terms in a different order, and because a product with fewer rows may round
+differently. Each device holds the whole rollout; only the environments' states, the work, and the activations are
+split.
 
-Outside such a mesh nothing here has any effect.
+Outside such a mesh, the functions of this module have no effect.
 """
 
 from collections.abc import Callable
@@ -26,7 +28,7 @@ from upslope.learning.two_devices import as_words, from_words
 
 
 def num_shares() -> int:
-    """The number of devices that the seed is split over; 1 where it is not."""
+    """The number of devices over which the seed is split; 1 if it is not split."""
     try:
         return jax.lax.axis_size(ENVIRONMENTS)
     except NameError:  # no such axis
@@ -34,7 +36,7 @@ def num_shares() -> int:
 
 
 def own_part(tree: Any, axis: int = 0) -> Any:
-    """This device's share of what belongs to the columns of all devices."""
+    """This device's share of arrays that cover the columns of all devices."""
     shares = num_shares()
     if shares == 1:
         return tree
@@ -47,19 +49,20 @@ def own_part(tree: Any, axis: int = 0) -> Any:
 
 
 def of_all(tree: Any) -> Any:
-    """As many columns as all devices have together, for what depends only on their number: this device's, repeated."""
+    """Repeat this device's columns to the number that all devices have together, for code that depends only on this
+    number."""
     shares = num_shares()
     return tree if shares == 1 else jax.tree.map(lambda x: jnp.concatenate([x] * shares), tree)
 
 
 def gathered(tree: Any, axis: int = 0) -> Any:
-    """The parts of all devices, one after another along an axis, on every device."""
+    """Concatenate the parts of all devices along an axis, on every device."""
     shares = num_shares()
     if shares == 1:
         return tree
     leaves, structure = jax.tree.flatten(tree)
     wide = [x for x in leaves if is_packable(x)]
-    # A single message for these, because each costs some 50 microseconds regardless of its size.
+    # Send these in a single message, because each message takes about 50 microseconds regardless of its size.
     words = jnp.concatenate([as_words(x) for x in wide]) if wide else jnp.zeros(0, jnp.uint32)
     received, place = jax.lax.all_gather(words, ENVIRONMENTS), 0
     joined = []
@@ -75,12 +78,12 @@ def gathered(tree: Any, axis: int = 0) -> Any:
 
 
 def is_packable(x: Array) -> bool:
-    """Whether an array may travel as 32-bit words."""
+    """Whether an array can be sent as 32-bit words."""
     return x.dtype == jnp.bool_ or x.dtype.itemsize == 4
 
 
 def summed(tree: Any) -> Any:
-    """The sums over all devices of arrays of floats, in a single message."""
+    """Sum arrays of floats over all devices, in a single message."""
     if num_shares() == 1:
         return tree
     leaves, structure = jax.tree.flatten(tree)
@@ -92,8 +95,10 @@ def summed(tree: Any) -> Any:
 
 
 def own_rows(tree: Any) -> tuple[Any, Bool[Array, "R"] | None]:
-    """This device's share of rows [B, …] that all devices have, and which of them are its own: where the number of
-    devices does not divide B, the last devices repeat the last row. None: all are."""
+    """This device's share of rows [B, …] that all devices have, and a mask of its own rows.
+
+    If the number of devices does not divide B, the last devices repeat the last row, and the mask excludes these
+    copies. The mask is None if all rows are its own."""
     shares, num_rows = num_shares(), jax.tree.leaves(tree)[0].shape[0]
     if shares == 1:
         return tree, None
@@ -109,13 +114,14 @@ def own_valid(valid: Bool[Array, "R ..."], is_own: Bool[Array, "R"] | None) -> B
 
 
 def own_places(num_rows: int, shares: int) -> Integer[Array, "R"]:
-    """The indices of this device's rows; those from `num_rows` on belong to no device."""
+    """The indices of this device's rows. Indices of `num_rows` and above stand for copies of the last row."""
     size = -(-num_rows // shares)
     return jax.lax.axis_index(ENVIRONMENTS) * size + jnp.arange(size)
 
 
 def rows_shared(function: Callable[[Any], Any], rows: Any) -> Any:
-    """`function(rows)` for a function that acts on each row independently: each device computes its share."""
+    """Compute `function(rows)` for a function that acts on each row independently, with a share of the rows on each
+    device."""
     if num_shares() == 1:
         return function(rows)
     num_rows = jax.tree.leaves(rows)[0].shape[0]
@@ -124,8 +130,10 @@ def rows_shared(function: Callable[[Any], Any], rows: Any) -> Any:
 
 
 def columns_shared(function: Callable[[Any, Any], Any], over_time: Any, now: Any) -> Any:
-    """`function(over_time, now)` for arrays [T, N, …] and [N, …], for a function that acts on each column independently
-    and returns arrays [T, N, …]: each device computes its share, if their number divides N."""
+    """Compute `function(over_time, now)` of arrays [T, N, …] and [N, …], with a share of the columns on each device.
+
+    The function must act on each column independently and return arrays [T, N, …]. If the number of devices does not
+    divide N, every device computes all columns."""
     if num_shares() == 1 or jax.tree.leaves(over_time)[0].shape[1] % num_shares():
         return function(over_time, now)
     return gathered(function(own_part(over_time, axis=1), own_part(now)), axis=1)

@@ -11,13 +11,13 @@ from upslope.learning.devices import NETWORKS
 
 
 def on_two_devices(first: Callable[[], Any], second: Callable[[], Any]) -> tuple[Any, Any]:
-    """Compute both results, each on its own device along the mesh axis `NETWORKS`, and gather them on both."""
+    """Compute both results, each on its own device along the mesh axis `NETWORKS`, and gather them on both devices."""
     shapes = jax.eval_shape(first), jax.eval_shape(second)
     nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     mine = jax.lax.cond(
         jax.lax.axis_index(NETWORKS) == 0, lambda: (first(), nothing[1]), lambda: (nothing[0], second())
     )
-    # A single message, because each costs some 50 microseconds regardless of its size.
+    # Send a single message, because each takes about 50 microseconds regardless of its size.
     words = [as_words(x) for x in jax.tree.leaves(mine)]
     received = jax.lax.all_gather(jnp.concatenate(words), NETWORKS)
     num_first = len(jax.tree.leaves(shapes[0]))

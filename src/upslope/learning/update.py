@@ -1,7 +1,7 @@
 """The move step: improve an agent with a rollout and its credit.
 
-Policy and critic each have their own optimiser, so there is no coefficient between their losses, and stopping one early
-does not affect the other. A shared trunk is one group, whose loss is the policy's plus c times the critic's.
+Policy and critic have separate optimisers, so there is no coefficient between their losses, and stopping one early does
+not affect the other. With a shared trunk, there is one group, whose loss is the policy's plus c times the critic's.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ from upslope.models.model import (
 
 NEEDS_OWN_PARAMETERS = (
     "{} measures steps by the policy's own Fisher matrix, so the policy cannot share parameters with the "
-    "critic. Omit --shared-trunk (in a model of your own, define the groups `policy` and `value`), or use "
+    "critic. Omit --shared-trunk (in a custom model, define the groups `policy` and `value`), or use "
     "--objective clip."
 )
 
@@ -73,11 +73,12 @@ class Update:
     sequence_length: int | None = None
     """L, the number of steps in a sequence if the model has memory; None means the whole rollout."""
     apart: bool = False
-    """Whether policy and critic descend on separate devices along the mesh axis `NETWORKS`; the results are equal."""
+    """Whether policy and critic descend on separate devices along the mesh axis `NETWORKS`. The results are the
+    same."""
     vmapped: bool = False
     """Whether this is one of several seeds along the axis `VMAPPED_SEEDS`."""
     reference_kl: float | None = None
-    """β, the price of the divergence from a reference policy; None without one."""
+    """β, the coefficient of the divergence from a reference policy; None without a reference policy."""
     reference_estimator: str = "exact"
 
     def may_stop(self) -> bool:
@@ -85,7 +86,7 @@ class Update:
         return self.target_kl is not None or self.min_effective_sample_size is not None
 
     def has_gone_too_far(self, distance: "Distance") -> Bool[Array, ""]:
-        """Whether the policy has left the region in which the batch is informative about it."""
+        """Whether the policy is so far from the old one that the batch is no longer informative about it."""
         too_far = jnp.bool_(False)
         if self.target_kl is not None:
             too_far |= distance.kl > self.target_kl
@@ -95,14 +96,17 @@ class Update:
         return too_far
 
     def stretch(self, steps: int, columns: int) -> int:
-        """L for a rollout [T, N]: by default T, or less if there would be fewer sequences than minibatches."""
+        """L for a rollout [T, N]. By default, it is T, or less if there would otherwise be fewer sequences than
+        minibatches."""
         return self.sequence_length or max(1, steps // math.ceil(self.minibatches / columns))
 
     def check_minibatches(
         self, steps: int, columns: int, *, has_memory: bool, longer: str = "raise --rollout-steps"
     ) -> None:
-        """Refuse more minibatches than a rollout [T, N] has units: steps, or sequences of L steps if there is memory;
-        `longer` is the advice that gives it more steps.
+        """Raise an error if there are more minibatches than units in a rollout [T, N].
+
+        A unit is a step, or a sequence of L steps if there is memory. `longer` is the advice on how to make the rollout
+        longer.
 
         Raises:
             UpslopeError: a minibatch would be empty.
@@ -146,7 +150,7 @@ class Pace(NamedTuple):
     objective: Objective
     """The objective, with its current ε."""
     imitate: Bool[Array, ""]
-    """Whether the policy imitates the recorded actions by maximum likelihood instead."""
+    """Whether the policy imitates the recorded actions by maximum likelihood instead of using the objective."""
 
 
 class Learner(NamedTuple):
@@ -186,8 +190,8 @@ def improve(
 ) -> tuple[Learner, Metrics]:
     """Update every group over epochs of shuffled minibatches, then adapt the objective's state.
 
-    `memory` is the model's at the start of the rollout, by default that of fresh episodes. A `probe` adds the health
-    metrics.
+    `memory` is the model's memory at the start of the rollout, by default that of new episodes. A `probe` adds the
+    health metrics.
     """
     agent, objective = learner.agent, learner.objective
     memory = memory or start_memory(agent.model, rollout.reward.shape[1])
@@ -225,7 +229,7 @@ def improve(
 def descend_groups(
     update: Update, learner: Learner, batch: Batch, key: PRNGKeyArray, pace: Pace
 ) -> tuple[dict[str, Descent], tuple[Metrics, Metrics]]:
-    """Descend each parameter group on its own loss; also return the metrics of the policy and of the critic."""
+    """Descend each parameter group on its own loss. Also return the metrics of the policy and of the critic."""
     model, objective = learner.agent.model, learner.objective
     policy_key, value_key = jax.random.split(key)
     # A number that differs between the trials of a sweep is not a plain float, and may be above 0 in some of them.
@@ -292,14 +296,17 @@ def losses_of(objective: Objective, state: ObjectiveState, sample: Sample) -> Fl
 
 
 def with_shifts(head: Any, alpha: float, batch: Batch, key: PRNGKeyArray) -> Batch:
-    """The batch with z ~ U(−α, α) for the mean of each action, in units of `head.mean_unit` (Rahman & Xue 2022)."""
+    """The batch with a shift z ~ U(−α, α) of the mean of each action, in units of `head.mean_unit` (Rahman & Xue
+    2022)."""
     drawn = jax.random.uniform(key, batch.action.shape, minval=-1.0, maxval=1.0)
     return batch._replace(shift=drawn * alpha * jnp.asarray(head.mean_unit))
 
 
 def critic_loss(clip: float | None, value: Float[Array, "..."], batch: Batch) -> Float[Array, "..."]:
-    """½ (V − target)²; with a clip ε the larger of that and ½ (V_old + clip(V − V_old, ±ε) − target)², so that moving V
-    further than ε brings no gain (Schulman et al. 2017, their code; Huang et al. 2022, detail 9)."""
+    """½ (V − target)² or, with a clip ε, the larger of that and ½ (V_old + clip(V − V_old, ±ε) − target)².
+
+    With the clip, moving V by more than ε brings no gain (Schulman et al. 2017, their code; Huang et al. 2022, detail
+    9)."""
     loss = squared_error(value, batch.target)
     if clip is None or batch.old_value is None:
         return loss
@@ -329,7 +336,7 @@ def unshifted(batch: Batch) -> Batch:
 
 def sample_from(policy: Any, batch: Batch) -> tuple[Sample, Float[Array, "B ..."]]:
     """The objective's inputs for the batch under this policy, and the entropy."""
-    # Only the ratio sees the shift: the KL and the entropy are those of the policy that will act.
+    # Only the ratio uses the shift. The KL and the entropy are those of the policy that will act.
     log_prob = (policy if batch.shift is None else policy.shifted(batch.shift)).log_prob(batch.action)
     sample = Sample(log_prob, batch.behaviour_log_prob, batch.weight, batch.old_policy.kl(policy))
     return sample, policy.entropy()
@@ -360,7 +367,8 @@ def mean(x: Shaped[Array, "..."], valid: Bool[Array, "..."]) -> Float[Array, ""]
 
 
 def standardise(x: Float[Array, "..."], valid: Bool[Array, "..."]) -> Float[Array, "..."]:
-    """(x − mean)/std over the valid samples; x itself if fewer than two are valid, because centring would give 0."""
+    """(x − mean)/std over the valid samples; x unchanged if fewer than two samples are valid, because centring would
+    give 0."""
     centred = x - mean(x, valid)
     standardised = centred / (jnp.sqrt(mean(centred**2, valid)) + 1e-8)
     return jnp.where(valid, jnp.where(jnp.sum(valid) > 1, standardised, x), 0.0)

@@ -1,10 +1,12 @@
-"""Several tasks that differ only in numbers, as one program: learning rates, discounts and coefficients become inputs.
+"""Compile several tasks that differ only in numbers to one program, whose inputs are learning rates, discounts and
+coefficients.
 
-An ordinary program contains its hyperparameters as constants, and so do its formulas: `1 - epsilon` or `gamma *
-lambda_` is computed once, in Python's double precision, while the program is traced. Here a task's field holds a
-`Varied` number instead. Arithmetic with other numbers gives another `Varied` number, and where it meets an array, it
-becomes an input of the program, whose value is computed outside it for each task, also in double precision. A task's
-numbers are thus the constants of its own program, and no formula needs to be aware of `Varied`.
+An ordinary program contains its hyperparameters as constants. Formulas like `1 - epsilon` or `gamma * lambda_` are
+computed once, in Python's double precision, while the program is traced. Here, a task's field holds a `Varied` number
+instead. Arithmetic with other numbers gives another `Varied` number. When it is combined with an array, it becomes an
+input of the program, whose value is computed outside the program for each task, also in double precision. A task
+therefore uses the same numbers that its own program would contain as constants, and no formula needs to be aware of
+`Varied`.
 """
 
 import copy
@@ -25,15 +27,15 @@ from upslope.learning.iteration import Task
 Path = tuple[str, ...]
 """The names of the fields that lead from a task to a number in it."""
 Read = Callable[["Varied"], Any]
-"""Gives the input of the program for a number."""
+"""A function that returns the input of the program for a number."""
 MAX_INPUTS = 64
-"""The largest number of program inputs for such numbers and for what formulas compute from them."""
+"""Maximum number of program inputs for such numbers and for the results of formulas that use them."""
 
 
 class Varied(float):
     """A number that a program takes as an input.
 
-    It passes for a float whose value is nan, so that code that overlooks it gives results that are obviously wrong.
+    To code that is not aware of it, it is a float with the value nan, so that the results are obviously wrong.
     """
 
     text: str
@@ -41,7 +43,8 @@ class Varied(float):
     read: Read
 
     def __new__(cls, text: str, value: Callable[[Sequence[float]], float], read: Read) -> "Varied":
-        """`text` is its formula, `value` computes it from the numbers of a task, `read` gives the program's input."""
+        """`text` is the formula, `value` computes the number from those of a task, and `read` returns the program's
+        input."""
         made = super().__new__(cls, math.nan)
         made.text, made.value, made.read = text, value, read
         return made
@@ -56,18 +59,20 @@ class Varied(float):
         return self.text
 
     def refuse(self, *_: Any) -> Any:
-        raise UndecidedError(f"{self.text} determines what is computed, so it cannot be an input of the program.")
+        raise UndecidedError(
+            f"{self.text} determines which operations are computed, so it cannot be an input of the program."
+        )
 
-    # Not `__float__`: JAX calls it to check any float's magnitude, and then requests the array above.
+    # This omits `__float__`, which JAX calls to check any float's magnitude before it requests the array above.
     __bool__ = __int__ = __index__ = __round__ = __floor__ = __ceil__ = __hash__ = refuse  # pyright: ignore
 
 
 class UndecidedError(TypeError):
-    """Code requested the value of a number that differs between the tasks of a program."""
+    """Raised when code requests the value of a number that differs between the tasks of a program."""
 
 
 def arithmetic(symbol: str, operation: Callable[[Any, Any], Any], *, is_reflected: bool) -> Callable[..., Any]:
-    """A method of `Varied` for this operation with another number; arrays are left to JAX."""
+    """Create a method of `Varied` for this operation with another number. Operations with arrays are left to JAX."""
 
     def method(self: Varied, other: Any) -> Any:
         if not isinstance(other, int | float):
@@ -82,7 +87,7 @@ def arithmetic(symbol: str, operation: Callable[[Any, Any], Any], *, is_reflecte
 
 
 def comparison(self: Varied, other: Any) -> Any:
-    """Leave arrays to JAX, and refuse numbers: the answer would differ between tasks."""
+    """Leave arrays to JAX, and refuse numbers, since the result would differ between tasks."""
     return self.refuse() if isinstance(other, int | float) else NotImplemented
 
 
@@ -93,19 +98,19 @@ for symbol, name in {"+": "add", "-": "sub", "*": "mul", "/": "truediv", "**": "
 for name in ("lt", "le", "gt", "ge", "eq", "ne"):
     setattr(Varied, f"__{name}__", comparison)
 
-# A function that JAX compiles separately, e.g. `jnp.clip`, flattens its arguments as pytrees.
+# Functions that JAX compiles separately, e.g. `jnp.clip`, flatten their arguments as pytrees.
 jax.tree_util.register_pytree_node(Varied, lambda x: ((x.read(x),), None), lambda _, children: children[0])
 
 
 @dataclass(eq=False)
 class Inputs:
-    """The inputs of a program that stand for numbers, in the order in which its formulas use them."""
+    """The inputs of a program that represent numbers, in the order in which its formulas use them."""
 
     columns: dict[str, tuple[int, Callable[[Sequence[float]], float]]] = field(default_factory=dict)
     """The formula's text → its column, and its value for the numbers of a task."""
 
     def reading(self, row: Float[Array, "K"]) -> Read:
-        """Read numbers from a row of the program's inputs; a formula that occurs for the first time gets a column."""
+        """Read numbers from a row of the program's inputs. A new formula is assigned a new column."""
 
         def read(number: Varied) -> Any:
             column, _ = self.columns.setdefault(number.text, (len(self.columns), number.value))
@@ -116,7 +121,7 @@ class Inputs:
         return read
 
     def check(self, count: int) -> None:
-        """Refuse a program that has overlooked one of the `count` numbers of its tasks.
+        """Raise an error if a program has overlooked one of the `count` numbers of its tasks.
 
         Raises:
             UndecidedError: a formula treated a number as a constant, e.g. through `math.exp`.
@@ -126,13 +131,13 @@ class Inputs:
             raise UndecidedError(f"{', '.join(sorted(overlooked))} did not become an input of the program.")
 
     def row(self, numbers: Sequence[float]) -> list[float]:
-        """The inputs for the numbers of a task."""
+        """Return the inputs for the numbers of a task."""
         return [value(numbers) for _, value in self.columns.values()] + [0.0] * (MAX_INPUTS - len(self.columns))
 
 
 @dataclass(frozen=True, eq=False)
 class Family:
-    """Tasks that are one program: they differ only in the numbers at `paths`."""
+    """Tasks that one program can train, since they differ only in the numbers at `paths`."""
 
     first: Task
     paths: tuple[Path, ...]
@@ -143,13 +148,14 @@ class Family:
         return [parts[path] for path in self.paths]
 
     def bound(self, task: Task, read: Read) -> Task:
-        """The task with `Varied` numbers. `task` is the first one, perhaps with different device settings."""
+        """Return the task with `Varied` numbers. `task` is the family's first task, possibly with different device
+        settings."""
         for place, path in enumerate(self.paths):
             task = replaced(task, path, Varied(f"x{place}", operator.itemgetter(place), read))
         return task
 
     def joined(self, task: Task) -> "Family | None":
-        """The family extended by this task; None if the task is a different program."""
+        """Return the family extended by this task; None if the task needs a different program."""
         mine, other = flatten(self.first), flatten(task)
         if mine.keys() != other.keys():
             return None
@@ -161,11 +167,11 @@ class Family:
 
 
 STARTING = ("log_std_init",)
-"""Settings of a model that affect only its initial parameters, which are inputs of the program anyway."""
+"""Settings of a model that affect only its initial parameters. These are inputs of the program anyway."""
 
 
 def flatten(part: Any, path: Path = ()) -> dict[Path, Any]:
-    """The fields of a task and of the dataclasses in it, by path; the environment is not taken apart."""
+    """Return the fields of a task and of the dataclasses in it, by path. The environment is not flattened."""
     if path == ("model",):
         settings = {k: v for k, v in part.settings.items() if k not in STARTING}
         return {path: dataclasses.replace(part, settings=settings)}
@@ -178,7 +184,8 @@ def flatten(part: Any, path: Path = ()) -> dict[Path, Any]:
 
 
 def replaced(part: Any, path: Path, value: Any) -> Any:
-    """A copy of a dataclass with another value at a path. Its checks are skipped because they need the value."""
+    """Return a copy of a dataclass with another value at a path. Its checks are skipped, because they need the actual
+    value."""
     name, *rest = path
     changed = copy.copy(part)
     object.__setattr__(changed, name, replaced(getattr(part, name), tuple(rest), value) if rest else value)
@@ -186,8 +193,8 @@ def replaced(part: Any, path: Path, value: Any) -> Any:
 
 
 def is_same(a: Any, b: Any) -> bool:
-    """Whether two fields are equal; fields that cannot be compared count as different."""
+    """Whether two fields are equal. Fields that cannot be compared count as different."""
     try:
         return a is b or (type(a) is type(b) and bool(a == b))
-    except Exception:  # arrays, or a user's own objects
+    except Exception:  # arrays or a user's own objects
         return False

@@ -8,14 +8,14 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Float
 
 MIN_PIECEWISE_SIZE = 1 << 14
-"""Total size from which arrays are copied into the vector one at a time."""
+"""Minimum total size for arrays to be copied into the vector one at a time."""
 
 
 def concatenate_leaves(tree: Any) -> Float[jax.Array, "P"]:
     """Flatten and concatenate all arrays, in the order of `ravel_pytree`.
 
-    Large trees are copied one array at a time: on CPUs, XLA's concatenation looks up the source of every element, which
-    for a wide layer takes longer than computing its gradient.
+    Large trees are copied one array at a time. On CPUs, XLA's concatenation looks up the source of every element, which
+    takes longer for a wide layer than computing its gradient.
     """
     leaves = jax.tree.leaves(tree)
     size = sum(x.size for x in leaves)

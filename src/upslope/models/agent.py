@@ -38,7 +38,7 @@ class Agent:
         return bool(jax.tree.leaves(self.normaliser))
 
     def features(self, observation: Any) -> Any:
-        """Observations as the model reads them: normalised if enabled, then prepared."""
+        """Observations as the model reads them: normalised if this is enabled, then prepared."""
         seen = normalised(self.normaliser, observation) if self.normalize_observations else observation
         return self.model.prepare(seen)
 
@@ -69,8 +69,8 @@ class Agent:
     def reward_scale(self) -> Float[Array, ""]:
         """1/σ of the running discounted return: the factor that converts the environment's rewards to the learner's.
 
-        It is 1 without reward normalisation, and until a reward has been seen. Scaled returns stay small if σ is below
-        about 1e-4, since 1e-8 is added to the variance."""
+        It is 1 without reward normalisation, and also until a reward has been seen. If σ is below about 1e-4, scaled
+        returns stay small, since 1e-8 is added to the variance."""
         if not self.normalize_rewards:
             return jnp.float32(1.0)
         variance = self.return_statistics.variance
@@ -80,7 +80,7 @@ class Agent:
 REWARD_CAP = 10.0
 """Upper bound on a new reward or return, in σ."""
 MEAN_CAP = 4.0
-"""Upper bound on the mean return, which the critic has to learn first, in σ."""
+"""Upper bound, in σ, on the mean return, which the critic must learn first."""
 
 
 def returns_seen(
@@ -91,9 +91,9 @@ def returns_seen(
 ) -> RunningStatistics:
     """The statistics of discounted returns after a batch.
 
-    σ is at least a tenth of the largest reward and return of the batch, and a quarter of the mean return. Hence
-    constant rewards are not scaled by 1/√ε, the first reward after K steps without one is not scaled by √K, and no
-    reward has to be clipped.
+    σ is at least a tenth of the largest reward and return of the batch, and at least a quarter of the mean return.
+    Constant rewards are therefore not scaled by 1/√ε, the first reward after K steps without one is not scaled by √K,
+    and rewards need not be clipped.
     """
     largest = jnp.max(jnp.where(valid, jnp.maximum(jnp.abs(reward), jnp.abs(discounted)), 0.0))
     seen = statistics.update(discounted, valid)
@@ -102,14 +102,14 @@ def returns_seen(
 
 
 def value_of(model: Any, features: Any) -> Float[Array, "..."]:
-    """V(s) of prepared observations, for a model without memory."""
+    """V(s) for prepared observations, by a model without memory."""
     if hasattr(model, "value"):
         return model.value(features)
     return model.step(features, (), no_fresh(features))[0].value
 
 
 def no_fresh(features: Any) -> Bool[Array, "N"]:
-    """Flags that mark no episode start."""
+    """Flags that mark no step as the start of an episode."""
     return jnp.zeros(jax.tree.leaves(features)[0].shape[:1], bool)
 
 
@@ -141,7 +141,7 @@ def initialise_agents(
     normalize_observations: bool = False,
     normalize_rewards: bool = False,
 ) -> list[Agent]:
-    """A fresh agent for each key."""
+    """A newly initialised agent for each key."""
     return [
         Agent(
             model=model,

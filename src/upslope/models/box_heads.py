@@ -1,4 +1,4 @@
-"""Heads for real-valued actions: a Gaussian, a squashed one, and one whose noise depends on the state."""
+"""Heads for real-valued actions: a Gaussian, a squashed Gaussian, and one whose noise depends on the state."""
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -25,7 +25,7 @@ from upslope.models.description import OF_THE_POLICY
 from upslope.models.head import ActionHead
 
 PRACTICALLY_INFINITE = 1e30
-"""Bounds at least this large are treated as no bounds."""
+"""Bounds at least this large are treated as infinite."""
 LOG_STD = (-5.0, 2.0)
 """Bounds of a log σ that depends on the state, in units of the half range. Source: Yarats & Kostrikov 2020, PyTorch
 implementation of Soft Actor-Critic, `log_std_bounds`."""
@@ -35,8 +35,9 @@ implementation of Soft Actor-Critic, `log_std_bounds`."""
 class BoxHead(ActionHead):
     """A real vector, in the environment's units.
 
-    The network works in units of the half range: mean = centre + half · output, σ = half · exp(log_std); `scaling`
-    defines it for components without bounds. The sampled action is stored unclipped, and clipped for the environment.
+    The network works in units of the half range: mean = centre + half · output, σ = half · exp(log_std). For components
+    without bounds, `scaling` defines the centre and the half range. The sampled action is stored unclipped, and clipped
+    for the environment.
     """
 
     shape: tuple[int, ...]
@@ -78,8 +79,8 @@ class BoxHead(ActionHead):
 
     @cached_property
     def scaling(self) -> tuple[np.ndarray, np.ndarray]:
-        """(centre, half range) for each component: of its range, or of an interval of length 2 next to its only bound;
-        (0, 1) if it has no bound, or if both are equal."""
+        """(centre, half range) for each component: those of its range, or of an interval of length 2 next to its only
+        bound, or (0, 1) if it has no bound or two equal ones."""
         low, high = self.range
         return ((low + high) / 2).astype(np.float32), ((high - low) / 2).astype(np.float32)
 
@@ -106,7 +107,8 @@ class BoxHead(ActionHead):
         return low.astype(self.dtype), high.astype(self.dtype)
 
     def random(self, generator: np.random.Generator, mask: Any = None) -> np.ndarray:
-        """Uniform, reaching slightly beyond the bounds like a policy's actions; `range` replaces infinite bounds."""
+        """A uniform action that may lie slightly beyond the bounds, like a policy's; `range` replaces infinite
+        bounds."""
         is_fixed = np.asarray(self.low) == np.asarray(self.high)
         low, high = (np.where(is_fixed, self.low, bound) for bound in self.range)
         beyond = 0.05 * (high - low)
@@ -172,7 +174,7 @@ class BoxHead(ActionHead):
 
 @dataclass(frozen=True)
 class SquashedHead(BoxHead):
-    """A real vector that tanh squashes into its bounds, which are all finite.
+    """A real vector that tanh squashes into its bounds, all of which are finite.
 
     The sampled action u is stored before tanh; the environment gets centre + half · tanh(u).
     """

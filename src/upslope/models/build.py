@@ -79,7 +79,7 @@ class ModelSpec:
         return self.build_all([key])[0]
 
     def build_all(self, keys: Sequence[PRNGKeyArray]) -> list[Any]:
-        """A fresh model for each key; the models differ only in their parameters."""
+        """A new model for each key. The models differ only in their parameters."""
         if self.own is None:
             return [networks(self.encoder, self.head, key=key, **self.settings) for key in keys]
         parts = [equinox.partition(self.call(key), equinox.is_inexact_array) for key in keys]
@@ -89,7 +89,7 @@ class ModelSpec:
         return models
 
     def call(self, key: PRNGKeyArray) -> Any:
-        """Create the user's model and check that it has the required methods."""
+        """Create the user's model, and check that it has the required methods."""
         assert self.own is not None
         name = name_of_model(self.own)
         try:
@@ -123,7 +123,7 @@ class ModelSpec:
         if jax.tree.map(lambda x: (x.shape, x.dtype), carry) != jax.tree.map(lambda x: (x.shape, x.dtype), wanted):
             raise UpslopeError(f"{name}.step() returns a different carry from {name}.start(): {carry}, not {wanted}.")
         if outputs.shape != (2,):
-            raise UpslopeError(f"{name}.step() returns values of shape {outputs.shape} for 2 columns; (2,) is needed.")
+            raise UpslopeError(f"{name}.step() returns values of shape {outputs.shape} for 2 columns, not (2,).")
 
     def two_columns(self, model: OwnModel) -> Any:
         """V and carry after one step of two columns. Raises TypeError if the outputs do not fit the head."""
@@ -166,7 +166,7 @@ def networks_for(spec: ModelSpec, outputs: int, key: PRNGKeyArray, **settings: A
 
 
 def refuse_views_of_trunk(settings: Mapping[str, Any], views: Views) -> None:
-    """Refuse views of an observation for a policy and a critic that share their layers."""
+    """Reject separate views of an observation for a policy and a critic that share their layers."""
     if settings.get("shared_trunk") and views != (WHOLE, WHOLE):
         raise UpslopeError(
             f"{' and '.join(FLAGS.values())} choose what each network reads, but with --shared-trunk there is "
@@ -188,7 +188,7 @@ def least_numbers(spec: ModelSpec) -> int:
 
 
 def unusual_parts(spec: ModelSpec) -> list[str]:
-    """A description of what upslope's own networks have beyond two perceptrons."""
+    """Describe what upslope's own networks contain beyond two perceptrons."""
     if spec.own is not None:
         return []
     images, settings = networks_of(spec.encoder, spec.settings.get("encoders", ())), spec.settings

@@ -1,6 +1,6 @@
 """Map each observation to one of a fixed number of cells, so that an array can count visits.
 
-If few values are possible, each has its own cell. Otherwise they are hashed: whole numbers (boards of a grid world,
+If only few values are possible, each has its own cell. Otherwise they are hashed: integers (boards of a grid world,
 several choices) by their exact values, and real numbers and pictures by the signs of random projections, so that
 observations close to each other share a cell (Charikar 2002; Tang et al. 2017, #Exploration,
 https://arxiv.org/abs/1611.04717, section 2.2).
@@ -30,11 +30,12 @@ from upslope.models.encoders import (
 WORD = 32
 """Bits in a word; signs are packed into words."""
 PICTURE_SIDE = 36
-"""Images with a shorter side than this are compared exactly: they are more likely to be grid-world boards than
+"""Images with a side shorter than this are compared exactly, since they are more likely to be grid-world boards than
 pictures."""
 MANY = 8
-"""The number of features above which those that begin at 0 are measured from 0 rather than from the middle of their
-range: otherwise, most features of a sparse observation would be alike, and would determine all signs."""
+"""If there are more features than this, and all of their ranges begin at 0, they are measured from 0 rather than from
+the middle of their range. Otherwise most features of a sparse observation would be equal, and would determine all
+signs."""
 
 
 @pytree
@@ -42,17 +43,17 @@ class Cells:
     """Maps observations to cells 0 … `count` − 1."""
 
     projections: dict[str, Float[Array, "D B"]]
-    """The random directions of each real-valued part, by key; the last component is that of a constant 1."""
+    """The random directions of each real-valued part, by key; the last component multiplies a constant 1."""
     multipliers: UInt32[Array, "W"]
-    """An odd number for each word of an observation; none if every observation has a cell of its own."""
+    """An odd number for each word of an observation; empty if every observation has its own cell."""
     encoder: ObservationEncoder = field(metadata=STATIC)
     count: int = field(metadata=STATIC)
     ranges: tuple[tuple[str, tuple[float, ...], tuple[float, ...]], ...] = field(metadata=STATIC)
-    """(key, centre, half range) of each real-valued part, which projections read in units of the half range."""
+    """(key, centre, half range) of each real-valued part; projections read the part in units of the half range."""
 
     @property
     def are_exact(self) -> bool:
-        """Whether every observation has a cell of its own."""
+        """Whether every observation has its own cell."""
         return self.multipliers.size == 0
 
     def __call__(self, observation: Any) -> Int[Array, "..."]:
@@ -69,7 +70,7 @@ class Cells:
         return (mixed % jnp.uint32(self.count)).astype(jnp.int32)
 
     def words(self, key: str, encoder: ObservationEncoder, x: Any) -> UInt32[Array, "... W"]:
-        """A part of the observation as 32-bit words: its whole numbers, or the signs of its projections."""
+        """A part of the observation as 32-bit words: its integers, or the signs of its projections."""
         if key not in self.projections:
             batch = x.ndim - len(encoder.shapes)
             return mix(x.astype(jnp.int32).reshape(*x.shape[:batch], -1).astype(jnp.uint32))
@@ -84,8 +85,9 @@ class Cells:
 def cells_of(
     encoder: ObservationEncoder, space: gymnasium.Space, count: int, bits: int, generator: np.random.Generator
 ) -> Cells:
-    """The cells of an observation space: one for each observation if at most `count` are possible, otherwise `count` by
-    a hash. `bits`, a multiple of 32, is the number of signs of a real-valued part: the more, the smaller its cells."""
+    """The cells of an observation space: one for each observation if at most `count` are possible; otherwise a hash
+    gives `count` cells. `bits`, a multiple of 32, is the number of signs for a real-valued part. More bits give smaller
+    cells."""
     leaves = [(key, inner, part) for key, inner, part in encoder.leaves(leaf_spaces(space))]
     sizes = [num_values(inner) for _, inner, _ in leaves]
     finite = [size for size in sizes if size is not None]
@@ -134,7 +136,7 @@ def digits_of(encoder: ObservationEncoder, x: Any) -> list[tuple[Array, int]]:
 
 
 def is_whole(encoder: ObservationEncoder) -> bool:
-    """Whether a part consists of whole numbers that are compared exactly: anything but real numbers and pictures."""
+    """Whether a part consists of integers that are compared exactly, i.e. anything but real numbers and pictures."""
     if isinstance(encoder, ImageEncoder):
         return encoder.is_board or max(sorted(encoder.shape)[-2:]) < PICTURE_SIDE
     return not isinstance(encoder, BoxEncoder)

@@ -1,4 +1,4 @@
-"""Networks composed of image encoders, a memory, hidden layers and heads; separate, or on a shared trunk.
+"""Networks composed of image encoders, a memory, hidden layers and heads. They are separate or share a trunk.
 
 observation → encoders → features → (layer → memory) → hidden layers → policy and value
 """
@@ -26,14 +26,14 @@ from upslope.models.views import WHOLE, Features, View, Views
 
 
 class Branch(equinox.Module):
-    """A network from features to outputs: image encoders, a memory if there is one, and a perceptron."""
+    """A network from features to outputs: image encoders, an optional memory, and a perceptron."""
 
     pictures: tuple[Convolutions, ...]
     inward: Perceptron | None
     """The layer before the memory."""
     cell: Cell | None
     outward: Perceptron | None
-    """The hidden layers, and the output layer. None if there is neither."""
+    """The hidden layers and the output layer; None if there are neither."""
 
     def start(self, num: int) -> Any:
         """The memory of `num` columns at the start of an episode."""
@@ -52,7 +52,7 @@ class Branch(equinox.Module):
         return x if self.outward is None else self.outward(x)
 
     def hidden(self, x: Float[Array, "... F"]) -> Float[Array, "... H"]:
-        """Apply the hidden layers alone."""
+        """Apply only the hidden layers."""
         return x if self.outward is None else self.outward.hidden(x)
 
     def once(self, features: Features, carry: Any) -> tuple[Float[Array, "N K"], Any]:
@@ -66,7 +66,7 @@ class Branch(equinox.Module):
         return (x, carry) if self.cell is None else self.cell.once(x, carry)
 
     def over_time(self, features: Features, carry: Any, fresh: Bool[Array, "T N"]) -> tuple[Float[Array, "T N K"], Any]:
-        """T steps of N columns. Only the memory runs over time; all else is one batch."""
+        """T steps of N columns. Only the memory runs over time; everything else is one batch."""
         x, carry = self.remembered_over_time(features, carry, fresh)
         return self.after(x), carry
 
@@ -81,14 +81,14 @@ class Branch(equinox.Module):
 
 
 class Reading(equinox.Module):
-    """What all networks that read observations have in common: the preparation of their inputs."""
+    """The base of all networks that read observations, which prepares their inputs."""
 
     encoder: ObservationEncoder = equinox.field(static=True)
     networks: tuple[tuple[str, str], ...] = equinox.field(static=True)
     """(key, network) of each image in the observation."""
 
     def prepare(self, observation: Any) -> Features:
-        """Encode all arrays except images, which keep their values, with channels last, until `floating` converts
+        """Encode all arrays except images. Images keep their values, with channels last, until `floating` converts
         them."""
         leaves = list(self.encoder.leaves(observation))
         convolved = dict(self.networks)
@@ -109,13 +109,13 @@ class Reading(equinox.Module):
 
 
 class Composed(Reading):
-    """What separate networks and a shared trunk have in common."""
+    """The common base of separate networks and of a shared trunk."""
 
     log_std: Float[Array, "K"]
     head: ActionHead = equinox.field(static=True)
 
     def policy_of(self, layer: Perceptron, hidden: Float[Array, "... H"]) -> Any:
-        """π(·|s) from the activations of the last hidden layer, by the last layer of this perceptron."""
+        """π(·|s) from the activations of the last hidden layer, computed by the last layer of this perceptron."""
         return self.head.distribution(layer.last_layer(hidden), self.log_std, hidden)
 
 
@@ -132,7 +132,7 @@ class Separate(Composed):
         return carry if jax.tree.leaves(carry) else ()
 
     def seen(self, features: Features) -> tuple[Features, Features]:
-        """What the policy and the critic see."""
+        """The inputs of the policy and of the critic."""
         floats = self.floating(features)
         policy, critic = (view.of(floats) for view in self.views)
         return policy, critic
@@ -149,7 +149,7 @@ class Separate(Composed):
         return self.policy_of(self.actor.outward, self.actor.hidden(x))
 
     def unroll(self, features: Features, carry: Any, fresh: Bool[Array, "T N"]) -> tuple[Outputs, Any]:
-        """T steps at once; see `upslope.models.model.unroll`."""
+        """T steps together; see `upslope.models.model.unroll`."""
         seen, known = self.seen(features)
         x, mine = self.actor.remembered_over_time(seen, carry[POLICY], fresh)
         value, its = self.critic.over_time(known, carry[VALUE], fresh)
@@ -160,7 +160,7 @@ class Separate(Composed):
 
 
 class SharedTrunk(Composed):
-    """π_θ and V_θ as two layers on one network."""
+    """π_θ and V_θ as two output layers of one network."""
 
     trunk: Branch
     policy_layer: Perceptron
@@ -180,7 +180,7 @@ class SharedTrunk(Composed):
         return self.outputs(x), carry
 
     def unroll(self, features: Features, carry: Any, fresh: Bool[Array, "T N"]) -> tuple[Outputs, Any]:
-        """T steps at once; see `upslope.models.model.unroll`."""
+        """T steps together; see `upslope.models.model.unroll`."""
         x, carry = self.trunk.over_time(self.floating(features), carry, fresh)
         return self.outputs(x), carry
 
@@ -196,7 +196,7 @@ def layout_of(encoder: ObservationEncoder) -> Any:
 
 
 def scaled(encoder: ObservationEncoder, images: Array) -> Float[Array, "..."]:
-    """Images as floating-point numbers; floats stay as the environment or the normaliser produced them."""
+    """Images as floating-point numbers. Floats are kept as the environment or the normaliser produced them."""
     return encoder.scaled(images) if isinstance(encoder, ImageEncoder) else images.astype(jnp.float32)
 
 
@@ -261,7 +261,8 @@ def composed(
     shared_trunk: bool = False,
     views: Views = (WHOLE, WHOLE),
 ) -> Separate | SharedTrunk:
-    """Fresh networks. The policy's last layer has gain 0.01, so the initial policy hardly depends on the state."""
+    """Newly initialised networks. The policy's last layer has gain 0.01, so the initial policy hardly depends on the
+    state."""
     draw = generator_of(key)
     further = (jax.random.fold_in(key, number) for number in count())
     keys = chain(jax.random.split(key, 16), further)
@@ -294,7 +295,8 @@ def branch_of(
     memory: str | None = None,
     memory_size: int = 128,
 ) -> tuple[Branch, int]:
-    """A fresh network that ends in this layer (outputs, gain) if one is given, and its number of outputs."""
+    """A newly initialised network that ends in this layer (outputs, gain), if one is given, and its number of
+    outputs."""
     leaves = {key: inner for key, inner, _ in encoder.leaves(encoder.shapes)}
     pictures = tuple(
         convolutions(network, layout_of(leaves[key]).size, next(keys), draw) for key, network in view.chosen(networks)
@@ -313,7 +315,7 @@ def branch_of(
 
 
 def last_layers(head: ActionHead) -> tuple[tuple[int, float], tuple[int, float]]:
-    """(outputs, gain) of the last layer of policy and value."""
+    """(outputs, gain) of the last layers of policy and value."""
     return (head.num_outputs, 0.01), (1, 1.0)
 
 

@@ -23,7 +23,7 @@ Maps = Float[Array, "B I J K"]
 
 
 def through(layer: Conv2d, x: Images) -> Maps:
-    """Convolve images with channels last; the weights are those of Equinox's layer."""
+    """Apply the weights of an Equinox convolution to images with channels last."""
     assert layer.bias is not None
     return convolve(x, layer.weight, layer.stride[0], layer.padding[0][0]) + layer.bias[:, 0, 0]  # pyright: ignore
 
@@ -96,7 +96,7 @@ def impala(channels: int, keys: Callable[[], PRNGKeyArray]) -> tuple[Any, ...]:
 
 
 def board(channels: int, keys: Callable[[], PRNGKeyArray]) -> tuple[Any, ...]:
-    """The layer of Young and Tian 2019 (MinAtar) for boards of a few cells."""
+    """The layer of Young and Tian 2019 (MinAtar), for small boards."""
     return (Conv2d(channels, 16, 3, key=keys()),)
 
 
@@ -111,7 +111,8 @@ NETWORKS: dict[str, tuple[Callable[..., tuple[Any, ...]], int, int]] = {
 def convolutions(
     network: str, shape: tuple[int, int, int], key: PRNGKeyArray, draw: np.random.Generator
 ) -> Convolutions:
-    """A fresh network for images [height, width, channels], with orthogonal weights of gain √2 and biases 0."""
+    """A newly initialised network for images [height, width, channels], with orthogonal weights of gain √2 and zero
+    biases."""
     layers_of, num_features, _ = NETWORKS[network]
     keys = iter(jax.random.split(key, 32))
     layers = layers_of(shape[-1], lambda: next(keys))

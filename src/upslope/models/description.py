@@ -18,12 +18,12 @@ OF_THE_POLICY = {"of_the_policy": True}
 
 
 def unsupported(name: str, role: str, space: gymnasium.Space, key: str = "") -> str:
-    """Report which space cannot be used, why, and what to do; `key` names a part of the whole space."""
+    """A message that says which space cannot be used, why, and what to do. `key` names a part of the whole space."""
     place = f" at `{key}`" if key else ""
     if is_empty(space):
         return (
-            f"{name} has the {role} space {space}{place}, which holds no numbers. Declare what there is; if there is "
-            "nothing, declare Discrete(1), which is always 0."
+            f"{name} has the {role} space {space}{place}, which contains no numbers. Declare the actual numbers; if "
+            "there are none, declare Discrete(1), which is always 0."
         )
     remedy = "Wrap it so that it has one of the supported spaces"
     kind = kind_of(space).removesuffix(" space").removeprefix("a ")
@@ -31,7 +31,8 @@ def unsupported(name: str, role: str, space: gymnasium.Space, key: str = "") -> 
 
 
 def unread_parts(name: str, space: gymnasium.Space, parts: Sequence[tuple[str, gymnasium.Space]]) -> str:
-    """Report which parts of an observation are unsupported and what to do; the key "" means the whole space."""
+    """A message that says which parts of an observation are unsupported and what to do. The key "" means the whole
+    space."""
     if [key for key, _ in parts] == [""]:
         return unsupported(name, "observation", space)
     told = " and ".join(f"`{key}` ({kind_of(part)})" for key, part in parts)

@@ -1,7 +1,7 @@
 """Observation encoders: from an environment's arrays to a network's input features.
 
-An `ObservationEncoder` is a small hashable record, stored in config.json, so that a saved agent can be rebuilt without
-its environment. To support another kind of space, add a record here and to `ENCODERS`.
+An `ObservationEncoder` is a small hashable record. It is stored in config.json, so that a saved agent can be rebuilt
+without its environment. To support another kind of space, add a record here and to `ENCODERS`.
 """
 
 import math
@@ -26,7 +26,7 @@ from upslope.errors import UpslopeError
 from upslope.models.description import unread_parts
 
 Refuse = Any
-"""A function from a reason to an `UpslopeError` to raise."""
+"""A function that turns a reason into an `UpslopeError`."""
 
 
 class ObservationEncoder(ABC):
@@ -40,7 +40,7 @@ class ObservationEncoder(ABC):
     @property
     @abstractmethod
     def normalised(self) -> Any:
-        """The shape of each real-valued array, which can be normalised; None for the others."""
+        """The shape of each array that can be normalised because it is real-valued; None for all other arrays."""
 
     @property
     @abstractmethod
@@ -53,18 +53,18 @@ class ObservationEncoder(ABC):
 
     @abstractmethod
     def space(self) -> gymnasium.Space:
-        """The observation space, for a user's model, without the original bounds."""
+        """The observation space that a user's model receives, without the original bounds."""
 
     def leaves(self, observation: Any, key: str = "") -> Iterator[tuple[str, "ObservationEncoder", Any]]:
         """(key, encoder, array) for each array of an observation; a nested key is written outer/inner."""
         yield key, self, observation
 
     def check(self, name: str, arrays: Mapping[str, np.ndarray], refuse: Refuse) -> None:
-        """Refuse recorded observations, the arrays under this name, that are outside the space."""
+        """Reject recorded observations that are outside the space; `name` names their arrays."""
         return
 
     def num_batch_axes(self, observation: Any) -> int | None:
-        """0 for one observation, 1 for a batch, None for anything else. `observation` has the space's structure."""
+        """0 for one observation, 1 for a batch, and None for anything else. `observation` has the space's structure."""
         axes = jax.tree.map(batch_axes, self.shapes, observation, is_leaf=is_shape)
         counts = set(jax.tree.leaves(axes))
         if counts == {1} and len({len(x) for x in jax.tree.leaves(observation)}) > 1:
@@ -110,7 +110,8 @@ class BoxEncoder(FlatEncoder):
 
 
 PICTURE, BOARD = 255.0, 16
-"""The largest value in a picture; and the largest side of a board, or the largest number in one with longer sides."""
+"""The largest value in a picture, and the largest side of a board, which is also the largest number in a board with
+longer sides."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class ImageEncoder(FlatEncoder):
     """Images of numbers from 0 to 255, kept as bytes until a network reads them.
 
     Images of up to 16 cells per side, or of numbers up to 16, are boards, whose numbers denote kinds of objects rather
-    than brightness: the features are log(1 + x), which separates 0, 1 and 2 well. Other images are pictures: the
+    than brightness. Their features are log(1 + x), which separates 0, 1 and 2 well. Other images are pictures, whose
     features are x / 255.
     """
 
@@ -172,9 +173,9 @@ class ImageLayout:
 def image_layout(shape: tuple[int, ...], *, is_bytes: bool) -> ImageLayout | None:
     """The layout of images of this shape, or None if images cannot have this shape.
 
-    Bytes with two axes form a grey image. With three axes, the shorter of the first and the last holds the channels;
-    the last does if they are equal. A fourth axis, in front, holds frames. An image has at least 5 cells per side if it
-    consists of floats, and at least 3 if it consists of bytes.
+    Bytes with two axes form a grey image. With three axes, the shorter of the first and the last axis holds the
+    channels; if they are equal, the last one does. A fourth axis, in front, holds frames. An image must have at least 5
+    cells per side if it consists of floats, and at least 3 if it consists of bytes.
     """
     if len(shape) == 2 and is_bytes:
         layout = ImageLayout(shape, 0, 1)
@@ -189,7 +190,7 @@ def image_layout(shape: tuple[int, ...], *, is_bytes: bool) -> ImageLayout | Non
 
 @dataclass(frozen=True)
 class DiscreteEncoder(ObservationEncoder):
-    """A Discrete observation, one-hot."""
+    """A Discrete observation, encoded one-hot."""
 
     n: int
     start: int = 0
@@ -219,7 +220,7 @@ class DiscreteEncoder(ObservationEncoder):
 
 @dataclass(frozen=True)
 class MultiDiscreteEncoder(ObservationEncoder):
-    """A MultiDiscrete observation, each component one-hot."""
+    """A MultiDiscrete observation, with each component encoded one-hot."""
 
     shape: tuple[int, ...]
     sizes: tuple[int, ...]
@@ -239,7 +240,7 @@ class MultiDiscreteEncoder(ObservationEncoder):
 
     @cached_property
     def meanings(self) -> tuple[np.ndarray, np.ndarray]:
-        """The component that each feature belongs to, and the value that it indicates."""
+        """The component to which each feature belongs, and the value that it indicates."""
         which = np.repeat(np.arange(len(self.sizes)), self.sizes)
         return which, np.concatenate([start + np.arange(n) for start, n in zip(self.start, self.sizes, strict=True)])
 
@@ -347,9 +348,9 @@ class TupleEncoder(CompositeEncoder):
 
 
 def check_choices(name: str, x: np.ndarray, sizes: Any, refuse: Refuse) -> None:
-    """Refuse values other than integers in [0, `sizes`)."""
+    """Reject values other than integers in [0, `sizes`)."""
     if x.dtype.kind not in "iub" or (x < 0).any() or (x >= sizes).any():
-        raise refuse(f"`{name}` must contain integers from 0 to below {np.asarray(sizes).tolist()}")
+        raise refuse(f"`{name}` must contain integers that are at least 0 and below {np.asarray(sizes).tolist()}")
 
 
 def encoder_of(space: gymnasium.Space, name: str) -> ObservationEncoder:
@@ -371,7 +372,7 @@ def unreadable(space: gymnasium.Space, key: str, depth: int = 0) -> Iterator[tup
     if parts and has_names and depth < MAX_DEPTH:
         for index, part in parts:
             yield from unreadable(part, f"{key}/{index}" if key else str(index), depth + 1)
-    elif not isinstance(space, READ) or not np.prod(space.shape or (1,)):  # without any number there is nothing to read
+    elif not isinstance(space, READ) or not np.prod(space.shape or (1,)):  # an array without numbers cannot be read
         yield key, space
 
 

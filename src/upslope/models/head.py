@@ -1,9 +1,9 @@
 """The interface of action heads.
 
 A head converts a network's outputs to a distribution over actions, and actions to the environment's form. It is a small
-hashable record, stored in config.json, and defines the shape of an action, its check and its description. An action
-with several parts stays one vector all the way from the policy to the file; `to_environment` and `to_compiled` give it
-the structure of its space.
+hashable record that is stored in config.json. It also defines the shape of an action, how to check it, and how to
+describe it. An action with several parts remains one vector from the policy to the file; `to_environment` and
+`to_compiled` give it the structure of its space.
 """
 
 from abc import ABC, abstractmethod
@@ -51,7 +51,7 @@ class ActionHead(ABC):
     @property
     @abstractmethod
     def kept_shape(self) -> tuple[int, ...]:
-        """The shape of one action as `kept` returns it."""
+        """The shape of one action in the form that `kept` returns."""
 
     @property
     def boxes(self) -> "dict[str, BoxHead]":
@@ -82,11 +82,11 @@ class ActionHead(ABC):
         return 0
 
     def flat_mask(self, mask: Any) -> Bool[Array, "M"]:
-        """Flatten a mask to one flag per choice. It may have the form of Gymnasium's `space.sample(mask=…)` or of
+        """Flatten a mask to one flag per choice. The mask may have the form of Gymnasium's `space.sample(mask=…)` or of
         sb3-contrib, which puts all choices in one array.
 
         Raises:
-            ValueError: the mask has another form, or contains values other than 0 and 1.
+            ValueError: the mask has a different form, or contains values other than 0 and 1.
         """
         if not self.num_choices:
             raise ValueError("actions of this space cannot be forbidden")
@@ -132,16 +132,16 @@ class ActionHead(ABC):
         """Convert a batch of sampled actions for a Gymnasium environment."""
 
     def kept(self, action: np.ndarray, taken: Any) -> np.ndarray:
-        """An array for a checkpoint, which `replayed` turns back into the environment's actions; `taken` is what
-        `to_environment` returned for the sampled actions."""
+        """An array for a checkpoint, which `replayed` converts back to the environment's actions. `taken` are the
+        actions that `to_environment` returned for the sampled ones."""
         return taken.copy()
 
     def replayed(self, kept: np.ndarray) -> Any:
-        """The environment's actions, from an array that `kept` returned."""
+        """The environment's actions, restored from an array that `kept` returned."""
         return kept
 
     def in_space(self, space: gymnasium.Space) -> "ActionHead":
-        """This head with the dtype of actions in an equal space; older runs did not record the dtype."""
+        """This head with the action dtype of an equal space, since older runs did not record the dtype."""
         return self
 
     def to_compiled(self, action: Shaped[Array, "N ..."]) -> Any:
@@ -154,10 +154,10 @@ class ActionHead(ABC):
 
     @abstractmethod
     def space(self) -> gymnasium.Space:
-        """The action space, for a user's model."""
+        """The action space that a user's model receives."""
 
     def check(self, action: np.ndarray, refuse: Refuse) -> None:
-        """Refuse recorded actions that are outside the space."""
+        """Reject recorded actions that are outside the space."""
         return
 
 
@@ -167,7 +167,7 @@ def as_array(x: Any) -> Any:
 
 
 def parts_of(mask: Any, depth: int) -> list[Any]:
-    """Flatten nested tuples and lists down to a depth."""
+    """Flatten nested tuples and lists down to a given depth."""
     if depth == 0 or not isinstance(mask, tuple | list):
         return [mask]
     return [part for each in mask for part in parts_of(each, depth - 1)]

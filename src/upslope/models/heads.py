@@ -1,4 +1,4 @@
-"""Which head an action space has, and which policy a run gives it.
+"""Choose the head for an action space, and the policy that a run gives it.
 
 To support another kind of space, write a head and add it to `HEADS`.
 """
@@ -21,7 +21,7 @@ from upslope.models.product_heads import DictHead, ProductHead, TupleHead
 
 HEADS = (DiscreteHead, BoxHead, MultiDiscreteHead, MultiBinaryHead, DictHead, TupleHead)
 MOST_CHOICES = 2**24
-"""The largest number of choices in a part of an action; 32-bit floats represent every integer up to here."""
+"""The largest number of choices in a part of an action: 32-bit floats represent every integer up to this number."""
 
 
 def head_of(space: gymnasium.Space, name: str = "The environment") -> ActionHead:
@@ -94,7 +94,7 @@ def with_policy(
     """The head with this kind of policy for its real-valued parts: gaussian, squashed or gsde.
 
     Raises:
-        UpslopeError: such a policy cannot have these bounds, this initial log σ, or these layers.
+        UpslopeError: this kind of policy does not support these bounds, this initial log σ, or these layers.
     """
     low, high = LOG_STD
     if state_std and head.boxes and not low <= log_std_init <= high:
@@ -128,14 +128,14 @@ def with_policy(
 
 
 def with_boxes(head: ActionHead, changed: Callable[[BoxHead], BoxHead]) -> ActionHead:
-    """The head with another head for each of its real-valued parts."""
+    """The head with the heads of its real-valued parts replaced."""
     if isinstance(head, ProductHead):
         return head.with_heads([with_boxes(part, changed) for part in head.heads])
     return changed(head) if isinstance(head, BoxHead) else head
 
 
 def without_features(head: ActionHead) -> ActionHead:
-    """The head with a distribution that needs only outputs and log σ."""
+    """The head with a distribution that needs only the outputs and log σ."""
 
     def plain(box: BoxHead) -> BoxHead:
         return BoxHead(box.shape, box.low, box.high, box.dtype) if box.num_features else box

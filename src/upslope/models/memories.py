@@ -1,7 +1,7 @@
-"""Memory cells: what a network with memory keeps from step to step.
+"""Memory cells, which keep information from step to step.
 
-A cell has `start(num)`, the memory at the start of an episode, and `over_time`, which runs it over [T, N] inputs and
-restarts where an episode begins. The layers are Equinox's; only the linear recurrence is written here.
+A cell has `start(num)`, the memory at the start of an episode, and `over_time`, which runs the cell over [T, N] inputs
+and restarts it where an episode begins. The layers are Equinox's; only the linear recurrence is implemented here.
 """
 
 from abc import abstractmethod
@@ -36,7 +36,7 @@ class Cell(equinox.Module):
         """Outputs [T, N, H], and the carry after each step [T, N, …]. The carry restarts where `fresh`."""
 
     def once(self, x: Float[Array, "N D"], carry: Any) -> tuple[Float[Array, "N H"], Any]:
-        """One step of N columns, whose carry is already restarted."""
+        """One step of N columns whose carry has already been restarted."""
         outputs, after = self.over_time(x[None], carry, jnp.zeros((1, x.shape[0]), bool))
         return outputs[0], jax.tree.map(lambda c: c[0], after)
 
@@ -71,7 +71,7 @@ class LinearRecurrence(Cell):
     """The linear recurrent unit, h_t = λ ⊙ h_{t−1} + γ ⊙ B x_t and y_t = Re(C h_t) + D x_t (Orvieto et al. 2023).
 
     λ is complex with |λ| < 1, and γ = √(1 − |λ|²). A linear recurrence is associative, so a scan of depth log T
-    computes T steps. The nonlinearity is in the layers around it.
+    computes T steps. The nonlinearity comes from the surrounding layers.
     """
 
     nu: Float[Array, "H"]
@@ -79,9 +79,9 @@ class LinearRecurrence(Cell):
     theta: Float[Array, "H"]
     """The phase of λ is exp(θ)."""
     inward: Float[Array, "2 H D"]
-    """Real and imaginary part of B."""
+    """The real and imaginary parts of B."""
     outward: Float[Array, "2 H H"]
-    """Real and imaginary part of C."""
+    """The real and imaginary parts of C."""
     skip: Float[Array, "H D"]
     """D."""
 
@@ -91,7 +91,7 @@ class LinearRecurrence(Cell):
 
     def start(self, num: int) -> Any:
         zeros = jnp.zeros((num, self.size))
-        return zeros, zeros  # real and imaginary part: files hold real numbers
+        return zeros, zeros  # the real and imaginary parts, since files hold real numbers
 
     def over_time(
         self, x: Float[Array, "T N D"], carry: Any, fresh: Bool[Array, "T N"]
@@ -119,18 +119,18 @@ def gated(kind: Any, inputs: int, size: int, key: PRNGKeyArray, draw: np.random.
     recurrent = np.concatenate([orthogonal(draw, size, size, 1.0) for _ in range(gates)])
     bias = np.zeros(layer.bias.shape, np.float32)
     if isinstance(layer, LSTMCell):
-        bias[size : 2 * size] = 1.0  # its gates are input, forget, cell, output
+        bias[size : 2 * size] = 1.0  # the order of the gates is input, forget, cell, output
     where = lambda made: (made.weight_hh, made.bias)  # noqa: E731
     return Gated(equinox.tree_at(where, layer, jax.device_put((recurrent, bias))))
 
 
 SLOWEST, FASTEST, LARGEST_PHASE = 0.999, 0.9, np.pi / 10
-"""Initially |λ| is uniform (in area) between `FASTEST` and `SLOWEST`, for memories of 10 to 1,000 steps, and phases are
-small."""
+"""Initially, |λ| is uniform (in area) between `FASTEST` and `SLOWEST`, for memories of 10 to 1,000 steps, and the
+phases are small."""
 
 
 def linear_recurrence(inputs: int, size: int, key: PRNGKeyArray, draw: np.random.Generator) -> LinearRecurrence:
-    """A fresh linear recurrence, initialised as in Orvieto et al. 2023."""
+    """A new linear recurrence, initialised as in Orvieto et al. 2023."""
     square = draw.uniform(FASTEST**2, SLOWEST**2, size)
     phase = draw.uniform(1e-3, LARGEST_PHASE, size)
     parts = (
@@ -144,7 +144,7 @@ def linear_recurrence(inputs: int, size: int, key: PRNGKeyArray, draw: np.random
 
 
 def cell_of(memory: str, inputs: int, size: int, key: PRNGKeyArray, draw: np.random.Generator) -> Cell:
-    """A fresh cell by its name: gru, lstm or lru."""
+    """A new cell of the named kind: gru, lstm or lru."""
     if memory == "lru":
         return linear_recurrence(inputs, size, key, draw)
     return gated({"gru": GRUCell, "lstm": LSTMCell}[memory], inputs, size, key, draw)

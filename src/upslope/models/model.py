@@ -1,6 +1,6 @@
 """The interface between learning and networks: the `Model` protocol, unrolling over time, and parameter groups.
 
-Learning sees only arrays [T, N]; how they are computed is up to the model. A user's own model plugs in here.
+Learning sees only arrays [T, N], and the model decides how to compute them. A user's own model plugs in here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from upslope.core.distributions import Distribution
 Carry = Any
 """A model's memory for N columns: a pytree of arrays [N, …], or () without memory."""
 POLICY, VALUE, SHARED = "policy", "value", "shared"
-"""The groups of parameters: separate networks have the first two, a shared trunk only the last."""
+"""The groups of parameters: separate networks have the first two, and a shared trunk has only the last."""
 
 
 class Outputs(NamedTuple):
@@ -39,7 +39,8 @@ class Model(Protocol):
     """A policy and critic: any pytree with these methods. Its float arrays are its parameters."""
 
     def prepare(self, observation: Any) -> Any:
-        """Convert normalised observations to the input of `step`. Computed once per batch, so without parameters."""
+        """Convert normalised observations to the input of `step`. This is computed once per batch, so it must not use
+        parameters."""
         ...
 
     def start(self, num: int) -> Carry:
@@ -47,8 +48,8 @@ class Model(Protocol):
         ...
 
     def step(self, features: Any, carry: Carry, fresh: Bool[Array, "N"]) -> tuple[Outputs, Carry]:
-        """One step of N columns. `fresh` marks columns where an episode begins, whose carry is already reset; it is
-        not meaningful for a model without memory."""
+        """One step of N columns. `fresh` marks columns where an episode begins, whose carry has already been reset. It
+        has no meaning for a model without memory."""
         ...
 
     def groups(self) -> dict[str, Any]:
@@ -73,8 +74,8 @@ def restarted(model: Model, carry: Carry, fresh: Bool[Array, "N"]) -> Carry:
 
 
 def allowed(policy: Any, mask: Any) -> Any:
-    """Restrict π(·|s) to allowed actions. All acting and learning code applies masks here, so that a model cannot
-    forget to."""
+    """Restrict π(·|s) to allowed actions. All acting and learning code applies masks here, so that no model needs to do
+    so."""
     return policy if mask is None else policy.masked(mask)
 
 

@@ -1,4 +1,4 @@
-"""The perceptron as a pytree, its layer product and its initialisation.
+"""The perceptron as a pytree, the product in its layers, and its initialisation.
 
 A perceptron also accepts NumPy arrays, so that acting on the host needs no compiled program.
 """
@@ -50,7 +50,8 @@ class Perceptron:
 def orthogonal(generator: np.random.Generator, rows: int, columns: int, gain: float) -> np.ndarray:
     """A [rows, columns] matrix with orthonormal rows or columns, times `gain` (Saxe et al. 2014).
 
-    Computed in NumPy, because batched QR decompositions inside one compiled program can hang XLA on few cores.
+    It is computed in NumPy, because batched QR decompositions inside one compiled program can hang XLA on machines with
+    few cores.
     """
     q, r = np.linalg.qr(generator.standard_normal((max(rows, columns), min(rows, columns))))
     q = q * np.sign(np.diag(r))
@@ -60,7 +61,7 @@ def orthogonal(generator: np.random.Generator, rows: int, columns: int, gain: fl
 def initialise_perceptron(
     generator: np.random.Generator, sizes: tuple[int, ...], head_gain: float, activation: str
 ) -> Perceptron:
-    """Orthogonal weights with gain √2 in hidden layers and `head_gain` in the last; biases 0."""
+    """A perceptron with orthogonal weights, gain √2 in hidden layers and `head_gain` in the last, and zero biases."""
     gains = [np.sqrt(2)] * (len(sizes) - 2) + [head_gain]
     weights = [orthogonal(generator, i, o, g) for i, o, g in zip(sizes, sizes[1:], gains, strict=False)]
     biases = [np.zeros(o, np.float32) for o in sizes[1:]]

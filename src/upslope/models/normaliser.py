@@ -11,7 +11,7 @@ from upslope.core.arrays import AnyArray as Array
 from upslope.core.arrays import is_shape, namespace
 
 OBSERVATION_CLIP = 10.0
-"""Normalised observations are kept within ±10 standard deviations, so that one outlier cannot saturate the network."""
+"""Normalised observations are clipped to ±10 standard deviations, so that one outlier cannot saturate the network."""
 
 
 class RunningStatistics(NamedTuple):
@@ -31,7 +31,7 @@ class RunningStatistics(NamedTuple):
     def update(self, x: Float[Array, "T N *D"], valid: Bool[Array, "T N"]) -> "RunningStatistics":
         """Include the valid rows of a batch."""
         # The barriers prevent fusion with neighbouring operations, which would make rounding depend on the surrounding
-        # program and so on the number of seeds.
+        # program, and therefore on the number of seeds.
         before, x, valid = jax.lax.optimization_barrier((self, x, valid))
         is_row = valid.reshape(valid.shape + (1,) * (x.ndim - 2))
         count = jnp.sum(valid).astype(jnp.float32)
@@ -45,8 +45,8 @@ class RunningStatistics(NamedTuple):
         return jax.lax.optimization_barrier(RunningStatistics(before.mean + shift * share, merged, total))
 
     def normalise(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        """(x − mean)/std, clipped to ±`OBSERVATION_CLIP`; 1e-8 is added to the variance, so features whose deviation is
-        below about 1e-4 stay small."""
+        """(x − mean)/std, clipped to ±`OBSERVATION_CLIP`. 1e-8 is added to the variance, so features whose standard
+        deviation is below about 1e-4 stay small."""
         xp = namespace(x)
         mean, deviation = self.mean, xp.sqrt(self.variance + 1e-8)
         if xp is jnp:
@@ -61,8 +61,8 @@ def is_statistics(node: Any) -> bool:
 
 
 def start_normaliser(shapes: Any) -> Any:
-    """A normaliser: the observation's pytree, with statistics for each leaf that has a shape in `shapes`, and None for
-    leaves without one, which are not real-valued."""
+    """A normaliser: the observation's pytree, with statistics for each leaf that has a shape in `shapes`. Leaves that
+    have none, because they are not real-valued, get None."""
 
     def start(shape: tuple[int, ...] | None) -> RunningStatistics | None:
         return None if shape is None else RunningStatistics.start(shape)

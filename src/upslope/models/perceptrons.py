@@ -58,16 +58,16 @@ class Perceptrons:
         return {POLICY: self.actor, VALUE: self.critic}
 
     def policy(self, features: Float[Array, "... D"]) -> Distribution:
-        """π(·|s) alone. Accepts NumPy arrays, so that the host acts without a compiled program."""
+        """Only π(·|s). NumPy arrays are accepted, so that the host acts without a compiled program."""
         return self.actor(self.views[0].vector(features))
 
     def value(self, features: Float[Array, "... D"]) -> Float[Array, "..."]:
-        """V(s) alone, over any batch axes."""
+        """Only V(s), over any batch axes."""
         return self.critic(self.views[1].vector(features))[..., 0]
 
     def hidden_units(self, features: Float[Array, "B D"]) -> dict[str, tuple[Array, str]]:
-        """The first layer's pre-activations [B, K] of each group, and the name of the activation; none without hidden
-        layers."""
+        """The first layer's pre-activations [B, K] of each group, and the name of the activation; empty if there are no
+        hidden layers."""
         networks = {POLICY: (self.views[0], self.actor.network), VALUE: (self.views[1], self.critic)}
         return {
             name: (network.first_layer(view.vector(features)), network.activation)
@@ -86,7 +86,7 @@ def perceptrons(
     log_std_init: float = 0.0,
     views: Views = (WHOLE, WHOLE),
 ) -> Perceptrons:
-    """Fresh networks. The policy head has gain 0.01, so the initial policy hardly depends on the state."""
+    """Newly initialised networks. The policy head has gain 0.01, so the initial policy hardly depends on the state."""
     generator = generator_of(key)
     policy, critic = ((view.width(encoder.num_features), *hidden_sizes) for view in views)
     actor = Actor(

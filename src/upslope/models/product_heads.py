@@ -28,7 +28,7 @@ from upslope.models.head import ActionHead
 
 
 class ProductHead(ActionHead):
-    """Several actions at once. A sampled action is one vector of 32-bit floats, the concatenation of its parts."""
+    """An action with several parts. A sampled action is one vector of 32-bit floats, the concatenation of its parts."""
 
     sample_dtype = np.float32
 
@@ -47,7 +47,7 @@ class ProductHead(ActionHead):
 
     @abstractmethod
     def with_heads(self, heads: Sequence[ActionHead]) -> "ProductHead":
-        """This head with other heads for its parts."""
+        """This head with the heads of its parts replaced."""
 
     @property
     def heads(self) -> tuple[ActionHead, ...]:
@@ -111,7 +111,8 @@ class ProductHead(ActionHead):
         return xp.concatenate(flat) if flat else super().flat_mask(np.zeros(0))
 
     def mask_of_part(self, key: Any, head: ActionHead, mask: Any) -> Any:
-        """The flat mask of a part, where None allows everything; None if the part has no choices.
+        """The flat mask of a part, given its mask or None, which allows everything. The result is None if the part has
+        no choices.
 
         Raises:
             ValueError: the mask does not fit the part.
@@ -183,7 +184,7 @@ class ProductHead(ActionHead):
         return self.structure([head.to_compiled(x) for head, x in pairs])
 
     def outside(self, action: Shaped[Array, "B ..."]) -> Float[Array, "B"] | None:
-        """The fraction of components that are clipped, among the parts that have bounds."""
+        """The fraction of clipped components among the parts that have bounds."""
         pairs = zip(self.heads, self.split(action), self.sizes, strict=True)
         found = [(head.outside(x), size) for head, x, size in pairs]
         known = [(x, size) for x, size in found if x is not None]
@@ -212,7 +213,7 @@ class DictHead(ProductHead):
         return {key: part for (key, _), part in zip(self.parts, parts, strict=True)}
 
     def parts_of_mask(self, mask: Any) -> list[Any] | None:
-        """Parts without choices may be omitted, or be None."""
+        """See `ProductHead.parts_of_mask`. Parts without choices may be omitted, or be None."""
         if not isinstance(mask, Mapping):
             return None
         keys, needed = [key for key, _ in self.parts], [key for key, head in self.parts if head.num_choices]

@@ -1,7 +1,7 @@
 """The matrix product of a layer, with a backward pass tuned for CPUs, and optionally with 16-bit operands.
 
-On CPUs the weight gradient xᵀg spends most of its time transposing the wider operand. This module transposes the
-narrower one first, which changes the speed but not the algorithm.
+On CPUs, the weight gradient xᵀg spends most of its time transposing the wider operand. This module transposes the
+narrower operand first, which changes the speed but not the algorithm.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 FULL = "float32"
 PRECISION: ContextVar[str] = ContextVar("precision", default=FULL)
-"""The precision of the operands in the program that is being traced."""
+"""The precision of the operands in the program being traced."""
 
 
 @contextmanager
@@ -54,7 +54,7 @@ def _backwards(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array
     x, weight = kept
     rows, slopes = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
     precision = PRECISION.get()
-    # Created on each call, because JAX caches traces by function and shapes, and does not know the precision.
+    # Created on each call, because JAX caches traces by function and shapes, without regard to the precision.
     outer: Any = jax.lax.platform_dependent(
         rows,
         slopes,

@@ -1,6 +1,7 @@
 """Networks that map an observation to numbers but are not part of an agent, for exploration bonuses.
 
-They are built from the same parts as the agent's, so that images, boards and observations with several parts work.
+They are built from the same parts as the agent's networks, so that they support images, boards and observations with
+several parts.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from upslope.models.views import WHOLE, Features
 
 
 class Reader(Reading):
-    """A network from observations to K numbers, without memory. With K = 1 it is a critic, see `value`."""
+    """A network from observations to K numbers, without memory. With K = 1 it is a critic (see `value`)."""
 
     branch: Branch
 
@@ -24,15 +25,15 @@ class Reader(Reading):
         return ()
 
     def __call__(self, features: Features) -> Float[Array, "B K"]:
-        """The K numbers of B prepared observations."""
+        """The K numbers for B prepared observations."""
         return self.of_floats(self.floating(features))
 
     def of_floats(self, features: Features) -> Float[Array, "B K"]:
-        """The K numbers of features that are floating-point numbers already, for example normalised ones."""
+        """The K numbers for features that are already floating-point numbers, for example normalised ones."""
         return self.branch.after(self.branch.before(features))
 
     def value(self, features: Features) -> Float[Array, "B"]:
-        """V(s) of B prepared observations, for K = 1."""
+        """V(s) for B prepared observations, if K = 1."""
         return self(features)[..., 0]
 
 
@@ -46,7 +47,8 @@ def reader(
     networks: Sequence[tuple[str, str]] = (),
     gain: float = 1.0,
 ) -> Reader:
-    """A fresh network; `networks` lists (key, network) of each image, and `gain` is that of the last layer."""
+    """A newly initialised network. `networks` lists (key, network) for each image, and `gain` is the gain of the last
+    layer."""
     keys = iter(jax.random.split(key, 16))
     branch, _ = branch_of(
         encoder, WHOLE, ((outputs, gain),), keys, generator_of(key),

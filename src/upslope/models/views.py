@@ -1,4 +1,4 @@
-"""Which parts of an observation a network reads: the policy and the critic may each be given only some of them.
+"""Views of an observation: the policy and the critic may each read only some of its parts.
 
 A critic that sees more than the policy is called asymmetric (Pinto et al. 2018, Asymmetric Actor Critic for Image-Based
 Robot Learning, https://arxiv.org/abs/1710.06542): the critic is needed only during training, so it may use
@@ -23,10 +23,10 @@ from upslope.models.encoders import BoxEncoder, CompositeEncoder, ObservationEnc
 from upslope.models.model import POLICY, VALUE
 
 Features = tuple[Any, tuple[Any, ...]]
-"""The features [B, D] of all arrays that no convolutional network reads, or None if there are none; and the images
-[B, height, width, channels] that such a network reads."""
+"""The features [B, D] of all arrays that no convolutional network reads, or None if there are none, and the images
+[B, height, width, channels] that convolutional networks read."""
 NUMBERS = re.compile(r"(|.*/)([0-9]{1,9})(?:-([0-9]{1,9}))?")
-"""A component of a vector, or a range of components with both ends included: `2`, `2-5`, `arm/2-5`."""
+"""A component of a vector, or an inclusive range of components: `2`, `2-5`, `arm/2-5`."""
 MOST = 20
 """The largest number of keys listed in a message."""
 
@@ -77,13 +77,13 @@ class View:
 WHOLE = View()
 """All of an observation."""
 Views = tuple[View, View]
-"""What the policy reads, and what the critic reads."""
+"""The view of the policy, and the view of the critic."""
 FLAGS = {"policy_reads": "--policy-reads", "critic_reads": "--critic-reads"}
 """Setting → its flag."""
 
 
 def views_of(encoder: ObservationEncoder, networks: Sequence[tuple[str, str]], settings: Mapping[str, Any]) -> Views:
-    """What the policy and the critic read according to `policy_reads` and `critic_reads`; None means everything.
+    """The views of the policy and the critic according to `policy_reads` and `critic_reads`; None means everything.
 
     Raises:
         UpslopeError: a key is unknown, or no key is given.
@@ -105,7 +105,7 @@ def view_of(encoder: ObservationEncoder, networks: Sequence[tuple[str, str]], wa
     parts, sizes = dict(parts_of(encoder)), vectors_of(encoder)
     chosen = [stretch for key in wanted for stretch in part_under(key, parts, sizes, flag)]
     keys, seen = {key for key, _, _ in chosen}, tuple(sorted({images[key] for key, _, _ in chosen if key in images}))
-    # Merged, so that parts that are named twice or contain each other are read only once, in the observation's order.
+    # Merged, so that parts that are named twice or overlap are read only once, in the observation's order.
     spans = joined((columns[key] + start, columns[key] + stop) for key, start, stop in chosen if key in columns)
     total = sum(inner.num_features for key, inner, _ in encoder.leaves(encoder.shapes) if key in columns)
     if sum(stop - start for start, stop in spans) == total and len(seen) == len(images):
@@ -180,7 +180,7 @@ def joined(spans: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
 
 
 def listed(names: Sequence[str]) -> str:
-    """The names as text, shortened if there are more than `MOST`."""
+    """The names as text, abbreviated if there are more than `MOST`."""
     return ", ".join(names[:MOST]) + (f" and {len(names) - MOST} more" if len(names) > MOST else "")
 
 
@@ -191,7 +191,7 @@ def view_in(model: Any, group: str) -> View:
 
 
 def completed(shapes: Any, observation: Any, view: View, key: str = "") -> Any:
-    """The observation, with zeros for missing parts of a Dict that are not read."""
+    """The observation, with zeros in place of missing parts of a Dict that are not read."""
     if view.keys is None or not isinstance(shapes, dict) or not isinstance(observation, Mapping):
         return observation
     found = dict(observation)
@@ -205,7 +205,8 @@ def completed(shapes: Any, observation: Any, view: View, key: str = "") -> Any:
 
 
 def emptied(encoder: ObservationEncoder, observation: Any, view: View) -> Any:
-    """The observation, with zeros in the arrays that are not read, which take their batch axes from those that are."""
+    """The observation, with zeros in the arrays that are not read. Their batch axes are those of the arrays that are
+    read."""
     if view.keys is None:
         return observation
     arrays, structure = jax.tree.flatten(observation)

@@ -1,4 +1,4 @@
-"""The credit view: a picture, a slider, and the weight that each estimator gives to each action."""
+"""The credit view: pictures, a slider, and the weight that each estimator gives to each action."""
 
 import base64
 import json
@@ -16,14 +16,14 @@ PANEL_HEIGHT = 85
 GAP = 26
 MARGINS = 56
 MAX_LINES = 6
-"""Largest number of actions or dimensions drawn."""
+"""Largest number of actions or dimensions that are drawn."""
 MAX_CHOICES = 24
-"""Largest number of choices of a mask drawn."""
+"""Largest number of a mask's choices that are drawn."""
 MEMORY_HEIGHT, FAINTEST = 360, -4.0
-"""Height of the memory picture in pixels, and the smallest influence distinguished, as the log₁₀ of its ratio to the
-largest."""
+"""Height of the memory picture in pixels, and the smallest influence that is distinguished, as the log₁₀ of its ratio
+to the largest one."""
 MAX_PARTS = 6
-"""Largest number of parts of an action drawn."""
+"""Largest number of an action's parts that are drawn."""
 SCALE = [[0, "@down"], [0.5, "@mid"], [1, "@up"]]
 
 
@@ -33,7 +33,7 @@ def credit_view(figures: Figures, credit: EpisodeCredit, title: str, picture_byt
     data = view_data(figures.found[-1]["name"], credit, picture_bytes)
     figures.found[-1]["credit"] = data
     memory = None if credit.influence is None else memory_part(figures, credit, title)
-    # The view opens at the step that the last estimator, GAE if there is one, singles out.
+    # The view opens at the step that the last estimator singles out, which is GAE if there is one.
     start = credit.most_blamed(list(credit.weights)[-1])
     view = {"title": title, "credit": credit, "figure": place, "data": data, "start": start, "memory": memory}
     return view | {"policy": policy_key(credit)}
@@ -52,7 +52,7 @@ def policy_key(credit: EpisodeCredit) -> dict[str, Any]:
 
 
 def key_of_part(part: Part) -> tuple[str, str, int]:
-    """The text for the panel of a part of an action, what its colours stand for, and how many colours there are."""
+    """For the panel of a part of an action: its text, the meaning of its colours, and the number of colours."""
     policy = part.policy
     if "mean" in policy:
         words = "each dimension's mean and the area ±σ around it; points are the actions taken"
@@ -66,7 +66,7 @@ def key_of_part(part: Part) -> tuple[str, str, int]:
 
 
 def panels_of(credit: EpisodeCredit) -> list[tuple[str, list[dict[str, Any]], dict[str, Any]]]:
-    """The panels below the heat strip: title, traces, axis settings."""
+    """The panels below the heat strip, each with its title, traces and axis settings."""
     panels = []
     if credit.td_error is not None and credit.value is not None:
         colours = np.where(credit.td_error < 0, "@down", "@up").tolist()
@@ -80,7 +80,7 @@ def panels_of(credit: EpisodeCredit) -> list[tuple[str, list[dict[str, Any]], di
 
 
 def mask_panel(credit: EpisodeCredit) -> tuple[str, list[dict[str, Any]], dict[str, Any]]:
-    """Which choices were forbidden at each step, and the actions taken where each is one choice."""
+    """The choices that were forbidden at each step, and the actions taken if each of them is one choice."""
     assert credit.mask is not None
     shown = credit.mask[:, :MAX_CHOICES].T
     strip = {
@@ -101,7 +101,7 @@ def mask_panel(credit: EpisodeCredit) -> tuple[str, list[dict[str, Any]], dict[s
 
 
 def memory_part(figures: Figures, credit: EpisodeCredit, title: str) -> dict[str, Any]:
-    """What the memory kept: the influence of each observation on later decisions, and how far back it is."""
+    """What the memory kept: the influence of each observation on later decisions, and how far back it reaches."""
     assert credit.influence is not None and credit.influence_steps is not None
     size, decisions = credit.influence.astype(np.float64), credit.influence_steps
     steps = np.arange(size.shape[1])
@@ -142,7 +142,8 @@ def memory_part(figures: Figures, credit: EpisodeCredit, title: str) -> dict[str
 
 
 def policy_panel(part: Part) -> tuple[str, list[dict[str, Any]], dict[str, Any]]:
-    """Probabilities of the actions with the taken one marked, or the middle with an area of one σ around it."""
+    """The probabilities of the actions with the taken one marked, or the middle of the policy with an area of one σ
+    around it."""
     name, policy, action = f"{part.key}<br>" if part.key else "", part.policy, part.action
     if "mean" in policy or "median" in policy:
         middle, low, high = bands_of(policy)
@@ -167,7 +168,7 @@ def policy_panel(part: Part) -> tuple[str, list[dict[str, Any]], dict[str, Any]]
 
 
 def bands_of(policy: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The middle of a continuous policy, and the lower and the upper end of the area around it, each [T, K]."""
+    """The middle of a continuous policy, and the lower and upper ends of the area around it, each [T, K]."""
     if "median" in policy:
         return policy["median"], policy["low"], policy["high"]
     return policy["mean"], policy["mean"] - policy["std"], policy["mean"] + policy["std"]
@@ -206,7 +207,8 @@ def credit_figure(figures: Figures, credit: EpisodeCredit, title: str) -> Html:
 
 
 def heat_strip(credit: EpisodeCredit) -> dict[str, Any]:
-    """Ψ_t divided by the estimator's largest |Ψ|. It is not centred, so that TotalReturn's equal weights show."""
+    """Ψ_t divided by the estimator's largest |Ψ|. It is not centred, so that TotalReturn's equal weights are
+    visible."""
     weights = np.stack(list(credit.weights.values()))
     largest = np.abs(weights).max(axis=1, keepdims=True)
     scaled = weights / np.where(largest > 0, largest, 1)
@@ -268,7 +270,7 @@ def view_data(figure: str, credit: EpisodeCredit, picture_bytes: int) -> dict[st
 
 
 def films_of(credit: EpisodeCredit, picture_bytes: int) -> list[dict[str, Any]]:
-    """The series of pictures that the slider moves through: those that the environment draws, and the images that the
+    """The series of pictures through which the slider moves: those that the environment draws, and the images that the
     agent sees."""
     found = [("drawn by the environment", credit.picture_steps, credit.pictures)] if credit.pictures else []
     for key, images in credit.images.items():
@@ -290,14 +292,14 @@ def evenly(pictures: Sequence[bytes], limit: int) -> range:
 
 
 def action_text(credit: EpisodeCredit, t: int) -> str:
-    """What was chosen for each part of the action and its probability, as text, and how many choices were allowed."""
+    """Text that gives the choice for each part of the action, its probability, and the number of allowed choices."""
     texts = [(part.key, part_text(part, t)) for part in credit.parts]
     words = "; ".join(f"{key}: {text}" if key else text for key, text in texts)
     return words if credit.mask is None else f"{words}; {int(credit.mask[t].sum())} of {credit.mask.shape[1]} allowed"
 
 
 def part_text(part: Part, t: int) -> str:
-    """What was chosen for a part of an action, and its probability, as text."""
+    """Text that gives the choice for a part of an action, and its probability."""
     action, policy = rounded(part.action[t]), part.policy
     if "mean" in policy:
         return f"{action}, from mean {rounded(policy['mean'][t])} with σ {rounded(policy['std'][t])}"

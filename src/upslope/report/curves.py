@@ -14,7 +14,7 @@ from upslope.report.figures import Figures, Html, around, axis, mean_and_band, s
 POINTS = 100
 """Number of points in the mean curve of a metric."""
 BUCKETS = 50
-"""Number of buckets for a seed's metric; each keeps two points."""
+"""Number of buckets for the metric of a seed; each bucket keeps two points."""
 LEARNING_POINTS = 200
 
 
@@ -62,7 +62,7 @@ def diagnostics_part(figures: Figures, records: Sequence[Record], names: Sequenc
 
 
 def metric_card(figures: Figures, records: Sequence[Record], names: Sequence[str], metric: str) -> Card:
-    """A metric over environment steps; single seeds are drawn only if it is logged in every iteration."""
+    """A metric over environment steps; single seeds are drawn only if the metric is logged in every iteration."""
     about, traces, shown = explain(metric), [], []
     for k, record in enumerate(records):
         values = record.metrics.get(metric)

@@ -1,4 +1,4 @@
-"""Evaluation episodes: the distribution of each seed's returns, in both modes."""
+"""Evaluation episodes: the distribution of each seed's returns in both modes."""
 
 from collections.abc import Sequence
 from typing import Any

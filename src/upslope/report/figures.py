@@ -1,6 +1,6 @@
-"""Plotly figures as data, which the script on the page draws.
+"""Plotly figures as data, to be drawn by the script on the page.
 
-A colour is a name that the script looks up in the light or the dark theme: `@0` … for runs, `@ink`, `@up`, `@down`;
+A colour is a name that the script looks up in the light or the dark theme: `@0` … for runs, `@ink`, `@up` and `@down`;
 `@0/0.2` has an opacity of 0.2. Other strings are left unchanged.
 """
 
@@ -13,13 +13,13 @@ import numpy as np
 
 NUM_COLOURS = 7
 DASHES = ("solid", "dash", "dot", "dashdot")
-"""Dash styles; after seven runs the colours repeat with the next style."""
+"""Dash styles; after every seven runs, the colours repeat with the next style."""
 LEGEND_BELOW = {"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0, "x": 0, "xanchor": "left"}
 """Position of a legend at the bottom of the figure, below the axis labels."""
 
 
 class Html(str):
-    """Text that is already HTML, so templates do not escape it."""
+    """Text that is already HTML, so that templates do not escape it."""
 
     def __html__(self) -> str:
         return self
@@ -34,7 +34,8 @@ class Figures:
     def add(
         self, traces: list[dict[str, Any]], layout: dict[str, Any], *, height: int, label: str, linked: bool = False
     ) -> Html:
-        """Add a figure; return the HTML element that holds it. `linked` figures share the axis of environment steps."""
+        """Add a figure, and return the HTML element that holds it. `linked` figures share the axis of environment
+        steps."""
         name = f"figure-{len(self.found)}"
         self.found.append({"name": name, "data": traces, "layout": layout, "linked": linked})
         style = f'style="height:{height}px"'
@@ -59,7 +60,7 @@ def dash(run: int) -> str:
 
 
 def mean_and_band(run: int, name: str, steps: np.ndarray, band: Any) -> list[dict[str, Any]]:
-    """The mean over seeds as a line, and its interval, if there is one, as an area around it."""
+    """The mean over seeds as a line, and its interval (if there is one) as an area around it."""
     traces = []
     if np.isfinite(band.low).any():
         x, y = area_around(steps, band.low, band.high)
@@ -75,7 +76,8 @@ def mean_and_band(run: int, name: str, steps: np.ndarray, band: Any) -> list[dic
 
 
 def area_around(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The outline of the area between two curves, as polygons where both are finite, separated by nan."""
+    """The outline of the area between two curves: one polygon for each stretch where both are finite, separated by
+    nan."""
     known = np.isfinite(low) & np.isfinite(high)
     stretches = np.split(np.arange(len(x)), np.flatnonzero(np.diff(known)) + 1)
     gap, outline_x, outline_y = np.array([np.nan]), [], []
@@ -111,5 +113,5 @@ def around(values: list[np.ndarray]) -> dict[str, Any]:
 
 
 def axis(title: str, **settings: Any) -> dict[str, Any]:
-    """An axis with its title; exponents are shown as powers of ten, not as letters."""
+    """An axis with its title; large numbers are labelled with powers of ten rather than with letters."""
     return {"title": {"text": title}, "exponentformat": "power", **settings}

@@ -1,4 +1,4 @@
-"""Render a Jinja2 template to a self-contained page: one file that needs neither network nor server."""
+"""Render a Jinja2 template as a self-contained page: one file that needs neither a network nor a server."""
 
 import base64
 import gzip
@@ -70,8 +70,8 @@ def plotly_script() -> str:
 
 @cache
 def templates(package: str = "upslope.report") -> Any:
-    """A Jinja2 environment with the templates of a package and of the report, which may call `shell`; text is
-    escaped."""
+    """A Jinja2 environment with the templates of a package and of the report. It escapes text, and templates may call
+    `shell`."""
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
     loaders = [PackageLoader(name, "assets") for name in dict.fromkeys((package, "upslope.report"))]
@@ -87,7 +87,7 @@ def templates(package: str = "upslope.report") -> Any:
 
 
 def render(template: str, figures: Figures, *, package: str = "upslope.report", **fields: Any) -> str:
-    """Render a page as HTML, in which Plotly's script and the figures' data are compressed."""
+    """Render a page as HTML, with Plotly's script and the figures' data compressed."""
     try:
         numbers = json.dumps(figures.found, allow_nan=False, separators=(",", ":"))
     except ValueError as error:
@@ -108,7 +108,8 @@ def render(template: str, figures: Figures, *, package: str = "upslope.report", 
 
 
 def compress(text: str) -> str:
-    """Compress text to gzip in base64: a third of the size, and free of HTML syntax, e.g. `</script>`."""
+    """Compress text with gzip and encode it in base64, which reduces it to a third and leaves no HTML syntax such as
+    `</script>`."""
     return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
 
 

@@ -25,9 +25,9 @@ from upslope.report.tables import comparison_part, settings_part
 from upslope.runs.directory import RunDirectory
 
 REPORT_PICTURES, CREDIT_PICTURES = 1_200_000, 2_500_000
-"""Total bytes of pictures in a page, for all runs together."""
+"""Total number of bytes of pictures in a page, for all runs together."""
 LINE_STYLES: dict[str, str] = dict(zip(DASHES, ("solid", "dashed", "dotted", "dashed"), strict=True))
-"""The CSS line style for each of Plotly's dash styles."""
+"""The CSS line style that corresponds to each of Plotly's dash styles."""
 
 
 def write_report(
@@ -43,9 +43,9 @@ def write_report(
 ) -> Path:
     """Write a page about these runs: curves, comparison, evaluations, health, settings, diagnostics, credit.
 
-    It only reads run directories, so it is quick and executes none of their code. Evaluation episodes and credit are
-    shown if `upslope evaluate` and `upslope credit` have stored them. With `credit`, an episode is played first for
-    each run without stored credit, which takes seconds per run. `score`, `normalize` and `metric` are those of
+    Only run directories are read, so this is quick and executes none of their code. Evaluation episodes and credit are
+    shown if `upslope evaluate` and `upslope credit` have stored them. With `credit`, an episode is first played for
+    each run without stored credit, which takes seconds per run. `score`, `normalize` and `metric` are as in
     `upslope.compare`; "threshold" creates each environment, to measure a random policy. For "threshold" and `credit`,
     `trust` allows the code that a run's config.json names, as in `upslope.evaluate`. For `credit`, pass the runs'
     `environment` if it cannot be found by name.
@@ -61,7 +61,7 @@ def write_report(
     missing = add_credit([record.path for record in records], environment=environment, trust=trust) if credit else []
     comparison, warnings = compared(records, score, normalize, trust, metric)
     figures = Figures()
-    # In page order, which is the order of the figures.
+    # In the order of the page, since the figures are numbered in this order.
     parts = {
         "learning": learning_part(figures, records, names),
         "comparison": comparison_part(figures, comparison, called) if comparison else None,
@@ -99,7 +99,7 @@ def write_credit(
     """Play an episode of a run's agent, and write a page about the credit of its actions; by default RUN/credit.html.
 
     The numbers are stored in RUN/credit.npz, and reports about the run show them too. `max_episode_steps`,
-    `environment` and `trust` are those of `upslope.evaluate`.
+    `environment` and `trust` are as in `upslope.evaluate`.
 
     Raises:
         UpslopeError: the run, seed or checkpoint does not exist, the output cannot be written, or the environment is
@@ -137,8 +137,8 @@ def add_credit(runs: Sequence[Path], *, environment: Any = None, trust: bool = F
 def compared(
     records: Sequence[Record], score: Score, normalize: Normalize | None, trust: bool = False, metric: str = "return"
 ) -> tuple[Comparison | None, Sequence[str]]:
-    """Compare the runs that have a score, and return warnings too; if the comparison fails, the reason becomes a
-    warning."""
+    """Compare the runs that have a score; return the comparison and warnings. If the comparison fails, the reason
+    becomes a warning."""
     scored = [r for r in records if len(r.episodes) or len(r.evaluations)]
     warnings = [
         f"{r.path} is not in the comparison: it has no finished training episode and was not evaluated. Run "
@@ -156,8 +156,8 @@ def compared(
 def credit_part(
     figures: Figures, records: Sequence[Record], names: Sequence[str], missing: list[str]
 ) -> dict[str, Any]:
-    """The credit views stored with the runs, and the runs without one; `missing` gets a line for each that cannot be
-    read."""
+    """The credit views stored with the runs, and the runs without one. A line is added to `missing` for each view that
+    cannot be read."""
     there: dict[int, EpisodeCredit] = {}
     for k, record in enumerate(records):
         with suppress_into(missing):
@@ -170,7 +170,7 @@ def credit_part(
 
 @contextmanager
 def suppress_into(reasons: list[str]) -> Iterator[None]:
-    """Record an UpslopeError as a reason and continue, so that one damaged file does not prevent the page from being
+    """Record an `UpslopeError` as a reason and continue, so that one damaged file does not prevent the page from being
     written."""
     try:
         yield
@@ -179,7 +179,7 @@ def suppress_into(reasons: list[str]) -> Iterator[None]:
 
 
 def unique_names(records: Sequence[Record]) -> list[str]:
-    """Each run's name, with as much of its path as distinguishes it from the others."""
+    """Each run's name, with as much of its path as is needed to distinguish it from the others."""
     parts = [r.path.resolve().parts for r in records]
     names = []
     for mine in parts:

@@ -42,11 +42,11 @@ from upslope.runs.directory import versions
 Kind = Literal["curves", "comparison", "profile"]
 SUFFIXES = (".pdf", ".svg", ".png")
 MARK = "Made by upslope"
-"""The creator that every figure names, because only upslope's own figures are replaced."""
+"""The creator recorded in every figure, because only upslope's own figures are overwritten."""
 LARGEST = 1 << 28
-"""Bytes of a file that are searched for the mark."""
+"""Number of bytes of a file that are searched for the mark."""
 LINES = ("-", "--", ":", "-.")
-"""Line styles; when the colours are used up they repeat with the next one."""
+"""Line styles; when all colours are used, they repeat with the next style."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Drawn:
 
 @dataclass
 class Panel:
-    """What is drawn in one pair of axes."""
+    """The content of one pair of axes."""
 
     title: str
     x: str
@@ -68,9 +68,9 @@ class Panel:
     curves: dict[str, tuple[np.ndarray, Band]] = field(default_factory=dict)
     """Name → (x, mean and interval)."""
     seeds: list[np.ndarray] = field(default_factory=list)
-    """The values of all seeds, which the vertical axis covers; intervals may be cut off."""
+    """The values of all seeds. The vertical axis covers them, but may cut off intervals."""
     groups: list[tuple[str, Group]] = field(default_factory=list)
-    """(name, group), one below another."""
+    """(name, group) of each row, from top to bottom."""
 
 
 def figure(
@@ -93,14 +93,15 @@ def figure(
 
     Args:
         runs: run directories, or archives of `upslope.bundle`.
-        output: the file: .pdf, .svg or .png, or a folder for figure.pdf; only an older upslope figure is replaced.
+        output: the file to write, .pdf, .svg or .png, or a folder for figure.pdf. An existing file is overwritten only
+            if it is an upslope figure.
         kind: "curves", a metric over environment steps; "comparison", the scores of the seeds with their mean;
             "profile", the share of seeds whose normalised score exceeds τ.
         size: "column" (3.25 inches wide), "page" (6.75 inches) or "slide".
         metric: for curves, a metric of metrics.jsonl; by default the mean return of the last 100 training episodes.
         labels: names for the groups of runs, in the order of the runs.
         score, normalize, trust: as in `upslope.compare`; a profile is normalised by "range" by default.
-        style: a Matplotlib style sheet; fonts, colours, lines and sizes are taken from it; no code is run.
+        style: a Matplotlib style sheet. Only fonts, colours, lines and sizes are taken from it, and no code is run.
 
     Raises:
         UpslopeError: Matplotlib is missing, nothing can be drawn, or the output cannot be written.
@@ -166,7 +167,7 @@ def is_figure(path: Path) -> bool:
 
 
 def curve_panels(records: Sequence[Record], metric: str | None) -> tuple[list[Panel], list[str]]:
-    """A metric over environment steps, a panel for each environment."""
+    """A metric over environment steps, with a panel for each environment."""
     if metric is not None and not any(has_metric(record, metric) for record in records):
         logged = {name for record in records for name in record.metrics}
         raise UpslopeError(unknown("metric in these runs", metric, logged or ["none"], "upslope report"))
@@ -199,8 +200,8 @@ def has_metric(record: Record, metric: str | None) -> bool:
 
 
 def curves_of(member: Member, metric: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """(steps [P], values [S, P]) of all seeds of a group, on steps that all its runs cover; for a single run, those of
-    the report."""
+    """(steps [P], values [S, P]) of all seeds of a group, on steps that all of its runs cover. For a single run, they
+    are the same as in the report."""
     records = member.records
     if metric is None:
         end = min(min(float(record.config.steps), np.nanmax(record.steps)) for record in records)
@@ -212,7 +213,7 @@ def curves_of(member: Member, metric: str | None) -> tuple[np.ndarray, np.ndarra
 
 
 def comparison_panels(comparison: Comparison) -> list[Panel]:
-    """The scores of each group, a panel for each environment."""
+    """The scores of each group, with a panel for each environment."""
     if not any(np.isfinite(g.scores).any() for g in comparison.groups):
         raise UpslopeError(
             "None of these runs has a score: no episode has ended. Train longer, or run upslope evaluate."
@@ -246,7 +247,7 @@ def rename(panels: Sequence[Panel], labels: Sequence[str]) -> None:
     """Give the groups the user's names.
 
     Raises:
-        UpslopeError: there are more or fewer names than groups, or two are the same.
+        UpslopeError: there are more or fewer names than groups, or two names are equal.
     """
     names = names_of(panels)
     if not labels:
@@ -328,13 +329,13 @@ def matplotlib_size() -> list[float]:
 
 
 def height_of(panels: Sequence[Panel], form: Format, columns: int) -> float:
-    """Inches for all rows of panels."""
+    """The height of all rows of panels, in inches."""
     rows = [panels[first : first + columns] for first in range(0, len(panels), columns)]
     return sum(max(height_of_panel(panel, form) for panel in row) for row in rows)
 
 
 def height_of_panel(panel: Panel, form: Format) -> float:
-    """Inches for a panel: for its rows, or for its curves."""
+    """The height of a panel with rows or with curves, in inches."""
     if panel.curves:
         return form.panel_height
     return form.row_height * (len(panel.groups) + 0.5) + 5 * form.font / 72
@@ -386,7 +387,7 @@ def draw_scores(at: Any, panel: Panel, shown: dict[str, str], lines: dict[str, d
 
 
 def in_short(steps: float) -> str:
-    """A number of steps in a few characters: 50k, 2M."""
+    """A number of steps in short form: 50k, 2M."""
     for unit, sign in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(steps) >= unit:
             return f"{steps / unit:g}{sign}"

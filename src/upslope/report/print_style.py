@@ -1,4 +1,4 @@
-"""How a printed figure looks: sizes, colours, and the user's own Matplotlib style sheet (extra `figure`)."""
+"""The style of a printed figure: sizes, colours, and the user's own Matplotlib style sheet (extra `figure`)."""
 
 import ast
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from upslope.errors import UpslopeError
 
 Size = Literal["column", "page", "slide"]
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Colours that are distinguishable with any colour vision: those of Okabe & Ito 2008, Color Universal Design, without
+"""Colours that are distinguishable with any colour vision: those of Okabe & Ito (2008, Color Universal Design) except
 yellow, which is too pale for a line."""
 FAMILIES = (
     *(
@@ -32,10 +32,10 @@ FAMILIES = (
     *("figure.constrained_layout.", "figure.edgecolor", "figure.facecolor", "figure.figsize", "pdf.fonttype"),
     *("savefig.dpi", "savefig.edgecolor", "savefig.facecolor", "savefig.transparent", "svg.fonttype", "text.color"),
 )
-"""The settings that a style sheet may change. Others name modules, programs and folders, or are irrelevant to a
+"""The settings that a style sheet may change. All others name modules, programs and folders, or are irrelevant to a
 file."""
 LONGEST_CYCLE = 10_000
-"""Characters of a colour cycle."""
+"""Maximum number of characters in a colour cycle."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ def require_matplotlib() -> None:
 
 
 def style_of(size: Size, sheet: str | Path | None) -> Style:
-    """The settings of a figure of this size, whatever the user's own matplotlibrc contains, and those of a style sheet.
-    Fonts are embedded in a PDF as TrueType, as publishers require, and drawn as outlines in an SVG.
+    """The settings of a figure of this size, independent of the user's matplotlibrc, and those of a style sheet. Fonts
+    are embedded in a PDF as TrueType, as publishers require, and drawn as outlines in an SVG.
     """
     import matplotlib
 
@@ -102,10 +102,10 @@ def style_of(size: Size, sheet: str | Path | None) -> Style:
 
 
 def sheet_of(path: Path) -> Style:
-    """What a Matplotlib style sheet sets.
+    """The settings in a Matplotlib style sheet.
 
-    It is read here line by line, because Matplotlib would also accept settings that import a module, start a program or
-    read another file.
+    The sheet is read here line by line, because Matplotlib would also accept settings that import a module, start a
+    program or read another file.
 
     Raises:
         UpslopeError: the file cannot be read, or contains something that is not a setting.
@@ -157,7 +157,7 @@ def without_comment(line: str) -> str:
 
 
 def colours_of(cycle: str) -> tuple[str, ...]:
-    """The colours of a cycle, `cycler('color', ['#0072B2', …])`, which is not evaluated; empty if it has none."""
+    """The colours of a cycle, `cycler('color', ['#0072B2', …])`, found without evaluating it; empty if it has none."""
     from matplotlib.colors import is_color_like
 
     if len(cycle) > LONGEST_CYCLE:
@@ -176,7 +176,7 @@ def colours_of(cycle: str) -> tuple[str, ...]:
 
 
 def shortened(names: list[str], length: int) -> list[str]:
-    """Shorten names in the middle to a maximum length, and keep them distinct."""
+    """Shorten names in the middle to a maximum length, but keep them distinct."""
     found: list[str] = []
     for name in names:
         short = middle_left_out(name, length)

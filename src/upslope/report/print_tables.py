@@ -28,14 +28,14 @@ LATEX = {
 }
 """Replacements for characters that LaTeX would interpret as commands."""
 FORMULA = tuple("=+-@\t\r\n＝＋－＠")
-"""The first characters of cells that a spreadsheet would treat as formulas: OWASP, CSV Injection."""
+"""A spreadsheet treats a cell that begins with one of these characters as a formula (OWASP, CSV Injection)."""
 
 
 def table(runs: str | Path | Sequence[str | Path], format: Format = "latex", *, score: Score = "auto") -> str:
     """A table of the scores of runs, as text: mean, interquartile mean and median with 95 % intervals, seeds and steps.
 
-    Runs that differ only in their seeds form one row. The numbers and the digits are those of `upslope.compare`, which
-    also gives reasons to doubt them; CSV has all digits.
+    Runs that differ only in their seeds form one row. The numbers and their digits are those of `upslope.compare`,
+    which also gives reasons to doubt them. CSV has all digits.
 
     Args:
         runs: run directories, or archives of `upslope.bundle`.
@@ -83,7 +83,7 @@ def markdown(comparison: Comparison) -> str:
 
 
 def as_csv(comparison: Comparison) -> str:
-    """Comma-separated values, with a column for each end of an interval."""
+    """Comma-separated values, with a column for each endpoint of an interval."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     columns = [f"{name}{end}" for name in STATISTICS for end in ("", "_low", "_high")]
@@ -106,13 +106,13 @@ def numbers_of(g: Group) -> list[str]:
 
 
 def with_ends(estimate: Estimate) -> list[float | str]:
-    """An estimate and the ends of its interval; empty cells where there are none."""
+    """An estimate and the endpoints of its interval; cells are empty if there is no interval."""
     ends = (estimate.interval.low, estimate.interval.high) if estimate.interval else (math.nan, math.nan)
     return [x if math.isfinite(x) else "" for x in (estimate.value, *ends)]
 
 
 def latex_text(text: str) -> str:
-    """Text that LaTeX shows unchanged; two hyphens would become a dash."""
+    """Text that LaTeX shows unchanged; otherwise two hyphens would become a dash."""
     return "".join(LATEX.get(letter, letter) for letter in readable(text)).replace("--", "-{-}")
 
 

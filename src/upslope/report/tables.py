@@ -37,9 +37,9 @@ def estimate(x: Estimate, spread: float = np.nan) -> str:
 
 
 def comparison_part(figures: Figures, comparison: Comparison, names: dict[Path, str]) -> dict[str, Any]:
-    """Scores with intervals, as figures and tables, and pairwise probabilities; one part per environment.
+    """Scores with intervals, as figures and tables, and pairwise probabilities, with one part per environment.
 
-    A group of one run has the run's name, a group of several its label in the comparison.
+    A group of one run has the run's name; a group of several runs has its label in the comparison.
     """
     parts = []
     for environment in dict.fromkeys(g.environment for g in comparison.groups):
@@ -54,7 +54,8 @@ def comparison_part(figures: Figures, comparison: Comparison, names: dict[Path, 
 
 
 def overall_part(figures: Figures, comparison: Comparison) -> dict[str, Any]:
-    """Results over all environments in normalised scores: aggregates, pairwise probabilities, performance profiles."""
+    """Results over all environments in normalised scores: aggregates, pairwise probabilities and performance
+    profiles."""
     rows = [[a.label, estimate(a.mean, HUNDREDTHS), estimate(a.iqm, HUNDREDTHS)] for a in comparison.aggregates]
     environments = tuple(r.environment for r in comparison.references)
     labels = {a.label: a.label for a in comparison.aggregates}
@@ -126,7 +127,7 @@ def single_tick_axis(scores: np.ndarray) -> dict[str, Any]:
 
 
 def score_table(groups: Sequence[Group], titles: dict[str, str], metric: str = "return") -> Table:
-    """Mean, interquartile mean, median, and sample efficiency. The mean is first, since a phone shows only that."""
+    """Mean, interquartile mean, median, and sample efficiency. The mean comes first, since a phone shows only that."""
     known = [g.efficiency for g in groups if g.efficiency]
     early = [Html(f"{escape(metric)} at<br>{steps:,} steps") for steps in known[0].steps] if known else []
     head = ["", "mean", "IQM", "median", "seeds", Html("budget<br>(steps)"), *early, Html("area /<br>length")]
@@ -141,7 +142,7 @@ def score_table(groups: Sequence[Group], titles: dict[str, str], metric: str = "
 
 
 def improvement_table(comparison: Comparison, titles: dict[str, str], environments: tuple[str, ...]) -> Table | None:
-    """P(a seed of the row scores higher than one of the column) for all labels; None if there is only one."""
+    """P(a seed of the row scores higher than one of the column) for all labels; None if there is only one label."""
     if len(titles) < 2:
         return None
     cells: dict[tuple[str, str], str] = {}
@@ -160,7 +161,7 @@ def complement(p: Estimate) -> Estimate:
 
 
 def settings_part(records: Sequence[Record], names: Sequence[str]) -> dict[str, Table | None]:
-    """The networks, the settings that differ between the runs, those that all share, and the versions."""
+    """The networks, the settings that differ between the runs, the settings that all share, and the versions."""
     settings = [r.config.to_json() for r in records]
     keys = list(dict.fromkeys(key for one in settings for key in one))
     differ = [k for k in keys if len({repr(one.get(k)) for one in settings}) > 1]
@@ -197,12 +198,12 @@ def layers_of(record: Record) -> str:
     if config.model != "perceptron":
         return config.model
     widths = " and ".join(map(str, config.hidden_sizes))
-    kind = "on one trunk" if config.shared_trunk else "each with layers of its own"
+    kind = "on one trunk" if config.shared_trunk else "each with its own layers"
     return f"{kind}: hidden {widths}, {config.activation}"
 
 
 def readers_of(record: Record) -> str:
-    """Which network reads which image, from config.json; runs of older versions do not record it."""
+    """The network that reads each image, from config.json; runs of older versions do not record it."""
     parts = record.description.get("networks")
     if not isinstance(parts, list):
         return UNKNOWN

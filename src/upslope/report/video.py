@@ -30,7 +30,7 @@ def film(
 ) -> Path:
     """Film one deterministic episode of the run's first seed.
 
-    A compiled environment is filmed as its Gymnasium twin. `max_episode_steps` and `trust` are those of `evaluate`.
+    A compiled environment is filmed as its Gymnasium twin. `max_episode_steps` and `trust` are as in `evaluate`.
 
     Raises:
         UpslopeError: imageio is missing, the file cannot be written, or the environment cannot render.
@@ -73,14 +73,15 @@ def film(
 
 
 def video_path(path: str | Path) -> Path:
-    """The file to write a video to; it and the required packages are checked before an episode is played."""
+    """The file to which a video is written. The file and the required packages are checked before an episode is
+    played."""
     if find_spec("imageio") is None or find_spec("imageio_ffmpeg") is None:
         raise UpslopeError('Video needs imageio and ffmpeg: pip install "upslope[video]".')
     path = Path(path) if Path(path).suffix else Path(f"{path}.mp4")
     if path.suffix != ".mp4":
         raise UpslopeError(f"A video is an .mp4 file, but {path} has another suffix. Choose another --video.")
     if path.exists():
-        raise UpslopeError(f"{path} exists already, and nothing is overwritten. Choose another --video.")
+        raise UpslopeError(f"{path} already exists and will not be overwritten. Choose another --video.")
     if not path.parent.is_dir():
         raise UpslopeError(f"There is no folder {path.parent} to write {path.name} into. Create it first.")
     return path

@@ -1,7 +1,7 @@
-"""Pack runs into one archive to share, and read such archives with the caution that a stranger's file requires.
+"""Pack runs into one archive for sharing, and read such archives safely even if they come from an untrusted source.
 
 bundle.json        format, and for each run its command, versions and the hashes of its files
-REPEAT.md          the same for people: the commands that repeat the runs
+REPEAT.md          the same in readable form: the commands that repeat the runs
 NAME/…             the files of each run, as in its run directory
 """
 
@@ -27,7 +27,7 @@ from upslope.runs.directory import RunDirectory, versions
 BUNDLE_FORMAT = 1
 CONTENTS, REPEAT = "bundle.json", "REPEAT.md"
 PART = 2**20
-"""Bytes of a file that are read at once."""
+"""Number of bytes to read from a file at a time."""
 TABLES = ("config.json", "metrics.jsonl", "episodes.csv", "evaluation.csv", "credit.npz")
 CHECKPOINTS = ("checkpoints/best.npz", "checkpoints/last.npz")
 FOLDERS = ("", "checkpoints")
@@ -35,10 +35,10 @@ SUFFIX = ".zip"
 MAX_ARCHIVE, MAX_UNPACKED = (1 << 32) - 1, 1 << 33
 """Maximum sizes of an archive and of its unpacked contents, in bytes."""
 MAX_ENTRIES, MAX_LISTING, MAX_CONTENTS = 20_000, 1 << 24, 1 << 24
-"""Maximum number of files in an archive, and maximum sizes of their list and of `bundle.json`, in bytes."""
+"""Maximum number of files in an archive, and maximum sizes in bytes of its file list and of `bundle.json`."""
 MAX_NAME = 200
 END, END_64 = b"PK\x05\x06", b"PK\x06\x07"
-"""The first bytes of an archive's last record, and of the record before it in an archive beyond 4 GiB."""
+"""The signatures of the last record of a zip archive, and of the record before it in archives larger than 4 GiB."""
 END_SIZE, END_64_SIZE, MAX_COMMENT = 22, 20, 1 << 16
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """The timestamp of every file in an archive, so that the same runs give identical bytes."""
@@ -51,20 +51,20 @@ def bundle(
 ) -> Path:
     """Pack runs into one archive, with their versions and the commands that repeat them.
 
-    `upslope.compare`, `figure`, `table` and the commands report, doctor and compare read it directly. The same runs
-    give identical bytes.
+    `upslope.compare`, `figure`, `table` and the commands report, doctor and compare read it directly. Packing the same
+    runs again produces an identical archive.
 
     Args:
         runs: run directories.
-        output: the archive, a .zip file; an existing file is not replaced.
-        checkpoints: also pack the checkpoints, so that the policies can be loaded and evaluated once it is unpacked.
+        output: the archive, a .zip file. An existing file is never overwritten.
+        checkpoints: also pack the checkpoints, so that the policies can be loaded and evaluated after unpacking.
 
     Raises:
         UpslopeError: a folder is not a run or contains links, or the output exists or cannot be written.
     """
     paths = [Path(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
     if not paths:
-        raise UpslopeError("No run is given. Name at least one run directory, e.g. runs/*")
+        raise UpslopeError("No run was given. Name at least one run directory, e.g. runs/*")
     path = archive_path(output)
     named = dict(zip(names_of(paths), map(RunDirectory, paths), strict=True))
     files = {name: files_of(directory, checkpoints) for name, directory in named.items()}
@@ -97,7 +97,7 @@ def bundle(
 
 
 def archive_path(output: str | Path) -> Path:
-    """The archive to write: `runs.zip` if `output` is a folder; a name without a suffix gets `.zip`.
+    """Return the path of the archive: `runs.zip` in `output` if that is a folder; a name without a suffix gets `.zip`.
 
     Raises:
         UpslopeError: the suffix is wrong, the folder is missing, or the file exists.
@@ -108,16 +108,18 @@ def archive_path(output: str | Path) -> Path:
     if not path.suffix:
         path = path.with_suffix(SUFFIX)
     if path.suffix.lower() != SUFFIX:
-        raise UpslopeError(f"An archive is a {SUFFIX} file, but {path} is not one. Pass --output such a name.")
+        raise UpslopeError(
+            f"An archive must be a {SUFFIX} file, but {path} is not. Pass --output a name that ends in {SUFFIX}."
+        )
     if not path.parent.is_dir():
         raise UpslopeError(f"There is no folder {path.parent} to write {path.name} into. Create it first.")
     if path.exists() or path.is_symlink():
-        raise UpslopeError(f"{path} exists already, and nothing is overwritten. Choose another --output.")
+        raise UpslopeError(f"{path} already exists and will not be overwritten. Choose another --output.")
     return path
 
 
 def names_of(runs: Sequence[Path]) -> list[str]:
-    """A folder in the archive for each run, named after its own."""
+    """Return the name of each run's folder in the archive, derived from the name of its run directory."""
     names: list[str] = []
     for run in runs:
         plain = "".join(c if is_plain(c) else "_" for c in run.resolve().name).strip(" .")[:MAX_NAME] or "run"
@@ -135,11 +137,12 @@ def is_plain(character: str) -> bool:
 
 
 def files_of(directory: RunDirectory, checkpoints: bool) -> dict[str, Path]:
-    """The files of a run by their names in its folder; all of them belong to the run itself. For a run that is still
-    training, rows are packed after the checkpoints, which need the rows before them.
+    """Return the files of a run by their names relative to its folder.
+
+    Checkpoints come first: a run may still be training, and a checkpoint needs all the rows written before it.
 
     Raises:
-        UpslopeError: it is not a run, or a file is a link, which could lead to a file that nobody meant to share.
+        UpslopeError: the folder is not a run, or a file is a link, which could expose a file outside the run.
     """
     directory.config()
     found = {}
@@ -147,14 +150,16 @@ def files_of(directory: RunDirectory, checkpoints: bool) -> dict[str, Path]:
         path = directory.path / name
         for place in (path.parent, path):
             if place != directory.path and place.is_symlink():
-                raise UpslopeError(f"{place} is a link, and the file behind it is not packed. Replace it with a copy.")
+                raise UpslopeError(
+                    f"{place} is a link, and links are not packed. Replace it with a copy of its target."
+                )
         if path.exists():
             found[name] = plain_file(path, MAX_UNPACKED)
     return found
 
 
 def description_of(name: str, directory: RunDirectory, there: Mapping[Path, str]) -> dict[str, Any]:
-    """The archive's description of a run, except its files; `there` contains the names of all runs in it."""
+    """Describe a run for the archive, without its files; `there` maps every packed run to its name in the archive."""
     description = directory.read()
     command, note = repeating(name, directory, there)
     return {
@@ -167,7 +172,7 @@ def description_of(name: str, directory: RunDirectory, there: Mapping[Path, str]
 
 
 def repeating(name: str, directory: RunDirectory, there: Mapping[Path, str]) -> tuple[str, str]:
-    """The command that trains a run again under its name in the archive, and what else it needs."""
+    """Return the command that trains a run again under its name in the archive, and notes on what else it needs."""
     from upslope.config.command import command_of, wanted_preset
     from upslope.runs.lineage import inherited_from, source_of  # this imports JAX, which reading an archive does not
     from upslope.runs.policy import spaces_of
@@ -185,27 +190,25 @@ def repeating(name: str, directory: RunDirectory, there: Mapping[Path, str]) -> 
         try:
             inherited = inherited_from(source.config, config.environment, config.algorithm, wanted_preset(config))
         except UpslopeError:
-            notes += ["Settings that it inherited from there may be missing here; config.json has them all."]
+            notes += ["Settings inherited from that run may be missing here; config.json has them all."]
     is_continuous = spaces_of(directory)[1].is_continuous
     command = command_of(config, is_continuous=is_continuous, inherited=inherited)
     return f"{command} --name {shlex.quote(name)}", " ".join(dict.fromkeys(notes))
 
 
 def called_in(there: Mapping[Path, str], run: Path, checkpoint: str) -> tuple[str | None, str]:
-    """Another run's name in an archive, or None if the archive lacks it; and a note about it."""
+    """Return another run's name in the archive (None if it is not in the archive) and a note about it."""
     name = there.get(run.resolve())
     if name is None:
         return None, f"It needs the run {run}, which is not in this archive."
-    return f"runs/{name}@{checkpoint}", f"It needs {name}, whose command is here too."
+    return f"runs/{name}@{checkpoint}", f"It needs {name}, whose command is also listed here."
 
 
 def repeat_text(runs: Sequence[dict[str, Any]]) -> str:
-    """The commands that repeat the runs, for people."""
+    """Return the text of REPEAT.md: the commands that repeat the runs."""
     lines = ["# How these runs were made", ""]
-    lines += [
-        "`upslope report` reads this archive directly. Each command trains its run again; where it names a file or"
-    ]
-    lines += ["somebody's own module, you need that too. Other versions or processors may round differently."]
+    lines += ["`upslope report` reads this archive directly. Each command trains its run again. If it names a file or"]
+    lines += ["a custom module, you need that too. Other versions or processors may round differently."]
     for run in runs:
         packages = ", ".join(f"{package} {number}" for package, number in run["versions"].items())
         lines += [
@@ -221,14 +224,14 @@ def repeat_text(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def entry_of(name: str) -> zipfile.ZipInfo:
-    """An archive's entry for a file, with nothing in it that depends on the machine."""
+    """Return an archive entry for a file that contains nothing machine-dependent."""
     entry = zipfile.ZipInfo(name, EPOCH)
     entry.compress_type, entry.create_system, entry.external_attr = zipfile.ZIP_DEFLATED, 3, 0o644 << 16
     return entry
 
 
 def pack(archive: zipfile.ZipFile, name: str, path: Path) -> str:
-    """Add a file, and return the SHA-256 of what was added, in hexadecimal."""
+    """Add a file and return the hexadecimal SHA-256 of its content."""
     entry, digest = entry_of(name), hashlib.sha256()
     entry.file_size = path.stat().st_size
     with path.open("rb") as source, archive.open(entry, "w") as file:
@@ -239,11 +242,13 @@ def pack(archive: zipfile.ZipFile, name: str, path: Path) -> str:
 
 
 def unpacked(run: str | Path) -> list[Path]:
-    """The run directories that a path stands for: those in an archive, unpacked into a private temporary folder that is
-    removed when the process ends; for anything else, the path itself.
+    """Return the run directories that a path stands for.
+
+    An archive is unpacked into a private temporary folder, which is removed when the process ends. Any other path is
+    returned unchanged.
 
     Raises:
-        UpslopeError: the archive is damaged or could do harm, or another program made it.
+        UpslopeError: the archive is damaged, unsafe, or was made by another program.
     """
     path = Path(run)
     if path.suffix.lower() != SUFFIX or not path.is_file():
@@ -259,7 +264,7 @@ def unpacked(run: str | Path) -> list[Path]:
                 folder = Path(holder.name) / path.name
                 for entry in entries:
                     unpack(archive, entry, folder)
-    except Exception as error:  # zipfile and zlib raise a dozen types
+    except Exception as error:  # zipfile and zlib raise a dozen exception types
         holder.cleanup()
         raise UpslopeError(
             f"{path} is not an upslope archive, or it is damaged: {brief(error)}. Nothing in it was kept. "
@@ -273,7 +278,7 @@ def refuse_long_listing(file: IO[bytes]) -> None:
     """Refuse an archive with too many files before their list is read.
 
     Raises:
-        ValueError: there are too many, or it has no list.
+        ValueError: there are too many files, or the archive has no file list.
     """
     size = file.seek(0, 2)
     file.seek(max(size - END_SIZE - END_64_SIZE - MAX_COMMENT, 0))
@@ -291,10 +296,10 @@ def refuse_long_listing(file: IO[bytes]) -> None:
 
 
 def check(archive: zipfile.ZipFile, size: int) -> list[zipfile.ZipInfo]:
-    """The files of runs in an archive of this many bytes, after checking that they are what `bundle` writes.
+    """Check that an archive of `size` bytes contains only what `bundle` writes, and return the entries of the runs.
 
     Raises:
-        ValueError: a file has another name, is a link, appears twice, or is too large.
+        ValueError: a file has an unexpected name, is a link, appears twice, or is too large.
     """
     entries = archive.infolist()
     if len(entries) > MAX_ENTRIES:
@@ -313,11 +318,11 @@ def check(archive: zipfile.ZipFile, size: int) -> list[zipfile.ZipInfo]:
         if kind not in (0, stat.S_IFDIR if entry.is_dir() else stat.S_IFREG):
             raise ValueError(f"{name} is not a plain file")
         if entry.flag_bits & 1 or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ValueError(f"{name} is encrypted or compressed in another way")
+            raise ValueError(f"{name} is encrypted or uses another compression method")
         if is_of_a_run(name) and not entry.is_dir():
             found.append(entry)
         elif name not in (CONTENTS, REPEAT) and not (entry.is_dir() and is_of_a_run(name)):
-            raise ValueError(f"it contains {name!r}, which belongs to no run")
+            raise ValueError(f"it contains {name!r}, which is not part of a run")
     return found
 
 
@@ -329,10 +334,10 @@ def is_of_a_run(name: str) -> bool:
 
 
 def check_contents(archive: zipfile.ZipFile) -> None:
-    """Check that an archive was written by `bundle`, by a version that this one can read.
+    """Check that an archive was written by `bundle`, in a format that this version can read.
 
     Raises:
-        ValueError, KeyError: another program or version did.
+        ValueError, KeyError: it was written by another program or version.
     """
     entry = archive.getinfo(CONTENTS)
     if entry.file_size > MAX_CONTENTS:
@@ -344,7 +349,7 @@ def check_contents(archive: zipfile.ZipFile) -> None:
 
 
 def unpack(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path) -> None:
-    """Write one file of an archive below a folder; a checked name cannot lead out of it."""
+    """Extract an entry into a folder. Its name must have been checked, so that it cannot point outside the folder."""
     path = folder.joinpath(*PurePosixPath(entry.filename).parts)
     path.parent.mkdir(parents=True, exist_ok=True)
     with archive.open(entry) as source, path.open("xb") as file:

@@ -13,11 +13,11 @@ from upslope.errors import UpslopeError
 
 CHECKPOINT_FORMAT = 2
 OLD_NAMES = {".model.": ".", ".normaliser.": ".observation_statistics."}
-"""Array names of an agent in format 1, which had no model; agents can be read from it, states cannot."""
+"""Array names of an agent in format 1, which had no model. Agents can be read from that format, but states cannot."""
 
 
 def save_checkpoint(path: Path, tree: Any, snapshot: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
-    """Write a state and the snapshot of environments on the host atomically."""
+    """Atomically write a state and the snapshot of the environments on the host."""
     arrays = {f"state{name}": np.asarray(raw(leaf)) for name, leaf in named_leaves(tree)}
     arrays |= {f"world/{name}": x for name, x in snapshot.items()}
     save_arrays(path, arrays, {"kind": "checkpoint", "format": CHECKPOINT_FORMAT, **meta})
@@ -30,11 +30,12 @@ Content = tuple[dict[str, np.ndarray], dict[str, Any]]
 def load_checkpoint(
     path: Path, like: Any, prefix: str = "", content: Content | None = None
 ) -> tuple[Any, dict[str, np.ndarray], dict[str, Any]]:
-    """Read a state with the structure, shapes and dtypes of `like`, or the part of it under a path `prefix`; from the
-    `content` of the file if it has been read before.
+    """Read a state with the structure, shapes and dtypes of `like`, or only the part under a path `prefix`.
+
+    If the file was read before, pass its `content` to avoid reading it again.
 
     Raises:
-        UpslopeError: the file is missing, damaged, of another version, or contains another state.
+        UpslopeError: the file is missing or damaged, was written by another version, or contains a different state.
     """
     arrays, meta = load_arrays(path, "checkpoint") if content is None else content
     is_old = meta.get("kind") == "checkpoint" and meta.get("format") == 1
@@ -59,7 +60,7 @@ def load_checkpoint(
         if found is None or found.shape != expected.shape or found.dtype != expected.dtype:
             said = "missing" if found is None else f"{found.dtype}{list(found.shape)}"
             raise UpslopeError(
-                f"{path} does not belong to this run's config: its {name} is {said}, but "
+                f"{path} does not match this run's config: its {name} is {said}, but "
                 f"{expected.dtype}{list(expected.shape)} is needed."
             )
         leaves.append(typed(jnp.asarray(found), leaf))
@@ -79,17 +80,17 @@ def check_size(path: Path, numbers: int) -> None:
     """Refuse a checkpoint too small to hold this many 32-bit numbers, before allocating memory for them.
 
     Raises:
-        UpslopeError: it is missing or too small.
+        UpslopeError: the file is missing or too small.
     """
     if not path.is_file():
         raise UpslopeError(f"There is no checkpoint at {path}.")
     if path.stat().st_size < 4 * numbers:
         raise UpslopeError(
-            f"{path} does not belong to this run's config, which describes at least {numbers:,} numbers: it has "
+            f"{path} does not match this run's config, which describes at least {numbers:,} numbers: it has "
             f"{path.stat().st_size:,} bytes. One of the two is damaged: restore it from a copy."
         )
 
 
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:
-    """Each array of a pytree with its path, e.g. `.learner.agent.actor.log_std`."""
+    """Return each array of a pytree with its path, e.g. `.learner.agent.actor.log_std`."""
     return [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]

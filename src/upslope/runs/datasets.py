@@ -3,10 +3,10 @@
 The format, for writing your own: a `.npz` with `meta` (JSON text) and, for M steps in E concatenated episodes,
 `observation` [M, …], `action` [M, …], `reward` [M], `length` [E], `terminated` [E] (false: truncated),
 `final_observation` [E, …], and, if known, `behaviour_log_prob` [M], log μ(a|s) in the environment's units, and
-`action_mask` [M, K], the allowed choices, with the K choices of all components of an action concatenated.
-Discrete actions are counted from 0; a Box action is flattened, and stored as sampled, before clipping to its bounds. An
-action with several parts is one vector of floats: the parts, flattened, in the order of their keys. If `meta` has
-`"squashed": true`, Box actions are stored before tanh: the environment got centre + half range · tanh(number).
+`action_mask` [M, K], the allowed choices, with the K choices of all components of an action concatenated. Discrete
+actions are counted from 0; a Box action is flattened, and stored as sampled, before clipping to its bounds. An action
+with several parts is one vector of floats: the parts, flattened, in the order of their keys. If `meta` has `"squashed":
+true`, Box actions are stored before tanh: the environment received centre + half range · tanh(number).
 """
 
 from collections.abc import Sequence
@@ -25,15 +25,15 @@ from upslope.models.head import ActionHead
 from upslope.runs.minari_datasets import is_minari, read_minari
 
 DATASET_FORMAT = 4
-"""Format 4 may contain actions with several parts, and squashed ones; without them it equals 3. Format 3 may contain
-action masks, which learners must respect; without them it equals 2. Format 2 may contain observations with several
-arrays; with a single array it equals 1."""
+"""Format 4 adds actions with several parts and squashed actions, format 3 adds action masks, which learners must
+respect, and format 2 adds observations with several arrays. A file that does not use what its format adds is identical
+to one of the previous format."""
 READABLE_FORMATS = (1, 2, 3, 4)
 """Formats that can be read."""
 MAX_PADDING = 200
-"""Episodes are padded to the longest; the padded size may be at most about this many times the number of steps."""
+"""Episodes are padded to the longest one. The padded size may be at most about this many times the number of steps."""
 MAX_PADDED, SMALL = 20, 1 << 31
-"""Their padded bytes may be at most 2 GiB or this many times the bytes of the arrays of the file."""
+"""The padded arrays may take at most 2 GiB, or this many times the bytes of the arrays in the file."""
 REQUIRED = ("action", "reward", "length", "terminated")
 EVERY_STEP = ("observation", "action", "reward", "behaviour_log_prob", "action_mask")
 """Names of the arrays with one entry per step."""
@@ -59,7 +59,7 @@ def save_dataset(path: Path, rollouts: Sequence[Rollout], meta: dict[str, Any], 
 
 
 def named_facts(rollout: Rollout) -> dict[str, np.ndarray]:
-    """Every array of a rollout by name; for an observation of several arrays, the path of each is appended."""
+    """Return every array of a rollout by name. If an observation has several arrays, the path of each is appended."""
     return {
         f"{name}{jax.tree_util.keystr(path)}": np.asarray(x)
         for name, tree in rollout._asdict().items()
@@ -85,7 +85,7 @@ def load_dataset(
 
 
 def read_recorded(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays of recorded episodes, in a file or in Minari's `minari:NAME`, and what is known about them."""
+    """Read the arrays and the metadata of recorded episodes, from a file or from the Minari dataset `minari:NAME`."""
     return read_minari(path) if is_minari(path) else load_arrays(Path(path), "dataset")
 
 
@@ -99,7 +99,7 @@ def as_learnable(
     *,
     needs_masks: bool = False,
 ) -> Rollout:
-    """What `read_recorded` found, checked, as a rollout; see `load_dataset`."""
+    """Check what `read_recorded` returned and convert it to a rollout; see `load_dataset`."""
     if not needs_masks:
         arrays.pop("action_mask", None)
     elif "action_mask" not in arrays:
@@ -119,11 +119,12 @@ def as_learnable(
 
 
 def as_the_head_samples(path: str | Path, action: np.ndarray, head: ActionHead, *, was_squashed: bool) -> np.ndarray:
-    """Recorded actions [M, …] as this head would have sampled them. The environment got the same actions, and densities
-    are in its units, so `behaviour_log_prob` is valid for both.
+    """Convert recorded actions [M, …] to the form in which this head would have sampled them.
+
+    The environment received the same actions, and densities are in its units, so `behaviour_log_prob` stays valid.
 
     Raises:
-        UpslopeError: squashing cannot give these actions, since they are not within the bounds.
+        UpslopeError: squashing cannot produce these actions, since they are not strictly within the bounds.
     """
     if was_squashed == head.is_squashed:
         return action
@@ -180,7 +181,7 @@ def as_rollout(arrays: dict[str, np.ndarray], encoder: ObservationEncoder) -> Ro
 def check_dataset(
     path: str | Path, arrays: dict[str, np.ndarray], meta: dict[str, Any], encoder: ObservationEncoder, head: ActionHead
 ) -> None:
-    """Raise an error unless this is a valid dataset for these spaces."""
+    """Raise an error if this is not a valid dataset for these spaces."""
 
     def refuse(reason: str) -> UpslopeError:
         return UpslopeError(f"{path} cannot be learned from: {reason}.")
@@ -241,7 +242,7 @@ def check_padding(arrays: list[np.ndarray], length: np.ndarray, refuse: Refuse) 
 
 
 def check_masks(mask: np.ndarray, action: np.ndarray, head: ActionHead, refuse: Refuse) -> None:
-    """Raise an error if a mask has values other than 0 and 1, or forbids the action taken."""
+    """Raise an error if a mask has values other than 0 and 1, or forbids an action that was taken."""
     if not ((mask == 0) | (mask == 1)).all():
         raise refuse("`action_mask` must contain only 0 and 1")
     forbidden = np.flatnonzero(~head.permits(mask.astype(bool), action))

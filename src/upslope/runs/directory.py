@@ -1,4 +1,4 @@
-"""The run directory: training writes it, and nothing else changes what training wrote.
+"""The run directory. Only training writes its results, and nothing else modifies them.
 
     config.json        format, versions, the full config, the spaces
     metrics.jsonl      a row per iteration and seed
@@ -7,8 +7,8 @@
     checkpoints/       last.npz and best.npz
     tracking/          what was sent to experiment trackers, if any
 
-Rows are appended, and a checkpoint records the sizes of the files; resuming truncates them to those sizes, so that a
-resumed run's files equal an uninterrupted one's.
+Rows are appended, and each checkpoint records the sizes of the files. Resuming truncates the files to those sizes, so
+that the files of a resumed run equal those of an uninterrupted one.
 """
 
 import json
@@ -47,14 +47,14 @@ EPISODE_COLUMNS = ("step", "seed", "return", "length")
 EVALUATION_COLUMNS = ("seed", "mode", "checkpoint", "environment_seed", "return", "length", "terminated")
 EVALUATION_TEXT = {"mode": "U16", "checkpoint": "U8"}
 INFO = "info/"
-"""The prefix of columns of numbers from `info`."""
+"""The prefix of the columns that store numbers from `info`."""
 STOP = "stop/return"
-"""The key under which the last row of a seed that reached --stop-at-return records the return that it reached."""
+"""When a seed reaches --stop-at-return, its last row records the return under this key."""
 MAX_HINTED = 5
 """Maximum number of runs that a hint lists."""
 PACKAGES = ("upslope", "jax", "jaxlib", "optax", "gymnasium", "numpy")
 ENGINES = {"mujoco": "mujoco", "box2d": "Box2D", "ale-py": "ale_py"}
-"""Packages that simulate Gymnasium's environments → the module that is loaded if an environment uses them."""
+"""Packages that simulate Gymnasium's environments → the module that is loaded when an environment uses the package."""
 
 
 class RunDirectory:
@@ -79,12 +79,12 @@ class RunDirectory:
         *,
         is_mixed: bool = False,
     ) -> None:
-        """Create the folder with its first files atomically; refuse a folder that is not empty.
+        """Create the folder and its first files atomically. A folder that is not empty is refused.
 
-        `lineage` describes the run that this one starts from, and `fill` writes further initial files.
-        `is_mixed` means that seeds may train on different processors, whose last digits differ.
+        `lineage` describes the run that this one starts from, and `fill` writes further initial files. `is_mixed` means
+        that seeds may train on different processors, whose results may differ in the last digits.
 
-        It is created under a temporary name and then renamed, so that of two runs with the same name the second fails,
+        The folder is created under a temporary name and then renamed. If two runs use the same name, the second fails,
         and a killed process never leaves an incomplete run.
         """
         description = {
@@ -122,7 +122,7 @@ class RunDirectory:
         """Refuse a folder that is not empty."""
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise UpslopeError(
-                f"{self.path} exists already, and nothing is overwritten. Resume it: "
+                f"{self.path} already exists and will not be overwritten. Resume it: "
                 f"{shell('upslope', 'resume', self.path)} — or choose another --name."
             )
 
@@ -138,7 +138,7 @@ class RunDirectory:
                     resume = shell("upslope", "resume", self.path)
                     raise UpslopeError(
                         f"{self.path} is being trained by another process, and two would corrupt each other's rows. "
-                        f"Wait until it ends, or stop it and resume: {resume} — or train under another --name."
+                        f"Wait until it finishes, or stop it and resume: {resume} — or train under another --name."
                     ) from error
                 except OSError:
                     pass  # a file system without locks
@@ -149,9 +149,9 @@ class RunDirectory:
 
     @contextmanager
     def marked_mixed(self) -> Iterator[None]:
-        """Note in the config.json of a locked run that it continues on different processors.
+        """Record in the config.json of a locked run that it continues on different processors.
 
-        The file is replaced, so the new one is locked too; the old one stays locked for those that have opened it.
+        The file is replaced, so the new file is locked too. The old one stays locked for processes that have it open.
         """
         path = self.path / "config.json"
         described = json.loads(path.read_text("utf-8"))
@@ -173,7 +173,7 @@ class RunDirectory:
 
     @property
     def has_begun(self) -> bool:
-        """Whether there is a checkpoint or a row; a run killed right after its creation has neither."""
+        """Whether there is a checkpoint or a row. A run that was killed right after its creation has neither."""
         return self.last.exists() or (self.metrics_path.is_file() and self.metrics_path.stat().st_size > 0)
 
     def read(self) -> dict[str, Any]:
@@ -236,7 +236,8 @@ class RunDirectory:
         return found
 
     def truncate(self, sizes: dict[str, int]) -> None:
-        """Truncate the growing files to their sizes at a checkpoint; change none if one is shorter than that."""
+        """Truncate the growing files to their sizes at a checkpoint. If any file is shorter than that, none is
+        changed."""
         paths = (self.metrics_path, self.episodes_path)
         for path in paths:
             if not path.is_file() or path.stat().st_size < sizes[path.name]:
@@ -256,7 +257,7 @@ class RunDirectory:
         return [row for some in self.metric_rows() for row in some]
 
     def metric_rows(self) -> Iterator[list[dict[str, Any]]]:
-        """The rows of `metrics`, a batch at a time: a run of many seeds has more than fit in memory as dictionaries."""
+        """The rows of `metrics` in batches, since the rows of many seeds do not fit in memory as dictionaries."""
         return read_rows(self.metrics_path)
 
     def episodes(self) -> np.ndarray:
@@ -270,12 +271,13 @@ class RunDirectory:
         return read_csv(path, columns, text) if path.exists() else np.zeros(0, csv_type(columns, text))
 
     def add_evaluation(self, rows: Iterable[Sequence[Any]], place: Callable[[], Path] | None = None) -> Path:
-        """Add evaluation episodes, all or none, and return the file that holds them: evaluation.csv, or the one that
-        `place` names when no other process writes.
+        """Add all of these evaluation episodes or none, and return the file that holds them.
 
-        They are the first episodes of their seed, mode, checkpoint and environment seed under the run's own limit, so
-        they replace as many stored ones; further stored ones are kept. A row or header that an earlier write left
-        incomplete is repaired; if a row in the middle is unreadable, the original file is kept as
+        The file is evaluation.csv, or the path that `place` returns; `place` is called while no other process writes.
+
+        The episodes are the first of their seed, mode, checkpoint and environment seed under the run's own limit, so
+        they replace the same number of stored episodes, and later stored episodes are kept. A row or header that an
+        earlier write left incomplete is repaired. If a row in the middle is unreadable, the original file is kept as
         `evaluation.csv.damaged`."""
         text = "".join(",".join(map(str, row)) + "\n" for row in rows)
         columns = evaluation_columns(self.config())
@@ -289,19 +291,19 @@ class RunDirectory:
         return path
 
     def evaluations_at(self, step: int) -> Path:
-        """The file for evaluations of the agent at this step, whose checkpoint no longer exists."""
+        """The file for evaluations of the agent at this step if its checkpoint no longer exists."""
         return self.path / f"evaluation-at-step-{step}.csv"
 
     def set_aside_evaluations(self, aside: Path) -> Path | None:
-        """Rename evaluation.csv, whose agents are not those at the end of the run; return its new path, or None if
-        there is none."""
+        """Rename evaluation.csv, because the agents it evaluated were trained further. Return its new path, or None if
+        the file does not exist."""
         path = safe_path(self.path, self.evaluation_path)
-        with self.exclusive():  # an evaluation that is just being stored is set aside too
+        with self.exclusive():  # an evaluation that is being stored right now is set aside too
             return path.replace(safe_path(self.path, aside)) if path.exists() else None
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Lock the folder, so that other processes wait before they add to a file of the run."""
+        """Lock the folder, so that other processes wait before they add rows to its files."""
         if fcntl is None:
             yield
             return
@@ -315,7 +317,7 @@ class RunDirectory:
 
 
 def before_there_were(spaces: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of versions that had no such options: they used no masks and read images with perceptrons."""
+    """The settings that apply to runs of older versions, which had no masks and read images with perceptrons."""
     if "encoder" in settings:
         return {"masks": False}
     # Imported here because they import JAX, which takes a second, and reports on newer runs do not need it.
@@ -326,12 +328,12 @@ def before_there_were(spaces: dict[str, Any], settings: dict[str, Any]) -> dict[
     try:
         has_images = bool(networks_of(from_json(spaces["observation"], ENCODERS)))
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
-        has_images = False  # this is refused where the spaces are read
+        has_images = False  # reading the spaces raises the error
     return {"masks": False} | ({"encoder": [PERCEPTRON]} if has_images else {})
 
 
 def info_columns(config: Config) -> tuple[str, ...]:
-    """The columns of the numbers from `info` that a run stores for every episode."""
+    """The columns for the numbers from `info` that a run stores for every episode."""
     return tuple(INFO + key for key in config.log_info)
 
 
@@ -341,8 +343,8 @@ def evaluation_columns(config: Config) -> tuple[str, ...]:
 
 
 def repaired(content: str, columns: Sequence[str] = EVALUATION_COLUMNS) -> tuple[str, bool]:
-    """An evaluation file with its header and its readable rows, and whether at most an incomplete last row was
-    dropped."""
+    """Return an evaluation file with its header and its readable rows, and whether nothing but an incomplete last row
+    was dropped."""
     header = ",".join(columns)
     first, *lines = content.split("\n")
     kept = [line for line in lines if is_evaluation_row(line, len(columns))]
@@ -351,8 +353,10 @@ def repaired(content: str, columns: Sequence[str] = EVALUATION_COLUMNS) -> tuple
 
 
 def with_these(whole: str, added: str) -> str:
-    """The rows of an evaluation file with these at its end: for each seed, mode, checkpoint and environment seed, they
-    replace the first episodes, and stored episodes beyond them follow."""
+    """Merge the added rows into an evaluation file.
+
+    For each seed, mode, checkpoint and environment seed, the added rows replace the first episodes, and later stored
+    episodes follow them."""
     header, *lines = whole.splitlines()
     new, stored = by_episodes(added.splitlines()), by_episodes(lines)
     kept = [line for line in lines if episodes_key(line) not in new]
@@ -361,7 +365,7 @@ def with_these(whole: str, added: str) -> str:
 
 
 def by_episodes(lines: Iterable[str]) -> dict[tuple[str, ...], list[str]]:
-    """Rows by seed, mode, checkpoint and environment seed, in order."""
+    """Group rows by seed, mode, checkpoint and environment seed, in order."""
     found: dict[tuple[str, ...], list[str]] = {}
     for line in lines:
         found.setdefault(episodes_key(line), []).append(line)
@@ -415,7 +419,7 @@ def runs_in(folder: Path) -> list[str]:
 
 
 def same_run(path: Path, config: Config) -> Path:
-    """Return the path if the run there has this config; otherwise raise an error with the differences."""
+    """Return the path if the run there has this config; otherwise raise an error that lists the differences."""
     there = RunDirectory(path).config()
     if replace(there, preset=None) == replace(config, preset=None):
         return path
@@ -430,8 +434,9 @@ def same_run(path: Path, config: Config) -> Path:
 
 
 def versions(environment: str = "") -> dict[str, str]:
-    """Versions of Python, the machine, and the packages that affect results: simulation packages only if loaded, and
-    the package that was imported for the id of this environment."""
+    """Versions of Python, the machine, and the packages that affect results.
+
+    Simulation packages are included only if they are loaded, as is the package imported for the environment's id."""
     found = {"python": platform.python_version(), "machine": platform.machine()}
     for package in (*PACKAGES, *(name for name, module in ENGINES.items() if module in sys.modules)):
         try:
@@ -444,14 +449,14 @@ def versions(environment: str = "") -> dict[str, str]:
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{k}" for port in ("com", "lpt") for k in range(1, 10))}
 """File names that Windows reserves."""
 MAX_NAME = 200
-"""Maximum length in bytes; files next to a run have slightly longer names, and file systems allow 255."""
+"""Maximum length of a name in bytes. File systems allow 255, and files next to a run have slightly longer names."""
 
 
 def check_name(name: str) -> str:
-    """Return the name of a run or a ladder, if it is valid as the name of a single folder.
+    """Return the name of a run or a ladder if it is a valid name for a single folder.
 
     Raises:
-        UpslopeError: it is in another folder, or a file system would reject it.
+        UpslopeError: the name points to another folder, or a file system would reject it.
     """
     shown = readable(name if len(name) <= 60 else name[:60] + "…")
     if len(name.encode("utf-8", "replace")) > MAX_NAME:
@@ -468,7 +473,7 @@ def check_name(name: str) -> str:
 
 
 def free_name(folder: Path, name: str) -> Path:
-    """`folder/name`, or the first of `name-2`, `name-3` … that is free."""
+    """Return `folder/name`, or the first free name among `name-2`, `name-3` …."""
     safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip("-.")[: MAX_NAME // 4] or "run"
     path, count = folder / safe, 1
     while path.exists():

@@ -1,7 +1,7 @@
-"""Show training progress as a live panel, as plain lines, or not at all.
+"""Display training progress as a live panel, as plain lines, or not at all.
 
-Training hands over a `Snapshot` after each iteration and never waits for the screen: `update` only stores it, and the
-panel is drawn about once a second from the latest one.
+Training passes a `Snapshot` to `update` after each iteration. `update` only stores it, so training never waits for the
+screen, and the panel is drawn about once a second from the latest snapshot.
 """
 
 import math
@@ -29,7 +29,7 @@ from upslope.core.numbers import FEW_SEEDS, UNKNOWN, finite, half_width, number,
 
 
 class Diagnostic(NamedTuple):
-    """How a metric is displayed: its label, its healthy values, and the range outside which it turns yellow."""
+    """How a metric is displayed: its label, its healthy values, and the range outside of which it turns yellow."""
 
     label: str
     hint: str = ""
@@ -64,7 +64,7 @@ MAX_PANEL_WIDTH = 100
 MAX_PAUSE = 3.0
 """Maximum seconds between two redraws, however long drawing takes."""
 DRAWING_SHARE = 0.02
-"""Maximum share of one core's time spent on drawing."""
+"""Maximum share of one core's time that drawing may use."""
 TO_ASCII = str.maketrans({"±": "+/-", "·": "-", "–": "-", "—": "-", "−": "-", "→": "->", "…": "..."})
 
 
@@ -83,19 +83,19 @@ class Snapshot:
     steps_per_second: float
     """The total rate of all seeds; nan if unknown."""
     is_recorded: bool = False
-    """Whether the run learns from recorded data, without episodes of its own."""
+    """Whether the run learns from recorded data instead of playing its own episodes."""
     finding: str = ""
     """The doctor's latest finding, in one line."""
     notice: str = ""
-    """What is wrong with the run, as seen from outside, in one line."""
+    """A problem seen by a process that watches the run from outside, in one line."""
     age: float = 0.0
-    """Seconds since this was the run's state, if the run is watched from outside."""
+    """Age of this state in seconds, if the run is watched from outside."""
     stopped: Sequence[bool] = ()
-    """Which seeds have stopped before their budget was spent; empty if none have."""
+    """Which seeds stopped before they had spent their budget; empty if none did."""
 
     @property
     def spent(self) -> list[int]:
-        """The steps that each seed no longer has to take: the whole budget for one that has stopped."""
+        """Steps that count as done for each seed: those taken, or the whole budget if the seed has stopped."""
         stopped = self.stopped or [False] * len(self.steps)
         return [self.total_steps if over else step for step, over in zip(self.steps, stopped, strict=True)]
 
@@ -121,7 +121,7 @@ def mean(values: Sequence[float]) -> float:
 
 
 def title_of(config: Config) -> str:
-    """One line that names what is trained."""
+    """One line that describes what is being trained."""
     seeds = "1 seed" if config.seeds == 1 else f"{config.seeds} seeds"
     return f"{config.algorithm} on {config.environment} · {seeds}"
 
@@ -129,8 +129,9 @@ def title_of(config: Config) -> str:
 def closing_words(
     elapsed: float, seeds: Sequence[int], returns: Sequence[float] | None, stopped_at: Sequence[int] = ()
 ) -> str:
-    """The results of a run, in one line; `returns` is None for a run on recorded data. `stopped_at` are the steps at
-    which seeds stopped before their budget was spent, 0 for those that did not."""
+    """The results of a run in one line; `returns` is None for a run on recorded data.
+
+    `stopped_at` holds the step at which each seed stopped early, or 0 if the seed spent its whole budget."""
     if returns is None:
         return f"trained in {elapsed:.1f} s"
     spread = range_of(returns)
@@ -141,12 +142,12 @@ def closing_words(
 
 
 def percent(share: float) -> str:
-    """A share as 42 %; 100 % only when everything is finished."""
+    """Format a share as 42 %; 100 % is shown only when everything is finished."""
     return f"{math.floor(share * 100) if share > 0.99 else round(share * 100)} %"
 
 
 def clock(seconds: float) -> str:
-    """Seconds as 0:07, 12:34 or 1:02:03."""
+    """Format seconds as 0:07, 12:34 or 1:02:03."""
     if not math.isfinite(seconds):
         return "unknown"
     minutes, second = divmod(int(seconds), 60)
@@ -192,21 +193,21 @@ def summary(snapshot: Snapshot) -> str:
 
 
 def curve_place(snapshot: Snapshot) -> int:
-    """The point on the curve that a run has reached."""
+    """The index of the point on the curve that a run has reached."""
     return min(int(snapshot.fraction * CURVE_POINTS), CURVE_POINTS - 1)
 
 
 def extend_curve(curve: list[float], snapshot: Snapshot) -> None:
-    """Add the mean return at its position on the budget's axis, which has `CURVE_POINTS` points."""
+    """Add the mean return to the curve, whose x axis divides the budget into `CURVE_POINTS` points."""
     place = curve_place(snapshot)
     now = mean(snapshot.episode_return)
-    # A resumed run has no data from before; within a run, a long iteration covers several points.
+    # A resumed run has no earlier data; within a run, one long iteration may cover several points.
     curve.extend([now if curve else math.nan] * (place - len(curve)))
     curve[place:] = [now]
 
 
 def sparkline(curve: Sequence[float], width: int) -> str:
-    """The curve in block characters, on the budget's axis: `CURVE_POINTS` points would fill `width`."""
+    """Draw the curve in block characters; a curve of `CURVE_POINTS` points fills `width`."""
     width = min(width, CURVE_POINTS)
     edges = [round(column * CURVE_POINTS / width) for column in range(width + 1)]
     points = [mean(curve[a:b]) for a, b in pairwise(edges) if a < len(curve)]
@@ -224,7 +225,7 @@ def progress_bar(fraction: float, width: int) -> Table:
 
 
 def return_rows(table: Table, snapshot: Snapshot, curve: Sequence[float], width: int) -> None:
-    """The return: its mean and interval, its curve over the run, and each seed's value."""
+    """Add rows for the return: its mean and interval, its curve over the run, and each seed's value."""
     value, note, warning = return_words(snapshot.episode_return, snapshot.is_recorded)
     words = Text.assemble((value, "bold green"), " ", (note, "dim"))
     table.add_row(Text("return", "bold"), words.append(f" · {warning}", "yellow") if warning else words)
@@ -242,8 +243,8 @@ def return_rows(table: Table, snapshot: Snapshot, curve: Sequence[float], width:
 
 
 def diagnostic_rows(table: Table, snapshot: Snapshot) -> None:
-    """The metrics that show whether a run is healthy, each with its expected range."""
-    # A seed without a finished episode is not an error; a metric that is nan in one seed is.
+    """Add rows for the metrics that show whether a run is healthy, each with its expected range."""
+    # A seed without a finished episode is not an error, but a metric that is nan in one seed is.
     metrics = {"episode/length": finite(snapshot.episode_length), **snapshot.metrics}
     for name, (label, hint, low, high) in DIAGNOSTICS.items():
         values = metrics.get(name, ())
@@ -258,7 +259,7 @@ def diagnostic_rows(table: Table, snapshot: Snapshot) -> None:
 
 
 def phase_rows(table: Table, snapshot: Snapshot, width: int) -> None:
-    """One bar divided by phase. Spaces separate the pieces, so that it can be read without colour."""
+    """Add a bar divided by phase. Spaces separate its pieces, so that it is readable without colour."""
     spent = {name: seconds for name, seconds in snapshot.phases.items() if seconds > 0}
     other = snapshot.elapsed - sum(spent.values())
     if spent and other > 0.01 * snapshot.elapsed:
@@ -303,10 +304,10 @@ def panel(title: str, snapshot: Snapshot, curve: Sequence[float], width: int, br
 
 
 class Display:
-    """The interface that training reports to. Leaving its `with` block always restores the terminal."""
+    """The interface to which training reports. Leaving its `with` block always restores the terminal."""
 
     is_quiet: bool = False
-    """Whether only messages are shown, so that the doctor is not needed."""
+    """Whether only messages are shown. If so, the doctor is not needed."""
 
     def start(self, title: str, lines: Sequence[str]) -> None:
         """Announce the run: its title, and notes for the user."""
@@ -315,7 +316,7 @@ class Display:
         """Store the current state; cheap enough to call after each iteration."""
 
     def recall(self, snapshots: Sequence[Snapshot]) -> None:
-        """Add the earlier states of a run that began before it was shown."""
+        """Add the earlier states of a run that began before it was displayed."""
 
     def message(self, text: str) -> None:
         """Show an important message, for example a warning."""
@@ -331,7 +332,7 @@ class Display:
 
 
 class SparingLive(Live):
-    """A live display that is redrawn only as often as `DRAWING_SHARE` of a core's time allows."""
+    """A live display that limits redrawing to `DRAWING_SHARE` of a core's time."""
 
     due = 0.0
     """The time of the next redraw, in seconds on the monotonic clock."""
@@ -399,7 +400,7 @@ class LiveDisplay(Display):
         return SegmentLines(lines, new_lines=True)
 
     def panel_of(self, snapshot: Snapshot, silence: float, brief: bool = False) -> Panel:
-        """The panel, with its age if that is more than a few seconds."""
+        """The panel, with the age of its data if that is more than a few seconds."""
         # Ctrl-C makes the terminal print ^C after the panel: two free columns keep it on that line.
         width = min(self.console.width - 2, MAX_PANEL_WIDTH)
         picture = panel(self.title, snapshot, list(self.curve), width, brief)
@@ -457,8 +458,7 @@ class QuietDisplay(Display):
 
 
 def choose(quiet: bool, stream: Any = None) -> Display:
-    """The display that suits the output: quiet if requested, live on a capable terminal or notebook, otherwise
-    plain."""
+    """Choose the display: quiet if requested, live in a notebook or a capable terminal, otherwise plain."""
     if quiet:
         return QuietDisplay()
     output = sys.stdout if stream is None else stream

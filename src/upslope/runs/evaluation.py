@@ -1,4 +1,4 @@
-"""Evaluate and record trained agents: fresh environments, whole episodes, every return kept.
+"""Evaluate and record trained agents, in fresh environments and whole episodes, keeping every return.
 
 Each episode has its own column, so that short episodes are not overrepresented.
 """
@@ -72,7 +72,7 @@ class AlwaysMode:
         return jnp.zeros(())
 
     def held_noise(self, key: PRNGKeyArray, held_key: PRNGKeyArray) -> Array:
-        """Likewise."""
+        """Return zeros."""
         return self.noise(key)
 
     def choose(self, noise: Array) -> Array:
@@ -159,18 +159,18 @@ def evaluate(
     cluster: str | Placement | None = None,
     trust: bool = False,
 ) -> Evaluations:
-    """Run every seed's agent for `episodes` fresh episodes in both modes, and store them in `evaluation.csv`.
+    """Run every seed's agent for `episodes` fresh episodes in both modes and store the episodes in `evaluation.csv`.
 
-    Returns `{"stochastic": …, "deterministic": …}`. If more of these episodes are already stored, the further ones
-    are kept. An episode is truncated after `max_episode_steps`, by default at the run's or the environment's own limit;
-    if there is none, at 10,000 steps, with a notice. Episodes under a different limit have different returns, so
-    they are returned but not stored with the run. `environment` and `model` are needed only if the run's cannot be
-    found by name, as in `upslope.resume`. As in `upslope.train`, `cluster` determines where workers run; each evaluates
-    some of the seeds. `trust` allows the code named by the run's config.json; registered Gymnasium ids, upslope's own
-    environments and runs trained on this machine do not need it.
+    Returns `{"stochastic": …, "deterministic": …}`. If more episodes than these are already stored, the additional ones
+    are kept. An episode is truncated after `max_episode_steps`, by default the limit of the run or of the environment.
+    If neither has a limit, it is truncated after 10,000 steps, with a notice. Episodes under a different limit have
+    different returns, so they are returned but not stored with the run. `environment` and `model` are needed only if
+    those of the run cannot be found by name, as in `upslope.resume`. As in `upslope.train`, `cluster` determines where
+    workers run; each evaluates some of the seeds. `trust` allows the code named by the run's config.json; registered
+    Gymnasium ids, upslope's own environments and runs trained on this machine do not need it.
 
     Raises:
-        UpslopeError: no such run or checkpoint, or the environment cannot be created or is not trusted.
+        UpslopeError: there is no such run or checkpoint, or the environment cannot be created or is not trusted.
     """
     positive(episodes=episodes, max_episode_steps=max_episode_steps)
     fresh(environment_seed=environment_seed)
@@ -199,13 +199,15 @@ def evaluate(
 
 
 def played_steps(meta: Mapping[str, Any], checkpoint: Which) -> Any:
-    """The steps of each seed's agent in a checkpoint, from its metadata; None if an old version did not record them."""
+    """The steps of each seed's agent, from a checkpoint's metadata; None if an old version did not record them."""
     return meta.get("steps" if checkpoint == "last" else "best_step")
 
 
 def file_of_rows(directory: RunDirectory, checkpoint: Which, steps: Any) -> Path:
-    """The file for episodes of agents at these steps: evaluation.csv only if the checkpoint still contains these
-    agents, since training may have replaced it in the meantime."""
+    """The file for episodes of the agents at these steps.
+
+    It is evaluation.csv only if the checkpoint still contains these agents, since training may have replaced it in the
+    meantime."""
     path = directory.last if checkpoint == "last" else directory.best
     if played_steps(load_arrays(path, "checkpoint")[1], checkpoint) == steps:
         return directory.evaluation_path
@@ -213,12 +215,12 @@ def file_of_rows(directory: RunDirectory, checkpoint: Which, steps: Any) -> Path
 
 
 def store(directory: RunDirectory, rows: Iterator[tuple[Any, ...]], place: Callable[[], Path]) -> list[str]:
-    """Store evaluation episodes with the run; return a notice if they cannot be written, or if their agent was trained
-    further in the meantime."""
+    """Store evaluation episodes with the run. Return a notice if they cannot be written, or if their agent has been
+    trained further in the meantime."""
     try:
         path = directory.add_evaluation(rows, place)
-    except (UpslopeError, OSError) as error:  # results that took long to compute are shown anyway
-        return [f"not stored: {str(error).rstrip('.')}. The results are shown, but they are not kept with the run."]
+    except (UpslopeError, OSError) as error:  # the results took long to compute, so they are shown anyway
+        return [f"not stored: {str(error).rstrip('.')}. The results are shown, but not stored with the run."]
     if path == directory.evaluation_path:
         return []
     return [
@@ -237,13 +239,13 @@ def evaluating(cluster: str | Placement | None, environment: Any) -> AbstractCon
 
 
 def trusted_settings(environment: EnvironmentLike | None, model: Callable[..., Any] | None = None) -> set[str]:
-    """The settings of a run that need no trust: those used only in learning, and those passed by the user."""
+    """The settings of a run that need no trust: those used only for learning, and those passed by the user."""
     passed = {"environment": environment, "model": model}
     return {*LEARNING, *(name for name, part in passed.items() if part is not None)}
 
 
 def with_limit(config: Config, max_episode_steps: int | None) -> Config:
-    """The config with another step limit, if one is given."""
+    """Return the config, with another step limit if one is given."""
     return config if max_episode_steps is None else replace(config, max_episode_steps=max_episode_steps)
 
 
@@ -253,11 +255,11 @@ def limit_of(config: "Config | RunSeeds", environment: Any) -> int:
 
 
 def lines_of_limit(own: Config, config: Config, environment: Any, given: EnvironmentLike | None) -> list[str]:
-    """The notice that episodes under this config's limit are not the run's; none if its `own` config has the same
-    limit."""
+    """The notice that these episodes have another step limit than the run; none if `own`, the run's config, has the
+    same limit."""
     if config == own:
         return []
-    # The limit of an environment given by its id is replaced where it is created.
+    # If the environment is given by its id, its limit is replaced on creation.
     as_trained = environment if own.max_episode_steps is not None else environment_of(own, given)
     limits = limit_of(config, environment), limit_of(own, as_trained)
     if len(set(limits)) == 1:
@@ -277,9 +279,9 @@ def evaluate_seeds(
     offset: int,
     notices: Notices | None = None,
 ) -> tuple[Evaluation, int]:
-    """The evaluation of these seeds in one mode, and how many of its episodes were cut short."""
+    """Evaluate these seeds in one mode. Also return how many of the episodes were cut short."""
     infos: list[np.ndarray] = []
-    # Pictures of all steps of all episodes would not fit into memory.
+    # The images of all steps of all episodes would not fit into memory.
     seen = dict.fromkeys(("observation", "next_observation", "action", "behaviour_log_prob", "action_mask"))
     batches = episodes_of(config, environment, agents, mode, episodes, offset, notices, infos)
     rollouts = [rollout._replace(**seen) for rollout in batches]
@@ -328,11 +330,11 @@ def record(
     model: Callable[..., Any] | None = None,
     trust: bool = False,
 ) -> Path:
-    """Record fresh episodes of one seed's agent, sampled from its policy, with their log-probabilities.
+    """Record fresh episodes of one seed's agent, sampled from its policy, together with their log-probabilities.
 
     Returns the path of the dataset, by default `dataset.npz` in the run directory. An existing file is not overwritten.
-    With `output="minari:NAME"` it is a Minari dataset, without the log-probabilities, and the path is its folder.
-    `max_episode_steps`, `environment`, `model` and `trust` are the same as in `evaluate`.
+    With `output="minari:NAME"`, a Minari dataset is written instead, which has no log-probabilities, and its folder is
+    returned. `max_episode_steps`, `environment`, `model` and `trust` are the same as in `evaluate`.
     """
     positive(episodes=episodes, max_episode_steps=max_episode_steps)
     fresh(environment_seed=environment_seed)
@@ -374,7 +376,7 @@ def require_free(path: Path) -> None:
         new_folder(path)
         return
     if path.exists():
-        raise UpslopeError(f"{path} exists already, and nothing is overwritten. Choose another --output.")
+        raise UpslopeError(f"{path} already exists and will not be overwritten. Choose another --output.")
     if not path.parent.is_dir():
         raise UpslopeError(
             f"There is no folder {path.parent} to write {path.name} into. Create it, or choose another --output."
@@ -383,7 +385,7 @@ def require_free(path: Path) -> None:
 
 
 def require_writable(folder: Path) -> None:
-    """Refuse a folder in which no file can be created, before anything is played for it."""
+    """Refuse a folder in which no file can be created, before any episode is played."""
     probe = temporary_beside(folder / "probe")
     try:
         probe.touch(exist_ok=False)
@@ -425,8 +427,9 @@ def episodes_of(
     notices: Notices | None = None,
     infos: list[np.ndarray] | None = None,
 ) -> Iterator[Rollout]:
-    """Yield whole-episode rollouts [S, T, N] until every seed has `episodes` episodes; the numbers of info at their
-    ends, [S, N, K], are added to `infos` if it is given."""
+    """Yield whole-episode rollouts [S, T, N] until every seed has `episodes` episodes.
+
+    If `infos` is given, the numbers from info at the ends of the episodes, [S, N, K], are appended to it."""
     is_finite = finite_seeds(agents)
     agents = fit_to_act(agents, is_finite)  # the episodes of a diverged agent are played, but have no return
     actors = GreedyAgent(agents) if mode == "deterministic" else agents
@@ -453,7 +456,7 @@ def episodes_of(
 
 
 def without_returns(rollout: Rollout, is_finite: np.ndarray) -> Rollout:
-    """Episodes [S, T, N] whose rewards are nan in the seeds whose agent has diverged."""
+    """Episodes [S, T, N] with the rewards replaced by nan for seeds whose agent has diverged."""
     if is_finite.all():
         return rollout
     return rollout._replace(reward=np.where(is_finite[:, None, None], rollout.reward, np.nan))
@@ -468,7 +471,8 @@ def compiled_episodes(
     keys: Array,
     number: Any,
 ) -> tuple[Rollout, Any]:
-    """Run a batch of episodes of every seed in a compiled environment; the numbers of info at their ends [S, N, K]."""
+    """Run a batch of episodes of every seed in a compiled environment. Also return the numbers from info at their ends
+    [S, N, K]."""
 
     def one_seed(inputs: tuple[Any, Array]) -> tuple[Rollout, Any]:
         agent, key = inputs
@@ -476,14 +480,14 @@ def compiled_episodes(
         rollout, finished = collect_episodes(environment, agent, key, num_envs, limit, log_info)
         if finished.info is None:
             return rollout, None
-        # Every episode ends exactly once, at the limit at the latest.
+        # Every episode ends exactly once, no later than the limit.
         return rollout, jnp.sum(jnp.where(finished.done[..., None], finished.info, 0.0), axis=0)
 
     return jax.lax.map(one_seed, (agents, keys))
 
 
 def refuse_stuck(environment: CompiledEnvironment, head: ActionHead, rollout: Rollout) -> None:
-    """Raise an error if a compiled environment forbade every choice where an action was required."""
+    """Raise an error if a compiled environment forbade every action at a step that required one."""
     if rollout.action_mask is not None:
         stuck = np.argwhere(np.asarray(rollout.valid) & ~np.asarray(head.allows_some(rollout.action_mask)))
         if len(stuck):
@@ -500,7 +504,7 @@ def host_episodes(
     notices: Notices | None = None,
     log_info: tuple[str, ...] = (),
 ) -> Iterator[tuple[Rollout, np.ndarray]]:
-    """Yield batches of episodes of every seed in Gymnasium environments, and the numbers of info at their ends
+    """Yield batches of episodes of every seed in Gymnasium environments, and the numbers from info at their ends
     [S, N, K]."""
     encoder = encoder_of(environment.observation_space, environment.name)
     head = agents.head.in_space(environment.action_space)
@@ -521,7 +525,7 @@ def host_episodes(
 def summarise(
     mode: Mode, config: "Config | RunSeeds", rollouts: list[Rollout], infos: Sequence[np.ndarray] = ()
 ) -> Evaluation:
-    """Returns, lengths, termination flags and numbers of info of all episodes."""
+    """The returns, lengths, termination flags and numbers from info of all episodes."""
     returns = np.concatenate([np.sum(r.reward * r.valid, axis=1, dtype=np.float64) for r in rollouts], axis=1)
     lengths = np.concatenate([np.asarray(r.valid).sum(axis=1) for r in rollouts], axis=1)
     terminated = np.concatenate([np.asarray(r.terminated & r.valid).any(axis=1) for r in rollouts], axis=1)
@@ -544,5 +548,5 @@ def rows_of(evaluation: Evaluation, checkpoint: Which, environment_seed: int) ->
 
 
 def take(rollout: Rollout, s: int) -> Rollout:
-    """One seed's facts [T, N]."""
+    """Select one seed's arrays [T, N]."""
     return jax.tree.map(lambda x: np.asarray(x)[s], rollout)

@@ -1,4 +1,4 @@
-"""Evaluate on a cluster: each worker plays the episodes of a share of the seeds."""
+"""Evaluate on a cluster, where each worker plays the episodes of some of the seeds."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ def on_cluster(placement: str | Placement, environment: Any) -> Iterator[Evaluat
     """`evaluate_seeds` in workers on a cluster.
 
     Raises:
-        UpslopeError: the environment cannot be sent there, or a node differs.
+        UpslopeError: the environment cannot be sent to the cluster, or a node's setup differs.
     """
     from upslope.engines.cluster import connect
 
@@ -58,7 +58,7 @@ def on_cluster(placement: str | Placement, environment: Any) -> Iterator[Evaluat
 def evaluate_shares(
     cluster: Any, config: Config, environment: Any, agents: Agent, mode: Mode, episodes: int, offset: int, notices: Any
 ) -> tuple[Evaluation, int]:
-    """The evaluation of all seeds, with a share of them in each worker of a `Cluster`."""
+    """Evaluate all seeds, with a share of them in each worker of a `Cluster`."""
     seeds = config.seed_list()
     shares = np.array_split(np.arange(len(seeds)), min(len(seeds), cluster.capacity()))
     names = [f"seeds {', '.join(str(seeds[i]) for i in share)}" for share in shares]
@@ -76,14 +76,14 @@ def evaluate_shares(
 
 
 def joined(mode: Mode, parts: list[Evaluation]) -> Evaluation:
-    """The evaluation of all seeds."""
+    """Combine the evaluations of the shares into one of all seeds."""
     arrays = {name: np.concatenate([getattr(p, name) for p in parts]) for name in ("returns", "lengths", "terminated")}
     info = {key: np.concatenate([part.info[key] for part in parts]) for key in parts[0].info}
     return Evaluation(mode, tuple(seed for part in parts for seed in part.seeds), info=info, **arrays)
 
 
 class Server:
-    """The worker's side: evaluates its seeds."""
+    """Runs in a worker and evaluates its seeds."""
 
     notices: Notices | None = None
     columns = InProgram()

@@ -1,4 +1,4 @@
-"""What the user's function sees and can do between the chunks of a run: `upslope.train(..., on_iteration=f)`."""
+"""What a user's function can see and do between the chunks of a run: `upslope.train(..., on_iteration=f)`."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -16,8 +16,10 @@ ROLE = "method of the environment"
 
 
 class Following:
-    """A run between two chunks of training. A function `f(state)` receives it after every chunk: on the host after each
-    iteration, in a compiled environment about a hundred times per run.
+    """A run between two chunks of training.
+
+    A function `f(state)` receives it after every chunk. A chunk is one iteration if the environments run on the host,
+    and about a hundredth of the run if they are compiled.
 
     Attributes:
         seeds: the run's seeds.
@@ -48,29 +50,29 @@ class Following:
         return [json.loads(line) for line in self._lines]
 
     def call(self, name: str, *arguments: Any) -> None:
-        """Call this method of every environment at its next reset, e.g. to make its episodes harder.
+        """Call a method of every environment at its next reset, e.g. to make its episodes harder.
 
-        Calls are kept in the checkpoint, so that a resumed run makes them again. Arguments can be numbers, text, and
-        lists and dictionaries of these; a tuple arrives as a list.
+        Calls are stored in the checkpoint, so that a resumed run repeats them. Arguments can be numbers, text, and
+        lists and dictionaries of these. A tuple is passed on as a list.
 
         Raises:
-            UpslopeError: the environments have no such method, or cannot be called, since they are compiled or
-                batched; or an argument cannot be stored.
+            UpslopeError: the environments have no such method, their methods cannot be called because they are compiled
+                or batched, or an argument cannot be stored.
         """
         given = kept_arguments(name, arguments)
         self._call(name, given)
         allow([request_of(name, given)])  # calls made on this machine are trusted when the run is resumed
 
     def stop(self) -> None:
-        """Stop after this chunk, as Ctrl-C does: everything is saved, and `upslope.resume` continues."""
+        """Stop after this chunk. As with Ctrl-C, everything is saved, and `upslope.resume` continues the run."""
         self.is_stopped = True
 
 
 def kept_arguments(name: str, arguments: Sequence[Any]) -> list[Any]:
-    """The arguments as a checkpoint keeps them.
+    """Return the arguments in the form in which a checkpoint stores them.
 
     Raises:
-        UpslopeError: the name is not that of a public method, or an argument cannot be stored.
+        UpslopeError: `name` is not a valid name of a public method, or an argument cannot be stored.
     """
     if not isinstance(name, str) or not name.isidentifier() or name.startswith("_"):
         raise UpslopeError(f"state.call() takes the name of a method, not {readable(repr(name))}.")
@@ -85,7 +87,7 @@ def kept_arguments(name: str, arguments: Sequence[Any]) -> list[Any]:
 
 
 def request_of(name: str, arguments: Sequence[Any]) -> Request:
-    """The call as a request by a file; numbers among its arguments need no trust of their own."""
+    """Convert the call to a request for trust, as if a file made it. Numbers among its arguments need no trust."""
     text = json.dumps([x for x in arguments if not isinstance(x, bool | int | float | None)])
     return Request(ROLE, name, {} if text == "[]" else {"arguments": text})
 
@@ -94,7 +96,7 @@ def require_calls(calls: Sequence[tuple[str, list[Any]]], source: Any, *, trust:
     """Check that the calls of environments' methods in a checkpoint are allowed.
 
     Raises:
-        UpslopeError: one is not.
+        UpslopeError: a call is not allowed.
     """
     wanted = [request_of(name, arguments) for name, arguments in calls]
     if trust:
@@ -102,6 +104,6 @@ def require_calls(calls: Sequence[tuple[str, list[Any]]], source: Any, *, trust:
     if unknown := untrusted(wanted):
         names = ", ".join(dict.fromkeys(one.words() for one in unknown))
         raise UpslopeError(
-            f"{source} asks to call {names}. A file can name any method, so nothing was called. If you know what it "
+            f"{source} asks to call {names}. A file can name any method, so nothing was called. If you know what this "
             "does and want it called, add --trust; in Python, pass trust=True."
         )

@@ -1,5 +1,5 @@
-"""Read the tables of a run directory while they grow, even over a network share: files are reopened each time, and
-nothing is locked or written."""
+"""Read the tables of a run directory while they grow. Files are reopened each time and nothing is locked or written, so
+this also works over a network share."""
 
 import json
 from collections.abc import Container
@@ -12,24 +12,25 @@ from upslope.runs.directory import STOP
 
 
 class GrowingTable:
-    """The complete lines of a file that grows. When a resumed run has cut it back, it is read again from its start."""
+    """Reads the complete lines of a growing file. If a resumed run has truncated the file, it is read again from the
+    start."""
 
     def __init__(self, path: Path):
         self.path = path
         self.count = 0
-        """Lines read so far, since the start of the file."""
+        """Number of lines read so far from the start of the file."""
         self.has_restarted = False
         """Whether the last `read` started over from the beginning."""
         self.position, self.anchor = 0, b""
 
     def read(self) -> list[str]:
-        """The complete lines that were added since the last call; none while the file does not exist."""
+        """Return the complete lines that were added since the last call; none if the file does not exist yet."""
         if not self.path.exists():
             return []
         plain_file(self.path, MAX_TABLE)
         try:
             content = self.content()
-        except OSError:  # a share that is briefly unavailable
+        except OSError:  # the share may be briefly unavailable
             return []
         end = content.rfind(b"\n") + 1
         lines = content[:end].splitlines(keepends=True)
@@ -38,7 +39,7 @@ class GrowingTable:
         return [line.decode("utf-8", "replace").removesuffix("\n") for line in lines]
 
     def content(self) -> bytes:
-        """The bytes after the last line that was read, if that line is still there; otherwise all bytes."""
+        """Return the bytes after the last line that was read, or all bytes if that line is no longer there."""
         with self.path.open("rb") as file:
             file.seek(self.position - len(self.anchor))
             self.has_restarted = file.read(len(self.anchor)) != self.anchor
@@ -49,12 +50,13 @@ class GrowingTable:
 
 
 def is_last(row: dict[str, Any], budget: int) -> bool:
-    """Whether a row is its seed's last: its budget of steps is spent, or the row records that the seed has stopped."""
+    """Whether a row is its seed's last, because its budget of steps is spent or the row records that the seed has
+    stopped."""
     return row["step"] >= budget or STOP in row
 
 
 def parsed_rows(path: Path, lines: list[str], seeds: Container[int]) -> list[dict[str, Any]]:
-    """Rows of metrics.jsonl.
+    """Parse lines of metrics.jsonl.
 
     Raises:
         UpslopeError: a row is not a JSON object with one of these seeds and a step.
@@ -72,7 +74,7 @@ def parsed_rows(path: Path, lines: list[str], seeds: Container[int]) -> list[dic
 
 
 def episode_of(line: str) -> tuple[int, int, float, int] | None:
-    """(step, seed, return, length) of a line of episodes.csv; None for the header and lines that are not episodes."""
+    """Parse a line of episodes.csv to (step, seed, return, length); None if it is the header or not an episode."""
     try:
         step, seed, episode_return, length, *_ = line.split(",")
         return int(step), int(seed), float(episode_return), int(length)

@@ -1,7 +1,7 @@
-"""Start a run from the agent of another: which settings and state it inherits, and how that is recorded.
+"""Start a run from the agent of another run: select the settings and state that it inherits, and record them.
 
-The source is read once, before training. Everything that is inherited is in the new run's first checkpoint, so the
-run can be resumed even if its source is gone.
+The source is read once, before training. Everything that is inherited is stored in the new run's first checkpoint, so
+the run can be resumed even if its source has been deleted.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ NETWORKS = (
     *("model", "model_kwargs", "encoder", "memory", "memory_size", "shared_trunk", "policy_reads", "critic_reads"),
     *("hidden_sizes", "activation", "head", "state_dependent_std", "log_std_init"),
 )
-"""Settings that an agent was built with, and which cannot change."""
+"""Settings with which an agent was built. They cannot change."""
 NORMALISED = ("normalize_observations", "normalize_rewards")
 OF_THE_START = ("start_from", "from_seed", "fresh_normalisers", "fresh_optimiser")
 NEVER_INHERITED = ("environment", "algorithm", "preset", "devices_per_seed", "precision", *OF_THE_START)
@@ -67,7 +67,8 @@ class Source:
 
     @cached_property
     def read(self) -> tuple[str, Content]:
-        """The SHA-256 of the checkpoint and its content, which a run that is still training may replace at any time."""
+        """The SHA-256 of the checkpoint and its content, read only once because a run in training may replace it at any
+        time."""
         if not self.path.is_file():
             known = sorted(path.stem for path in self.path.parent.glob("*.npz"))
             raise UpslopeError(
@@ -86,11 +87,12 @@ class Source:
 
     @property
     def prefix(self) -> str:
-        """The location of the agent in the file: `best` contains only agents, `last` the whole state."""
+        """The path of the agent within the file: `best` contains only agents, but other checkpoints contain the whole
+        state."""
         return ".learner.agent" if any(name.startswith("state.learner.agent") for name in self.content[0]) else ""
 
     def steps(self) -> list[int]:
-        """The steps that each seed had spent at the checkpoint."""
+        """The steps that each seed had taken at the checkpoint."""
         meta = self.content[1]
         check_scores(self.path, meta, self.config.seeds)
         steps = meta.get("steps") if self.prefix else meta["best_step"]
@@ -100,18 +102,18 @@ class Source:
 
 
 def source_of(text: str, flag: str = "--from") -> Source:
-    """The source that `RUN` or `RUN@CHECKPOINT` names; without a checkpoint it is the last one.
+    """Return the source named by `RUN` or `RUN@CHECKPOINT`; the default checkpoint is `last`.
 
     Raises:
-        UpslopeError: there is no such run, or the checkpoint is not a name.
+        UpslopeError: there is no such run, or the checkpoint's name is invalid.
     """
     run, has_checkpoint, checkpoint = text.rpartition("@")
     if not has_checkpoint or Path(text).is_dir():
         run, checkpoint = text, "last"
     if not run.strip() or not checkpoint or Path(checkpoint).name != checkpoint or checkpoint.startswith("."):
         raise UpslopeError(
-            f'{flag} "{readable(text)}" names no checkpoint of a run. Write RUN, RUN@best, or RUN@NAME for the file '
-            "NAME.npz in its folder `checkpoints`."
+            f'{flag} "{readable(text)}" does not name a checkpoint of a run. Write RUN, RUN@best, or RUN@NAME for the '
+            "file NAME.npz in its folder `checkpoints`."
         )
     return Source(text, RunDirectory(run), checkpoint.removesuffix(".npz"))
 
@@ -126,11 +128,11 @@ def request_from(
     trust: bool = False,
     ask: bool = False,
 ) -> dict[str, Any]:
-    """The arguments of `prepare` for a run that starts from another's agent.
+    """Return the arguments of `prepare` for a run that starts from the agent of another run.
 
-    The settings that the agent was built with are always inherited, those that create the environment if the
-    environment is, and all others if the algorithm is and no preset is named. `parts` are the roles for which an object
-    was passed.
+    The settings with which the agent was built are always inherited. Those that create the environment are inherited if
+    the environment stays the same, and all others if the algorithm stays the same and no preset is named. `parts` are
+    the roles for which an object was passed.
 
     Raises:
         UpslopeError: there is no such run, or it names code that is not trusted.
@@ -154,7 +156,7 @@ def request_from(
 
 
 def inherited_from(config: Config, environment: str, algorithm: str, preset: bool | str) -> dict[str, Any]:
-    """The settings that a run with this environment, algorithm and preset inherits from one with this config."""
+    """The settings that a run with this environment, algorithm and preset inherits from a run with this config."""
     names = {*NETWORKS, *NORMALISED, "seed", "seeds"}
     if environment == config.environment:
         names |= set(MAKING)
@@ -164,11 +166,10 @@ def inherited_from(config: Config, environment: str, algorithm: str, preset: boo
 
 
 def taken_over(config: Config, task: Task, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
-    """The initial state [S] with what is inherited from the run that the config names, and the lineage for
-    config.json.
+    """Return the initial state [S] with everything inherited from the source run, and the lineage for config.json.
 
     Raises:
-        UpslopeError: the run is missing or damaged, or its agent has other spaces, networks or seeds.
+        UpslopeError: the run is missing or damaged, or its agent has different spaces, networks or seeds.
     """
     source = source_of(str(config.start_from))
     require_same_agent(source, config, task)
@@ -207,14 +208,14 @@ def taken_over(config: Config, task: Task, state: TrainState) -> tuple[TrainStat
 
 
 def different_spaces(source: Source, config: Config, task: Task) -> list[str]:
-    """How the spaces of the environment differ from those of the source."""
+    """Describe how the spaces of the environment differ from those of the source."""
     head = head_of(task.environment.action_space, config.environment)
     pairs = zip(("observation", "action"), spaces_of(source.directory), (task.model.encoder, head), strict=True)
     return [words for role, old, new in pairs for words in differences_of(role, old, new)]
 
 
 def different_settings(source: Source, config: Config, names: Iterable[str]) -> list[str]:
-    """Which of these settings are not those of the source."""
+    """Describe which of these settings differ from those of the source."""
     both = {name: (getattr(source.config, name), getattr(config, name)) for name in names}
     return [f"{flag_of(name)} was {old}, and is now {new}" for name, (old, new) in both.items() if old != new]
 
@@ -255,7 +256,8 @@ def seeds_of(source: Source, config: Config) -> list[int]:
 
 
 def agent_of(source: Source, fresh: Agent, index: np.ndarray, keeps: tuple[bool, ...]) -> Agent:
-    """The agents [S] of the source in these rows; statistics that are not inherited are the `fresh` agents'."""
+    """Return the agents [S] in these rows of the source. Statistics that are not inherited come from the `fresh`
+    agents."""
     keeps_observations, keeps_rewards = keeps
     wanted = fresh if keeps_observations else replace(fresh, normaliser=None)
     like = jax.tree.map(lambda x: jnp.zeros((source.config.seeds, *x.shape[1:]), x.dtype), wanted)
@@ -263,7 +265,7 @@ def agent_of(source: Source, fresh: Agent, index: np.ndarray, keeps: tuple[bool,
     found = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[index]), found)
     if not all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(found.model)):
         raise UpslopeError(
-            f"{source.path} contains an agent whose parameters are not finite, so no training can start "
+            f"{source.path} contains an agent whose parameters are not finite, so training cannot start "
             f"from it. Use the best checkpoint: {source.directory.path}@best."
         )
     return replace(
@@ -276,8 +278,9 @@ def agent_of(source: Source, fresh: Agent, index: np.ndarray, keeps: tuple[bool,
 def optimisers_of(
     source: Source, config: Config, fresh: dict[str, Any], index: np.ndarray
 ) -> tuple[dict[str, Any], list[str]]:
-    """The state of each group's optimiser, and the groups whose state is the source's: those of the same optimiser,
-    where the checkpoint contains it."""
+    """Return the state of each group's optimiser, and the groups whose state was inherited.
+
+    A state is inherited if the optimiser is the same and the checkpoint contains its state."""
     if config.fresh_optimiser or not source.prefix or source.config.optimiser != config.optimiser:
         return fresh, []
     states = {name: optimiser_of(source, name, state, index) for name, state in fresh.items()}
@@ -286,7 +289,7 @@ def optimisers_of(
 
 
 def optimiser_of(source: Source, group: str, fresh: Any, index: np.ndarray) -> Any:
-    """The state [S] of a group's optimiser in these rows; None if the checkpoint does not contain one of this form."""
+    """Return the state [S] of a group's optimiser in these rows; None if the checkpoint contains none of this form."""
     leaves = []
     for name, leaf in named_leaves({group: fresh}):
         found = source.content[0].get(f"state.learner.optimisers{name}")
@@ -298,7 +301,7 @@ def optimiser_of(source: Source, group: str, fresh: Any, index: np.ndarray) -> A
 
 
 def lines_of_lineage(lineage: Mapping[str, Any]) -> list[str]:
-    """The lines about a run's starting point that are shown before training."""
+    """The lines shown before training that describe the run's starting point."""
     seeds: Sequence[int] = lineage["seeds"]
     shared = len(seeds) > 1 and len(set(seeds)) == 1
     whose = f"all with its seed {seeds[0]}" if shared else counted(len(seeds), "agent")

@@ -1,7 +1,7 @@
-"""The outer loop: advance, write, display and save; stop cleanly on a signal or an error.
+"""The outer training loop: advance, write, display and save, and stop cleanly on a signal or an error.
 
-Apart from the clock columns, everything written here depends only on the config and the seeds, so a resumed run's
-files equal an uninterrupted one's.
+Apart from the time columns, everything written here depends only on the config and the seeds, so the files of a resumed
+run equal those of an uninterrupted one.
 """
 
 import math
@@ -35,15 +35,15 @@ from upslope.runs.tracking.process import Tracking
 CHECKPOINT_SECONDS = 10.0
 """Minimum seconds between two writes of `last`; it is also written whenever training stops."""
 MIN_DURATION = 1e-6
-"""Lower bound on durations in seconds, in case the clock stands still or goes backwards."""
+"""Lower bound on durations in seconds, in case the clock stops or goes backwards."""
 WINDOW = 100
 """A seed's return is the mean over this many of its last finished training episodes."""
 BEST_AFTER = 20
 """Minimum number of episodes in the window before it may count as the best."""
 RECENT, MIN_RECENT = 20, 3
-"""Chunks averaged for the current rate: maximum and minimum."""
+"""Maximum and minimum number of chunks over which the current rate is computed."""
 BEST_CHECKS = 100
-"""Number of times per run that the window is compared with the best so far."""
+"""Number of times per run that the window's mean return is compared with the best so far."""
 
 
 @runtime_checkable
@@ -56,22 +56,22 @@ class Watch(Protocol):
 
 
 class Stopped(BaseException):
-    """Training was asked to stop, and everything is saved."""
+    """Raised when training was asked to stop and everything has been saved."""
 
 
 @dataclass
 class Progress:
-    """The loop's own state, in addition to the engine's; kept in the checkpoint."""
+    """The state of the loop itself, stored in the checkpoint together with the engine's state."""
 
     windows: list[deque[tuple[float, int]]]
     best: Agent
-    """[S]: each seed's agent at its best window."""
+    """Each seed's agent at its best window [S]."""
     best_return: np.ndarray
     best_step: np.ndarray
     checks: np.ndarray
-    """How many hundredths of its budget each seed had spent at the last check."""
+    """The number of hundredths of its budget that each seed had spent at the last check."""
     stopped_at: np.ndarray
-    """The steps at which each seed reached --stop-at-return; 0 where it has not."""
+    """The step at which each seed reached --stop-at-return; 0 if it has not reached it."""
     elapsed: float = 0.0
     iteration: int = 0
     latest: dict[str, list[float]] = field(default_factory=dict)
@@ -83,7 +83,7 @@ class Progress:
 
 
 def begin_progress(state: TrainState, seeds: list[int]) -> Progress:
-    """The progress of a run that has not started."""
+    """The initial progress of a run."""
     return Progress(
         windows=[deque(maxlen=WINDOW) for _ in seeds],
         best=state.learner.agent,
@@ -95,7 +95,7 @@ def begin_progress(state: TrainState, seeds: list[int]) -> Progress:
 
 
 class SpeedMeter:
-    """Total environment steps per second of all seeds, without the first chunk, which includes compilation."""
+    """Measures environment steps per second over all seeds, without the first chunk, which includes compilation."""
 
     def __init__(self) -> None:
         self.started, self.ended, self.steps = perf_counter(), 0.0, 0
@@ -114,7 +114,8 @@ class SpeedMeter:
 
     @property
     def recent_rate(self) -> float:
-        """The median rate of the last chunks, which is robust to one that recompiles; nan while there are too few."""
+        """The median rate of the last chunks, so that one that recompiles has little effect; nan if there are too
+        few."""
         return median(self.recent) if len(self.recent) >= MIN_RECENT else math.nan
 
 
@@ -174,7 +175,7 @@ class Loop:
                     self.display.update(self.snapshot(chunk, progress, speed.recent_rate))
                     if self.tracking is not None:
                         self.tracking.tell()
-                except BrokenPipeError:  # the reader of the output is gone
+                except BrokenPipeError:  # the reader of the output has exited
                     stop.set()
                 self.check_finite(chunk, progress)
                 if progress.is_stopped:
@@ -183,7 +184,7 @@ class Loop:
         return state, progress
 
     def follow(self, state: TrainState, chunk: Chunk, progress: Progress) -> bool:
-        """Call the user's function; return whether it asked to stop. If it raises, save first.
+        """Call the user's function and return whether it asked to stop. If it raises an exception, save the run first.
 
         It is called before a checkpoint is written, so that the checkpoint includes its effects.
         """
@@ -200,7 +201,8 @@ class Loop:
         return following.is_stopped
 
     def write(self, chunk: Chunk, progress: Progress, rate: float) -> np.ndarray:
-        """Append the rows of a chunk to the run's files; return which seeds have reached the return to stop at [S]."""
+        """Append the rows of a chunk to the run's files, and return which seeds have just reached --stop-at-return
+        [S]."""
         for rows in chunk.episodes:
             for _, s, episode_return, length, _ in rows:
                 progress.windows[s].append((episode_return, length))
@@ -219,7 +221,7 @@ class Loop:
         return stopping
 
     def reached(self, chunk: Chunk, progress: Progress) -> np.ndarray:
-        """Whether each seed's window is full and has the return at which it is to stop, for the first time [S]."""
+        """Whether each seed's window is full and has reached --stop-at-return for the first time [S]."""
         limit, moved = self.config.stop_at_return, chunk.steps[:, -1] > chunk.before[:, 0]
         if limit is None:
             return np.zeros(len(self.seeds), bool)
@@ -229,7 +231,7 @@ class Loop:
         return reached
 
     def stop_seeds(self, state: TrainState, progress: Progress, stopping: np.ndarray) -> TrainState:
-        """The state in which these seeds [S] have no budget left, so that every engine leaves them as they are."""
+        """Return a state in which these seeds [S] have no budget left, so that no engine changes them any more."""
         if not stopping.any():
             return state
         for s in np.flatnonzero(stopping).tolist():
@@ -278,14 +280,15 @@ class Loop:
         self.write_checkpoint(self.directory.last, state, self.engine.snapshot(), meta)
 
     def write_checkpoint(self, path: Path, tree: Any, snapshot: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
-        """Write a checkpoint; if that fails, the error explains how to resume."""
+        """Write a checkpoint. If that fails, the error explains how to resume."""
         try:
             save_checkpoint(path, tree, snapshot, meta)
         except UpslopeError as error:
             raise UpslopeError(f"{error} Resume with: {shell('upslope', 'resume', self.directory.path)}") from error
 
     def save_after_error(self, state: TrainState, progress: Progress) -> str:
-        """Save after an error, and describe what is saved: the last checkpoint, if the environments are lost."""
+        """Save after an error, and describe what was saved. If the environments are lost, only the last checkpoint
+        remains."""
         try:
             self.save(state, progress)
         except UpslopeError:
@@ -310,7 +313,7 @@ class Loop:
         )
 
     def check_finite(self, chunk: Chunk, progress: Progress) -> None:
-        """Report, once per seed, that parameters are no longer finite; stop when all seeds are affected."""
+        """Report once for each seed whose parameters are no longer finite, and stop when all seeds are affected."""
         for s in np.flatnonzero(not_finite(chunk)).tolist():
             if s not in progress.broken:
                 progress.broken.add(s)
@@ -327,13 +330,13 @@ class Loop:
 
 
 def true_steps(steps: np.ndarray, progress: Progress) -> np.ndarray:
-    """The steps [S, …] that seeds have taken; in the state, one that has stopped has spent its whole budget."""
+    """The steps [S, …] that seeds have really taken. In the state, a stopped seed counts as having spent its budget."""
     stopped = progress.stopped_at.reshape(-1, *(1,) * (steps.ndim - 1))
     return np.where(stopped > 0, stopped, steps)
 
 
 def with_true_steps(chunk: Chunk, progress: Progress) -> Chunk:
-    """The chunk with the steps that seeds have taken."""
+    """Return the chunk with the steps that seeds have really taken."""
     if not progress.stopped_at.any():
         return chunk
     return replace(chunk, steps=true_steps(chunk.steps, progress), before=true_steps(chunk.before, progress))

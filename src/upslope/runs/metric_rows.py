@@ -15,7 +15,8 @@ NONE: Mapping[int, float] = {}
 
 
 class Ended:
-    """A seed's finished episodes in a chunk, ordered by step, with prefix sums, since a chunk may hold many."""
+    """A seed's finished episodes in a chunk, ordered by step. Prefix sums make means fast, since a chunk may hold many
+    episodes."""
 
     def __init__(self, rows: list[EpisodeRow], log_info: Sequence[str] = ()):
         self.log_info = log_info
@@ -31,10 +32,10 @@ class Ended:
         self.lengths = np.cumsum([0, *(row[3] for row in rows)])
 
     def between(self, before: int, after: int) -> dict[str, Any]:
-        """Number, mean return, mean length and mean numbers of info of the episodes that ended in (before, after]."""
+        """The number of episodes that ended in (before, after], and their mean return, length and numbers from info."""
         first, last = np.searchsorted(self.steps, [before, after], side="right")
         count = int(last - first)
-        # A diverged agent may receive nan as its reward; the means of later iterations are not affected.
+        # A diverged agent may receive nan as its reward. This must not affect the means of later iterations.
         is_known = count and self.not_finite[last] == self.not_finite[first]
         mean_return = (self.returns[last] - self.returns[first]) / count if is_known else None
         mean_length = (self.lengths[last] - self.lengths[first]) / count if count else None
@@ -53,9 +54,10 @@ def metric_rows(
     log_info: Sequence[str] = (),
     stopped: Mapping[int, float] = NONE,
 ) -> Iterator[str]:
-    """One JSON line per iteration and seed; iterations are numbered from `iteration`. Values that are not finite become
-    null, except that health metrics are then omitted. `stopped` contains the return at which seeds stop, by their
-    index; it is written to their last rows."""
+    """Yield one JSON line per iteration and seed; iterations are numbered from `iteration`.
+
+    Values that are not finite become null, but health metrics that are not finite are omitted. `stopped` maps the
+    indices of seeds that stop to the returns that they reached, which are written to their last rows."""
     health = {name: x for name, x in chunk.metrics.items() if name.startswith(PREFIX)}
     other = {name: x for name, x in chunk.metrics.items() if name not in health}
     values, health_values = (

@@ -1,8 +1,8 @@
-"""Datasets of Minari, the Farama Foundation's format and library of recorded episodes (extra `minari`).
+"""Read and write datasets of Minari, the Farama Foundation's format and library for recorded episodes (extra `minari`).
 
-Only data are read: a dataset whose spaces are not in its metadata is refused, since Minari would create the environment
-that it names to find them out; so is any format other than HDF5. Actions are those that the environment received,
-without the probabilities with which they were taken.
+Only data are read. A dataset whose metadata lack its spaces is refused, since Minari would create the environment that
+it names to determine them. Formats other than HDF5 are refused too. Minari stores the actions that the environment
+received, but not the probabilities with which they were taken.
 """
 
 import json
@@ -32,12 +32,12 @@ MOST_EPISODES = 10_000_000
 
 
 def is_minari(where: str | Path) -> bool:
-    """Whether this names a dataset of Minari."""
+    """Whether this names a Minari dataset."""
     return str(where).startswith(PREFIX)
 
 
 def minari(module: str = "minari") -> Any:
-    """A module of the library.
+    """Import a module of the library.
 
     Raises:
         UpslopeError: it is not installed.
@@ -53,10 +53,10 @@ def minari(module: str = "minari") -> Any:
 
 
 def folder_of(where: str | Path) -> tuple[str, Path]:
-    """The name of a dataset, and its folder on this machine if there is one.
+    """Return the name of a dataset and the path of its folder on this machine, which may not exist.
 
     Raises:
-        UpslopeError: the name is not one of Minari's, or the library is not installed.
+        UpslopeError: the name is not a valid Minari name, or the library is not installed.
     """
     name = str(where).removeprefix(PREFIX)
     try:
@@ -65,26 +65,28 @@ def folder_of(where: str | Path) -> tuple[str, Path]:
         raise
     except Exception as error:
         raise UpslopeError(
-            f'"{name}" is not a Minari name: write {PREFIX}group/name-v0, with a version at its end.'
+            f'"{name}" is not a Minari name: write {PREFIX}group/name-v0, ending in a version.'
         ) from error
     return name, Path(minari("minari.storage").get_dataset_path(name))
 
 
 def read_minari(where: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays of a dataset, as upslope stores them, and what is known about it. Nothing is downloaded.
+    """Read the arrays of a dataset, in upslope's format, and its metadata. Nothing is downloaded.
 
     Raises:
-        UpslopeError: it is not on this machine, is damaged, or cannot be read without running code.
+        UpslopeError: the dataset is not on this machine, is damaged, or cannot be read without running code.
     """
     name, folder = folder_of(where)
     stored, data = minari("minari.dataset.minari_storage").MinariStorage, folder / "data"
     if not (data / "metadata.json").is_file():
-        raise UpslopeError(f"Minari has no dataset {name} on this machine. To get it: minari download {name}")
+        raise UpslopeError(f"Minari has no dataset {name} on this machine. Download it: minari download {name}")
     try:
         metadata = stored.read_raw_metadata(data)
         missing = [key for key in ("observation_space", "action_space") if not isinstance(metadata.get(key), str)]
         if missing:
-            raise ValueError(f"its metadata lack {' and '.join(missing)}, and no environment is created to find out")
+            raise ValueError(
+                f"its metadata lack {' and '.join(missing)}, and upslope does not create the environment to find out"
+            )
         if metadata.get("data_format", "hdf5") != "hdf5":
             raise ValueError(f"it is stored as {metadata['data_format']}, but only hdf5 is read")
         storage = stored.read(data)
@@ -97,15 +99,15 @@ def read_minari(where: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any
         arrays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     except UpslopeError:
         raise
-    except Exception as error:  # h5py, json and Minari raise a dozen types
+    except Exception as error:  # h5py, json and Minari raise a dozen exception types
         raise UpslopeError(
-            f"Minari's dataset {name} cannot be read: {type(error).__name__}: {brief(error)}."
+            f"The Minari dataset {name} cannot be read: {type(error).__name__}: {brief(error)}."
         ) from error
     return arrays, {"environment": environment_in(metadata)} | {"squashed": False}
 
 
 def environment_in(metadata: Mapping[str, Any]) -> str | None:
-    """The id of the environment that the metadata name, which is not created."""
+    """Return the id of the environment that the metadata name, without creating the environment."""
     try:
         found = json.loads(metadata["env_spec"])["id"]
     except (KeyError, TypeError, ValueError):
@@ -114,7 +116,7 @@ def environment_in(metadata: Mapping[str, Any]) -> str | None:
 
 
 def episode_arrays(episode: Mapping[str, Any], shapes: Any, head: ActionHead) -> dict[str, np.ndarray]:
-    """A Minari episode, as the arrays of `upslope.runs.datasets`.
+    """Convert a Minari episode to the arrays of `upslope.runs.datasets`.
 
     Raises:
         ValueError: it has no steps, or continues after its end.
@@ -144,8 +146,9 @@ def episode_arrays(episode: Mapping[str, Any], shapes: Any, head: ActionHead) ->
 
 
 def sampled(head: ActionHead, taken: Any) -> np.ndarray:
-    """Actions [T, …] that the environment received, in the form in which a policy samples them: choices counted from 0,
-    and parts one after another. Clipping is not undone."""
+    """Convert actions [T, …] that the environment received to the form in which a policy samples them.
+
+    Choices are counted from 0, and parts are concatenated. Clipping is not undone."""
     if isinstance(head, ProductHead):
         parts = [sampled(part, taken[key]) for key, part in head.children]
         return np.concatenate([x.reshape(len(x), -1).astype(np.float32) for x in parts], axis=-1)
@@ -171,7 +174,7 @@ def write_minari(
     """Write whole-episode rollouts [T, N] as a Minari dataset, and return its folder.
 
     Raises:
-        UpslopeError: there is already one with this name, or Minari cannot store these spaces.
+        UpslopeError: a dataset of this name exists, or Minari cannot store these spaces.
     """
     name, folder = new_folder(where)
     library, buffer = minari(), minari("minari.data_collector").EpisodeBuffer
@@ -198,15 +201,17 @@ def write_minari(
 
 
 def new_folder(where: str | Path) -> tuple[str, Path]:
-    """The name and the folder of a dataset that does not exist yet."""
+    """Return the name and the folder of a new dataset; it must not exist yet."""
     name, folder = folder_of(where)
     if folder.exists():
-        raise UpslopeError(f"Minari already has a dataset {name}, and nothing is overwritten. Choose another --output.")
+        raise UpslopeError(
+            f"Minari already has a dataset {name}, which will not be overwritten. Choose another --output."
+        )
     return name, folder
 
 
 def buffers(rollout: Rollout, head: ActionHead) -> Iterator[dict[str, Any]]:
-    """The fields of Minari's `EpisodeBuffer` for each column."""
+    """Yield the fields of Minari's `EpisodeBuffer` for each column."""
     for column, length in enumerate(np.asarray(rollout.valid).sum(axis=0).tolist()):
         rows = slice(0, length)
 

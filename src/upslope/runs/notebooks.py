@@ -1,4 +1,4 @@
-"""What a notebook shows: training's panel, redrawn in place, and a run as HTML."""
+"""Output for notebooks: the training panel, redrawn in place, and a summary of a run as HTML."""
 
 import io
 import time
@@ -24,15 +24,15 @@ REDRAW_SECONDS = 1.0
 """Minimum seconds between two redraws."""
 CODE = "<pre style='line-height: 1.2; white-space: pre; overflow-x: auto'>{code}</pre>"
 CURVE_WINDOW, CURVE_POINTS = 100, 200
-"""Episodes averaged for a point of a curve, and points of a curve."""
+"""Number of episodes averaged for each point of a curve, and number of points of a curve."""
 PICTURE = (560, 180)
-"""Width and height of a picture of curves, in pixels."""
+"""Width and height of the figure of the curves, in pixels."""
 COLOURS = ("#4053d3", "#ddb310", "#b51d14", "#00beff", "#fb49b0", "#00b25d", "#8a8a8a")
 TABLES = ("metrics", "episodes", "evaluation")
 
 
 class NotebookDisplay(Display):
-    """An output of a notebook's cell that is redrawn in place; it remains when the run has ended."""
+    """Cell output in a notebook that is redrawn in place and remains when the run has ended."""
 
     def __init__(self) -> None:
         self.title = ""
@@ -82,7 +82,7 @@ class NotebookDisplay(Display):
 
 
 def html_of(renderable: RenderableType) -> str:
-    """The output of rich, as HTML."""
+    """Render rich output as HTML."""
     console = PlainTextConsole(
         record=True, width=WIDTH, file=io.StringIO(), color_system="truecolor", force_jupyter=False, force_terminal=True
     )
@@ -91,7 +91,7 @@ def html_of(renderable: RenderableType) -> str:
 
 
 def page_of_run(directory: RunDirectory, config: Config, returns: np.ndarray) -> str:
-    """A run: what was trained, each seed's return, and the learning curves."""
+    """Summarise a run as HTML: what was trained, each seed's return, and the learning curves."""
     parts = [f"<b>{html.text(title_of(config))}</b><br>{html.text(directory.path)}"]
     if config.data is not None:
         return f"<div>{parts[0]}{html.paragraph('It learned from recorded data: see upslope.evaluate.')}</div>"
@@ -111,7 +111,7 @@ def page_of_run(directory: RunDirectory, config: Config, returns: np.ndarray) ->
 
 
 def curves(episodes: np.ndarray, config: Config) -> str:
-    """The mean return of each seed's last 100 training episodes over the budget, as a picture."""
+    """Draw the mean return of each seed's last 100 training episodes over the budget, as SVG."""
     lines = {seed: curve_of(episodes[episodes["seed"] == seed]) for seed in config.seed_list()}
     heights = np.concatenate([y for _, y in lines.values()])
     if not len(heights) or not np.isfinite(heights).all():
@@ -141,7 +141,7 @@ def curves(episodes: np.ndarray, config: Config) -> str:
 
 
 def curve_of(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The steps of some of the episodes, and the mean return of the last 100 episodes up to each."""
+    """Select points of a curve: steps at which episodes ended, and the mean return of the last 100 episodes at each."""
     rows = rows[np.argsort(rows["step"], kind="stable")]
     total = np.concatenate([[0.0], np.cumsum(rows["return"], dtype=np.float64)])
     last = np.arange(1, len(rows) + 1)
@@ -152,7 +152,7 @@ def curve_of(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def frame_of(directory: RunDirectory, which: str) -> Any:
-    """A table of a run as a pandas DataFrame.
+    """Return a table of a run as a pandas DataFrame.
 
     Raises:
         UpslopeError: there is no such table, or pandas is not installed.
@@ -162,7 +162,7 @@ def frame_of(directory: RunDirectory, which: str) -> Any:
     try:
         pandas = import_module("pandas")
     except ImportError as error:
-        raise UpslopeError('Data frames need the package pandas: pip install "upslope[pandas]".') from error
+        raise UpslopeError('A DataFrame needs the package pandas: pip install "upslope[pandas]".') from error
     if which == "metrics":
         table = pandas.DataFrame(directory.metrics())
         numbers = [name for name in table.columns if name not in ("iteration", "seed", "step")]

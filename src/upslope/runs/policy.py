@@ -1,4 +1,4 @@
-"""A trained policy for use: NumPy observations in, NumPy actions out, without an environment."""
+"""Use a trained policy without an environment: it maps NumPy observations to NumPy actions."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -43,10 +43,10 @@ class Policy:
     """π(a|s) of one trained agent, with its normaliser.
 
     Call it with one observation or a batch: `policy(observation)` returns the action (deterministic unless
-    `deterministic=False`) in the environment's units, clipped to its bounds. A model with memory keeps it between
-    calls, one memory per row of a batch: call `policy.reset()` when episodes begin.
+    `deterministic=False`) in the environment's units, clipped to its bounds. A model with memory keeps one memory per
+    row of a batch between calls, so call `policy.reset()` when episodes begin.
 
-    Parts of a Dict that the policy does not read (`--policy-reads`) may be missing in its observations.
+    Parts of a Dict that the policy does not read (`--policy-reads`) may be missing from its observations.
 
     A policy trained with action masks needs one at every call, unless the observation contains it under
     `action_mask`: `policy(observation, mask=info["action_mask"])`; for a batch, pass a sequence of masks.
@@ -77,16 +77,17 @@ class Policy:
         self.step = jax.jit(lambda agent, x, carry, fresh, mask: agent.act(x, carry, fresh, mask))
 
     def __call__(self, observation: Any, deterministic: bool = True, *, mask: Any = None) -> Any:
-        """Observation [*shape] → action, or [B, *shape] → actions [B, …]."""
+        """Map an observation [*shape] to an action, or a batch [B, *shape] to actions [B, …]."""
         return self.with_log_prob(observation, deterministic, mask=mask)[0]
 
     def reset(self) -> None:
-        """Clear the memory: the next call begins an episode. A policy without memory is unaffected, except that it
-        redraws noise that it holds over several calls."""
+        """Clear the memory, so that the next call begins an episode. A policy without memory is unaffected, except that
+        it redraws any noise that it would hold over several calls."""
         self.memory, self.begun = None, self.calls
 
     def with_log_prob(self, observation: Any, deterministic: bool = False, *, mask: Any = None) -> tuple[Any, Any]:
-        """(action, log π(a|s)); for a Box the log-density of the action before clipping, or after squashing.
+        """Return (action, log π(a|s)). For a Box, this is the log-density of the action before clipping, or after
+        squashing.
 
         Raises:
             UpslopeError: the observation has neither the shape of the space nor that shape with one batch axis; or the
@@ -110,18 +111,19 @@ class Policy:
         return (taken, log_prob) if is_batch else (jax.tree.map(first, taken), log_prob[0])
 
     def without_mask(self, observation: Any) -> tuple[Any, Any]:
-        """The observation without the mask that it contains, and that mask; None if it contains none."""
+        """Return the observation without the mask that it contains, and that mask (None if it contains none)."""
         shapes = self.encoder.shapes
         is_no_input = isinstance(shapes, dict) and KEY not in shapes
         holds_one = is_no_input and isinstance(observation, Mapping) and KEY in observation
         return apart(observation) if holds_one else (observation, None)
 
     def as_batch(self, observation: Any, group: str) -> tuple[Any, bool]:
-        """The observation with a batch axis, and whether it already had one. Parts that this group of the model does
-        not read may be missing, and are then 0."""
+        """Return the observation with a batch axis, and whether it already had one.
+
+        Parts that this group of the model does not read may be missing; they are replaced by 0."""
         shapes, view = self.encoder.shapes, view_in(self.agent.model, group)
         axes = None
-        for ignored in ((), self.ignored):  # without the parts that training left out, or with them
+        for ignored in ((), self.ignored):  # without the parts that training ignored, or with them
             if axes is None:
                 with suppress(ValueError):
                     arrays, axes = self.structured(observation, view, ignored)
@@ -135,14 +137,13 @@ class Policy:
 
     @cached_property
     def choices(self) -> dict[str, Leaf]:
-        """The parts of observations that consist of indices of choices, by key."""
+        """The parts of observations that contain choices as indices, by key."""
         parts = self.encoder.leaves(leaf_spaces(self.encoder.space()))
         leaves = {key: leaf_of((), space, space.shape or ()) for key, _, space in parts}
         return {key: leaf for key, leaf in leaves.items() if leaf.is_index}
 
     def require_choices(self, observation: Any, view: View) -> None:
-        """Refuse indices of choices that are not in their space, as training does; parts that are not read may be
-        anything."""
+        """Refuse choices that are not in their space, as training does. Parts that are not read may have any value."""
         if not self.choices:
             return
         for key, _, x in self.encoder.leaves(observation):
@@ -152,7 +153,7 @@ class Policy:
                 )
 
     def as_mask(self, mask: Any, batch: Any, is_batch: bool) -> Any:
-        """The allowed choices in each row [B, M]; None if nothing is forbidden."""
+        """Return the allowed choices of each row [B, M]; None if nothing is forbidden."""
         if mask is None:
             if self.needs_mask:
                 raise UpslopeError(
@@ -173,25 +174,26 @@ class Policy:
             raise UpslopeError(f"The mask does not fit the actions of this policy: {brief(error)}.") from error
         if not head.allows_some(masks).all():
             row = int(np.flatnonzero(~head.allows_some(masks))[0])
-            raise UpslopeError(f"The mask of row {row} allows no action, so none can be chosen. Allow at least one.")
+            raise UpslopeError(f"The mask of row {row} allows no action. It must allow at least one.")
         return masks
 
     def structured(self, observation: Any, view: View, ignored: Sequence[str]) -> tuple[Any, int | None]:
-        """The observation in the structure that the encoder reads, without the parts under these keys; and the number
-        of its batch axes, None if its arrays do not fit.
+        """Return the observation in the structure that the encoder reads, without the parts under the `ignored` keys,
+        and the number of its batch axes (None if its arrays do not fit).
 
         Raises:
             ValueError: its structure does not match.
         """
         shapes = self.encoder.shapes
-        # Map over the structure of the shapes, since an observation or a part of it may be a list of numbers.
+        # Map over the structure of the shapes, not of the observation, since an observation or its parts may be lists
+        # of numbers.
         given = shaped_like(shapes, completed(shapes, observation, view), ignored)
         arrays = jax.tree.map(lambda shape, x: np.asarray(x), shapes, given, is_leaf=is_shape)
         arrays = emptied(self.encoder, arrays, view)
         return arrays, self.encoder.num_batch_axes(arrays)
 
     def distribution(self, batch: Any, mask: Any = None) -> Any:
-        """π(·|s) of every row; updates the memory of a model that has one."""
+        """Return π(·|s) for every row. If the model has memory, it is updated."""
         if not self.has_memory:
             return self.numpy_agent.policy(batch, mask) if self.acts_in_numpy else self.act(self.agent, batch, mask)
         count = jax.tree.leaves(batch)[0].shape[0]
@@ -209,7 +211,7 @@ class Policy:
         return policy
 
     def value(self, observation: Any) -> Any:
-        """V(s) in the environment's units of reward: one number, or [B] for a batch.
+        """Return V(s) in the environment's reward units: one number, or [B] for a batch.
 
         Raises:
             UpslopeError: the agent was trained with an estimator without a critic, or the model has memory, so that V
@@ -224,9 +226,9 @@ class Policy:
         return value if is_batch else value[0]
 
     def export(self, format: str, output: str | Path | None = None) -> "Exported":
-        """Write the deterministic policy to a file that acts without upslope; see `upslope.export`.
+        """Export the deterministic policy to a file that runs without upslope; see `upslope.export`.
 
-        By default it is `policy.onnx`, `policy.py` or `policy.h` in the current folder.
+        The default is `policy.onnx`, `policy.py` or `policy.h` in the current folder.
         """
         from upslope.runs.export.writing import export_policy
 
@@ -246,15 +248,15 @@ def load(
 
     Args:
         run: the run directory.
-        seed: one of the run's seeds; by default the one with the best training return. This selects by outcome:
-            to assess an algorithm, evaluate all seeds.
-        checkpoint: `best` (highest mean return over its last 20 to 100 training episodes) or `last`.
-        random_seed: for `deterministic=False`.
-        model: the class or factory of a custom model, if it cannot be found by its name.
+        seed: one of the run's seeds; by default the one with the best training return. Since this selects by outcome,
+            evaluate all seeds to assess an algorithm.
+        checkpoint: `best` (the agent with the highest mean return over its last 20 to 100 training episodes) or `last`.
+        random_seed: the seed for sampling actions with `deterministic=False`.
+        model: the class or factory of a custom model that cannot be found by its name.
         trust: allows importing the custom model that the run's config.json names; nothing else is imported.
 
     Raises:
-        UpslopeError: there is no such run, seed or checkpoint, or it is damaged or of another version.
+        UpslopeError: there is no such run, seed or checkpoint, or it is damaged or was written by another version.
     """
     directory = RunDirectory(run)
     config = directory.config()
@@ -274,7 +276,8 @@ def load(
 
 
 def require_finite(agents: Agent, index: int, seed: int, directory: RunDirectory) -> None:
-    """Raise an error if the agent at this index has diverged: what it did would look like a policy."""
+    """Raise an error if the agent at this index has diverged, since its actions would still look like those of a
+    policy."""
     if not finite_seeds(agents)[index]:
         raise UpslopeError(
             f"The policy's parameters are not finite, so it cannot act: the agent of seed {seed} of {directory.path} "
@@ -291,7 +294,7 @@ def load_agents(
     *,
     trust: bool = False,
 ) -> tuple[Agent, dict[str, Any]]:
-    """All seeds' agents [S] of a checkpoint, and its metadata about their returns."""
+    """Load all seeds' agents [S] from a checkpoint, and its metadata about their returns."""
     if checkpoint not in ("best", "last"):
         raise UpslopeError(f'A checkpoint is "best" or "last", not "{checkpoint}".')
     if model is None:
@@ -313,18 +316,19 @@ def load_agents(
 
 
 def check_checkpoint_size(path: Path, config: Config, spec: ModelSpec, more: int = 0) -> None:
-    """Raise an error if a config describes more numbers, plus `more` per seed, than the checkpoint contains, before
-    memory for them is allocated. A custom model's size is known only once it is created."""
+    """Raise an error if a config describes more numbers, plus `more` per seed, than the checkpoint contains.
+
+    This happens before memory for them is allocated. The size of a custom model is known only after it is created."""
     check_size(path, config.seeds * (least_numbers(spec) + more))
 
 
 def spaces_of(directory: RunDirectory) -> tuple[ObservationEncoder, ActionHead]:
-    """The encoder and head of a run, from its config.json."""
+    """Read the encoder and head of a run from its config.json."""
     return spaces_from(directory.read()["spaces"], str(directory.path / "config.json"))
 
 
 def spaces_from(spaces: dict[str, Any], where: str) -> tuple[ObservationEncoder, ActionHead]:
-    """The inverse of `described_spaces`; `where` names the file, for messages."""
+    """The inverse of `described_spaces`; `where` is the file's name in messages."""
     try:
         return from_json(spaces["observation"], ENCODERS), from_json(spaces["action"], HEADS)
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
@@ -342,7 +346,7 @@ def described_spaces(encoder: ObservationEncoder, head: ActionHead, *, has_masks
 
 
 def check_scores(path: Path, meta: dict[str, Any], seeds: int) -> None:
-    """Raise an error if a checkpoint does not record each seed's best return and the step that reached it."""
+    """Raise an error if a checkpoint does not record each seed's best return and the step at which it was reached."""
     returns, steps = meta.get("best_return"), meta.get("best_step")
     if not is_list(returns, (int, float, type(None)), seeds) or not is_list(steps, (int,), seeds):
         raise UpslopeError(

@@ -1,4 +1,4 @@
-"""The reference policy of a run: read once from another run, and then kept in the run's own checkpoints."""
+"""The reference policy of a run. It is read once from another run and then stored in the run's own checkpoints."""
 
 import numpy as np
 
@@ -11,10 +11,10 @@ from upslope.runs.policy import check_checkpoint_size
 
 
 def with_reference(config: Config, task: Task, state: TrainState) -> tuple[TrainState, str]:
-    """The initial state [S] with the reference policies that the config names, and the notes to show about them.
+    """Return the initial state [S] with the reference policies that the config names, and a note about them.
 
     Raises:
-        UpslopeError: the run is missing or damaged, or its agent has other spaces, networks or seeds.
+        UpslopeError: the run is missing or damaged, or its agent has different spaces, networks or seeds.
     """
     assert state.reference is not None
     source = source_of(str(config.reference), "--reference")
@@ -36,7 +36,7 @@ def with_reference(config: Config, task: Task, state: TrainState) -> tuple[Train
 
 
 def require_same_networks(source: Source, config: Config, task: Task) -> None:
-    """Refuse a run whose policy does not fit the environment, or does not have the same networks as this run."""
+    """Refuse a reference whose policy does not fit the environment or has other networks than this run."""
     if different := different_spaces(source, config, task):
         raise UpslopeError(
             f"The policy of {source.directory.path} cannot be the reference in {config.environment}, since it needs "
@@ -59,7 +59,7 @@ def seeds_of(source: Source, config: Config) -> list[int]:
     if missing := [seed for seed in wanted if seed not in known]:
         there = f"seed {known[0]}" if len(known) == 1 else f"the seeds {known[0]} to {known[-1]}"
         raise UpslopeError(
-            f"{source.directory.path} has {there} and no seed {missing[0]}. Choose one as the reference of every seed"
+            f"{source.directory.path} has {there} and no seed {missing[0]}. To use one of them for every seed"
             f": --reference-seed {known[0]}."
         )
     return wanted

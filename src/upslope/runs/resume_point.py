@@ -1,4 +1,4 @@
-"""Read the last checkpoint to find where training continues; everything is checked before anything is changed."""
+"""Read the last checkpoint to find where training continues. Everything is checked before anything is changed."""
 
 import json
 import math
@@ -22,7 +22,7 @@ from upslope.runs.loop import WINDOW, Progress, begin_progress
 from upslope.runs.policy import check_scores, is_list
 
 MAX_COUNT, MAX_NUMBER = 2**62, 1e60
-"""The largest count or number of seconds, and the largest return, in a checkpoint; no training reaches either."""
+"""Upper bounds on counts and seconds, and on returns, in a checkpoint. No training reaches them."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class ResumePoint:
     state: TrainState
     progress: Progress
     snapshot: dict[str, np.ndarray]
-    """The data that environments on the host need to continue; otherwise empty."""
+    """The data that environments on the host need to continue; empty for other environments."""
     sizes: dict[str, int]
     """The sizes of the growing files at the checkpoint."""
     step: int
     is_followed: bool = False
-    """Whether the user's own function was called between chunks."""
+    """Whether a function of the user was called between chunks."""
 
     def is_finished(self, config: Config) -> bool:
         """Whether every seed's budget is spent."""
@@ -47,10 +47,10 @@ class ResumePoint:
 def resume_point_of(
     directory: RunDirectory, config: Config, task: Task, like: TrainState, needs_snapshot: bool
 ) -> ResumePoint:
-    """Read the last checkpoint; a run killed before its first one continues from its beginning.
+    """Read the last checkpoint. A run that was killed before its first checkpoint starts from the beginning.
 
     Raises:
-        UpslopeError: a checkpoint is missing, damaged, or of another run.
+        UpslopeError: a checkpoint is missing, damaged, or from another run.
     """
     if not directory.has_begun:
         sizes = directory.sizes() | {directory.metrics_path.name: 0}
@@ -81,7 +81,7 @@ def resume_point_of(
 
 
 def require_same_settings(directory: RunDirectory, config: Config, trained_with: dict[str, Any]) -> None:
-    """Raise an error if config.json was edited after training began; only the location of the data may have changed.
+    """Raise an error if config.json was edited after training began. Only the path of the recorded data may change.
 
     Raises:
         UpslopeError: a setting differs from the checkpoint's.
@@ -100,7 +100,7 @@ def require_same_settings(directory: RunDirectory, config: Config, trained_with:
 
 
 def problem_of(meta: dict[str, Any], seeds: int) -> str:
-    """The problem with a checkpoint's metadata; empty if there is none."""
+    """Describe the problem with a checkpoint's metadata; empty if there is none."""
     names = ("metrics.jsonl", "episodes.csv")
     windows, sizes = meta.get("windows"), meta.get("sizes")
     sound = {
@@ -130,12 +130,12 @@ def is_window(window: list[Any]) -> bool:
 
 
 def is_possible(value: float | int | None) -> bool:
-    """Whether training could have counted or summed this number; None stands for one that is not finite."""
+    """Whether training could have produced this count or sum; None stands for a number that is not finite."""
     return value is None or abs(value) <= MAX_NUMBER
 
 
 def is_count(value: Any) -> bool:
-    """Whether the value is a non-negative whole number that fits where numbers are counted."""
+    """Whether the value is a non-negative integer within the bound on counts."""
     return type(value) is int and 0 <= value <= MAX_COUNT
 
 
@@ -145,7 +145,7 @@ def is_counts(value: Any, length: int) -> bool:
 
 
 def snapshot_problem(snapshot: dict[str, np.ndarray], config: Config, task: Task, needed: bool) -> str:
-    """The problem with the snapshot of environments on the host; empty if there is none."""
+    """Describe the problem with the snapshot of environments on the host; empty if there is none."""
     if not needed:
         return ""
     shapes, head = task.model.encoder.shapes, task.model.head

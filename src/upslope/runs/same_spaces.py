@@ -16,10 +16,10 @@ UNRECORDED = ("dtype",)
 
 
 def require_same_environment(directory: RunDirectory, environment: Any) -> tuple[ObservationEncoder, ActionHead]:
-    """The encoder and head of an environment, if they match the run's.
+    """Return the encoder and head of an environment if they match those of the run; otherwise raise an error.
 
     Raises:
-        UpslopeError: its spaces differ.
+        UpslopeError: the spaces differ.
     """
     encoder, head = (
         encoder_of(environment.observation_space, environment_name(environment)),
@@ -44,13 +44,13 @@ def require_same_spaces(
         differences.append(words[environment.gives_masks])
     if differences:
         raise UpslopeError(
-            f"{directory.path} was trained in a different environment than its name and arguments create now: "
-            f"{'; '.join(differences)}. Restore that environment, or train a new run."
+            f"{directory.path} was trained in a different environment from the one that its name and arguments "
+            f"create now: {'; '.join(differences)}. Restore that environment, or train a new run."
         )
 
 
 def differences_of(role: str, trained: Any, now: Any, key: str = "") -> list[str]:
-    """The fields in which two descriptions of a space differ, or those of its part under this key."""
+    """Describe how two descriptions of a space, or of its part under this key, differ."""
     what = f"its {role}s at `{key}`" if key else f"its {role}s"
     old, new = (dict(x.children) if isinstance(x, CompositeEncoder | ProductHead) else {} for x in (trained, now))
     if old and old.keys() == new.keys():
@@ -71,7 +71,7 @@ def differences_of(role: str, trained: Any, now: Any, key: str = "") -> list[str
 
 
 def short(value: Any) -> str:
-    """A field in at most 80 characters."""
+    """Shorten a value to at most 80 characters."""
     text = str(value)
     return text if len(text) <= 80 else text[:77] + "…"
 

@@ -1,4 +1,5 @@
-"""Stop cleanly: the first signal requests a stop, or interrupts a hanging call; the second ends the process."""
+"""Stop cleanly on signals. The first signal requests a stop or interrupts a hanging call, and the second ends the
+process."""
 
 import signal
 import threading
@@ -10,17 +11,17 @@ from typing import Any
 from upslope.errors import Interruption
 
 SAME_REQUEST = 0.5
-"""Seconds within which a repeated signal counts as the same request, since `timeout` signals the process and then its
-process group, so that the process receives two signals."""
+"""Seconds within which a repeated signal counts as the same request. `timeout` signals the process and then its process
+group, so the process receives two signals."""
 
 
 class Interrupted(Interruption):
-    """A signal arrived while an environment was hanging."""
+    """Raised when a signal arrives while an environment is hanging."""
 
 
 @contextmanager
 def stop_on_signal(hangs: Callable[[], bool]) -> Iterator[threading.Event]:
-    """Yield an event that the first SIGINT or SIGTERM sets; the second ends the process as usual.
+    """Yield an event that is set by the first SIGINT or SIGTERM. A second signal ends the process as usual.
 
     Raises:
         Interrupted: the first signal arrived while `hangs()` was true.
@@ -53,8 +54,9 @@ def stop_on_signal(hangs: Callable[[], bool]) -> Iterator[threading.Event]:
 
 
 def unless_closed(say: Callable[[str], None]) -> Callable[[str], None]:
-    """`say`, which does nothing once the reader of the output is gone: the next update of the display notices that and
-    stops the run where it can be saved."""
+    """Wrap `say` so that it does nothing once the reader of the output has exited.
+
+    The next update of the display notices this and stops the run at a point where it can be saved."""
 
     def said(text: str) -> None:
         with suppress(BrokenPipeError):

@@ -54,18 +54,18 @@ from upslope.runs.tracking.tracker import require_trackers
 
 @dataclass(frozen=True)
 class Session:
-    """The display of a training session and the resources it may use. They never change results."""
+    """The display of a training session and the resources that it may use."""
 
     display: Display
     resources: Resources = EVERYTHING
     watch: Callable[[Path], Watch] | None = None
-    """Creates the diagnosis of a run during training, given its directory; the display shows the findings."""
+    """Creates the diagnosis that accompanies training, given the run's directory; the display shows its findings."""
     trackers: Sequence[str] = ()
-    """Names of the experiment trackers that the run is sent to."""
+    """Names of the experiment trackers to which the run is sent."""
     project: str | None = None
-    """The trackers' project; None leaves it to their own configuration."""
+    """The trackers' project; if None, their own configuration determines it."""
     on_iteration: Callable[[Following], Any] | None = None
-    """The user's function, called between chunks. It may change results."""
+    """The user's function, called between chunks. Unlike the other fields, it may change results."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,10 @@ def begin(config: Config, task: Task, directory: RunDirectory, session: Session)
 def resume_run(
     config: Config, task: Task, directory: RunDirectory, session: Session, notes: list[str], *, trust: bool = False
 ) -> Run:
-    """Resume from the last checkpoint; `notes` are shown unless the run is already finished. `trust` allows the calls
-    of environments' methods that it contains."""
+    """Resume from the last checkpoint.
+
+    `notes` are shown unless the run is already finished. `trust` allows the calls of environments' methods that the
+    checkpoint contains."""
     first = partial(resume_once, config, task, directory, session, notes, trust=trust)
     return through_losses(first, config, task, directory, session, trust=trust)
 
@@ -122,7 +124,7 @@ def through_losses(
     *,
     trust: bool = False,
 ) -> Run:
-    """Train; if a cluster loses workers or grows, continue from the last checkpoint with the workers available.
+    """Train. If a cluster loses workers or grows, continue from the last checkpoint with the available workers.
 
     Since a resumed run equals an uninterrupted one, this does not change the results.
     """
@@ -138,8 +140,10 @@ def through_losses(
 
 
 def attempts(first: Callable[[], Run], again: Callable[[], Run], session: Session, directory: RunDirectory) -> Run:
-    """Train until done, or until workers have been lost too often at the same checkpoint. Calls made by this process's
-    own `on_iteration` are trusted already; those in a stranger's checkpoint need the user's consent each time."""
+    """Train until done, or until workers have been lost too often at the same checkpoint.
+
+    Calls made by this process's own `on_iteration` are already trusted. Calls in a checkpoint from elsewhere need the
+    user's consent each time."""
     attempt, losses, before = first, 0, ""
     while True:
         try:
@@ -156,12 +160,12 @@ def attempts(first: Callable[[], Run], again: Callable[[], Run], session: Sessio
 
 
 def last_step(directory: RunDirectory) -> str:
-    """The steps at the last checkpoint; empty if there is none."""
+    """The steps at the last checkpoint, as text; empty if there is no checkpoint."""
     return str(load_arrays(directory.last, "checkpoint")[1].get("steps")) if directory.last.exists() else ""
 
 
 def begin_once(config: Config, task: Task, directory: RunDirectory, session: Session) -> Run:
-    """Train from scratch, with the workers available."""
+    """Train from scratch with the available workers."""
     require_trackers(session.trackers)
     check_sources(config, task)
     with computing(on_host=is_on_host(config, task)), closing(engine_for(config, task, session)) as engine:
@@ -176,7 +180,7 @@ def begin_once(config: Config, task: Task, directory: RunDirectory, session: Ses
         head = head_of(task.environment.action_space, config.environment)
         spaces = described_spaces(task.model.encoder, head, has_masks=task.environment.gives_masks)
         parts = unusual_parts(task.model)
-        # What is inherited from another run's agent is stored from the start, since that run may be deleted.
+        # Anything inherited from another run's agent is stored at the start, since that run may be deleted later.
         takes = lineage or config.reference is not None
         save = partial(save_first, engine, config, session, state, progress) if takes else lambda _: None
         is_mixed = session.resources.is_mixed
@@ -189,8 +193,9 @@ def begin_once(config: Config, task: Task, directory: RunDirectory, session: Ses
 
 
 def check_sources(config: Config, task: Task) -> None:
-    """Refuse a run to start from or to refer to that does not fit, or whose config describes more than its checkpoint
-    contains, before memory for its networks is allocated."""
+    """Check the run to start from and the reference run before memory for their networks is allocated.
+
+    A run is refused if it does not fit, or if its config describes more numbers than its checkpoint contains."""
     if config.start_from is not None:
         source = source_of(config.start_from)
         require_same_agent(source, config, task)
@@ -202,7 +207,7 @@ def check_sources(config: Config, task: Task) -> None:
 
 
 def check_source_size(source: Source, task: Task) -> None:
-    """Refuse a checkpoint too small for the networks; if it is missing, list those that exist."""
+    """Refuse a checkpoint that is too small for the networks. If it is missing, the error lists the existing ones."""
     if source.path.is_file():
         check_checkpoint_size(source.path, source.config, task.model)
 
@@ -210,14 +215,14 @@ def check_source_size(source: Source, task: Task) -> None:
 def save_first(
     engine: Engine, config: Config, session: Session, state: TrainState, progress: Progress, directory: RunDirectory
 ) -> None:
-    """Write the checkpoint of a run that has not begun."""
+    """Write the first checkpoint of a run, before training begins."""
     Loop(engine, directory, config, session.display).save(state, progress)
 
 
 def resume_once(
     config: Config, task: Task, directory: RunDirectory, session: Session, notes: list[str], *, trust: bool = False
 ) -> Run:
-    """Resume as `resume_run` does, with the workers available."""
+    """Resume as `resume_run` does, with the available workers."""
     require_trackers(session.trackers)
     head = head_of(task.environment.action_space, config.environment)
     require_same_spaces(directory, task.model.encoder, head, task.environment)
@@ -233,16 +238,16 @@ def resume_once(
         directory.truncate(point.sizes)
         if point.is_finished(config):
             with session.display as display:
-                tracking_of(directory, session).close()  # this sends what the trackers do not have yet
+                tracking_of(directory, session).close()  # send what the trackers do not have yet
                 display.finish(None, finished_lines(config, directory))
             return Run(directory.path, config, tuple(config.seed_list()), np.asarray(mean_of(point.progress, 0)))
         lines = [f"resuming {directory.path} at step {point.step:,} of {config.steps:,}", *notes]
         if aside := directory.set_aside_evaluations(directory.evaluations_at(point.step)):
-            lines.append(
-                f"its evaluation so far belongs to the agent at step {point.step:,}, and is kept as {aside.name}"
-            )
+            lines.append(f"its stored evaluation is of the agent at step {point.step:,}, and is kept as {aside.name}")
         if point.is_followed and session.on_iteration is None:
-            lines.append("on_iteration was passed before but not now, so nothing is called between iterations")
+            lines.append(
+                "on_iteration was passed before but not this time, so no function is called between iterations"
+            )
         if point.snapshot:
             engine.restore(point.snapshot, session.display.message)
         with directory.marked_mixed() if session.resources.is_mixed else nullcontext():
@@ -255,14 +260,14 @@ def is_on_host(config: Config, task: Task) -> bool:
 
 
 def engine_for(config: Config, task: Task, session: Session) -> Engine:
-    """The engine for the source of the experience."""
+    """Create the engine that suits the source of experience."""
     data = None if config.data is None else read_data(config, task)
     say, stored = unless_closed(session.display.message), stored_programs(config)
     return engine_of(task, config.seed_list(), session.resources, data, say, stored)
 
 
 def read_data(config: Config, task: Task) -> Rollout:
-    """Read the recorded episodes to learn from."""
+    """Read the recorded episodes from which the run learns."""
     rollout = load_dataset(
         str(config.data),
         task.model.encoder,
@@ -287,14 +292,14 @@ def run_loop(
     progress: Any,
     lines: list[str],
 ) -> Run:
-    """Run the loop inside the display; if it is stopped, the exception explains how to resume."""
+    """Run the loop inside the display. If it is stopped, the exception explains how to resume."""
     seeds, display = config.seed_list(), session.display
     watch = None if session.watch is None or display.is_quiet else session.watch(directory.path)
     tracking = tracking_of(directory, session)
     loop = Loop(engine, directory, config, display, watch, tracking, session.on_iteration)
     try:
         with display:
-            with suppress(BrokenPipeError):  # the first update handles it, once there is something to save
+            with suppress(BrokenPipeError):  # the first update handles this, when there is something to save
                 display.start(title_of(config), lines)
             state, progress = loop.run(state, progress)
             onward = f"stopped by on_iteration; resume it:  {call_of('resume', config, directory)}"
@@ -307,35 +312,36 @@ def run_loop(
         words = f"Stopped immediately. Resume from the last checkpoint with: {call_of('resume', config, directory)}"
         raise KeyboardInterrupt(words) from None
     finally:
-        for line in lines_of_evaluations(directory):  # those of a run that stopped before its end
+        for line in lines_of_evaluations(directory):  # the agents were evaluated before training ended
             unless_closed(display.message)(line)
         tracking.close()
     return Run(directory.path, config, tuple(seeds), np.asarray(mean_of(progress, 0)))
 
 
 def lines_of_evaluations(directory: RunDirectory) -> list[str]:
-    """Set aside the evaluations made during training, whose agents were trained further, and report it."""
+    """Rename evaluation.csv if it was written during training, since its agents were trained further, and report
+    this."""
     if not directory.evaluation_path.exists():
         return []
     try:
         steps = load_arrays(directory.last, "checkpoint")[1]["steps"]
         aside = directory.set_aside_evaluations(directory.path / f"evaluation-up-to-step-{max(steps)}.csv")
     except (UpslopeError, OSError) as error:
-        return [f"evaluation.csv belongs to earlier agents, and could not be renamed: {brief(error)}"]
+        return [f"evaluation.csv is about earlier agents, and could not be renamed: {brief(error)}"]
     if aside is None:
         return []
-    return [f"evaluations made during training belong to earlier agents and do not count: kept as {aside.name}"]
+    return [f"evaluations made during training are about earlier agents and do not count: kept as {aside.name}"]
 
 
 def tracking_of(directory: RunDirectory, session: Session) -> Tracking:
-    """The trackers of a session, in processes that send what the run contains and the trackers do not have yet."""
+    """Start the trackers of a session. Their processes send everything in the run that the trackers do not have yet."""
     display = session.display
     inform = (lambda line: None) if display.is_quiet else display.message
     return Tracking(directory.path, session.trackers, session.project, display.message, inform)
 
 
 def call_of(command: str, config: Config, directory: RunDirectory) -> str:
-    """The call of a command on this run: in the shell, or in Python if its environment must be passed."""
+    """How to call a command on this run: in the shell, or in Python if the environment must be passed."""
     if lost(config.environment):
         argument = json.dumps(str(directory.path), ensure_ascii=False)
         command, argument = ("train", f"start_from={argument}") if "--from" in command else (command, argument)
@@ -351,23 +357,22 @@ def opening_lines(config: Config, directory: RunDirectory) -> list[str]:
         note = recorded[1].get("note") if recorded else None
         made = words_of(recorded[1].get("making", {})) if recorded else []
         adds = f", with {' '.join(made)}" if made else ""
-        adds += (
-            "" if config.start_from else "; --no-preset disables it"
-        )  # otherwise it is the preset of the previous run
+        # With --from, the preset may be that of the source run.
+        adds += "" if config.start_from else "; --no-preset disables it"
         lines.append(f"preset: {config.preset}" + (f" ({note})" if note else "") + f"{adds}")
     if reason := lost(config.environment):
         lines.append(
-            f"{config.environment} cannot be found again by its name: {reason}. Commands like `upslope evaluate` "
+            f"{config.environment} cannot be found by its name: {reason}. Commands like `upslope evaluate` "
             "cannot use this run. In Python, pass environment= to upslope.resume, evaluate and record. For commands, "
             "define it at the top level of a module and train it as module:Name"
         )
     if config.seeds == 1:
-        lines.append("one seed gives no interval: --seeds 5 shows how reliable the result is")
+        lines.append("a single seed gives no interval: --seeds 5 shows how reliable the result is")
     return lines
 
 
 def source_lines(config: Config) -> list[str]:
-    """The notes on the package that was imported because its id is well known, and on what counts as an episode."""
+    """The notes on the package that was imported because of the environment's id, and on the meaning of an episode."""
     found = {} if ":" in without_batching(config.environment) else registered_version(config.environment)
     lines = [f"{config.environment} comes from {name} {n}, imported because of its id" for name, n in found.items()]
     if any(arguments.get("terminal_on_life_loss") for _, arguments in map(parse_wrapper, config.wrappers)):
@@ -376,7 +381,7 @@ def source_lines(config: Config) -> list[str]:
 
 
 def lines_of_task(config: Config, task: Task) -> list[str]:
-    """The notes on the task that are shown before training begins."""
+    """The notes on the task to show before training begins."""
     kind = "" if task.environment.is_compiled else task.environment.kind
     batched = [f"batched: {kind}; its episodes cannot be replayed, so a resumed run starts new ones"] if kind else []
     return [
@@ -389,17 +394,17 @@ def lines_of_task(config: Config, task: Task) -> list[str]:
 
 
 LARGE_BATCH = 2**25
-"""Minimum bytes of observations in an iteration for their size to be mentioned."""
+"""Observations of an iteration are mentioned if they take at least this many bytes."""
 
 
 def lines_of_batch(task: Task) -> list[str]:
-    """The note on the memory that the observations of an iteration take, if it is large."""
+    """The note on the memory that the observations of an iteration take, if it is a lot."""
     encoder, whole = task.model.encoder, task.estimator.whole_episodes
     parts = (inner for _, inner, _ in encoder.leaves(encoder.shapes))
     one = sum(math.prod(inner.shapes) * (1 if isinstance(inner, ImageEncoder) else 4) for inner in parts)
     steps = (task.max_episode_steps or 0) if whole else task.rollout_steps
     once = not task.environment.is_compiled and one >= LARGE
-    copies = 1 + 1 / STEPS_PER_SUCCESSOR if once else 2  # otherwise each is stored together with its successor
+    copies = 1 + 1 / STEPS_PER_SUCCESSOR if once else 2  # otherwise, each observation is stored with its successor
     size = copies * one * steps * task.num_envs
     if size < LARGE_BATCH:
         return []
@@ -407,7 +412,7 @@ def lines_of_batch(task: Task) -> list[str]:
 
 
 def lines_of_masks(config: Config, task: Task) -> list[str]:
-    """The note that masks are used, or that there are none to ignore."""
+    """The note that masks are used, or that there are no masks to ignore."""
     if task.environment.gives_masks:
         return ["masks: only actions that the environment allows are taken; --no-masks ignores its masks"]
     if config.masks or task.environment.ignores_masks:
@@ -416,25 +421,25 @@ def lines_of_masks(config: Config, task: Task) -> list[str]:
 
 
 def lines_of_networks(task: Task) -> list[str]:
-    """The note that describes the networks, if they are more than two perceptrons."""
+    """The note that describes the networks, unless they are just two perceptrons."""
     parts = unusual_parts(task.model)
     return [f"networks: {', '.join(parts)}"] if parts else []
 
 
 def lines_of_one_sample(task: Task) -> list[str]:
-    """The note that weights are not standardised if a batch consists of a single step."""
+    """The note that advantages are not standardised if a batch consists of a single step."""
     is_single = not task.estimator.whole_episodes and task.num_envs * task.rollout_steps == 1
     if not (is_single and task.update.normalize_advantage):
         return []
-    return ["a batch is a single step, whose weight cannot be standardised, so it is used unchanged"]
+    return ["a batch is a single step, whose advantage cannot be standardised, so it is used unchanged"]
 
 
 def finished_lines(config: Config, directory: RunDirectory) -> list[str]:
-    """The note that the run is finished, and how to train longer."""
+    """The note that the run is finished, with advice on how to train longer."""
     longer = replace(config, steps=min(2 * config.steps, MAX_STEPS))
     is_continuous = spaces_of(directory)[1].is_continuous
     stops = "" if config.stop_at_return is None else f" or reached a return of {config.stop_at_return:g}"
-    # The defaults of a run that started from another are that run's, so no short command describes it.
+    # A run that started from another run takes its defaults from there, so no short command describes it.
     command = [] if config.start_from else [f"    {command_of(longer, is_continuous=is_continuous)}"]
     return [
         f"{directory.path} is finished: each seed has spent its {config.steps:,} steps{stops}, so nothing was changed. "
@@ -446,7 +451,7 @@ def finished_lines(config: Config, directory: RunDirectory) -> list[str]:
 
 
 def closing_lines(config: Config, directory: RunDirectory, progress: Any) -> list[str]:
-    """The results by seed, and what to do next."""
+    """The results of each seed, and what to do next."""
     returns = None if config.data is not None else mean_of(progress, 0)
     return [
         closing_words(progress.elapsed, config.seed_list(), returns, progress.stopped_at.tolist()),

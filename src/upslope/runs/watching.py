@@ -1,4 +1,4 @@
-"""Show a run that is training elsewhere, using only the rows in its directory."""
+"""Display a run that is being trained by another process, using only the rows in its directory."""
 
 import math
 import reprlib
@@ -21,21 +21,22 @@ PAUSE = 1.0
 WINDOW = 100
 """A seed's return is the mean over this many of its last finished training episodes, as in training."""
 SILENT_SECONDS, LONGER = 60.0, 10.0
-"""A run seems to have stopped after this many seconds without a row, and this many times its longest pause so far."""
+"""A run seems to have stopped if no row has come for this many seconds and for this many times its longest pause so
+far."""
 MOMENT = 5.0
-"""Seconds that may pass between the last row of a run and its end."""
+"""Maximum seconds between the last row of a run and the end of its process."""
 FIRST_SECONDS = 600.0
-"""Seconds that the first rows may take, since a program is compiled before them."""
+"""Maximum seconds before the first rows, which include compilation."""
 NOT_SHOWN = (PREFIX, "time/", "episode/")
-"""Prefixes of metrics that the display does not show, or takes from elsewhere."""
+"""Prefixes of metrics that the display does not show or obtains in another way."""
 MAX_COUNT = 2**53
-"""The largest number of steps, iterations or seconds that is displayed; no training reaches it."""
+"""The largest number of steps, iterations or seconds that is accepted. No training reaches it."""
 LOCKS = Path("/proc/locks")
-"""Where Linux lists the files that processes on this machine have locked."""
+"""The file in which Linux lists all locks held by processes on this machine."""
 
 
 class History:
-    """What the rows so far reveal about a run."""
+    """The state of a run, according to its rows so far."""
 
     def __init__(self, directory: RunDirectory):
         self.directory, self.config = directory, directory.config()
@@ -43,7 +44,7 @@ class History:
         self.restart()
 
     def restart(self) -> None:
-        """Forget everything, because a resumed run has truncated its tables."""
+        """Discard everything, because a resumed run has truncated its tables."""
         self.metrics, self.episodes = (
             GrowingTable(self.directory.metrics_path),
             GrowingTable(self.directory.episodes_path),
@@ -57,11 +58,11 @@ class History:
 
     @property
     def is_finished(self) -> bool:
-        """Whether every seed has spent its budget, or stopped earlier."""
+        """Whether every seed has spent its budget or stopped earlier."""
         return self.over == set(self.seeds)
 
     def read(self) -> list[Snapshot]:
-        """The run's new states since the last call: the latest one, and enough earlier ones to draw a curve."""
+        """Return the run's states since the last call: the latest one, and enough earlier ones to draw a curve."""
         lines = self.metrics.read()
         if self.metrics.has_restarted:
             self.restart()
@@ -69,7 +70,7 @@ class History:
         rows = parsed_rows(self.metrics.path, lines, self.steps)
         if absurd := [row["step"] for row in rows if not 0 <= row["step"] <= MAX_COUNT]:
             raise damaged(self.metrics.path, ValueError(f"a row is at step {reprlib.repr(absurd[0])}"))
-        self.read_episodes()  # after the rows, since training writes episodes first
+        self.read_episodes()  # must come after the rows, since training writes episodes first
         found: list[Snapshot] = []
         for _, chunk in groupby(rows, key=lambda row: row.get("time/elapsed")):
             self.add(list(chunk))
@@ -80,7 +81,7 @@ class History:
         return found
 
     def read_episodes(self) -> None:
-        """Keep the new episodes until the rows reach them."""
+        """Read the new episodes, and keep them until the rows reach their steps."""
         for line in self.episodes.read():
             found = episode_of(line)
             if found is not None and found[1] in self.waiting and max(found[0], found[3]) <= MAX_COUNT:
@@ -88,7 +89,7 @@ class History:
                 self.waiting[seed].append((step, episode_return, length))
 
     def add(self, rows: list[dict[str, Any]]) -> None:
-        """Advance by the rows of a chunk; a seed without a row keeps its last values."""
+        """Advance by the rows of a chunk. A seed without a row keeps its last values."""
         for seed in {row["seed"] for row in rows}:
             for values in self.values.values():
                 values[seed] = math.nan
@@ -105,7 +106,7 @@ class History:
         self.add_times(rows[-1])
 
     def snapshot(self) -> Snapshot:
-        """The state for the display. Where the time goes is not stored, so it is not shown."""
+        """Return the state for the display. The time of each phase is not stored, so it is not shown."""
         return Snapshot(
             iteration=self.iteration,
             steps=list(self.steps.values()),
@@ -146,10 +147,11 @@ def is_shown(value: Any) -> TypeGuard[int | float]:
 
 
 class Silence:
-    """Judges from outside whether a run is still training.
+    """Estimates from outside whether a run is still training.
 
-    At first the age of the last row is taken to be that of the file, so it is wrong if a network share's clock is;
-    later it is the time since a new row was seen. If training runs on this machine and on Linux, its lock tells more.
+    At first, the age of the last row is the age of the file, which is wrong if the clock of a network share is. Later,
+    it is the time since a new row was seen. If training runs on this machine under Linux, its lock shows whether its
+    process is alive.
     """
 
     def __init__(self, history: History, now: Callable[[], float]):
@@ -159,7 +161,7 @@ class Silence:
         self.last = min(now(), next((t.stat().st_mtime for t in tables if t.exists() and t.stat().st_size), now()))
 
     def reset(self) -> None:
-        """Note that a new row was seen."""
+        """Record that a new row was seen."""
         self.last = self.now()
 
     @property
@@ -169,7 +171,7 @@ class Silence:
 
     @property
     def limit(self) -> float:
-        """Seconds without a row that are unusual for this run."""
+        """Seconds without a row after which the silence is unusual for this run."""
         pause = self.history.longest_pause
         return max(SILENT_SECONDS, LONGER * pause) if pause else FIRST_SECONDS
 
@@ -190,8 +192,9 @@ class Silence:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process on this machine holds a run's lock, according to Linux's list; trying to take the lock would
-    interfere with training."""
+    """Whether a process on this machine holds a run's lock, according to Linux's list of locks.
+
+    Trying to take the lock instead would interfere with training."""
     try:
         node = path.stat().st_ino
         lines = LOCKS.read_text("ascii").splitlines()
@@ -210,10 +213,10 @@ def watch(
 ) -> None:
     """Show a run until it has spent its budget. Nothing in its directory is written or locked.
 
-    `look` returns the doctor's finding. `sleep` and `now` are the clock.
+    `look` returns the doctor's finding. `sleep` and `now` are the clock, replaceable in tests.
 
     Raises:
-        UpslopeError: this is not a run directory, or it is damaged.
+        UpslopeError: `run` is not a run directory, or it is damaged.
     """
     history = History(RunDirectory(run))
     silence, state = Silence(history, now), history.snapshot()

@@ -35,7 +35,7 @@ class CartPole(CompiledEnvironment):
     """Gymnasium's `CartPole-v1`: keep the pole up; +1 per step, at most 500 steps.
 
     State and observation [4]: position x (m), velocity ẋ, angle θ (rad, 0 is upright), angular velocity θ̇.
-    Action: 0 pushes left, 1 right, F = ±10 N. With l half the pole's length, explicit Euler steps of 0.02 s over
+    Action: 0 pushes left, 1 right, F = ±10 N. l is half the pole's length. A step is one explicit Euler step of 0.02 s:
 
         u = (F + m_p l θ̇² sin θ) / m
         θ̈ = (g sin θ − u cos θ) / (l (4/3 − m_p cos² θ / m))
@@ -70,6 +70,6 @@ class CartPole(CompiledEnvironment):
         state = state + TIME_STEP * rate
 
         terminated = (jnp.abs(state[0]) > POSITION_LIMIT) | (jnp.abs(state[2]) > ANGLE_LIMIT)
-        # The step on which the pole falls earns +1 too, as in Gymnasium.
+        # The step in which the pole falls also earns +1, as in Gymnasium.
         reward = -terminated.astype(jnp.float32) if self.sutton_barto_reward else jnp.ones((), jnp.float32)
         return state, Transition(state, reward, terminated, jnp.zeros((), bool))

@@ -1,4 +1,4 @@
-"""A car whose force is too weak to climb the hill directly; with a continuous force, or one of three."""
+"""A car whose engine is too weak to climb the hill directly, with a continuous force or with three actions."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +19,7 @@ MIN_POSITION, MAX_POSITION = -1.2, 0.6
 MAX_SPEED = 0.07
 GOAL_POSITION = 0.45
 STEP_FORCE, STEP_GOAL_POSITION = 0.001, 0.5
-"""Force and goal of the car with three actions."""
+"""Force and goal position of the car with three actions."""
 
 State = Float[Array, "2"]
 
@@ -104,7 +104,7 @@ class MountainCar(CompiledEnvironment):
 def moved(
     position: Float[Array, ""], velocity: Float[Array, ""], push: Float[Array, ""]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Position and velocity after a step in which the car's own force changes the velocity by `push`."""
+    """Position and velocity after a step in which the car's engine changes the velocity by `push`."""
     velocity = velocity + push - SLOPE * jnp.cos(3 * position)
     velocity = jnp.clip(velocity, -MAX_SPEED, MAX_SPEED)
     position = jnp.clip(position + velocity, MIN_POSITION, MAX_POSITION)

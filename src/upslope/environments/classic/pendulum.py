@@ -1,4 +1,4 @@
-"""A pendulum to be swung up and balanced by a bounded torque."""
+"""A pendulum that must be swung up and balanced by a bounded torque."""
 
 import math
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Craftax: Crafter's and NetHack's ideas in one open world (Matthews et al. 2024,
+"""Craftax: an open world that combines ideas from Crafter and NetHack (Matthews et al. 2024,
 https://github.com/MichaelTMatthews/Craftax).
 
 `is_terminal` merges death and victory with the limit `params.max_timesteps`. The environment gets parameters without
@@ -42,8 +42,8 @@ def ids() -> Iterable[str]:
 
 
 def create(name: str, env_kwargs: dict[str, Any]) -> Craftax:
-    """Create a world; arguments that name static parameters, e.g. the map's size, set those, and the rest set the
-    others."""
+    """Create a world. Arguments that name static parameters, such as the map's size, set those; all others set ordinary
+    parameters."""
     inner = module("craftax.craftax_env").make_craftax_env_from_name(name, auto_reset=False)
     static = inner.static_env_params
     named = {field.name for field in fields(type(static))}

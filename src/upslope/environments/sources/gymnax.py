@@ -34,7 +34,7 @@ class Gymnax(CompiledEnvironment):
 
 
 def space_of(space: Any) -> spaces.Space:
-    """A space of gymnax as Gymnasium's. Boards of zeros and ones, as in MinAtar, become bytes."""
+    """Convert a space of gymnax to Gymnasium's. Boards of zeros and ones, as in MinAtar, become bytes."""
     if hasattr(space, "spaces"):
         parts = space.spaces
         if isinstance(parts, dict):
@@ -53,7 +53,7 @@ def ids() -> Iterable[str]:
 
 
 def create(name: str, env_kwargs: dict[str, Any]) -> Gymnax:
-    """Create an environment; arguments that name its parameters set those, and the others go to its constructor."""
+    """Create an environment. Arguments that name its parameters set those; all others go to its constructor."""
     gymnax = module("gymnax")
     if not hasattr(gymnax.environments.environment.Environment, "is_truncated"):
         raise UpslopeError(
@@ -62,7 +62,7 @@ def create(name: str, env_kwargs: dict[str, Any]) -> Gymnax:
     named = {field.name for field in fields(type(gymnax.make(name)[1]))}
     inner, params = gymnax.make(name, **{key: value for key, value in env_kwargs.items() if key not in named})
     own = {key: value for key, value in env_kwargs.items() if key in named}
-    # A whole number where the default is a float would change the dtypes of what a step computes.
+    # An integer in place of a float default would change the dtypes that a step computes.
     own = {key: float(value) if isinstance(getattr(params, key), float) else value for key, value in own.items()}
     return Gymnax(inner, params.replace(**own))
 

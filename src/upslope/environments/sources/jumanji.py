@@ -2,7 +2,7 @@
 
 The last step of an episode looks the same at a true end and at the environment's `time_limit`. Each step is therefore
 also taken by a copy without that limit: an end there is `terminated`, and the limit is upslope's `max_episode_steps`.
-The compiler merges what both have in common. The `action_mask` of an observation becomes the mask; if it covers
+The compiler merges the computations that both share. The `action_mask` of an observation becomes the mask. If it covers
 combinations of components, as in Minesweeper, the action is one choice among all combinations.
 """
 
@@ -31,11 +31,12 @@ from upslope.environments.sources.wrapping import (
 from upslope.errors import UpslopeError
 
 MOST_KINDS = 64
-"""The largest number of values that is encoded one-hot; counters with more values are treated as numbers."""
+"""The largest number of values that are encoded one-hot; counters with more values are treated as numbers."""
 
 
 class Jumanji(CompiledEnvironment):
-    """An environment for one player. Its state is the library's, which holds a key, plus the mask of legal actions."""
+    """An environment for one player. Its state is the library's, which includes a key, plus the mask of legal
+    actions."""
 
     def __init__(self, inner: Any):
         self.inner, self.max_episode_steps = inner, getattr(inner, "time_limit", None)
@@ -64,7 +65,7 @@ class Jumanji(CompiledEnvironment):
         return state[1]
 
     def mask_of(self, observation: Any) -> Any:
-        """The legal choices as one array; None if the library has none that fits the actions."""
+        """The legal choices as one array; None if the library provides no mask that fits the actions."""
         return jnp.ravel(observation.action_mask) if self.has_mask else None
 
     def observed(self, observation: Any) -> Any:
@@ -87,13 +88,13 @@ def parts_of(spec: Any) -> dict[str, Any]:
 
 
 def space_of(spec: Any) -> spaces.Space:
-    """The space of a specification: boards of integers become bytes, choices among few values Discrete, and everything
-    else numbers."""
+    """The space of a specification: boards of integers become bytes, choices among a few values become Discrete, and
+    everything else becomes numbers."""
     specs = module("jumanji.specs")
     if parts := parts_of(spec):
         return spaces.Dict({name: space_of(part) for name, part in parts.items() if name != KEY})
     shape, dtype = tuple(spec.shape), np.dtype(spec.dtype)
-    # The library's step counter reaches the limit itself, one more than its specification allows.
+    # The library's step counter can equal the limit, which is one more than its specification allows.
     if isinstance(spec, specs.DiscreteArray) and spec.num_values <= MOST_KINDS and spec.name != "step_count":
         return spaces.Discrete(int(spec.num_values))
     bounds = (spec.minimum, spec.maximum) if isinstance(spec, specs.BoundedArray) else (-np.inf, np.inf)

@@ -1,7 +1,7 @@
 """Pgx: games for one player, MinAtar and 2048 (Koyamada et al. 2023, https://github.com/sotetsuk/pgx).
 
-Pgx has no time limits, and MinAtar's episodes may never end: set `--max-episode-steps`. Where moves can be illegal,
-the mask allows the legal ones.
+Pgx has no time limits, and MinAtar's episodes may never end: set `--max-episode-steps`. In games with illegal moves,
+the mask allows only the legal ones.
 """
 
 from collections.abc import Iterable
@@ -41,7 +41,7 @@ class Pgx(CompiledEnvironment):
 
 
 def ids() -> Iterable[str]:
-    """The ids of all games, for one player or several."""
+    """The ids of all games, including those for several players."""
     return module("pgx").available_envs()
 
 

@@ -1,8 +1,8 @@
 """MuJoCo Playground: control suite and robots (Zakka et al. 2025, https://github.com/google-deepmind/mujoco_playground).
 
-An environment's `done` means termination. The time limit is `episode_length` of its config, in physics steps, and
-each action lasts `action_repeat` of these; only the library's training wrapper reads both. Here the limit is upslope's
-`max_episode_steps`. The physics is MJX in JAX unless `impl` selects another.
+An environment's `done` means termination. The time limit is `episode_length` in its config, counted in physics steps,
+and each action lasts `action_repeat` of these. Only the library's training wrapper reads these two. Here the limit is
+upslope's `max_episode_steps`. The physics engine is MJX in JAX unless `impl` selects another.
 """
 
 from collections.abc import Iterable
@@ -19,7 +19,8 @@ def ids() -> Iterable[str]:
 
 
 def create(name: str, env_kwargs: dict[str, Any]) -> Brax:
-    """Create an environment; the arguments override its config, nested ones as `reward_config.scales.alive`."""
+    """Create an environment. The arguments override its config; nested fields are written as
+    `reward_config.scales.alive`."""
     registry = module("mujoco_playground").registry
     config = registry.get_default_config(name)
     config.update_from_flattened_dict({"impl": "jax"} | env_kwargs)

@@ -30,7 +30,7 @@ Maker = Callable[[str, dict[str, Any]], CompiledEnvironment]
 def source_of(prefix: str, ids: Callable[[], Iterable[str]], create: Maker) -> Source:
     """The source of a library's environments.
 
-    `ids` and `create` import the library, which is therefore imported only when one of its environments is requested.
+    Only `ids` and `create` import the library, so it is imported only when one of its environments is requested.
     """
     library = next(one for one in LIBRARIES if one.prefix == prefix)
 
@@ -49,8 +49,8 @@ def source_of(prefix: str, ids: Callable[[], Iterable[str]], create: Maker) -> S
 
 
 def import_library(library: Library) -> None:
-    """Import a library, or explain how to install it. Its callers exclude the current folder, where another module may
-    have the same name."""
+    """Import a library, or explain how to install it. Callers exclude the current folder from the search path, since
+    another module there may have the same name."""
     if importlib.util.find_spec(library.package) is None:
         raise UpslopeError(
             f"{library.prefix}: names environments of {library.package}, which is not installed. Install it: "
@@ -66,7 +66,8 @@ def import_library(library: Library) -> None:
 
 
 def module(name: str) -> Any:
-    """Import a library's module when it is needed. `import gymnax` in `gymnax.py` would look like importing itself."""
+    """Import a library's module when it is needed. A plain `import gymnax` in `gymnax.py` would look as if the file
+    imported itself."""
     return importlib.import_module(name)
 
 
@@ -95,7 +96,7 @@ def raw(key: PRNGKeyArray) -> Array:
 
 
 def arrays(state: Any) -> Any:
-    """A state with arrays instead of Python numbers."""
+    """A state with its Python numbers converted to arrays."""
     return jax.tree.map(jnp.asarray, state)
 
 
@@ -118,7 +119,8 @@ def stepped(space: spaces.Space, observation: Any, reward: Any, terminated: Any)
 
 
 def box(low: Any, high: Any, shape: tuple[int, ...], dtype: Any = np.float32) -> spaces.Box:
-    """A Box whose bounds are numbers or arrays; a bound at the end of its dtype's range becomes infinite."""
+    """A Box with the given bounds, which are numbers or arrays; a bound at the end of its dtype's range becomes
+    infinite."""
     shape = tuple(int(n) for n in shape)
     low, high = (np.broadcast_to(np.asarray(x, dtype), shape) for x in (low, high))
     if np.dtype(dtype).kind == "f":
@@ -128,12 +130,12 @@ def box(low: Any, high: Any, shape: tuple[int, ...], dtype: Any = np.float32) ->
 
 
 def is_board(shape: tuple[int, ...]) -> bool:
-    """Whether an array of whole numbers is laid out like a board [height, width, …] of a few cells."""
+    """Whether an array of integers has the shape of a small board [height, width, …]."""
     return len(shape) in (2, 3) and all(3 <= side <= BOARD for side in shape[:2])
 
 
 def space_like(observe: Callable[[Any], Any]) -> spaces.Space:
-    """The space of observations that a library does not describe: unbounded, with the shapes of `observe(key)`."""
+    """An unbounded space for observations that a library does not describe, with the shapes of `observe(key)`."""
     return unbounded(jax.eval_shape(lambda: observe(raw(jax.random.key(0)))))
 
 

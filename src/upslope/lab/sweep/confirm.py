@@ -1,4 +1,4 @@
-"""Compare the winner of a sweep with the defaults: both are retrained, on seeds that no trial has seen.
+"""Compare the winner of a sweep with the defaults after retraining both on seeds that no trial has seen.
 
 The best of many trials is partly the luckiest, so its score in the sweep is optimistic. Its score on fresh seeds is
 not.
@@ -35,13 +35,13 @@ class Confirmation:
     winner: Group
     default: Group
     probability: Estimate
-    """The probability that a seed of the winner scores higher than one of the default."""
+    """The probability that a seed of the winner scores higher than a seed of the default."""
     difference: Estimate
     """The winner's mean score minus the default's."""
 
     @property
     def verdict(self) -> str:
-        """better, worse or undecided, by the 95 % interval of the probability."""
+        """better, worse or undecided, according to the 95 % interval of the probability."""
         interval = self.probability.interval
         if interval is None:
             return "undecided"
@@ -49,7 +49,7 @@ class Confirmation:
 
 
 def fresh_config(config: Config, setup: Setup, seeds: int) -> Config:
-    """A config on the seeds after those of the trials."""
+    """A config with the seeds that follow those of the trials."""
     return replace(config, seed=setup.default.seed + setup.default.seeds, seeds=seeds)
 
 

@@ -1,7 +1,7 @@
-"""The folder of a sweep, which belongs to it alone, so that nothing else is overwritten or deleted.
+"""The folder of a sweep. It contains nothing else, so that nothing else is overwritten or deleted.
 
-A file names the study whose trials the folder contains, wherever the storage is. A folder that is neither empty nor
-this study's is refused, and so is a link inside it.
+A file in it, the mark, names the study whose trials the folder contains, wherever the storage is. A folder that is
+neither empty nor this study's is rejected, and so is a link inside it.
 """
 
 import json
@@ -19,10 +19,10 @@ FILES = (MARK, STORAGE, "winner.yaml", "report.html")
 
 def make_folder(path: Path, storage: str) -> bool:
     """Create the sweep's folder, or accept one that is empty, marked, or contains the storage. Return whether it
-    contains more than the storage but no mark, as folders of earlier versions do: `claim` then asks the study.
+    contains more than the storage but no mark, as folders of earlier versions do. `claim` then checks the study.
 
     Raises:
-        UpslopeError: the folder cannot be created, is a run, or contains a link or something else.
+        UpslopeError: the folder cannot be created, is a run, or contains a link or unknown files.
     """
     if (path / "config.json").exists():
         raise UpslopeError(f"{path} is a run, not a sweep. Choose another --name.")
@@ -35,7 +35,7 @@ def make_folder(path: Path, storage: str) -> bool:
     safe_path(path, path / TRIALS_FOLDER, is_folder=True)
     database = database_in(path, storage)
     names = [found.name for found in path.iterdir()]
-    # Another process may be starting the same sweep: SQLite adds journals, and the mark is first a temporary file.
+    # Another process may be starting the same sweep: SQLite adds journals, and the mark starts as a temporary file.
     others = [name for name in names if not name.startswith((f".{MARK}.", database or MARK))]
     if MARK in names or not others:
         return False
@@ -45,14 +45,14 @@ def make_folder(path: Path, storage: str) -> bool:
 
 
 def database_in(path: Path, storage: str) -> str:
-    """The name of the storage's SQLite file if it is in the folder, or an empty text."""
+    """The name of the storage's SQLite file if it is in the folder; otherwise an empty string."""
     scheme, _, place = storage.partition(":///")
     file = Path(place.partition("?")[0]).resolve()
     return file.name if scheme.startswith("sqlite") and place and file.parent == path.resolve() else ""
 
 
 def claim(path: Path, study: Study, *, is_old: bool) -> None:
-    """Mark the folder as that of this study, or check the mark. With `is_old`, the study must have begun before.
+    """Mark the folder as this study's, or check the existing mark. With `is_old`, the study must have begun earlier.
 
     Raises:
         UpslopeError: the folder belongs to another study.
@@ -67,7 +67,7 @@ def claim(path: Path, study: Study, *, is_old: bool) -> None:
 
 
 def marked(mark: Path) -> str | None:
-    """The study that a mark names; None if it is not readable."""
+    """The study that a mark names; None if the mark cannot be read."""
     try:
         return json.loads(plain_file(mark, MAX_SETTINGS).read_text("utf-8"))["study"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -84,10 +84,10 @@ def of_another(path: Path) -> UpslopeError:
 
 
 def trial_folder(trials: Path, number: int) -> Path:
-    """The folder of a trial's run, without the run that an older trial of this number left there.
+    """The folder of a trial's run, after removing the run that an older trial with this number left there.
 
     Raises:
-        UpslopeError: something there is a link, or not a run.
+        UpslopeError: the folder contains a link, or is not a run.
     """
     path = trials / f"{number:04d}"
     safe_path(trials.parent, path, is_folder=True)

@@ -1,8 +1,8 @@
-"""Trials on a cluster: each worker trains one after another, those of a compiled environment with the same programs.
+"""Trials on a cluster. Each worker trains one trial after another, reusing its programs if the environment is compiled.
 
 Only the main process uses the study and writes files. A trial on the host is a run in a temporary folder, whose files
-the worker sends back. A trial whose worker is lost is trained again by another one, with the same settings and seeds,
-so its result is the same.
+the worker sends back. A trial whose worker is lost is retrained by another worker with the same settings and seeds, so
+its result is the same.
 """
 
 import json
@@ -32,9 +32,9 @@ from upslope.runs.directory import RunDirectory
 from upslope.runs.train import Session, begin
 
 LOOK_SECONDS = 0.5
-"""Seconds between two checks of whether Ctrl-C was pressed, and whether there is room for more workers."""
+"""Seconds between two checks of whether Ctrl-C was pressed and whether there is room for more workers."""
 WAITING_SECONDS = 60.0
-"""Seconds without any worker after which this is reported."""
+"""Seconds without any worker after which a message reports it."""
 
 
 def train_on_cluster(
@@ -49,7 +49,7 @@ def train_on_cluster(
     """Train trials in workers on a cluster until all have ended.
 
     Raises:
-        UpslopeError: the environment or a part cannot be sent to the cluster, or a node differs.
+        UpslopeError: the environment or a part of it cannot be sent to the cluster, or a node has different versions.
         KeyboardInterrupt: Ctrl-C was pressed; trials in progress are put back.
     """
     from upslope.engines.cluster import connect
@@ -70,7 +70,7 @@ def train_on_cluster(
 
 
 class Trials:
-    """The trials of a study that is trained by the workers of a cluster; a thread waits for each worker."""
+    """The trials of a study, trained by the workers of a cluster. One thread waits for each worker."""
 
     def __init__(
         self,
@@ -98,8 +98,8 @@ class Trials:
         self.errors: list[BaseException] = []
 
     def run(self, count: int, most: float, has_room: Callable[[], int]) -> None:
-        """Train until no trial is left, with this number of workers at first, and later as many as there is room for,
-        at most `most`."""
+        """Train until no trial is left. Start with this number of workers, and add more whenever there is room, up to
+        `most`."""
         for _ in range(count):
             self.start_thread()
         waited = 0.0
@@ -122,7 +122,7 @@ class Trials:
             raise self.errors[0]
 
     def go_on(self, most: float, has_room: Callable[[], int]) -> bool:
-        """Start workers where there is room; return whether any is working, or will be."""
+        """Start workers where there is room; return whether any worker is running or will be."""
         alive = self.alive()
         with self.lock:
             left = self.study.left()
@@ -132,7 +132,7 @@ class Trials:
         return bool(alive or left)
 
     def alive(self) -> int:
-        """How many threads wait for a worker."""
+        """The number of threads that are waiting for a worker."""
         self.threads = [thread for thread in self.threads if thread.is_alive()]
         return len(self.threads)
 
@@ -186,7 +186,7 @@ class Trials:
             self.ended(trial.number)
 
     def keep(self, number: int, files: dict[str, bytes]) -> None:
-        """Write the run that a worker sent, unless something else is in its place; its score counts anyway."""
+        """Write the run that a worker sent, unless something else is in its place. The score counts in any case."""
         try:
             path = trial_folder(self.folder, number)
         except UpslopeError as error:
@@ -195,7 +195,8 @@ class Trials:
             write_files(path, files)
 
     def report(self, worker: Worker, trial: Any) -> Notices:
-        """Notices that report a trial's recent return to the study, and stop a trial that is pruned."""
+        """Handle a worker's notices: report a trial's recent return to the study, and stop the trial if it is
+        pruned."""
 
         def show(kind: str, words: str) -> None:
             if not kind.startswith(REPORT) or trial.number in self.pruned:
@@ -210,7 +211,7 @@ class Trials:
         return Notices(show)
 
     def lost(self, trial: Any, words: str) -> None:
-        """Put the trial of a lost worker back, unless its workers keep getting lost."""
+        """Put the trial of a lost worker back, unless too many of its workers have been lost."""
         settings = json.dumps(trial.params, sort_keys=True, default=str)
         self.losses[settings] = self.losses.get(settings, 0) + 1
         with self.lock:
@@ -266,7 +267,7 @@ class Server:
         return self.train_as_run(setup, number, drawn, is_mixed)
 
     def interrupt(self) -> None:
-        """Have the trial stop at its next report."""
+        """Make the trial stop at its next report."""
         self.is_interrupted = True
 
     def report(self, number: int, part: int, value: float) -> bool:
@@ -276,7 +277,7 @@ class Server:
         return self.is_interrupted
 
     def train_in_program(self, setup: Setup, number: int, drawn: dict[str, Any]) -> Outcome:
-        """Train a trial of a compiled environment, possibly with a program left by earlier trials."""
+        """Train a trial of a compiled environment, if possible with a program that earlier trials compiled."""
         trial = OneTrial(number, drawn, self.report)
         if self.programs is None:
             self.programs = Programs(setup, trial, 1, lambda _: None)
@@ -285,7 +286,7 @@ class Server:
         return trial.outcome
 
     def train_as_run(self, setup: Setup, number: int, drawn: dict[str, Any], is_mixed: bool) -> Outcome:
-        """Train a trial as a run of its own."""
+        """Train a trial as a separate run."""
         display = TrialDisplay(lambda part, value: self.report(number, part, value))
         with TemporaryDirectory(prefix="upslope-trial-") as folder:
             path = Path(folder) / "run"
@@ -327,15 +328,15 @@ class OneTrial:
         return self.tell_report(self.number, part, value)
 
     def complete(self, trial: Any, score: float) -> None:
-        """Note the score."""
+        """Record the score."""
         self.outcome = Outcome("complete", score=score)
 
     def prune(self, trial: Any, reason: str = "") -> None:
-        """Note that the trial was stopped early."""
+        """Record that the trial was stopped early."""
         self.outcome = Outcome("pruned", reason)
 
     def fail(self, trial: Any, reason: str) -> None:
-        """Note why the trial failed."""
+        """Record why the trial failed."""
         self.outcome = Outcome("failed", reason)
 
     def put_back(self, trial: Any) -> None:

@@ -60,7 +60,7 @@ def write_sweep_page(path: Path, setup: Setup, found: Any, importances: Mapping[
 
 
 def fresh_part(figures: Figures, confirmation: Confirmation) -> dict[str, Any]:
-    """Winner and default on fresh seeds: scores as a figure and a table."""
+    """The winner and the default on fresh seeds, with their scores as a figure and as a table."""
     groups = [confirmation.winner, confirmation.default]
     titles = {confirmation.winner.label: WINNER, confirmation.default.label: DEFAULT}
     return {
@@ -127,7 +127,7 @@ def points(x: Sequence[int], y: Sequence[float], name: str, colour: str) -> dict
 
 
 def parallel_figure(figures: Figures, complete: Sequence[Told], space: Space) -> Html:
-    """Parallel coordinates: an axis for each setting, a line for each complete trial."""
+    """Parallel coordinates, with an axis for each setting and a line for each complete trial."""
     scores = [t.score for t in complete]
     dimensions = [dimension(name, p, [t.drawn.get(name) for t in complete]) for name, p in space.searched.items()]
     dimensions.append({"label": "score", "values": scores, "tickformat": ".4~g"})
@@ -140,7 +140,7 @@ def parallel_figure(figures: Figures, complete: Sequence[Told], space: Space) ->
 
 
 def dimension(name: str, parameter: Parameter, drawn: Sequence[Any]) -> dict[str, Any]:
-    """One axis: logarithmic for a logarithmic range, with one position per choice otherwise."""
+    """One axis: linear or logarithmic for a range, like the range itself; for choices, one position per choice."""
     label = escape(name.rstrip("_"))
     if isinstance(parameter, Choices):
         words = parameter.words
@@ -171,7 +171,7 @@ def importance_figure(figures: Figures, importances: Mapping[str, float]) -> Htm
 
 
 def space_table(space: Space, default: Config) -> Table:
-    """The space that is searched, next to the defaults."""
+    """The searched space, next to the defaults."""
     rows = [[name.rstrip("_"), extent(p), setting_words(getattr(default, name))] for name, p in space.searched.items()]
     return Table(["setting", "searched", "default"], rows, "The space")
 

@@ -1,4 +1,4 @@
-"""Trials on the host: each is a run, and several processes train one each."""
+"""Trials on the host. Each trial is a run, and several processes train one trial each."""
 
 import multiprocessing
 import time
@@ -16,11 +16,11 @@ from upslope.lab.sweep.trial import train_trial
 from upslope.learning.devices import num_cores
 
 LOOK_SECONDS = 0.5
-"""Seconds between two checks of what the processes have finished."""
+"""Seconds between two checks of which trials the processes have finished."""
 NO_TRIAL = (
-    "No process began a trial: the last one {}; its error is above. In a script of your "
-    'own, call `upslope.sweep` below `if __name__ == "__main__":`, since each process imports the script. With '
-    "--workers 1 the trials are trained in this process."
+    "No process began a trial: the last one {}; its error is above. In your own "
+    'script, call `upslope.sweep` below `if __name__ == "__main__":`, since each process imports the script. With '
+    "--workers 1, the trials are trained in this process."
 )
 PATIENCE = 30.0
 """Seconds that a process is given to put its trial back after Ctrl-C."""
@@ -54,7 +54,7 @@ def train_here(setup: Setup, study: Study, folder: Path, workers: int | None, en
 def train_in_processes(
     setup: Setup, study: Study, folder: Path, count: int, ended: Callable[[int], None], say: Callable[..., Any]
 ) -> None:
-    """Train trials in processes of their own, and report each that ends. A process that dies is replaced, and its
+    """Train trials in separate processes, and report each trial that ends. A process that dies is replaced, and its
     trial counts as failed."""
     context = multiprocessing.get_context("spawn")
     known = {trial.number for trial in study.told() if trial.state != "running"}
@@ -97,7 +97,7 @@ def train_in_processes(
 
 
 def work(setup: Setup, access: Access, folder: Path) -> None:
-    """Train trials in a process of its own."""
+    """The main function of a process that trains trials."""
     try:
         study = Study(setup.space, access, setup.described())
         while (trial := study.ask()) is not None:

@@ -1,4 +1,5 @@
-"""Trials in a compiled environment: those that differ only in numbers are one program, several at once."""
+"""Trials in a compiled environment. Trials that differ only in numbers share one program, which trains several of them
+simultaneously."""
 
 import math
 from collections import deque
@@ -24,8 +25,8 @@ from upslope.runs.loop import WINDOW
 from upslope.runs.signals import stop_on_signal
 
 AT_ONCE, AT_ONCE_ON_ACCELERATOR = 8, 64
-"""Trials trained at once by default. More of them fill an accelerator; with fewer, samplers learn from more of the
-results."""
+"""Default number of trials trained simultaneously. More trials use an accelerator better; with fewer, the sampler knows
+more results when it suggests a trial."""
 
 
 @dataclass
@@ -84,11 +85,11 @@ class Programs:
         self.engines: list[tuple[TrialsEngine, list[Active]]] = []
         self.paths: tuple[Path, ...] | None = None
         self.num_alone = 0
-        """Trials to train one by one: a program that failed with several of them does not reveal which one was at
-        fault."""
+        """Number of trials to train one by one, because a program that failed with several trials does not reveal which
+        of them was at fault."""
 
     def run(self) -> None:
-        """Train; may be called again, since programs are kept until `close`.
+        """Train the trials. This may be called again, since programs are kept until `close`.
 
         Raises:
             KeyboardInterrupt: Ctrl-C was pressed; trials in progress are put back.
@@ -118,7 +119,7 @@ class Programs:
         self.engines = []
 
     def fill(self, at_once: int) -> bool:
-        """Begin trials until `at_once` are in progress; return whether there are any."""
+        """Begin trials until `at_once` are in progress; return whether any are."""
         while sum(len(active) for _, active in self.engines) < (1 if self.num_alone else at_once):
             trial = self.study.ask()
             if trial is None:
@@ -140,7 +141,7 @@ class Programs:
             self.paths = number_paths(self.setup)
         try:
             self.place(trial, task, at_once, self.paths)
-        except UndecidedError:  # a user's own part branches on a number, so each trial needs a program of its own
+        except UndecidedError:  # a user's own part branches on a number, so each trial needs its own program
             for engine, active in self.engines:
                 if not active:
                     engine.close()
@@ -191,8 +192,8 @@ class Programs:
                     self.end(active, one, self.study.prune)
 
     def lose(self, engine: TrialsEngine, active: list[Active], reason: str) -> None:
-        """Fail the trial that could not be trained; if there were several, train each again alone to find out which one
-        it was."""
+        """Mark the trial that could not be trained as failed. If there were several, put them back to be trained one by
+        one, which shows which of them fails."""
         is_alone = len(active) == 1
         for one in list(active):
             engine.stop(one.slot)
@@ -211,14 +212,14 @@ class Programs:
 
 
 def number_paths(setup: Setup) -> tuple[Path, ...]:
-    """The places of the searched numbers in a task: wherever tasks that differ in one setting differ in a number."""
+    """The paths of the searched numbers in a task, found by comparing tasks that differ in one setting."""
     found: dict[Path, None] = {}
     for name, parameter in setup.space.searched.items():
         tasks = []
         for value in (getattr(setup.default, name), *parameter.ends()):
             try:
                 tasks.append(setup.task(replace(setup.default, **{name: value})))
-            except UpslopeError:  # it requires another setting to have another value
+            except UpslopeError:  # this value requires a different value of another setting
                 continue
         for first, second in combinations(tasks, 2):
             family = Family(first, ()).joined(second)

@@ -16,9 +16,9 @@ from upslope.errors import UpslopeError
 from upslope.lab.sweep.space import Choices, Parameter, Range, Space
 
 REPORTS = 20
-"""How many times per trial its recent return is reported to the pruner."""
+"""Number of times that the recent return of a trial is reported to the pruner."""
 WARM_UP = 5
-"""Reports before the median pruner may stop a trial: the first quarter of the budget."""
+"""Number of reports before the median pruner may stop a trial: those of the first quarter of the budget."""
 OPTIONS: Mapping[str, Any] = {
     "multivariate": True,
     "n_warmup_steps": WARM_UP,
@@ -68,8 +68,8 @@ def parts_of(module: Any, ending: str) -> dict[str, type]:
 
 
 def is_complete(kind: type) -> bool:
-    """Whether a class can be created with the arguments that it gets here. Some have defaults for all arguments, but
-    refuse them; a class whose package is missing counts, since that package can be installed."""
+    """Whether a class can be created with the arguments that it gets here. Some classes have defaults for all arguments
+    but reject them. A class whose package is missing counts as complete, since that package can be installed."""
     try:
         with_options(kind, OPTIONS)
     except (TypeError, ValueError):
@@ -103,7 +103,7 @@ def made(role: str, name: str, known: Mapping[str, type], **more: Any) -> Any:
 
 
 def refuse_endless(sampler: str, space: Space) -> None:
-    """Refuse a sampler that tries everything if a range contains more numbers than can be tried."""
+    """Reject a sampler that tries every value if a range has infinitely many."""
     if not issubclass(named("sampler", sampler, samplers()), require_optuna().samplers.BruteForceSampler):
         return
     endless = [name.rstrip("_") for name, p in space.searched.items() if isinstance(p, Range) and not p.is_finite]
@@ -121,29 +121,29 @@ def needs_package(role: str, name: str, error: ImportError) -> UpslopeError:
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """Silence Optuna's warnings about experimental parts, which the user has chosen by name."""
+    """Silence Optuna's warnings about experimental features, which the user has chosen by name."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def sampler_of(name: str, seed: int) -> Any:
-    """A sampler whose suggestion for a trial depends on the seed, the trial's number and the results before it.
+    """A sampler whose suggestion for a trial depends only on the seed, the trial's number and the earlier results.
 
-    Hence a stopped sweep continues as it would have done otherwise, and processes that share a storage draw different
+    A stopped sweep therefore continues as if it had not been stopped, and processes that share a storage draw different
     trials.
     """
     optuna = require_optuna()
     has_seed = "seed" in inspect.signature(named("sampler", name, samplers())).parameters and name != "qmc"
 
     class PerTrial(optuna.samplers.BaseSampler):
-        """A new sampler of the kind for each trial, if it takes a seed."""
+        """Creates a new sampler of this kind for each trial, if the kind takes a seed."""
 
         def __init__(self) -> None:
             self.number, self.inner = -1, made("sampler", name, samplers(), seed=seed)
             self.is_exhausted = False
             self.announce: Callable[[Any], None] = lambda trial: None
-            """Called with a trial that has begun, before anything is drawn for it."""
+            """A function that is called with each new trial before anything is drawn for it."""
 
         def of(self, trial: Any) -> Any:
             if has_seed and trial.number != self.number:
@@ -167,7 +167,7 @@ def sampler_of(name: str, seed: int) -> Any:
         def after_trial(self, study: Any, trial: Any, state: Any, values: Any) -> None:
             try:
                 self.of(trial).after_trial(study, trial, state, values)
-            except RuntimeError:  # it tried to stop a study that does not run its own loop: nothing is left to try
+            except RuntimeError:  # nothing is left to try, and it tried to stop a study that does not run its own loop
                 self.is_exhausted = True
 
     return PerTrial()

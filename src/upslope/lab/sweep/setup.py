@@ -1,4 +1,4 @@
-"""What a sweep trains: the default config, the space around it, and the config of each trial."""
+"""The configs that a sweep trains: the default config, and the config of each trial in the space around it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,22 +16,23 @@ from upslope.lab.sweep.space import Space, read_space, shipped_space
 from upslope.learning.iteration import Task
 
 SELECTING = ("estimator", "objective", "optimiser", "memory", "shared_trunk", "model", "head")
-"""Settings that determine which others are used."""
+"""Settings that determine which other settings are used."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """The default config of a sweep, its environment, and what is searched."""
+    """The default config of a sweep, its environment, and the searched space."""
 
     default: Config
     environment: AnyEnvironment
     space: Space
 
     def config(self, drawn: Mapping[str, Any]) -> Config:
-        """The config of a trial, for what the sampler drew: the default config except for the searched settings.
+        """The config of a trial with the values that the sampler drew: the default config except for the searched
+        settings.
 
         Raises:
-            UpslopeError: the values exclude each other.
+            UpslopeError: the values are incompatible.
         """
         return replace(self.default, **self.space.settings(drawn))
 
@@ -40,7 +41,7 @@ class Setup:
         return task_of(config, self.environment)
 
     def described(self) -> dict[str, Any]:
-        """What must be the same for trials to be comparable, for the storage."""
+        """A description, for the storage, of everything that must be equal for trials to be comparable."""
         config = self.default.to_json()
         named = {name: config.pop(name) for name in ("environment", "algorithm", "steps", "seeds", "seed")}
         return {**named, "space": self.space.to_json(), "settings": config}
@@ -53,10 +54,10 @@ def setup_of(
     preset: bool | str,
     settings: Mapping[str, Any],
 ) -> Setup:
-    """The setup of a sweep; `settings` replace what the space fixes.
+    """The setup of a sweep. `settings` override the values that the space fixes.
 
     Raises:
-        UpslopeError: a setting or the space is invalid, or nothing uses it.
+        UpslopeError: a setting or the space is invalid, or a setting has no effect.
     """
     if algorithm in ALGORITHMS and ALGORITHMS[algorithm].source == "recorded":
         raise UpslopeError(
@@ -88,7 +89,7 @@ def setup_of(
 
 
 def check_ends(space: Space, default: Config) -> None:
-    """Refuse a range or choices whose extremes a config does not allow."""
+    """Reject a range or choices whose extreme values a config does not allow."""
     for name, parameter in space.searched.items():
         for end in parameter.ends():
             try:

@@ -1,4 +1,4 @@
-"""The space of a sweep: for each searched setting a range or choices, and fixed values for others.
+"""The space of a sweep: a range or choices for each searched setting, and fixed values for others.
 
 learning_rate: {low: 1.0e-4, high: 1.0e-2, log: true}
 gamma: {choices: [0.98, 0.99, 0.995]}
@@ -27,7 +27,7 @@ from upslope.errors import UpslopeError
 GIVEN_BY_THE_COMMAND = ("environment", "algorithm", "steps", "seeds", "seed", "preset", "data")
 """Settings that a space cannot contain: trials are compared on one task, budget and set of seeds."""
 OF_THE_TASK = ("env_kwargs", "wrappers", "ignore_observation", "masks", "max_episode_steps")
-"""Settings that change what is to be learned, so that trials that differ in them have no common score."""
+"""Settings that change the task, so that trials that differ in them have no common score."""
 RANGE, CHOICES = {"low", "high", "log", "step"}, {"choices"}
 FORM = (
     "a space: `setting: {low: …, high: …, log: true}`, `setting: {choices: […]}`, or `setting: value`, which is fixed"
@@ -36,7 +36,7 @@ FORM = (
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from low to high, both included; evenly distributed on a logarithmic scale if `log`."""
+    """Numbers from low to high, inclusive. If `log`, they are distributed evenly on a logarithmic scale."""
 
     low: int | float
     high: int | float
@@ -46,7 +46,7 @@ class Range:
 
     @property
     def is_finite(self) -> bool:
-        """Whether the values are finite in number, so that all can be listed."""
+        """Whether the range has finitely many values, so that they can all be listed."""
         return self.is_whole or self.step is not None
 
     def ends(self) -> tuple[Any, ...]:
@@ -54,7 +54,7 @@ class Range:
         return self.low, self.high
 
     def value(self, drawn: Any) -> Any:
-        """The setting's value for what the sampler drew."""
+        """Convert the value that the sampler drew to the setting's value."""
         return drawn
 
     def holds(self, value: Any) -> bool:
@@ -86,7 +86,7 @@ class Choices:
         return self.values
 
     def value(self, drawn: Any) -> Any:
-        """The setting's value for what the sampler drew."""
+        """Convert the value that the sampler drew to the setting's value."""
         return self.values[self.words.index(drawn)]
 
     def holds(self, value: Any) -> bool:
@@ -103,17 +103,17 @@ Parameter = Range | Choices
 
 @dataclass(frozen=True)
 class Space:
-    """What a sweep searches, and what it fixes, by field of `Config`."""
+    """The settings that a sweep searches, and those that it fixes, by field of `Config`."""
 
     searched: Mapping[str, Parameter]
     fixed: Mapping[str, Any]
 
     def settings(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings of a trial, for what the sampler drew."""
+        """The settings of a trial for the values that the sampler drew."""
         return {name: self.searched[name].value(x) for name, x in drawn.items() if name in self.searched}
 
     def drawn(self, config: Config) -> dict[str, Any] | None:
-        """What a sampler would draw for a config; None if a value is not in the space."""
+        """The values that a sampler would have to draw to obtain a config; None if a value is not in the space."""
         values = {name: getattr(config, name) for name in self.searched}
         is_inside = all(parameter.holds(values[name]) for name, parameter in self.searched.items())
         return {name: word(value) for name, value in values.items()} if is_inside else None
@@ -124,7 +124,7 @@ class Space:
         return searched | {name: list(x) if isinstance(x, tuple) else x for name, x in self.fixed.items()}
 
     def only(self, names: Any) -> "Space":
-        """This space without the searched settings that are not among `names`."""
+        """This space with only those searched settings that are among `names`."""
         return Space({name: p for name, p in self.searched.items() if name in names}, self.fixed)
 
 
@@ -147,7 +147,7 @@ def read_space(source: str | Path | Mapping[str, Any]) -> Space:
 
 
 def shipped_space(*, is_continuous: bool) -> Space:
-    """The space for Box actions, or for all others."""
+    """The shipped space for Box actions, or for all other actions."""
     return space_of(shipped()["box" if is_continuous else "discrete"], "the shipped space")
 
 
@@ -188,7 +188,7 @@ def field_of(written: str) -> str:
     """
     name = "lambda_" if written == "lambda" else written.replace("-", "_")
     if name not in get_type_hints(Config):
-        canonical({written: None})  # it knows other libraries' names too, and always refuses
+        canonical({written: None})  # always raises; it also knows the names of other libraries
     return name
 
 
@@ -206,7 +206,7 @@ def parameter_of(name: str, entry: Mapping[str, Any]) -> Parameter:
 
 
 def choices_of(name: str, entry: Mapping[str, Any]) -> Choices:
-    """The choices of a setting, in its type."""
+    """The choices of a setting, converted to its type."""
     values = entry["choices"]
     if len(entry) > 1:
         raise UpslopeError(f"{name} has both choices and a range. Give one of the two.")
@@ -249,7 +249,8 @@ def number_kind(hint: Any) -> type | None:
 
 
 def refuse_code(space: Space, place: str) -> None:
-    """Refuse a file that names code to import or text arguments of an environment: it is only read."""
+    """Reject a file that names code to import or gives text arguments for an environment, since reading a file must not
+    run code."""
     named: list[tuple[str, Any]] = [*space.fixed.items()]
     named += [(name, value) for name, p in space.searched.items() for value in p.ends()]
     for name, value in named:

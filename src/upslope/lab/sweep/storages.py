@@ -11,15 +11,15 @@ from upslope.errors import UpslopeError
 from upslope.lab.sweep.samplers import require_optuna, without_warnings
 
 BUSY_SECONDS = 60
-"""Seconds for which a process waits for another one that writes to the same SQLite file."""
+"""Number of seconds that a process waits while another one writes to the same SQLite file."""
 BEGIN_SECONDS, AGAIN_SECONDS = 30.0, 0.5
-"""Seconds for which a process waits for another one that is creating the tables or the study, and seconds between
+"""Number of seconds that a process waits while another one creates the tables or the study, and seconds between
 checks."""
 
 
 def storage_of(storage: str) -> Any:
-    """The storage at a URL. SQLite waits while another process writes; this function waits for one that is creating the
-    same tables."""
+    """The storage at a URL. SQLite waits while another process writes; this function waits while another process
+    creates the same tables."""
     optuna = require_optuna()
     arguments = {"connect_args": {"timeout": BUSY_SECONDS}} if storage.startswith("sqlite") else {"pool_pre_ping": True}
     until = time.monotonic() + BEGIN_SECONDS
@@ -37,16 +37,16 @@ def storage_of(storage: str) -> Any:
 
 
 def lock_at_once(engine: Any) -> None:
-    """Let SQLite transactions take the lock when they begin, not when they first write: otherwise two processes
-    could both read that a trial is waiting, and both take it."""
+    """Let SQLite transactions take the lock when they begin, not when they first write. Otherwise two processes could
+    both read that a trial is waiting, and both take it."""
     from sqlalchemy import event
 
     def connect(connection: Any, _: Any) -> None:
-        connection.isolation_level = None  # the driver begins no transaction on its own
+        connection.isolation_level = None  # keeps the driver from beginning transactions itself
 
     event.listen(engine, "connect", connect)
     event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
-    engine.dispose()  # connections that were made earlier
+    engine.dispose()  # closes connections that were opened earlier
 
 
 def is_made_twice(error: Exception) -> bool:
@@ -61,7 +61,7 @@ def sqlite_url(path: Path) -> str:
 
 @contextmanager
 def storage_errors(storage: str) -> Iterator[None]:
-    """Turn the errors of a database into one message, without the password that a URL may contain."""
+    """Turn the errors of a database into one message that omits the password, which a URL may contain."""
     try:
         yield
     except UpslopeError:
@@ -77,6 +77,6 @@ def storage_errors(storage: str) -> Iterator[None]:
 
 
 def is_of_storage(error: Exception) -> bool:
-    """Whether an error comes from the database, e.g. because its server is gone."""
+    """Whether an error comes from the database, e.g. because its server cannot be reached."""
     modules = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
     return "sqlalchemy" in modules or type(error).__name__ == "StorageInternalError"

@@ -1,4 +1,5 @@
-"""The trials of a sweep, which Optuna suggests and stores; a sweep uses Optuna only through this module."""
+"""The trials of a sweep, which Optuna suggests and stores. Code that trains trials uses Optuna only through this
+module."""
 
 import json
 import math
@@ -38,20 +39,20 @@ class Told:
     score: float
     """The mean over seeds of the last training returns; nan unless complete."""
     reports: dict[int, float]
-    """Report, from 1 to `REPORTS` → the recent return."""
+    """Number of a report, from 1 to `REPORTS` → the recent return that it contains."""
     reason: str
     seconds: float
 
 
 @dataclass(frozen=True)
 class Access:
-    """How a process accesses a study."""
+    """The settings with which a process accesses a study."""
 
     storage: str
     """URL of the database."""
     name: str
     total: int
-    """How many trials the sweep has."""
+    """Total number of trials in the sweep."""
     sampler: str
     pruner: str
     seed: int
@@ -67,11 +68,11 @@ class Study:
         description: Mapping[str, Any],
         first: Mapping[str, Any] | None = None,
     ):
-        """`description` is what must be the same in all processes and calls; `first` are the settings of a new
-        study's first trial.
+        """`description` must be the same in all processes and calls; `first` are the settings of a new study's first
+        trial.
 
         Raises:
-            UpslopeError: the storage cannot be used, or contains a sweep of this name with another description.
+            UpslopeError: the storage cannot be used, or contains a sweep of this name with a different description.
         """
         optuna = require_optuna()
         self.space, self.access, self.total, self.states = space, access, access.total, optuna.trial.TrialState
@@ -96,24 +97,26 @@ class Study:
         self.pulse = Pulse(self.storage)
         sampler.announce = self.announce
         self.begun: int | None = None
-        """The trial that Optuna is beginning."""
+        """The trial that Optuna is currently starting."""
         self.first_seen: dict[int, float] = {}
         """Trial of another process → when this process first saw it running."""
 
     def announce(self, trial: Any) -> None:
-        """Record to whom the trial belongs before its settings are drawn, which may fail or be interrupted."""
+        """Record which process owns the trial before its settings are drawn, since drawing may fail or be
+        interrupted."""
         self.begun = trial._trial_id
         self.storage.set_trial_user_attr(trial._trial_id, "process", this_process())
         self.pulse.add(trial._trial_id)
 
     def trials(self) -> list[Any]:
-        """All trials that count, which excludes those put back."""
+        """All trials that count, i.e. except those put back."""
         found = self.study.get_trials(deepcopy=False)
         return [t for t in found if t.state != self.states.WAITING and not was_put_back(t)]
 
     def begin(self, description: str, first: Mapping[str, Any] | None, until: float) -> str:
-        """Write the study's description and its first trial, and return the stored description. Of several processes,
-        only the one that created the study writes; another writes only if nothing has been written by `until`."""
+        """Write the study's description and its first trial, and return the stored description. If there are several
+        processes, only the one that created the study writes. Another process writes only if nothing has been written
+        by `until`."""
         while (kept := self.study.user_attrs.get("sweep")) is None and time.monotonic() < until:
             time.sleep(AGAIN_SECONDS)
         if kept is None:
@@ -125,14 +128,14 @@ class Study:
         return kept
 
     def identity(self) -> str:
-        """What distinguishes this study from all others, even of the same name. A study created by an earlier version
-        gets it now."""
+        """An identifier that distinguishes this study from all others, even those of the same name. A study created by
+        an earlier version gets one now."""
         if "id" not in self.study.user_attrs:
             self.study.set_user_attr("id", token_hex(8))
         return self.study.user_attrs["id"]
 
     def left(self) -> int:
-        """How many trials have not begun; 0 if the sampler has tried everything."""
+        """The number of trials that have not begun; 0 if the sampler has tried everything."""
         waiting = (self.states.WAITING,)
         if getattr(self.study.sampler, "is_exhausted", False) and not self.study.get_trials(False, waiting):
             return 0
@@ -158,8 +161,8 @@ class Study:
         return trial
 
     def report(self, trial: Any, part: int, value: float) -> bool:
-        """Report the recent return after a part of the budget, numbered 1 to `REPORTS`; return whether to prune
-        it."""
+        """Report the recent return of a trial after a part of its budget, numbered from 1 to `REPORTS`; return whether
+        to prune the trial."""
         if not math.isfinite(value):
             return False
         with self.unless_ended() as still:
@@ -170,7 +173,7 @@ class Study:
             return bool(trial.should_prune())  # some pruners return NumPy booleans
 
     def complete(self, trial: Any, score: float) -> None:
-        """Report the score of a finished trial. If there is none, no episode has ended, and it is reported as
+        """Report the score of a finished trial. If it has no score, no episode has ended, and it is reported as
         pruned."""
         if math.isfinite(score):
             with self.unless_ended():
@@ -179,8 +182,7 @@ class Study:
             self.prune(trial, "no episode ended")
 
     def prune(self, trial: Any, reason: str = "") -> None:
-        """Report that a trial was stopped early. Samplers then avoid the region around it, as they do for a bad
-        trial."""
+        """Report that a trial was stopped early. Samplers then avoid the region around it, as after a bad trial."""
         self.end(trial, self.states.PRUNED, reason)
 
     def fail(self, trial: Any, reason: str) -> None:
@@ -195,9 +197,8 @@ class Study:
 
     @contextmanager
     def unless_ended(self) -> Iterator[list[bool]]:
-        """Do nothing to a trial that has ended, e.g. because another process assumed that this process was gone and put
-        the trial back.
-        The yielded list is then empty."""
+        """Suppress the error of changing a trial that has ended, e.g. because another process assumed that this process
+        was dead and put the trial back. The yielded list is emptied in this case."""
         still = [True]
         try:
             yield still
@@ -205,14 +206,14 @@ class Study:
             still.clear()
 
     def put_back(self, trial: Any, *, again: bool = True) -> bool:
-        """Return a stopped trial to the study; with `again`, the next process that asks trains it. If several processes
-        do this at once, only one puts it back; return whether it was this one."""
+        """Return a stopped trial to the study. With `again`, the next process that asks for a trial trains it. If
+        several processes do this simultaneously, only one puts the trial back; return whether it was this one."""
         kept = self.storage.get_trial(trial._trial_id)
         with self.unless_ended() as still:
             self.storage.set_trial_user_attr(trial._trial_id, "put_back", True)
             self.storage.set_trial_state_values(trial._trial_id, self.states.FAIL)
         if still and again:
-            # Settings that were given but not drawn yet, like those of the defaults, are not among the parameters.
+            # Settings that were given but not yet drawn, like those of the defaults, are not among the parameters.
             self.study.enqueue_trial(kept.system_attrs.get("fixed_params", {}) | kept.params)
         return bool(still)
 
@@ -278,5 +279,5 @@ def differing(name: str, kept: Mapping[str, Any], now: Mapping[str, Any]) -> str
 
 
 def brief_text(text: str) -> str:
-    """The first line of a text, short enough for a database."""
+    """The first line of a text, shortened to fit in a database."""
     return text.splitlines()[0][:400] if text else ""

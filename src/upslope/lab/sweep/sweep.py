@@ -1,4 +1,4 @@
-"""The sweep: suggest settings, train trials on the same seeds, and confirm the winner on fresh ones."""
+"""Run a sweep: suggest settings, train trials on the same seeds, and confirm the winner on fresh ones."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -34,7 +34,7 @@ from upslope.runs.display import choose
 
 TRIALS, SEEDS, STEPS = 100, 3, 100_000
 FRESH, EPISODES = 10, 20
-"""Fresh seeds for the winner and for the default, and evaluation episodes for each of them."""
+"""Number of fresh seeds for the winner and for the default, and of evaluation episodes for each seed."""
 WAIT_SECONDS = 2.0
 """Seconds between two checks of the trials of other processes."""
 
@@ -44,14 +44,15 @@ class Sweep:
     """The result of `upslope.sweep`."""
 
     path: Path
-    """The sweep's folder: trials, the runs on fresh seeds, the winner's settings, the report."""
+    """The sweep's folder, with the trials, the runs on fresh seeds, the winner's settings and the report."""
     trials: tuple[Told, ...]
     winner: Told | None
     """The trial with the highest score; None if no trial finished."""
     config: Config | None
-    """The winner's config, on the seeds of the trials."""
+    """The winner's config, with the seeds of the trials."""
     confirmation: Confirmation | None
-    """The winner compared with the default on fresh seeds; None if the default itself won, or without fresh seeds."""
+    """The winner compared with the default on fresh seeds; None if the default itself won or if there are no fresh
+    seeds."""
     is_default: bool
     """Whether the winner has the default settings."""
     report: Path | None
@@ -82,29 +83,30 @@ def sweep(
 ) -> Sweep:
     """Search an algorithm's settings, and compare the winner with the defaults on seeds that no trial has seen.
 
-    All trials have the same environment, budget and seeds, and a trial's score is the mean over seeds of the last 100
-    training returns. Then the best trial's settings and the defaults are retrained on fresh seeds and compared.
-    The same call continues a sweep that was stopped; several processes may call it at once.
+    All trials have the same environment, budget and seeds. A trial's score is the mean over seeds of the last 100
+    training returns. The best trial's settings and the defaults are then retrained on fresh seeds and compared.
+    The same call continues a sweep that was stopped, and several processes may make it simultaneously.
 
     Args:
         environment: as in `upslope.train`.
         algorithm: a rung of the ladder.
         space: a YAML file, or a dictionary in the same form: `{"learning_rate": {"low": 1e-4, "high": 1e-2, "log":
-            True}, "epochs": {"choices": [4, 10]}, "num_envs": 16}`; a plain value is fixed. By default a space for
-            the kind of action.
-        trials: how many trials the sweep has in all.
-        seeds: seeds of each trial.
+            True}, "epochs": {"choices": [4, 10]}, "num_envs": 16}`. A plain value is fixed. The default space depends
+            on the kind of action.
+        trials: total number of trials.
+        seeds: number of seeds of each trial.
         steps: environment steps per seed.
-        sampler: Optuna's sampler by its name: tpe, random, cmaes, gp, qmc, nsgaii, bruteforce, …
-        pruner: Optuna's pruner by its name: median, hyperband, successivehalving, wilcoxon, none.
+        sampler: name of one of Optuna's samplers: tpe, random, cmaes, gp, qmc, nsgaii, bruteforce, …
+        pruner: name of one of Optuna's pruners: median, hyperband, successivehalving, wilcoxon, none.
         storage: the URL of an Optuna database; by default a SQLite file in the sweep's folder.
         name: the name of the sweep's folder and of the study; by default derived from environment and algorithm.
-        fresh_seeds: seeds on which winner and default are retrained; 0 skips this.
-        evaluation_episodes: fresh episodes per seed and mode on which these are compared; 0 compares training returns.
+        fresh_seeds: number of fresh seeds on which the winner and the default are retrained; 0 skips this.
+        evaluation_episodes: number of fresh episodes per seed and mode on which the two are compared; 0 compares
+            training returns.
         preset: start from the environment's tuned settings, as in `upslope.train`.
-        workers: processes that train trials of a Gymnasium environment; by default one per core.
-        at_once: trials that one program of a compiled environment trains at once; by default 8, or 64 on an
-            accelerator.
+        workers: number of processes that train trials of a Gymnasium environment; by default one per core.
+        at_once: number of trials that one program of a compiled environment trains simultaneously; by default 8, or 64
+            on an accelerator.
         cluster: where workers run, as in `upslope.train`; each trains one trial at a time.
         settings: any field of `Config`, for every trial and for the default.
 
@@ -120,7 +122,7 @@ def sweep(
     setup = setup_of(environment, algorithm, space, preset, settings | {"steps": steps, "seeds": seeds})
     refuse_endless(sampler, setup.space)
     if fresh_seeds:
-        fresh_config(setup.default, setup, fresh_seeds)  # refused now rather than after all trials
+        fresh_config(setup.default, setup, fresh_seeds)  # raises an error now rather than after all trials
     resources = resources_of(workers, cluster)
     check_engine(setup, resources, at_once)
     path = Path(folder) / (check_name(name) if name else default_name(setup.default))
@@ -134,7 +136,7 @@ def sweep(
         say(line)
     try:
         train_trials(setup, study, path, resources, at_once, say)
-        with RunDirectory(path).exclusive():  # of several processes, the first one does the rest
+        with RunDirectory(path).exclusive():  # if there are several processes, the first one does the rest
             return finish(setup, study, path, fresh_seeds, evaluation_episodes, environment, resources, quiet)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Stopped and saved. Repeat the command to continue.") from None
@@ -146,11 +148,11 @@ def sweep(
 
 
 def check_engine(setup: Setup, resources: Resources, at_once: int | None) -> None:
-    """Refuse options that are meant for the other kind of environment."""
+    """Reject options that are meant for the other kind of environment."""
     is_compiled = setup.environment.is_compiled
     if setup.default.devices_per_seed > 1 or "devices_per_seed" in setup.space.searched:
         raise UpslopeError(
-            "The trials of a sweep share the devices, so none is split over several. Omit --devices-per-seed."
+            "The trials of a sweep share the devices, so no trial can use several. Omit --devices-per-seed."
         )
     if resources.cluster is not None and at_once is not None:
         raise UpslopeError("On a cluster each worker trains one trial at a time, and --workers sets their number.")
@@ -161,7 +163,7 @@ def check_engine(setup: Setup, resources: Resources, at_once: int | None) -> Non
 
 
 def default_name(config: Config) -> str:
-    """The default name of a sweep, which is always the same, so that the same command continues it."""
+    """The default name of a sweep. It is deterministic, so that repeating the command continues the sweep."""
     label = f"{config.environment}-{config.algorithm}-sweep"
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in label).strip("-.")[: MAX_NAME // 4]
 
@@ -171,7 +173,7 @@ def no_words(text: str) -> None:
 
 
 def opening_lines(setup: Setup, study: Study, path: Path) -> list[str]:
-    """A description of what is searched, and how."""
+    """Lines that describe what is searched, and how."""
     config, access, before = setup.default, study.access, len(study.trials())
     title = (
         f"sweep of {config.algorithm} on {config.environment} · {counted(study.total, 'trial')} · "
@@ -194,7 +196,7 @@ def train_trials(
     told = False
     while True:
         if lost := study.put_back_lost():
-            say(f"{counted(lost, 'trial')} of a process that is gone will be trained again")
+            say(f"{counted(lost, 'trial')} of a process that died will be trained again")
         if study.left():
             if resources.cluster is not None:
                 place = path / TRIALS_FOLDER, resources.cluster

@@ -1,4 +1,4 @@
-"""A trial as a run: it trains like `upslope train`, reports its recent return, and may be pruned."""
+"""Train a trial as a run: like `upslope train`, but it reports its recent return and may be pruned."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ class TrialDisplay(Display):
         """Show nothing."""
 
     def message(self, text: str) -> None:
-        """Show nothing, since a trial's warnings are stored with its run."""
+        """Show nothing: a trial's warnings are stored with its run."""
 
     def finish(self, snapshot: Snapshot | None, lines: Sequence[str]) -> None:
         """Show nothing."""

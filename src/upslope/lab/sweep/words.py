@@ -18,12 +18,12 @@ def counts(trials: Sequence[Told]) -> str:
 
 
 def setting_words(value: Any) -> str:
-    """A setting's value; a floating-point number gets four significant digits."""
+    """A setting's value; floating-point numbers have four significant digits."""
     return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
 def verdict_words(found: Any) -> list[str]:
-    """What a `Sweep` has found, in a few sentences."""
+    """The result of a `Sweep` in a few sentences."""
     if found.winner is None:
         reasons = list(dict.fromkeys(t.reason for t in found.trials if t.reason))
         return [f"No trial finished, so there is no winner. {' '.join(reasons[:3])}".strip()]
@@ -37,7 +37,7 @@ def reason_without(found: Any) -> str:
     score = f"Trial {found.winner.number} is the best of the sweep, with a return of {number(found.winner.score)}"
     if found.is_default:
         return f"{score}. It has the default settings: no trial beats them, so there is nothing to confirm."
-    return f"{score}. It was not confirmed on fresh seeds, so part of that may be luck."
+    return f"{score}. It was not confirmed on fresh seeds, so part of this return may be luck."
 
 
 def sentence(winner: Told, confirmation: Confirmation) -> str:

@@ -1,1 +1,1 @@
-"""Exploration bonuses: each maps facts and its own state to an intrinsic reward."""
+"""Exploration bonuses, each of which maps a rollout and its own state to an intrinsic reward."""

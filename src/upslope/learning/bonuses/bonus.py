@@ -14,7 +14,7 @@ from upslope.models.build import ModelSpec
 
 
 class Setting(NamedTuple):
-    """What a bonus is given before the first step."""
+    """The information that a bonus receives before the first step."""
 
     observation_space: gymnasium.Space
     model: ModelSpec
@@ -27,7 +27,8 @@ class Bonus(ABC):
     """Base class of bonuses. Subclasses are frozen dataclasses whose fields are the hyperparameters."""
 
     has_unit: ClassVar[bool] = False
-    """Whether rewards have a natural unit, 1 at most, and are not divided by the scale of their returns."""
+    """Whether rewards have a natural unit, with values of at most 1, and are not divided by the scale of their
+    returns."""
 
     @abstractmethod
     def start(self, setting: Setting, key: PRNGKeyArray) -> Any:
@@ -44,7 +45,7 @@ class Bonus(ABC):
         """
 
     def measured(self, state: Any) -> Metrics:
-        """Numbers that describe the state, by names that begin with `bonus/`."""
+        """Metrics that describe the state; their names begin with `bonus/`."""
         return {}
 
 
@@ -54,8 +55,9 @@ def flat_rows(tree: Any) -> Any:
 
 
 def valid_rows(tree: Any, valid: Bool[Array, "B"]) -> Any:
-    """The rows [B, …] of each array, 0 where they are not valid: padding may contain any value, and a gradient through
-    nan is nan even where the loss is masked."""
+    """The rows [B, …] of each array, replaced by 0 where they are not valid.
+
+    Padding may contain any value, and a gradient through nan is nan even where the loss is masked."""
 
     def one(x: Array) -> Array:
         return jnp.where(valid.reshape(-1, *(1,) * (x.ndim - 1)), x, jnp.zeros((), x.dtype))
@@ -64,7 +66,7 @@ def valid_rows(tree: Any, valid: Bool[Array, "B"]) -> Any:
 
 
 def check_fitting(bonus: Any) -> None:
-    """Refuse sizes and rates of a bonus's networks that cannot work."""
+    """Raise an error if sizes or rates of a bonus's networks are invalid."""
     for name in ("features", "width", "epochs", "minibatches"):
         value = getattr(bonus, name)
         if type(value) is not int or value < 1:

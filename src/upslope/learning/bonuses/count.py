@@ -1,4 +1,4 @@
-"""`count`: reward a step for how rarely its successor has been visited."""
+"""`count`: reward a step more if its successor has rarely been visited."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -23,18 +23,19 @@ class Counts(NamedTuple):
     visits: Int[Array, "C"]
     """The number of visits to each cell since training began."""
     in_episode: EpisodeVisits | None
-    """The visits in the running episode of each column; None if they are not counted."""
+    """The visits in the running episode of each column, if they are counted; otherwise None."""
 
 
 @dataclass(frozen=True)
 class Count(Bonus):
-    """r_t = 1/√n(s_{t+1}), where n counts the visits to a state, this one included.
+    """r_t = 1/√n(s_{t+1}), where n is the number of visits to a state, including this one.
 
-    `scope`: visits since training began (lifelong, the default), in the running episode (episodic), or the product of
-    both rewards. States are distinguished by their cells: exactly if there are at most `cells` states, otherwise by a
-    hash, which for real numbers uses the signs of `bits` random projections. Several visits in a batch are counted in
-    the order of time, then of columns. Source: Strehl & Littman (2008), An Analysis of Model-Based Interval Estimation
-    for Markov Decision Processes; by hashes: Tang et al. (2017), #Exploration, https://arxiv.org/abs/1611.04717.
+    `scope` selects the visits since training began (lifelong, the default), the visits in the running episode
+    (episodic), or the product of both rewards. States are assigned to cells: exactly if there are at most `cells`
+    states, otherwise by a hash, which for real numbers uses the signs of `bits` random projections. Several visits in a
+    batch are counted in the order of time, then of columns. Source: Strehl & Littman (2008), An Analysis of Model-Based
+    Interval Estimation for Markov Decision Processes; by hashes: Tang et al. (2017), #Exploration,
+    https://arxiv.org/abs/1611.04717.
     """
 
     scope: str = "lifelong"
@@ -71,7 +72,7 @@ class Count(Bonus):
 
 
 def check_hash(cells: int, bits: int) -> None:
-    """Refuse sizes of a hash that cannot work."""
+    """Raise an error if the sizes of a hash are invalid."""
     if type(cells) is not int or not 2 <= cells <= 1 << 24:
         raise UpslopeError(f"The number of cells must be from 2 to 2^24, not {cells!r}.")
     if type(bits) is not int or bits % WORD or not WORD <= bits <= 1 << 12:
@@ -85,9 +86,9 @@ def visits_in_order(
     begins: Bool[Array, "T N"],
     valid: Bool[Array, "T N"],
 ) -> tuple[Int[Array, "T N"], Int[Array, "C"]]:
-    """The number of visits to each successor's cell, this one included, and the counts after the rollout.
+    """The number of visits to each successor's cell, including this one, and the counts after the rollout.
 
-    The first state of an episode is a visit too, though no step is rewarded for it.
+    The first state of an episode counts as a visit too, although no step is rewarded for it.
     """
     nowhere = visits.size
     arrivals = jnp.stack([jnp.where(begins & valid, now, nowhere), jnp.where(valid, after, nowhere)], axis=1).ravel()

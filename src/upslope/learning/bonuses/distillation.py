@@ -1,4 +1,5 @@
-"""A network that predicts a fixed random one: its error is large where it has not been trained, i.e. at new states.
+"""A network that predicts the output of a fixed random network. Its error is large where it has not been trained, i.e.
+at new states.
 
 Source: Burda et al. (2019), Exploration by Random Network Distillation, https://arxiv.org/abs/1810.12894, section 2.2.
 """
@@ -20,12 +21,12 @@ from upslope.models.normaliser import RunningStatistics
 from upslope.models.readers import Reader
 
 CLIP = 5.0
-"""Normalised inputs are kept within ±5 standard deviations (Burda et al. 2019, section 2.4)."""
+"""Normalised inputs are clipped to ±5 standard deviations (Burda et al. 2019, section 2.4)."""
 OPTIMISER = Optimiser("adam", max_grad_norm=1.0)
 
 
 class Distilled(NamedTuple):
-    """A random network, its predictor, and the statistics that normalise what both read."""
+    """A random network, its predictor, and the statistics that normalise the inputs of both."""
 
     target: Reader
     predictor: Fitted
@@ -33,7 +34,7 @@ class Distilled(NamedTuple):
 
 
 def begin_distillation(setting: Setting, features: int, width: int, key: PRNGKeyArray) -> Distilled:
-    """Both networks before the first step: a hidden layer for the target, two for the predictor."""
+    """Create both networks. The target has one hidden layer and the predictor two."""
     keys = jax.random.split(key)
     target, predictor = (
         networks_for(setting.model, features, key, hidden_sizes=sizes, activation="relu")
@@ -43,7 +44,7 @@ def begin_distillation(setting: Setting, features: int, width: int, key: PRNGKey
 
 
 def start_statistics(reader: Reader, setting: Setting) -> Any:
-    """Statistics of no observations, for each array that the reader reads."""
+    """Empty statistics for each array that the reader reads."""
     spaces = leaf_spaces(setting.observation_space)
     empty = lambda shape, space: jax.ShapeDtypeStruct((1, *shape), jax.dtypes.canonicalize_dtype(space.dtype))  # noqa: E731
     observation = jax.tree.map(empty, setting.model.encoder.shapes, spaces, is_leaf=is_shape)
@@ -52,7 +53,7 @@ def start_statistics(reader: Reader, setting: Setting) -> Any:
 
 
 def floats_of(reader: Reader, observation: Any, valid: Bool[Array, "B"]) -> Any:
-    """What a reader reads from B observations, as floats; 0 where they are not valid."""
+    """The arrays that a reader reads from B observations, as floats, with 0 in rows that are not valid."""
     return valid_rows(reader.floating(reader.prepare(observation)), valid)
 
 

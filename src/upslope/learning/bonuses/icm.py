@@ -1,5 +1,4 @@
-"""`icm`: reward a step for how badly its successor is predicted, in features that reveal which action was
-taken."""
+"""`icm`: reward a step for the prediction error of its successor, in features that reveal which action was taken."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -28,17 +27,17 @@ class Curious:
     """The networks of `ICM`."""
 
     encode: Reader
-    """φ: features of an observation."""
+    """φ, which maps an observation to features."""
     predict: Perceptron
-    """φ̂: features of the successor, from φ(s) and the action."""
+    """φ̂, which predicts the features of the successor from φ(s) and the action."""
     invert: Perceptron
-    """The parameters of a distribution of the action, from φ(s) and φ(s')."""
+    """The network that computes the parameters of a distribution of the action from φ(s) and φ(s')."""
     log_std: Float[Array, "L"]
     head: ActionHead = field(metadata=STATIC)
 
 
 class Steps(NamedTuple):
-    """B steps to fit."""
+    """B steps to which the networks are fitted."""
 
     now: Any
     after: Any
@@ -62,7 +61,7 @@ class ICM(Bonus):
 
         loss = (1 − β) (−log g(a_t | φ(s_t), φ(s_{t+1}))) + β ½ ‖φ̂ − φ(s_{t+1})‖²
 
-    `features` is the length of φ, and `width` that of the hidden layers. With `random_features` φ stays as it was drawn
+    `features` is the length of φ, and `width` that of the hidden layers. With `random_features`, φ is not trained
     (Burda et al. 2019, Large-Scale Study of Curiosity-Driven Learning, https://arxiv.org/abs/1808.04355, section 2.2).
     The policy's gradient does not flow into these networks. Source: Pathak et al. (2017), Curiosity-driven Exploration
     by Self-supervised Prediction, https://arxiv.org/abs/1705.05363, eq. 2 to 7.

@@ -1,4 +1,4 @@
-"""`noveld`: reward a step for how much more novel its successor is than its state, at the first visit in an episode."""
+"""`noveld`: reward a step if its successor is more novel than its state, at the first visit in an episode."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -30,8 +30,8 @@ class Novelty(NamedTuple):
 class NovelD(RND):
     """r_t = max(n(s_{t+1}) − α n(s_t), 0) · 1[first visit of s_{t+1} in the episode], n(s) = ‖f̂(s) − f(s)‖₂.
 
-    The novelty n is that of random network distillation, with the fields of `RND`; only steps that cross the boundary
-    of what is known are rewarded. First visits are detected with `cells` cells, as in `Count`; the first state of an
+    The novelty n is that of random network distillation, with the fields of `RND`. Only steps that lead from known to
+    novel states are rewarded. First visits are detected with `cells` cells, as in `Count`; the first state of an
     episode counts as a visit. Source: Zhang et al. (2021), NovelD: A Simple yet Effective Exploration Criterion,
     https://proceedings.neurips.cc/paper/2021/hash/d428d070622e0f4363fceae11f4a3576-Abstract.html, eq. 3.
     """

@@ -9,24 +9,24 @@ from jaxtyping import Array, Bool, Int
 from upslope.errors import UpslopeError
 
 MAX_NUMBERS = 1 << 28
-"""The largest number of values stored about the running episodes."""
+"""Maximum number of values stored about the running episodes."""
 
 
 class EpisodeVisits(NamedTuple):
     """The visits to C cells in the running episode of each of N columns.
 
-    A count belongs to the episode whose number is stored with it, so a new episode need not clear the table.
+    The number of the episode is stored with each count, so the table does not need to be cleared for a new episode.
     """
 
     episode: Int[Array, "N"]
     number: Int[Array, "N C"]
     """The number of the episode in which a cell was last visited."""
     times: Int[Array, "N C"]
-    """How often it was visited in that episode."""
+    """The number of visits to the cell in that episode."""
 
     @staticmethod
     def start(num_envs: int, cells: int) -> "EpisodeVisits":
-        """No visits yet."""
+        """Return the state before any visit."""
         if num_envs * cells > MAX_NUMBERS:
             raise UpslopeError(
                 f"Counting the visits to {cells:,} cells in the episodes of {num_envs:,} environments takes too much "
@@ -43,7 +43,8 @@ def visits_in_episode(
     begins: Bool[Array, "T N"],
     valid: Bool[Array, "T N"],
 ) -> tuple[Int[Array, "T N"], EpisodeVisits]:
-    """The number of visits to each successor's cell in its episode, this one included, and the state after the rollout.
+    """The number of visits to each successor's cell in its episode, including this one, and the state after the
+    rollout.
 
     The first state of an episode is its first visit.
     """

@@ -1,5 +1,5 @@
 "use strict";
-// Draws the page's figures: each when it is near the screen, in the colours of the theme, all with one axis of steps.
+// Draws the page's figures: each when it comes near the screen, in the colours of the theme, with a shared axis of steps.
 (async () => {
   const problem = (text) => {
     const place = document.getElementById("problem");
@@ -20,7 +20,7 @@
   const figures = new Map(JSON.parse(await unpack("data")).map((figure) => [figure.name, figure]));
   const isTouch = matchMedia("(pointer: coarse)").matches;
   const darkness = matchMedia("(prefers-color-scheme: dark)");
-  const drawn = new Map(); // name → its place
+  const drawn = new Map(); // name → the element that holds the figure
   const hidden = new Set(); // runs
   let range = null; // of the step axis, after a zoom
 
@@ -65,7 +65,7 @@
   };
 
   // --- drawing -----------------------------------------------------------------------------------------------
-  const save = (place) => { // with a legend, since that of the page stays behind
+  const save = (place) => { // adds a legend, since the page's legend is not part of the figure
     const options = {
       format: "svg", filename: place.getAttribute("aria-label").replace(/[^\p{L}\p{N}]+/gu, "_"),
       width: place.clientWidth, height: place.clientHeight,

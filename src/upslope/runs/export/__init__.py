@@ -1,1 +1,1 @@
-"""Export a trained policy to a file that acts without upslope: NumPy, C, or ONNX."""
+"""Export a trained policy to a NumPy, C or ONNX file that runs without upslope."""

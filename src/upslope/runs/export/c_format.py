@@ -1,4 +1,4 @@
-"""A policy as a C99 header without allocation, for a microcontroller."""
+"""Write a policy as a C99 header that allocates no memory, for microcontrollers."""
 
 import math
 import re
@@ -15,9 +15,9 @@ from upslope.runs.export.plan import Categories, Dense, Gaussian, Gru, Head, Lru
 C_TYPES = {"float32": "float", "float64": "double"} | {
     name: f"{name}_t" for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 }
-"""The dtypes of actions in C."""
+"""C type for each dtype of actions."""
 ACTIVATIONS = {"tanh": "tanhf(sum)", "relu": "sum > 0.0f ? sum : 0.0f", "silu": "sum / (1.0f + expf(-sum))"}
-"""Each activation in C."""
+"""C expression for each activation."""
 GRU_ARRAYS = ("input_weight", "state_weight", "bias", "state_bias")
 NUMBERS_A_LINE = 8
 
@@ -41,19 +41,19 @@ def refuse_what_c_has_not(plan: Plan) -> None:
         if place in pictures or not isinstance(one.coding, Numbers)
     ]
     if isinstance(plan.memory, Lstm | Lru):
-        parts.append(f"a memory of the kind {type(plan.memory).__name__.lower()}")
+        parts.append(f"{type(plan.memory).__name__.upper()} memory")
     kinds = dict.fromkeys(part.head.dtype for part in plan.parts)
     parts += [f"actions of {kind}" for kind in kinds if kind not in C_TYPES]
     if parts:
         remedy = "onnx" if plan.pictures else "numpy or onnx"
         raise UpslopeError(
-            f"This policy has {', '.join(parts)}; the C format has only real vectors, perceptrons and a GRU. "
+            f"This policy has {', '.join(parts)}; the C format supports only real vectors, perceptrons and a GRU. "
             f"Export it as {remedy}."
         )
 
 
 def prefix_of(path: Path) -> str:
-    """The prefix of every name in the header: the file's name as an identifier."""
+    """Return the prefix of every name in the header: the file's name converted to an identifier."""
     word = re.sub(r"[^A-Za-z0-9_]", "_", path.stem)
     return word if re.match(r"[A-Za-z]", word) else f"policy_{word}"
 
@@ -68,7 +68,7 @@ def sizes_of(plan: Plan) -> tuple[int, int]:
 
 
 def num_inputs(plan: Plan) -> int:
-    """The length of an observation, whose arrays are concatenated."""
+    """The length of an observation after concatenating its arrays."""
     return sum(one.num_features for one in plan.inputs)
 
 
@@ -84,7 +84,7 @@ def is_normalised(plan: Plan) -> bool:
 
 
 def source(plan: Plan, prefix: str) -> str:
-    """The header."""
+    """Return the text of the header."""
     guard = f"{prefix.upper()}_H"
     lines = [
         *beginning(plan, prefix),
@@ -114,7 +114,7 @@ def beginning(plan: Plan, prefix: str) -> Iterator[str]:
     yield f" *     {prefix}_reset(&state);                      at the start of an episode"
     yield f" *     {prefix}_step(&state, observation{mask}, &result);"
     yield " *"
-    yield " * The observation consists of, one after another:"
+    yield " * The observation is the concatenation of:"
     start = 0
     for one in plan.inputs:
         kind = f"{one.kind} of shape {list(one.shape)}"
@@ -134,17 +134,17 @@ def beginning(plan: Plan, prefix: str) -> Iterator[str]:
 
 
 def plain(name: str) -> str:
-    """A key reduced to plain letters, since other characters could end the comment."""
+    """Replace all but plain characters in a key, since others could end the comment."""
     return re.sub(r"[^A-Za-z0-9_/. -]", "?", name).replace("*/", "?").replace("/*", "?")
 
 
 def fields_of(plan: Plan) -> list[dict[str, str]]:
-    """For each part of the action, the fields of the result that contain its action and its parameters."""
+    """Return, for each part of the action, the names of the result's fields that hold its action and its parameters."""
     endings: list[str] = []
     for part in plan.parts:
         ending = whole = "".join(f"_{word_of(key)}" for key in part.path)
         count = 1
-        while ending.upper() in [other.upper() for other in endings]:  # macros have them in capitals
+        while ending.upper() in [other.upper() for other in endings]:  # macros use them in upper case
             count += 1
             ending = f"{whole}_{count}"
         endings.append(ending)
@@ -153,17 +153,17 @@ def fields_of(plan: Plan) -> list[dict[str, str]]:
 
 
 def word_of(key: str | int) -> str:
-    """A key as a part of an identifier."""
+    """Convert a key to a part of an identifier."""
     return re.sub(r"[^A-Za-z0-9]+", "_", str(key)).strip("_") or "part"
 
 
 def ending_of(field: dict[str, str]) -> str:
-    """The suffix of a part's names."""
+    """The suffix of the names of a part."""
     return field["action"].removeprefix("action")
 
 
 def types(plan: Plan, prefix: str) -> Iterator[str]:
-    """Sizes, the state, and the result."""
+    """Yield the sizes, and the types of the state and the result."""
     yield f"#define {prefix.upper()}_OBSERVATION {num_inputs(plan)}"
     if plan.has_masks:
         yield f"#define {prefix.upper()}_MASK {plan.num_choices}"
@@ -187,7 +187,7 @@ def types(plan: Plan, prefix: str) -> Iterator[str]:
 
 
 def constants(plan: Plan, prefix: str) -> Iterator[str]:
-    """Statistics, weights and bounds."""
+    """Yield the constants: statistics, weights and bounds."""
     if is_normalised(plan):
         mean, deviation = [], []
         for one in plan.inputs:
@@ -213,7 +213,7 @@ def constants(plan: Plan, prefix: str) -> Iterator[str]:
 
 
 def constants_of(head: Head) -> dict[str, tuple[np.ndarray, str]]:
-    """The constant arrays of a head and their types in C, by name."""
+    """Return the constant arrays of a head and their C types, by name."""
     if not isinstance(head, Gaussian):
         return {}
     numbers = {"centre": head.centre, "half": head.half}
@@ -226,7 +226,7 @@ def constants_of(head: Head) -> dict[str, tuple[np.ndarray, str]]:
 
 
 def array(name: str, numbers: np.ndarray, kind: str = "float") -> Iterator[str]:
-    """A constant array."""
+    """Yield the definition of a constant array."""
     written = [literal(float(x), kind) for x in numbers.ravel()]
     yield f"static const {kind} {name}[{len(written)}] = {{"
     for start in range(0, len(written), NUMBERS_A_LINE):
@@ -236,7 +236,7 @@ def array(name: str, numbers: np.ndarray, kind: str = "float") -> Iterator[str]:
 
 
 def literal(x: float, kind: str) -> str:
-    """A number with all its digits."""
+    """Write a number as a literal with all its digits."""
     text = f"{x:.9g}" if kind == "float" else f"{x:.17g}"
     if not any(mark in text for mark in ".en"):
         text += ".0"
@@ -244,7 +244,7 @@ def literal(x: float, kind: str) -> str:
 
 
 def functions(plan: Plan, prefix: str) -> Iterator[str]:
-    """The layers that the policy has."""
+    """Yield the functions that compute the policy's layers."""
     for activation in dict.fromkeys(layer.activation for layer in plan.layers if isinstance(layer, Dense)):
         yield f"static inline void {prefix}_{activation or 'linear'}("
         yield "    const float *x, int inputs, const float *weight, const float *bias, int outputs, float *y)"
@@ -264,7 +264,7 @@ def functions(plan: Plan, prefix: str) -> Iterator[str]:
 
 
 def spread(prefix: str) -> list[str]:
-    """What a layer adds if it computes log σ of noise that is a function of its inputs."""
+    """Return the function for layers that compute log σ of state-dependent noise from their inputs."""
     return f"""\
 static inline void {prefix}_spread(
     const float *x, int inputs, const float *variance, const float *share, int outputs, float *y)
@@ -280,7 +280,7 @@ static inline void {prefix}_spread(
 
 
 def gru(prefix: str) -> list[str]:
-    """One step of a GRU."""
+    """Return the functions for one step of a GRU."""
     return f"""\
 static inline float {prefix}_product(const float *weight, const float *x, int size)
 {{
@@ -316,7 +316,7 @@ static inline void {prefix}_gru(
 
 
 def reset(plan: Plan, prefix: str) -> Iterator[str]:
-    """The function that begins an episode."""
+    """Yield the function that begins an episode."""
     yield f"static inline void {prefix}_reset({prefix}_state *state)"
     yield "{"
     if plan.memory:
@@ -329,7 +329,7 @@ def reset(plan: Plan, prefix: str) -> Iterator[str]:
 
 
 def step(plan: Plan, prefix: str) -> Iterator[str]:
-    """The function that acts."""
+    """Yield the function that takes a step."""
     mask = " const uint8_t *mask," if plan.has_masks else ""
     yield f"static inline void {prefix}_step("
     yield f"    {prefix}_state *state, const float *observation,{mask} {prefix}_result *result)"
@@ -370,7 +370,7 @@ def step(plan: Plan, prefix: str) -> Iterator[str]:
 
 
 def head(made: Head, field: dict[str, str], prefix: str, *, has_mask: bool) -> Iterator[str]:
-    """From the outputs of a part to its action; these fields of the result contain it."""
+    """Yield the code that converts the outputs of a part to its action and stores it in these fields of the result."""
     if isinstance(made, Gaussian):
         yield from gaussian(made, field, prefix)
         return
@@ -388,7 +388,7 @@ def head(made: Head, field: dict[str, str], prefix: str, *, has_mask: bool) -> I
 
 
 def gaussian(made: Gaussian, field: dict[str, str], prefix: str) -> Iterator[str]:
-    """Mean, log σ and action of a real-valued part."""
+    """Yield the code for the mean, log σ and action of a real-valued part."""
     end, kind = ending_of(field), C_TYPES[made.dtype]
     scaled = f"{prefix}_centre{end}[k] + {prefix}_half{end}[k] * "
     yield f"    for (int k = 0; k < {made.width}; k++) {{"
@@ -408,7 +408,7 @@ def gaussian(made: Gaussian, field: dict[str, str], prefix: str) -> Iterator[str
 
 
 def highest(made: Categories, field: dict[str, str]) -> Iterator[str]:
-    """The first of the highest logits of each choice."""
+    """Yield the code that selects the first of the highest logits of each choice."""
     logits = field["logits"]
     for k, (first, size, start) in enumerate(
         zip(np.cumsum([0, *made.sizes]).tolist(), made.sizes, made.start, strict=False)
@@ -423,5 +423,5 @@ def highest(made: Categories, field: dict[str, str]) -> Iterator[str]:
 
 
 def integer(x: int) -> str:
-    """A whole number, wide enough for any start."""
+    """Write an integer as a literal that is wide enough for any start."""
     return f"INT64_C({x})"

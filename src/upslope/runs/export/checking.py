@@ -20,23 +20,25 @@ from upslope.runs.export.running import Found, actions_of, over_time
 from upslope.runs.export.samples import structured
 
 EPISODES, STEPS = 32, 4
-"""The random observations on which a file is checked; a policy without memory treats all of them as first steps."""
+"""Numbers of random episodes, and of steps in each, on which a file is checked. For a policy without memory, every step
+is the first of an episode."""
 TOLERANCE = 1e-3
-"""A file that differs by more than this, relative plus absolute, is not written: it computes something else.
-Rounding is about 1e-6."""
+"""Tolerance, relative plus absolute. A file that differs by more than this computes something else and is not written.
+Rounding errors are about 1e-6."""
 
 
 class Agreement(NamedTuple):
     """How closely two policies agree."""
 
     largest: float
-    """max |x − y| / (1 + |y|) over the parameters, and over actions that are real numbers."""
+    """max |x − y| / (1 + |y|) over the parameters and the real-valued actions."""
     differing: int
-    """Number of actions that differ although no two scores tie within the tolerance."""
+    """Number of actions that differ although no scores tie within the tolerance."""
 
 
 def expected(plan: Plan, policy: Any, arrays: list[np.ndarray], masks: np.ndarray | None) -> Found:
-    """The output of upslope's policy for arrays [T, B, …] of each input; its own memory is left unchanged."""
+    """Return the output of upslope's policy for arrays [T, B, …] of each input, without changing the policy's own
+    memory."""
     agent, count = policy.agent, arrays[0].shape[1]
     carry = agent.model.start(count)
 
@@ -76,18 +78,18 @@ def parameters_of(distribution: Any) -> tuple[np.ndarray, ...]:
         return (np.asarray(jax.tree.leaves(distribution)[0]),)
     raise UpslopeError(
         f"This policy returns a {type(distribution).__name__}, which cannot be exported yet. Use it from Python: "
-        "upslope.load gives the policy."
+        "upslope.load returns the policy."
     )
 
 
 def agreement(plan: Plan, found: Found, wanted: Found) -> Agreement:
-    """How closely the result agrees with the expected one, over all parts of the action."""
+    """Measure how closely the result agrees with the expected one, over all parts of the action."""
     parts = [agreement_of(part, found, wanted) for part in plan.parts]
     return Agreement(max(part.largest for part in parts), sum(part.differing for part in parts))
 
 
 def agreement_of(part: Part, found: Found, wanted: Found) -> Agreement:
-    """How closely a part of the action agrees."""
+    """Measure how closely one part of the action agrees."""
     mine, its = found[part.action], wanted[part.action]
     names = [*part.parameters, *([part.action] if isinstance(part.head, Gaussian) else [])]
     for name in (part.action, *part.parameters):
@@ -102,7 +104,8 @@ def agreement_of(part: Part, found: Found, wanted: Found) -> Agreement:
 
 
 def distance(found: np.ndarray, wanted: np.ndarray) -> float:
-    """max |x − y| / (1 + |y|); 0 where both are the same infinity, infinite where one is not a number."""
+    """Compute max |x − y| / (1 + |y|). A pair of equal infinities counts as 0, and a nan in either array as
+    infinity."""
     x, y = found.astype(np.float64), wanted.astype(np.float64)
     with np.errstate(invalid="ignore"):
         apart = np.where(x == y, 0.0, np.abs(x - y) / (1 + np.abs(y)))
@@ -110,7 +113,7 @@ def distance(found: np.ndarray, wanted: np.ndarray) -> float:
 
 
 def differing(head: Head, found: Any, wanted: Any, logits: np.ndarray, tolerance: float = 1e-5) -> int:
-    """The number of choices that differ although their scores do not tie within the tolerance."""
+    """Count the choices that differ although their scores do not tie within the tolerance."""
     logits, batch = logits.astype(np.float64), logits.shape[:-1]
     mine, its = (np.asarray(x).astype(np.int64).reshape(*batch, -1) for x in (found, wanted))
     if not isinstance(head, Categories):

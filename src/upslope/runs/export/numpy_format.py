@@ -1,4 +1,4 @@
-"""A policy as a Python file that needs only NumPy, with its arrays in a file next to it."""
+"""Write a policy as a Python file that needs only NumPy, with its arrays in a file next to it."""
 
 import io
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ from upslope.runs.export.plan import (
 )
 
 ACTIVATIONS = {"tanh": "np.tanh({})", "relu": "np.maximum({}, 0)", "silu": "silu({})", None: "{}"}
-"""Each activation in NumPy."""
+"""NumPy expression for each activation."""
 
 
 def files_of(plan: Plan, path: Path) -> dict[Path, bytes]:
@@ -41,8 +41,8 @@ def files_of(plan: Plan, path: Path) -> dict[Path, bytes]:
     if plan.pictures:
         names = ", ".join(f"`{plan.inputs[picture.place].name}`" for picture in plan.pictures)
         raise UpslopeError(
-            f"This policy reads {names} with convolutions, which are slow in NumPy, so that format does "
-            "not support them. Export it as onnx."
+            f"This policy reads {names} with convolutions, which are slow in NumPy, so the NumPy format "
+            "does not support them. Export it as onnx."
         )
     buffer = io.BytesIO()
     arrays: Any = arrays_of(plan)
@@ -76,17 +76,17 @@ def arrays_of_gaussian(head: Gaussian) -> dict[str, np.ndarray]:
 
 
 def suffix(plan: Plan, k: int) -> str:
-    """The suffix of the names of an action's k-th part."""
+    """The suffix of the names of the k-th part of an action."""
     return f"_of_{k}" if len(plan.parts) > 1 else ""
 
 
 def source(plan: Plan) -> str:
-    """The Python file."""
+    """Return the text of the Python file."""
     return "\n".join([*beginning(plan), *class_of(plan), *functions(plan)]) + "\n"
 
 
 def beginning(plan: Plan) -> list[str]:
-    """The docstring, which describes inputs and outputs, and the imports."""
+    """The beginning of the file: its docstring, which describes inputs and outputs, and its imports."""
     mask = ", mask" if plan.has_masks else ""
     what = [f"    {one.name!a}: {one.kind} {list(one.shape)}" for one in plan.inputs]
     return [
@@ -111,12 +111,12 @@ def beginning(plan: Plan) -> list[str]:
 
 
 def escaped(line: str) -> str:
-    """A line that does not end the docstring, whatever keys it contains."""
+    """Escape a line so that it cannot end the docstring, whatever keys it contains."""
     return line.replace("\\", "\\\\").replace('"', '\\"')
 
 
 def what_comes_out(plan: Plan) -> Iterator[str]:
-    """A description of the action, and the position in the mask of each of its parts."""
+    """Describe the action and the position of each of its parts in the mask."""
     if not plan.parts[0].path:
         head = plan.parts[0].head
         yield f"The action: {head.dtype} {list(head.shape)}, {plan.chosen}."
@@ -130,7 +130,7 @@ def what_comes_out(plan: Plan) -> Iterator[str]:
 
 
 def class_of(plan: Plan) -> Iterator[str]:
-    """The class `Policy`."""
+    """Yield the code of the class `Policy`."""
     mask, given = (", mask", ", mask=None") if plan.has_masks else ("", "")
     yield "class Policy:"
     yield '    """The deterministic action of each observation."""'
@@ -154,7 +154,7 @@ def class_of(plan: Plan) -> Iterator[str]:
 
 
 def act(plan: Plan) -> Iterator[str]:
-    """The body of `act`."""
+    """Yield the body of the method `act`."""
     coded = [coded_input(k, one) for k, one in enumerate(plan.vectors)]
     if len(coded) == 1:
         yield f"x = {coded[0]}"
@@ -166,7 +166,7 @@ def act(plan: Plan) -> Iterator[str]:
 
 
 def coded_input(k: int, one: Input) -> str:
-    """The features of the k-th array, as an expression."""
+    """Return the expression for the features of the k-th array."""
     place = "observation" + "".join(f"[{key!a}]" for key in one.path)
     x = f"flat({place}, {one.shape})"
     if isinstance(one.coding, Choices):
@@ -187,12 +187,12 @@ def dense(k: int, layer: Dense) -> Iterator[str]:
 
 
 def memory(k: int, layer: Memory) -> Iterator[str]:
-    """The layer with memory; a carry of None is 0."""
+    """Yield the code of the layer with memory; a carry of None stands for zeros."""
     yield "if self.memory is None:"
     yield f"    self.memory = {len(layer.carries)} * [np.zeros((*x.shape[:-1], {layer.size}), np.float32)]"
     yield "if self.memory[0].shape[:-1] != x.shape[:-1]:"
     yield "    shape = self.memory[0].shape[:-1]"
-    yield '    raise ValueError(f"The memory is that of a batch {shape}, not {x.shape[:-1]}: call reset() in between.")'
+    yield '    raise ValueError(f"The memory is for a batch of shape {shape}, not {x.shape[:-1]}: call reset() first.")'
     if isinstance(layer, Gru):
         yield "(h,) = self.memory"
         yield f'r, z, n = np.split(x @ a["input_weight_{k}"].T + a["bias_{k}"], 3, axis=-1)'
@@ -216,12 +216,12 @@ def memory(k: int, layer: Memory) -> Iterator[str]:
 
 
 def parameters_in_words(plan: Plan) -> str:
-    """The names of the parameters, without those of parts."""
+    """The names of the parameters, without the names of parts."""
     return ", ".join(dict.fromkeys(name for part in plan.parts for name in part.head.parameters))
 
 
 def head(plan: Plan) -> Iterator[str]:
-    """The action and the parameters of its distribution."""
+    """Yield the code for the action and the parameters of its distribution."""
     if plan.has_masks:
         ends = np.cumsum([size for part in plan.parts if plan.is_masked(part) for size in sizes_of(part.head)])
         yield f"mask = allowed(mask, (*x.shape[:-1], {plan.num_choices}), {ends[:-1].tolist()})"
@@ -245,7 +245,7 @@ def sizes_of(head: Head) -> list[int]:
 
 
 def outputs_of_parts(plan: Plan) -> Iterator[str]:
-    """Which outputs of the network and entries of the mask belong to which part."""
+    """Yield the code that assigns the outputs of the network and the entries of the mask to the parts."""
     outputs = np.cumsum([part.head.num_outputs for part in plan.parts])[:-1].tolist()
     yield f"{', '.join(f'x{suffix(plan, k)}' for k in range(len(plan.parts)))} = np.split(x, {outputs}, axis=-1)"
     start = 0
@@ -256,7 +256,7 @@ def outputs_of_parts(plan: Plan) -> Iterator[str]:
 
 
 def action_of(made: Head, end: str, *, has_mask: bool) -> Iterator[str]:
-    """The action of a part, whose names end in `end`."""
+    """Yield the code for the action of a part whose names end in `end`."""
     x, action, mask = f"x{end}", f"action{end}", f"mask{end}"
     if isinstance(made, Gaussian):
         yield from gaussian(made, end)
@@ -279,7 +279,7 @@ def action_of(made: Head, end: str, *, has_mask: bool) -> Iterator[str]:
 
 
 def gaussian(made: Gaussian, end: str) -> Iterator[str]:
-    """The mean, log σ and action of a real-valued part, whose names end in `end`."""
+    """Yield the code for the mean, log σ and action of a real-valued part whose names end in `end`."""
     x, mean, log_std, action = (f"{name}{end}" for name in ("x", "mean", "log_std", "action"))
     if made.range_of_log_std is not None:
         low, high = made.range_of_log_std
@@ -294,16 +294,16 @@ def gaussian(made: Gaussian, end: str) -> Iterator[str]:
 
 
 def functions(plan: Plan) -> Iterator[str]:
-    """The functions that the class uses."""
+    """Yield the functions that the class uses."""
     yield from (
         "",
         "",
         "def flat(x, shape, dtype=np.float32):",
-        '    """The numbers of an array of this shape, or of a batch of them."""',
+        '    """Flatten an array of this shape, or each array of a batch."""',
         "    x = np.asarray(x).astype(dtype)",
         "    batch = x.shape[: x.ndim - len(shape)]",
         "    if x.shape != (*batch, *shape) or len(batch) > 1:",
-        '        raise ValueError(f"The shape must be {shape}, or a batch of that, not {x.shape}.")',
+        '        raise ValueError(f"The shape must be {shape}, with or without a batch axis, not {x.shape}.")',
         "    return x.reshape(*batch, -1)",
     )
     if plan.has_masks:
@@ -311,12 +311,12 @@ def functions(plan: Plan) -> Iterator[str]:
             "",
             "",
             "def allowed(mask, shape, ends):",
-            '    """The mask as flags; the choices of each decision end at these places."""',
+            '    """Convert the mask to flags; the choices of each decision end at the indices `ends`."""',
             "    flags = np.asarray(mask if mask is not None else [], bool)",
             "    if flags.shape != shape:",
             '        raise ValueError(f"The mask must have the shape {shape}, 1 where a choice is allowed.")',
             "    if not all(part.any(axis=-1).all() for part in np.split(flags, ends, axis=-1)):",
-            '        raise ValueError("The mask allows nothing where something must be chosen.")',
+            '        raise ValueError("The mask allows no choice for some decision.")',
             "    return flags",
         )
     if isinstance(plan.memory, Gated):

@@ -1,4 +1,4 @@
-"""A policy as an ONNX graph, written operator by operator (extra `onnx`)."""
+"""Write a policy as an ONNX graph, operator by operator (extra `onnx`)."""
 
 from collections.abc import Sequence
 from importlib import import_module
@@ -33,15 +33,16 @@ from upslope.runs.export.plan import (
 )
 
 OPSET, IR_VERSION = 17, 8
-"""The versions of the operators and of the file: those of onnx 1.12 (2022), which onnxruntime has read since 1.12."""
+"""Versions of the operators and of the file format: those of onnx 1.12 (2022), which onnxruntime supports since
+1.12."""
 MASK, OWN = "action_mask", "upslope:"
-"""The name of a mask, and the prefix of every inner name."""
+"""The name of the mask input, and the prefix of every internal name."""
 KINDS = {"Box": "float32", "image": "uint8", "Discrete": "int64", "MultiDiscrete": "int64", "MultiBinary": "int8"}
-"""The dtype of an input for each kind of space."""
+"""The dtype of the input for each kind of space."""
 
 
 def require_onnx() -> Any:
-    """The package onnx.
+    """Return the package onnx.
 
     Raises:
         UpslopeError: it is not installed.
@@ -52,7 +53,7 @@ def require_onnx() -> Any:
 
 
 def files_of(plan: Plan, path: Path) -> dict[Path, bytes]:
-    """The graph at this path.
+    """Return the graph as the content of the file at this path.
 
     Raises:
         UpslopeError: onnx is not installed.
@@ -62,7 +63,7 @@ def files_of(plan: Plan, path: Path) -> dict[Path, bytes]:
 
 
 def own_files_of(own: Any, policy: Any, path: Path) -> dict[Path, bytes]:
-    """The graph that a user's model builds for itself.
+    """Return the graph that a user's model builds with its own `to_onnx`.
 
     Raises:
         UpslopeError: onnx is not installed, or the graph is not valid.
@@ -80,7 +81,8 @@ def own_files_of(own: Any, policy: Any, path: Path) -> dict[Path, bytes]:
 
 
 def input_names(plan: Plan) -> list[str]:
-    """The names of the observation's arrays: their keys, prefixed by `observation/` where another name is the same."""
+    """Names of the observation's arrays: their keys, prefixed with `observation/` if that would clash with another
+    name."""
     carries = plan.memory.carries if plan.memory else ()
     actions = (part.action for part in plan.parts)
     taken = {MASK, *actions, *plan.parameters, *carries, *(f"next_{name}" for name in carries)}
@@ -105,7 +107,7 @@ class GraphWriter:
         self.count = 0
 
     def fresh(self) -> str:
-        """A name that nothing else has."""
+        """Return a name that is not in use."""
         self.count += 1
         return f"{OWN}{self.count}"
 
@@ -119,26 +121,26 @@ class GraphWriter:
         return outputs
 
     def constant(self, x: Any, dtype: Any = np.float32) -> str:
-        """A constant array."""
+        """Add a constant array and return its name."""
         name = self.fresh()
         self.constants.append(self.numpy_helper.from_array(np.array(x, dtype), name))
         return name
 
     def cast(self, x: str, dtype: str, output: str | None = None) -> str:
-        """x in another dtype."""
+        """Cast x to another dtype."""
         return self.op("Cast", x, output=output, to=self.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
     def reshape(self, x: str, *shape: int, output: str | None = None) -> str:
-        """x in another shape after the batch axis."""
+        """Reshape x, except for its batch axis."""
         return self.op("Reshape", x, self.constant((-1, *shape), np.int64), output=output)
 
     def declared(self, name: str, dtype: str, *shape: int) -> Any:
-        """An input or output of the graph."""
+        """Declare an input or output of the graph."""
         kind = self.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
         return self.helper.make_tensor_value_info(name, kind, ["batch", *shape])
 
     def model(self, plan: Plan) -> Any:
-        """The whole graph."""
+        """Build the complete graph."""
         names = input_names(plan)
         inputs = [self.declared(n, KINDS[one.kind], *one.shape) for n, one in zip(names, plan.inputs, strict=True)]
         outputs = [self.declared(part.action, part.head.dtype, *part.head.shape) for part in plan.parts]
@@ -162,7 +164,7 @@ class GraphWriter:
         return model
 
     def features(self, plan: Plan, names: list[str]) -> str:
-        """The input of the first layer."""
+        """Add the operators for the input of the first layer."""
         codings = [self.coded(name, one) for name, one in zip(names, plan.inputs, strict=True)]
         convolved = {picture.place for picture in plan.pictures}
         seen = [
@@ -174,7 +176,7 @@ class GraphWriter:
         return seen[0] if len(seen) == 1 else self.op("Concat", *seen, axis=1)
 
     def coded(self, name: str, one: Input) -> str:
-        """An array as numbers of magnitude about 1, in its own shape, or one-hot."""
+        """Encode an array as numbers of magnitude about 1 in its own shape, or one-hot."""
         coding = one.coding
         if isinstance(coding, Choices):
             which, what = coding.meanings
@@ -191,7 +193,7 @@ class GraphWriter:
         return self.op("Clip", z, self.constant(-OBSERVATION_CLIP), self.constant(OBSERVATION_CLIP))
 
     def picture(self, x: str, picture: Picture) -> str:
-        """The features [batch, F] of an image [batch, *shape]."""
+        """Compute the features [batch, F] of an image [batch, *shape]."""
         height, width, channels = picture.size
         last = self.op("Transpose", x, perm=[0, *(axis + 1 for axis in picture.axes)])
         x = self.op("Transpose", self.reshape(last, height, width, channels), perm=[0, 3, 1, 2])
@@ -201,12 +203,12 @@ class GraphWriter:
         return self.dense(self.reshape(x, picture.last.weight.shape[0]), picture.last)
 
     def convolution(self, x: str, layer: Convolution) -> str:
-        """A convolution with channels first."""
+        """Add a convolution, with channels first."""
         stride, padding = [layer.stride] * 2, [layer.padding] * 4
         return self.op("Conv", x, self.constant(layer.weight), self.constant(layer.bias), strides=stride, pads=padding)
 
     def stack(self, x: str, layer: Stack) -> str:
-        """A convolution, pooling, and residual blocks."""
+        """Add a convolution, pooling, and residual blocks."""
         x = self.convolution(x, layer.first)
         x = self.op("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
         for block in layer.blocks:
@@ -223,7 +225,7 @@ class GraphWriter:
         return self.op("MatMul", x, self.constant(weight))
 
     def dense(self, x: str, layer: Dense) -> str:
-        """act(x W + b), with log σ of noise that is a function of x."""
+        """Add act(x W + b), including log σ if the noise is a function of x."""
         before = x
         x = self.op("Add", self.product(x, layer.weight), self.constant(layer.bias))
         if isinstance(layer, Spread):
@@ -235,7 +237,7 @@ class GraphWriter:
         return x if layer.activation is None else self.op({"tanh": "Tanh", "relu": "Relu"}[layer.activation], x)
 
     def memory(self, x: str, layer: Memory) -> str:
-        """A step of the layer with memory."""
+        """Add one step of the layer with memory."""
         if isinstance(layer, Gru):
             return self.gru(x, layer)
         if isinstance(layer, Lstm):
@@ -248,12 +250,12 @@ class GraphWriter:
         return self.op("Add", y, self.product(x, layer.skip.T))
 
     def turned(self, kind: str, carries: Sequence[str], factors: Sequence[np.ndarray]) -> str:
-        """first · factor ± second · factor."""
+        """Compute first · factor ± second · factor, where `kind` is the operator for ±."""
         first, second = (self.op("Mul", carry, self.constant(f)) for carry, f in zip(carries, factors, strict=True))
         return self.op(kind, first, second)
 
     def gru(self, x: str, layer: Gru) -> str:
-        """A step of a GRU."""
+        """Add one step of a GRU."""
         (before,) = layer.carries
         of_input = self.op("Add", self.product(x, layer.input_weight.T), self.constant(layer.bias))
         (r, z, n), (hr, hz, hn) = self.gates(of_input, 3), self.gates(self.product(before, layer.state_weight.T), 3)
@@ -263,7 +265,7 @@ class GraphWriter:
         return self.op("Add", new, self.op("Mul", z, self.op("Sub", before, new)), output=f"next_{before}")
 
     def lstm(self, x: str, layer: Lstm) -> str:
-        """A step of an LSTM."""
+        """Add one step of an LSTM."""
         hidden, cell = layer.carries
         of_both = self.op("Add", self.product(x, layer.input_weight.T), self.product(hidden, layer.state_weight.T))
         i, f, g, o = self.gates(self.op("Add", of_both, self.constant(layer.bias)), 4)
@@ -273,15 +275,15 @@ class GraphWriter:
         return self.op("Mul", o, self.op("Tanh", now), output=f"next_{hidden}")
 
     def gates(self, x: str, count: int) -> Sequence[str]:
-        """Equal parts of the last axis."""
+        """Split the last axis into equal parts."""
         return self.ops("Split", x, outputs=[self.fresh() for _ in range(count)], axis=1)
 
     def split(self, x: str, sizes: Sequence[int]) -> Sequence[str]:
-        """Parts of the last axis."""
+        """Split the last axis into parts of these sizes."""
         return self.ops("Split", x, self.constant(sizes, np.int64), outputs=[self.fresh() for _ in sizes], axis=1)
 
     def heads(self, x: str, plan: Plan) -> None:
-        """The action and the parameters of the distribution of each part."""
+        """Add the action and the distribution's parameters of each part."""
         masked = [part for part in plan.parts if plan.is_masked(part)]
         outputs, masks = [x], [MASK]
         if len(plan.parts) > 1:
@@ -298,7 +300,7 @@ class GraphWriter:
                 self.categories(output, part, part.head, mask_of.get(part.label))
 
     def gaussian(self, x: str, part: Part, head: Gaussian) -> None:
-        """Mean, log σ, and the action within the bounds."""
+        """Add the mean, log σ, and the action within its bounds."""
         mean, log_std = part.parameters
         if head.range_of_log_std is not None:
             x, more = self.split(x, [head.width] * 2)
@@ -318,11 +320,11 @@ class GraphWriter:
         self.reshape(taken, *head.shape, output=part.action)
 
     def scaled(self, x: str, head: Gaussian, output: str | None = None) -> str:
-        """centre + half · x."""
+        """Compute centre + half · x."""
         return self.op("Add", self.constant(head.centre), self.op("Mul", self.constant(head.half), x), output=output)
 
     def switches(self, x: str, part: Part, head: Switches, mask: str | None) -> None:
-        """Logits, infinite where a mask leaves one value, and which of them are positive."""
+        """Add the logits, infinite where a mask leaves only one value, and which of them are positive."""
         (logits,) = part.parameters
         if mask is not None:
             pairs = self.reshape(mask, head.num_outputs, 2)
@@ -335,7 +337,7 @@ class GraphWriter:
         self.reshape(is_on, *head.shape, output=part.action)
 
     def categories(self, x: str, part: Part, head: Categories, mask: str | None) -> None:
-        """Logits, −∞ where a mask forbids, and the first of the highest of each choice."""
+        """Add the logits, −∞ where the mask forbids a choice, and the first of the highest logits of each choice."""
         (logits,) = part.parameters
         if mask is not None:
             self.op("Where", mask, x, self.constant(-np.inf), output=logits)

@@ -1,7 +1,7 @@
-"""What a policy computes, as plain data: the description from which each format is written.
+"""A description, as plain data, of what a policy computes. Every export format is written from it.
 
-observation → inputs, normalised and encoded → features, and pictures → layers, one of them perhaps a memory → a head
-for each part of the action
+observation → inputs, normalised and encoded → features, and pictures → layers, possibly including a memory → a head for
+each part of the action
 """
 
 import math
@@ -13,7 +13,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Numbers:
-    """Numbers unchanged, or (x − mean)/deviation within ±`OBSERVATION_CLIP` if there are statistics."""
+    """Numbers, unchanged or, if there are statistics, (x − mean)/deviation clipped to ±`OBSERVATION_CLIP`."""
 
     mean: np.ndarray | None = None
     deviation: np.ndarray | None = None
@@ -21,21 +21,21 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Bytes:
-    """Numbers from 0 to 255: x/255 of a picture, log(1 + x) of a board."""
+    """Numbers from 0 to 255, encoded as x/255 for an image and as log(1 + x) for a board."""
 
     is_picture: bool
 
 
 @dataclass(frozen=True)
 class Choices:
-    """Whole numbers, each one-hot: value `start` + i of one of `sizes[k]` sets the i-th of its features."""
+    """Integers, each one-hot encoded: if the k-th integer is `start[k]` + i, its i-th of `sizes[k]` features is 1."""
 
     sizes: tuple[int, ...]
     start: tuple[int, ...]
 
     @property
     def meanings(self) -> tuple[np.ndarray, np.ndarray]:
-        """The number that each feature belongs to, and the value that it indicates."""
+        """For each feature, the index of its integer and the value that it indicates."""
         which = np.repeat(np.arange(len(self.sizes)), self.sizes)
         return which, np.concatenate([start + np.arange(n) for start, n in zip(self.start, self.sizes, strict=True)])
 
@@ -45,7 +45,7 @@ class Input:
     """One array of an observation."""
 
     path: tuple[str | int, ...]
-    """The keys and indices that lead to it; empty if the observation is this array."""
+    """The keys and indices that lead to the array; empty if the observation is a single array."""
     shape: tuple[int, ...]
     kind: str
     """The kind of space, as Gymnasium names it, or `image`."""
@@ -53,12 +53,12 @@ class Input:
 
     @property
     def name(self) -> str:
-        """Its keys, outer/inner."""
+        """The keys that lead to the array, as outer/inner."""
         return "/".join(map(str, self.path)) or "observation"
 
     @property
     def num_features(self) -> int:
-        """The number of features that it becomes."""
+        """The number of features into which the array is encoded."""
         return sum(self.coding.sizes) if isinstance(self.coding, Choices) else math.prod(self.shape)
 
 
@@ -74,18 +74,18 @@ class Dense:
 
 @dataclass(frozen=True)
 class Spread(Dense):
-    """x W + b + s log(x² v + `VARIANCE_FLOOR`), without an activation: the outputs, and where s is ½ the log σ of noise
-    that is a function of x, in units of the half range."""
+    """x W + b + s log(x² v + `VARIANCE_FLOOR`), without an activation. Where s is 0, this is an output; where s is ½,
+    it is log σ of noise that is a function of x, in units of the half range."""
 
     variance: np.ndarray
     """v, [H, K]; 0 where s is 0."""
     share: np.ndarray
-    """s, [K]; W and b are 0 where it is not."""
+    """s, [K]; W and b are 0 where s is not 0."""
 
 
 @dataclass(frozen=True)
 class Gated:
-    """What a GRU and an LSTM have in common; G is the number of gates."""
+    """The common fields of a GRU and an LSTM; G is the number of gates."""
 
     input_weight: np.ndarray
     """W, [G·H, D]."""
@@ -118,7 +118,7 @@ class Lstm(Gated):
 
 @dataclass(frozen=True)
 class Lru:
-    """h ← λ h + B x in complex numbers, y = Re(C h) + D x. B contains the gain."""
+    """h ← λ h + B x with complex h, y = Re(C h) + D x. B includes the gain."""
 
     rate: np.ndarray
     """λ, [2, H]: real and imaginary part."""
@@ -168,24 +168,24 @@ class Stack:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image read by convolutions, each followed by relu, and a layer over all of their outputs."""
+    """An image processed by convolutions, each followed by relu, and by a dense layer over all of their outputs."""
 
     place: int
-    """Its index among the inputs."""
+    """The image's index among the inputs."""
     axes: tuple[int, ...]
     """The axes of the array in the order height, width, and all others, which are channels."""
     size: tuple[int, int, int]
     """(height, width, channels)."""
     layers: tuple[Convolution | Stack, ...]
     last: Dense
-    """Over the numbers in the order height, width, channel."""
+    """The dense layer; its inputs are in the order height, width, channel."""
 
 
 @dataclass(frozen=True)
 class Gaussian:
     """mean = centre + half · output, in the environment's units; the action is the mean, cast and then clipped.
 
-    If it is squashed, mean = output and the action is centre + half · tanh(mean): mean and log σ are from before tanh.
+    If it is squashed, mean = output and the action is centre + half · tanh(mean), so mean and log σ apply before tanh.
     """
 
     shape: tuple[int, ...]
@@ -195,17 +195,17 @@ class Gaussian:
     log_std: np.ndarray
     """The parameter log σ, in units of the half range."""
     low: np.ndarray
-    """In the dtype of the action, as is `high`."""
+    """The lower bounds. Like `high`, they have the dtype of the action."""
     high: np.ndarray
     is_squashed: bool = False
     range_of_log_std: tuple[float, float] | None = None
-    """If σ depends on the state, the bounds of log_std + output, in units of the half range; these outputs follow those
-    of the mean."""
+    """If σ depends on the state, the bounds of log_std + output, in units of the half range. These outputs come after
+    those for the mean."""
     parameters = ("mean", "log_std")
 
     @property
     def width(self) -> int:
-        """The number of components, and of each parameter."""
+        """The number of components, which is also the length of each parameter."""
         return len(self.centre)
 
     @property
@@ -215,7 +215,7 @@ class Gaussian:
 
     @property
     def log_unit(self) -> np.ndarray:
-        """What to add to log σ to express it in the units of the mean."""
+        """The term that, added to log σ, expresses it in the units of the mean."""
         return np.zeros_like(self.half) if self.is_squashed else np.log(self.half)
 
     num_choices = 0
@@ -223,7 +223,7 @@ class Gaussian:
 
 @dataclass(frozen=True)
 class Categories:
-    """Choices, each the highest of its logits plus its start."""
+    """Choices, each the index of the highest of its logits plus its start."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -249,7 +249,7 @@ class Categories:
 
 @dataclass(frozen=True)
 class Switches:
-    """Bits, 1 where the logit is positive."""
+    """Bits, each 1 if its logit is positive."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -280,28 +280,28 @@ class Part:
     """A part of the action and how it is computed: the whole action, or one entry of a Dict or Tuple."""
 
     path: tuple[str | int, ...]
-    """The keys and indices that lead to it; empty if it is the whole action."""
+    """The keys and indices that lead to the part; empty if it is the whole action."""
     label: str
-    """The path as text that is unique to this part."""
+    """The path as text, unique to this part."""
     head: Head
 
     def name(self, what: str) -> str:
-        """The name of its action or of a parameter: `mean`, or `mean/KEY` of a part."""
+        """The name of the part's action or of a parameter: `mean`, or `mean/KEY` if the action has several parts."""
         return f"{what}/{self.label}" if self.path else what
 
     @property
     def action(self) -> str:
-        """The name of its action."""
+        """The name of the part's action."""
         return self.name(ACTION)
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        """The names of its parameters."""
+        """The names of the part's parameters."""
         return tuple(self.name(what) for what in self.head.parameters)
 
 
 def labelled(heads: Sequence[tuple[tuple[str | int, ...], Head]]) -> tuple[Part, ...]:
-    """The parts of an action, with their paths as labels; a later one with the same text is marked."""
+    """Label the parts of an action with their paths; apostrophes distinguish equal labels."""
     parts: list[Part] = []
     for path, head in heads:
         label = "/".join(map(str, path))
@@ -312,7 +312,7 @@ def labelled(heads: Sequence[tuple[tuple[str | int, ...], Head]]) -> tuple[Part,
 
 
 def nested(values: Sequence[tuple[tuple[str | int, ...], str]]) -> str:
-    """The Python expression of a structure with these expressions at these paths."""
+    """Return the Python expression for a structure with the given expressions at the given paths."""
     if not values[0][0]:
         return values[0][1]
     groups: dict[str | int, list[tuple[tuple[str | int, ...], str]]] = {}
@@ -330,10 +330,10 @@ class Plan:
 
     inputs: tuple[Input, ...]
     pictures: tuple[Picture, ...]
-    """Their features follow those of all other inputs, which are joined in order."""
+    """The images. Their features follow those of all other inputs, which are concatenated in order."""
     layers: tuple[Dense | Memory, ...]
     parts: tuple[Part, ...]
-    """What the last layer's outputs become, one part after another."""
+    """The parts of the action, computed in order from consecutive outputs of the last layer."""
     has_masks: bool
 
     @property
@@ -348,7 +348,7 @@ class Plan:
 
     @property
     def chosen(self) -> str:
-        """Which action an exported file returns, in words."""
+        """A description of the action that an exported file returns."""
         if any(isinstance(part.head, Gaussian) and part.head.is_squashed for part in self.parts):
             return "the most probable choices, and for real numbers the mean before tanh, within their bounds"
         return "the most probable one, within its bounds"
@@ -359,11 +359,11 @@ class Plan:
 
     @property
     def vectors(self) -> tuple[Input, ...]:
-        """The inputs that no convolution reads."""
+        """The inputs that are not processed by convolutions."""
         places = {picture.place for picture in self.pictures}
         return tuple(one for place, one in enumerate(self.inputs) if place not in places)
 
     @property
     def memory(self) -> Memory | None:
-        """The layer with memory."""
+        """The layer with memory, if any."""
         return next((layer for layer in self.layers if isinstance(layer, Memory)), None)

@@ -1,7 +1,7 @@
 """Run an exported file on observations: its outputs, and the duration of a step.
 
-Each runner takes sequences of observations: arrays [T, B, …] of each input, masks [T, B, M] or None; B episodes begin
-at t = 0. It returns the actions [T, B, …] and the parameters [T, B, K] of each part by name.
+Each runner takes sequences of observations, given as an array [T, B, …] for each input, and masks [T, B, M] or None.
+All B episodes begin at t = 0. It returns the actions [T, B, …] and the parameters [T, B, K] of each part by name.
 """
 
 import math
@@ -28,7 +28,7 @@ Found = dict[str, np.ndarray]
 """The actions and the parameters of all parts, [T, B, …]."""
 STANDARD = ("-std=c99", "-O2")
 PATIENCE = 60
-"""Seconds that a compiler or a program may take."""
+"""Maximum seconds that the compiler or a program may run."""
 
 
 def run_numpy(
@@ -36,7 +36,7 @@ def run_numpy(
 ) -> Found:
     """Run the generated Python file."""
     names: dict[str, Any] = {"__file__": str(path), "__name__": path.stem}
-    # `numpy_format` has just written it, and everything in it from the run's files is an escaped literal.
+    # `numpy_format` has just written this file, and everything that it took from the run's files is an escaped literal.
     exec(compile(path.read_text("utf-8"), str(path), "exec"), names)
     policy = names["Policy"]()
 
@@ -74,18 +74,18 @@ def session_of(path: Path) -> Callable[[list[str], dict[str, Any]], list[Any]]:
 
 
 def actions_of(plan: Plan, action: Any) -> dict[str, Any]:
-    """The action of each part by name."""
+    """Return the action of each part by name."""
     return {part.action: reduce(getitem, part.path, action) for part in plan.parts}
 
 
 def over_time(step: Callable[[int], dict[str, Any]], length: int) -> Found:
-    """Run all steps, one after another."""
+    """Run all steps in order and stack the results."""
     steps = [step(t) for t in range(length)]
     return {name: np.stack([found[name] for found in steps]) for name in steps[0]}
 
 
 class Timed(NamedTuple):
-    """The outputs of a compiled policy, and the seconds that a step takes."""
+    """The outputs of a compiled policy and the seconds per step."""
 
     found: Found
     seconds: float
@@ -99,7 +99,7 @@ def compiler() -> str | None:
 def run_c(
     header: Path, plan: Plan, arrays: Sequence[np.ndarray], masks: np.ndarray | None, more: Sequence[str] = ()
 ) -> Timed:
-    """Compile the header with a program that steps it, with `more` options, and run that.
+    """Compile the header with a program that steps the policy, passing `more` options to the compiler, and run it.
 
     Raises:
         subprocess.SubprocessError, OSError: there is no compiler, or it does not work.
@@ -107,7 +107,7 @@ def run_c(
     length, batch = arrays[0].shape[:2]
     rows = np.concatenate([x.reshape(length, batch, -1) for x in arrays], axis=-1).astype(np.float32)
     facts = [rows] if masks is None else [rows, masks.astype(np.uint8)]
-    # Episode by episode: the program has one memory.
+    # The program has a single memory, so it runs the episodes one after another.
     inward = [np.ascontiguousarray(np.swapaxes(x, 0, 1)).reshape(length * batch, -1) for x in facts]
     with TemporaryDirectory() as name:
         folder = Path(name)
@@ -134,7 +134,7 @@ def kinds_of(plan: Plan) -> Iterator[tuple[str, np.dtype, tuple[int, ...]]]:
 
 
 def words_of(header: Path, plan: Plan, length: int, count: int) -> dict[str, Any]:
-    """The parts that differ between the programs that step policies."""
+    """Return the values of the placeholders in `PROGRAM`."""
     prefix, names = prefix_of(header), [name for each in fields_of(plan) for name in each.values()]
     return {
         "header": header.name,

@@ -1,4 +1,4 @@
-"""Random observations and masks on which the export of a policy is checked."""
+"""Random observations and masks for checking an exported policy."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,12 +9,12 @@ from upslope.models.encoders import CompositeEncoder, DictEncoder, ObservationEn
 from upslope.runs.export.plan import Bytes, Categories, Choices, Head, Input, Plan
 
 MOST = 2**24
-"""Numbers are kept within this magnitude, up to which 32-bit floats represent every whole number."""
+"""Maximum magnitude of a number; 32-bit floats represent every integer up to it."""
 
 
 def random_arrays(plan: Plan, count: int, generator: np.random.Generator) -> list[np.ndarray]:
     """`count` observations, an array [count, …] for each input. Numbers are spread around the mean seen in training,
-    some of them beyond the clipping bounds."""
+    and some exceed the clipping bounds."""
     return [random_array(one, count, generator) for one in plan.inputs]
 
 
@@ -35,7 +35,7 @@ def random_array(one: Input, count: int, generator: np.random.Generator) -> np.n
 
 
 def random_masks(plan: Plan, count: int, generator: np.random.Generator) -> np.ndarray | None:
-    """`count` masks [count, M] that each allow an action; None if the policy has none."""
+    """`count` masks [count, M], each of which allows at least one action; None if the policy has no masks."""
     if not plan.has_masks:
         return None
     masks = generator.random((count, plan.num_choices)) < 0.6
@@ -52,7 +52,7 @@ def sizes_of(head: Head) -> Sequence[int]:
 
 
 def structured(plan: Plan, encoder: ObservationEncoder, arrays: Sequence[np.ndarray]) -> Any:
-    """The arrays [B, …] in the structure of the observation, with 0 in arrays that the policy does not read."""
+    """Arrange the arrays [B, …] in the structure of the observation. Arrays that the policy does not read are 0."""
     given = {one.path: x for one, x in zip(plan.inputs, arrays, strict=True)}
 
     def of(part: ObservationEncoder, path: tuple[str | int, ...]) -> Any:

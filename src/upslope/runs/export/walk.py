@@ -1,7 +1,7 @@
 """Convert a trained agent to a plan of what its policy computes: the only code that knows how networks are built.
 
-Whatever is unknown here is refused by name, so that no part of a policy is silently omitted: an unknown class, or
-a field that was added to a known one and does not have its default value.
+Anything unknown is refused by name, so that no part of a policy is silently omitted. This covers unknown classes, and
+fields that were added to known classes and do not have their default values.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -69,19 +69,19 @@ FIELDS: dict[type, tuple[str, ...]] = {
     heads.DictHead: ("parts",),
     heads.TupleHead: ("parts",),
 }
-"""The parts that are understood, and their fields."""
+"""The supported classes and their fields."""
 
 
 def plan_of(agent: Any, encoder: encoders.ObservationEncoder, *, has_masks: bool) -> Plan:
-    """What the policy of this agent computes.
+    """Convert the policy of this agent to a plan.
 
     Raises:
-        UpslopeError: a part of it is not known here.
+        UpslopeError: a part of the policy is not supported.
     """
     model = agent.model
     if isinstance(model, OwnModel):
         raise UpslopeError(
-            f"The model {name_of_model(model.whole)} is your own, so what it computes is unknown. Add a "
+            f"The model {name_of_model(model.whole)} is custom, so upslope cannot tell what it computes. Add a "
             "method to_onnx(policy) that returns an onnx.ModelProto, and export it as onnx."
         )
     known(model)
@@ -104,12 +104,12 @@ def plan_of(agent: Any, encoder: encoders.ObservationEncoder, *, has_masks: bool
 
 
 def key_of(one: Input) -> str:
-    """The key of an array, as encoders name it."""
+    """The key that encoders use for this array."""
     return "/".join(map(str, one.path))
 
 
 def known(part: Any) -> Any:
-    """The part, provided that all of it is understood."""
+    """Return the part if all of it is supported; otherwise raise an error."""
     kind = type(part)
     if kind not in FIELDS:
         raise not_known(kind.__name__)
@@ -123,15 +123,16 @@ def known(part: Any) -> Any:
 
 
 def not_known(words: str) -> UpslopeError:
-    """The error for a part that is not understood."""
+    """The error for a part that is not supported."""
     return UpslopeError(
-        f"This policy has a {words}, which cannot be exported yet. Use it from Python: upslope.load gives the policy."
+        f"This policy has a {words}, which cannot be exported yet. Use it from Python: upslope.load returns the policy."
     )
 
 
 def view_of(model: Any) -> tuple[Any, Any]:
-    """The keys of the arrays that the policy reads, and the (first, one past the last) of its features among those that
-    do not come from convolutions; None for all of them."""
+    """Return the keys of the arrays that the policy reads, and the spans of features that it reads.
+
+    Spans are (first, one past the last) among the features that do not come from convolutions. None stands for all."""
     policy, *_ = getattr(model, "views", (None,))
     if policy is None:
         return None, None
@@ -143,9 +144,10 @@ def view_of(model: Any) -> tuple[Any, Any]:
 def widened(
     layer: Any, vectors: Sequence[tuple[str, int]], read: Collection[str], spans: Sequence[tuple[int, int]]
 ) -> Dense:
-    """A first layer that reads only some features of its arrays, with rows of 0 for the others.
+    """Extend a first layer that reads only some features of its arrays with rows of 0 for the others.
 
-    `vectors` are the arrays, with their numbers of features; those under the keys `read` are its inputs.
+    `vectors` lists the arrays with their numbers of features; the arrays whose keys are in `read` are the layer's
+    inputs.
     """
     is_read = np.zeros(sum(size for _, size in vectors), bool)
     for first, last in spans:
@@ -171,7 +173,7 @@ def inputs_of(
 
 
 def coding_of(encoder: Any, statistics: Any) -> Numbers | Bytes | Choices:
-    """How an array becomes features."""
+    """Return how an array is encoded as features."""
     if isinstance(encoder, encoders.DiscreteEncoder):
         return Choices((encoder.n,), (encoder.start,))
     if isinstance(encoder, encoders.MultiDiscreteEncoder):
@@ -185,7 +187,7 @@ def coding_of(encoder: Any, statistics: Any) -> Numbers | Bytes | Choices:
 
 
 def chain_of(model: Any) -> tuple[list[Dense | Memory], Any]:
-    """The layers from features to the policy's outputs, and log σ."""
+    """Return the layers from features to the policy's outputs, and the parameter log σ."""
     if isinstance(model, Perceptrons):
         actor = known(model.actor)
         return dense_layers(actor.network, None), actor.log_std
@@ -203,8 +205,7 @@ def chain_of(model: Any) -> tuple[list[Dense | Memory], Any]:
 
 
 def with_spread(layer: Any, head: Any, log_std: np.ndarray) -> Spread:
-    """The last layer, which also computes log σ of the parts whose noise is a function of its inputs, after the
-    means."""
+    """Return the last layer with additional outputs, after the means, for log σ of parts with state-dependent noise."""
     weight, bias, variance, share = [], [], [], []
     output = scale = 0
     for part in parts_of(head):
@@ -226,7 +227,7 @@ def with_spread(layer: Any, head: Any, log_std: np.ndarray) -> Spread:
 
 
 def parts_of(head: Any) -> Iterator[Any]:
-    """The heads without parts, in order."""
+    """Yield the innermost heads, which have no parts, in order."""
     if isinstance(head, heads.ProductHead):
         for part in head.heads:
             yield from parts_of(part)
@@ -235,12 +236,12 @@ def parts_of(head: Any) -> Iterator[Any]:
 
 
 def branch_of(model: Any) -> Branch:
-    """The network with which the policy reads observations."""
+    """The network that the policy uses to read observations."""
     return model.trunk if isinstance(model, SharedTrunk) else model.actor
 
 
 def dense_layers(network: Any, last: str | None) -> list[Dense | Memory]:
-    """The layers of a perceptron; the last one has this activation."""
+    """Return the layers of a perceptron whose last layer has this activation."""
     known(network)
     activations = [network.activation] * (len(network.weights) - 1) + [last]
     layers = zip(network.weights, network.biases, activations, strict=True)
@@ -248,7 +249,7 @@ def dense_layers(network: Any, last: str | None) -> list[Dense | Memory]:
 
 
 def memory_of(cell: Any) -> Memory:
-    """A memory cell."""
+    """Convert a memory cell."""
     known(cell)
     if isinstance(cell, memories.LinearRecurrence):
         decay, phase = np.exp(-np.exp(number(cell.nu))), np.exp(number(cell.theta))
@@ -265,7 +266,7 @@ def memory_of(cell: Any) -> Memory:
 
 
 def picture_of(place: int, encoder: Any, network: Any) -> Picture:
-    """An image and the convolutional network that reads it."""
+    """Convert an image encoder and the convolutional network that reads the image."""
     known(network)
     layout = layout_of(encoder)
     others = [axis for axis in range(len(layout.shape)) if axis not in (layout.height, layout.width)]
@@ -275,7 +276,7 @@ def picture_of(place: int, encoder: Any, network: Any) -> Picture:
 
 
 def stack_of(layer: Any) -> Convolution | Stack:
-    """A convolution, or a stack of them."""
+    """Convert a convolution, or a stack of a convolution and residual blocks."""
     if type(layer) is Conv2d:
         return convolution_of(layer)
     known(layer)
@@ -289,14 +290,14 @@ def stack_of(layer: Any) -> Convolution | Stack:
 
 
 def convolution_of(layer: Any) -> Convolution:
-    """A convolution with a square kernel."""
+    """Convert a convolution with a square kernel."""
     if {*layer.dilation, layer.groups} != {1} or layer.bias is None or len(set(layer.padding)) != 1:
         raise not_known("convolution with dilation or groups")
     return Convolution(number(layer.weight), number(layer.bias)[:, 0, 0], layer.stride[0], layer.padding[0][0])
 
 
 def heads_of(head: Any, log_std: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Head]]:
-    """How each part of an action is computed from the network's outputs."""
+    """Yield the path and the head of each part of an action."""
     known(head)
     if isinstance(head, heads.ProductHead):
         start = 0
@@ -308,7 +309,7 @@ def heads_of(head: Any, log_std: Any, path: tuple[str | int, ...] = ()) -> Itera
 
 
 def head_of(head: Any, log_std: Any) -> Head:
-    """How an action without parts is computed from the network's outputs."""
+    """Convert the head of an action without parts."""
     if isinstance(head, heads.DiscreteHead):
         return Categories((), "int64", (head.n,), (head.start,))
     if isinstance(head, heads.MultiDiscreteHead):
@@ -338,10 +339,10 @@ EVERYTHING = (-1e30, 1e30)
 
 
 def number(x: Any) -> np.ndarray:
-    """A parameter as a NumPy array.
+    """Convert a parameter to a NumPy array.
 
     Raises:
-        UpslopeError: it contains numbers that are not finite.
+        UpslopeError: it contains a number that is not finite.
     """
     array = np.asarray(x, np.float32)
     if not np.isfinite(array).all():

@@ -36,17 +36,18 @@ class Exported:
     """The files of an exported policy."""
 
     paths: tuple[Path, ...]
-    """The file, and for NumPy its arrays."""
+    """The exported file and, for NumPy, the file of its arrays."""
     largest_difference: float | None
-    """From the policy itself, relative plus absolute, over random observations; None if it could not be run here."""
+    """The largest difference from the original policy on random observations, relative plus absolute; None if the file
+    could not be run on this machine."""
     constant_bytes: int | None = None
-    """Bytes of constants in C."""
+    """Size of the constants in C, in bytes."""
     state_bytes: int | None = None
-    """Bytes of the state in C."""
+    """Size of the state in C, in bytes."""
     seconds_per_step: float | None = None
-    """Of the C code on this machine; None if it was not measured."""
+    """The time that a step of the C code takes on this machine; None if it was not measured."""
     notes: tuple[str, ...] = ()
-    """A description of all this."""
+    """Lines that describe the result."""
 
 
 def export_policy(policy: Policy, format: str, output: str | Path | None = None) -> Exported:
@@ -84,10 +85,10 @@ def export(
     model: Callable[..., Any] | None = None,
     trust: bool = False,
 ) -> Exported:
-    """Write a run's policy to a file that acts without upslope, with its normaliser, masks, memory and action bounds.
+    """Export a run's policy, with its normaliser, masks, memory and action bounds, to a file that runs without upslope.
 
     The file computes the deterministic action in the environment's own units and dtype, and the parameters of the
-    distribution: the logits, or mean and log σ. Before it is kept, it is checked against the policy on random
+    distribution: the logits, or mean and log σ. The file is kept only if it agrees with the policy on random
     observations. An existing file is not overwritten.
 
     Args:
@@ -98,9 +99,10 @@ def export(
         seed, checkpoint, model, trust: as in `upslope.load`.
 
     Raises:
-        UpslopeError: the format cannot represent a part of the policy, the file exists, or as for `upslope.load`.
+        UpslopeError: the format cannot represent a part of the policy, the file exists, or the run cannot be loaded
+            (see `upslope.load`).
     """
-    path = output_path("." if output is None else output, format)  # checked before anything is read
+    path = output_path("." if output is None else output, format)  # checked before any file is read
     policy = load(run, seed=seed, checkpoint=checkpoint, model=model, trust=trust)
     if output is None:
         path = safe_path(Path(run), output_path(run, format))
@@ -108,10 +110,10 @@ def export(
 
 
 def output_path(output: str | Path, format: str) -> Path:
-    """The file to write: in a folder it is named `policy`.
+    """Return the path of the file to write, which is named `policy` if `output` is a folder.
 
     Raises:
-        UpslopeError: the format is unknown, the suffix is another format's, or there is no such folder.
+        UpslopeError: the format is unknown, the suffix does not match the format, or the folder does not exist.
     """
     if format not in SUFFIXES:
         raise UpslopeError(unknown("format", str(format), SUFFIXES, "upslope export --help"))
@@ -121,17 +123,17 @@ def output_path(output: str | Path, format: str) -> Path:
     if not path.suffix:
         path = path.with_suffix(suffix)
     if path.suffix != suffix:
-        raise UpslopeError(f"A policy in the format {format} is a {suffix} file, not {path.name}. Change the suffix.")
+        raise UpslopeError(f"The format {format} needs a {suffix} file, not {path.name}. Change the suffix.")
     if not path.parent.is_dir():
         raise UpslopeError(f"There is no folder {path.parent} to write {path.name} into. Create it first.")
     return path
 
 
 def refuse_taken(files: dict[Path, bytes]) -> dict[Path, bytes]:
-    """The files, if none of them is there already."""
+    """Return the files if none of them exists yet; otherwise raise an error."""
     for path in files:
         if path.exists() or path.is_symlink():
-            raise UpslopeError(f"{path} exists already, and nothing is overwritten. Choose another --output.")
+            raise UpslopeError(f"{path} already exists and will not be overwritten. Choose another --output.")
     return files
 
 
@@ -148,7 +150,7 @@ def sequences(plan: Plan) -> tuple[list[np.ndarray], np.ndarray | None]:
 
 
 def checked(plan: Plan, found: Found, wanted: Found) -> Agreement:
-    """How closely a file agrees with the policy.
+    """Check that a file agrees with the policy, and return how closely.
 
     Raises:
         UpslopeError: it computes something else.
@@ -164,26 +166,27 @@ def checked(plan: Plan, found: Found, wanted: Found) -> Agreement:
 
 
 def exported_c(plan: Plan, written: Path, files: dict[Path, bytes], held: tuple[Any, Any, Found]) -> Exported:
-    """Keep a header, with its sizes and, where there is a compiler, the time that a step takes."""
+    """Keep a header and report its sizes. If there is a compiler, also check its outputs and measure the time per
+    step."""
     arrays, masks, wanted = held
     constant, state = c_format.sizes_of(plan)
     sizes: dict[str, Any] = {"constant_bytes": constant, "state_bytes": state}
     size = f"{constant:,} bytes of constants, {state:,} bytes of state"
     try:
         if compiler() is None:
-            raise OSError("there is no C compiler here")
+            raise OSError("there is no C compiler on this machine")
         found, seconds = run_c(written, plan, arrays, masks)
     except (subprocess.SubprocessError, OSError) as error:
-        why = error if isinstance(error, OSError) else "the C compiler here does not work"
+        why = error if isinstance(error, OSError) else "the C compiler of this machine does not work"
         return kept(
             files, None, (size, f"the time per step was not measured, nor were the outputs checked: {why}"), **sizes
         )
-    words = f"{size}; {1e6 * seconds:.3g} µs a step on this machine ({platform.machine()}, -O2)"
+    words = f"{size}; {1e6 * seconds:.3g} µs per step on this machine ({platform.machine()}, -O2)"
     return kept(files, checked(plan, found, wanted), (words,), seconds_per_step=seconds, **sizes)
 
 
 def kept(files: dict[Path, bytes], held: Agreement | None, notes: tuple[str, ...] = (), **numbers: Any) -> Exported:
-    """Write the files."""
+    """Write the files and describe the result."""
     for path, content in files.items():
         write_atomically(path, content)
     words = [f"wrote {path} ({len(content):,} bytes)" for path, content in files.items()]

@@ -1,1 +1,1 @@
-"""Send a run to experiment trackers: a separate process reads the run directory while it grows."""
+"""Send a run to experiment trackers from a separate process that reads the growing run directory."""

@@ -1,6 +1,6 @@
-"""MLflow: a parent run, and below it a run per seed.
+"""MLflow: a parent run with a nested run per seed.
 
-Where it writes is set by MLflow's own configuration (MLFLOW_TRACKING_URI and the like); by default a SQLite file in the
+MLflow's own configuration (MLFLOW_TRACKING_URI etc.) determines where it writes; the default is a SQLite file in the
 current folder.
 """
 
@@ -16,14 +16,14 @@ import numpy as np
 from upslope.runs.tracking.tracker import MetricRow, TrackedRun, imported, words
 
 METRICS, PARAMETERS = 1000, 100
-"""How many items MLflow accepts in one call."""
+"""Maximum number of items that MLflow accepts in one call."""
 LONGEST_VALUE, LONGEST_KEY = 6000, 250
 """MLflow's maximum lengths of parameters and names, in characters."""
 
 
 class MlflowTracker:
-    """Nested MLflow runs. Steps are environment steps and times are training times, so that sending a row twice
-    produces the same row."""
+    """Nested MLflow runs. Steps are environment steps and timestamps are training times, so sending a row twice
+    produces identical entries."""
 
     def begin(self, run: TrackedRun, known: dict[str, Any]) -> dict[str, Any]:
         """Create the runs, or reopen them."""
@@ -38,7 +38,7 @@ class MlflowTracker:
         return known | {"where": f"{mlflow.get_tracking_uri()} (parent run {run.name})"}
 
     def create(self, run: TrackedRun) -> dict[str, Any]:
-        """New runs with their parameters."""
+        """Create new runs with their parameters."""
         experiment = self.experiment(run.project)
         tags = {"mlflow.source.name": "upslope", "mlflow.source.type": "LOCAL"}
 
@@ -57,7 +57,8 @@ class MlflowTracker:
         return {"parent": parent, "runs": runs}
 
     def experiment(self, project: str | None) -> str:
-        """The id of the experiment: the user's, that of MLflow's environment variables, or `upslope`."""
+        """Return the id of the experiment named by the user, by MLflow's environment variables, or otherwise
+        `upslope`."""
         if project is None and (identity := os.environ.get("MLFLOW_EXPERIMENT_ID")):
             return identity
         name = project or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "upslope"
@@ -91,13 +92,13 @@ class MlflowTracker:
 
 
 def key_of(name: str) -> str:
-    """A name with only the characters that MLflow allows, and without the path components that it refuses."""
+    """Reduce a name to the characters that MLflow allows, without the path components that it refuses."""
     parts = re.sub(r"[^\w\-. :/]", "_", name[:LONGEST_KEY]).split("/")
     return "/".join(part if part.strip(".") else "_" for part in parts)
 
 
 def batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of at most `size` items."""
+    """Yield lists of at most `size` items."""
     rest = iter(items)
     while some := list(islice(rest, size)):
         yield some

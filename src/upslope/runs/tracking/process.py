@@ -1,7 +1,7 @@
-"""A process per tracker, which follows the run directory while it grows.
+"""Run a process per tracker that follows the growing run directory.
 
-Training starts it, and closes a pipe when training ends; no data are handed over, so there is nothing to wait for and
-no queue that could fill up. A tracker that raises, hangs or dies takes only its own process with it.
+Training starts the process, and closes a pipe when training ends. No data are passed to it, so training never waits and
+no queue can fill up. A tracker that fails, hangs or dies affects only its own process.
 """
 
 import contextlib
@@ -28,13 +28,13 @@ from upslope.runs.tracking.tracker import keep_private
 PAUSE = 1.0
 """Seconds between two checks of the run directory."""
 PATIENCE = 15.0
-"""Seconds without a sign of life after which, once training has ended, an unfinished tracker is given up on."""
+"""Seconds without progress after which an unfinished tracker is stopped once training has ended."""
 QUIET_WAIT = 1.0
-"""Seconds after which the user is told which trackers training is waiting for."""
+"""Seconds of waiting after training before the user is told which trackers have not finished."""
 ORPHAN_SECONDS = 600.0
-"""Seconds that the process may take to finish once training is gone."""
+"""Maximum seconds that the process may take to finish after training has ended."""
 NICENESS = 10
-"""The niceness of the process, so that training comes first when both want the processor."""
+"""The niceness of the process, so that training has priority on the processor."""
 BOOTSTRAP = f"""
 import json, os, sys
 over, words, path, arguments = json.loads(sys.argv[1])
@@ -57,7 +57,7 @@ class TrackerProcess:
         self.words: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self.is_sent = self.is_told = False
         self.where: list[str] = []
-        """Where the tracker shows the run, until the user has been told."""
+        """Lines that say where the tracker shows the run, not yet shown to the user."""
         safe_path(run, run / "tracking", is_folder=True).mkdir(exist_ok=True)
         log = safe_path(run, run / "tracking" / "output.log")
         (over, mine), (theirs, words) = os.pipe(), os.pipe()
@@ -84,13 +84,13 @@ class TrackerProcess:
         self.listener.start()
 
     def listen(self) -> None:
-        """Queue the process's messages, one JSON message per line."""
+        """Queue the process's messages, each of which is a line of JSON."""
         with contextlib.suppress(OSError, ValueError), self.received:
             for line in self.received:
                 self.words.put(json.loads(line))
 
     def news(self, wait: float = 0.0) -> list[str] | None:
-        """New lines for the user since the last call; None if the process has sent nothing within `wait` seconds."""
+        """Return new lines for the user since the last call; None if the process sent nothing within `wait` seconds."""
         words: list[dict[str, Any]] = []
         with contextlib.suppress(queue.Empty):
             words.append(self.words.get(timeout=wait) if wait else self.words.get_nowait())
@@ -105,13 +105,13 @@ class TrackerProcess:
 
     @property
     def is_over(self) -> bool:
-        """Whether the process has ended, and all of its messages were read."""
+        """Whether the process has ended and all of its messages have been read."""
         return self.process.poll() is not None and not self.listener.is_alive() and self.words.empty()
 
     def failure(self, why: str) -> str:
-        """The message that tracking has ended early, which is shown once."""
+        """Return the message that tracking failed, and note that the user has been told."""
         self.is_told = True
-        return f"{self.name} failed: {why}. The run does not depend on it. Send the rest later: {self.command}"
+        return f"{self.name} failed: {why}. The run is not affected. Send the rest later: {self.command}"
 
     @property
     def command(self) -> str:
@@ -142,22 +142,22 @@ class Tracking:
         say: Callable[[str], None],
         inform: Callable[[str], None] = lambda line: None,
     ):
-        """`say` reports what goes wrong, `inform` what a quiet display omits."""
+        """`say` reports problems; `inform` reports what a quiet display omits."""
         self.say, self.inform = say, inform
         self.processes: list[TrackerProcess] = []
         for name in names:
             try:
                 self.processes.append(TrackerProcess(run, name, project))
             except (OSError, UpslopeError) as error:
-                say(f"{name} could not be started: {error}. The run does not depend on it.")
+                say(f"{name} could not be started: {error}. The run is not affected.")
 
     def tell(self) -> None:
-        """Show the messages that the processes have sent since the last call; never waits."""
+        """Show the messages that the processes have sent since the last call, without waiting."""
         for one in self.processes:
             self.tell_of(one)
 
     def tell_of(self, one: TrackerProcess, wait: float = 0.0) -> bool:
-        """Show a process's messages; return whether it has sent any within `wait` seconds."""
+        """Show a process's messages, and return whether it sent any within `wait` seconds."""
         lines = one.news(wait)
         while one.where:
             self.inform(one.where.pop(0))
@@ -166,10 +166,11 @@ class Tracking:
         return lines is not None
 
     def close(self) -> None:
-        """Let the processes send the rest; one that makes no progress, or Ctrl-C, ends the wait."""
+        """Wait until the processes have sent the rest. A process that makes no progress is stopped, and Ctrl-C ends the
+        wait."""
         for one in self.processes:
             one.request_end()
-        with contextlib.suppress(BrokenPipeError):  # the reader of the output is gone, and the run is saved
+        with contextlib.suppress(BrokenPipeError):  # the reader of the output has exited; the run is saved
             self.wait()
 
     def wait(self) -> None:
@@ -183,19 +184,19 @@ class Tracking:
                     if self.tell_of(one, wait=0.1):
                         heard[one] = time.monotonic()
                     if time.monotonic() - heard[one] > PATIENCE:
-                        given_up.add(one)  # processes that it started may still hold its pipe
-                        self.give_up(one, f"no sign of life for {PATIENCE:.0f} s after training, so it was stopped")
+                        given_up.add(one)  # its child processes may still hold its pipe
+                        self.give_up(one, f"no response for {PATIENCE:.0f} s after training, so it was stopped")
                 if not is_announced and time.monotonic() - started > QUIET_WAIT:
                     is_announced = True
                     names = ", ".join(one.name for one in waiting)
                     self.inform(f"waiting for {names} to take the last rows; Ctrl-C leaves them for `upslope track`")
-            self.tell()  # the pipe of a process that has just died
+            self.tell()  # read the pipe of a process that has just ended
         except KeyboardInterrupt:
             for one in self.processes:
-                self.give_up(one, "it was stopped by Ctrl-C before it had everything")
+                self.give_up(one, "it was stopped by Ctrl-C before everything was sent")
 
     def give_up(self, one: TrackerProcess, why: str) -> None:
-        """End a process, and tell the user if something is missing."""
+        """Kill a process, and tell the user if it has not sent everything."""
         is_incomplete = one.process.poll() is None and not (one.is_sent or one.is_told)
         one.kill()
         if is_incomplete:
@@ -203,15 +204,15 @@ class Tracking:
 
 
 def serve(over: int, words: int, run: str, name: str, project: str | None) -> None:
-    """The process's side: send rows until training is over, then the rest and the results."""
+    """Run in the tracker's process: send rows until training is over, then the remaining rows and the results."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: None)  # training ends this process, after its own last rows
+    signal.signal(signal.SIGTERM, lambda number, frame: None)  # training ends this process after the last rows
     with contextlib.suppress(OSError):
         os.nice(NICENESS)
     keep_private()
 
     def say(**word: Any) -> None:
-        with contextlib.suppress(OSError):  # training is gone
+        with contextlib.suppress(OSError):  # training has exited
             os.write(words, json.dumps(word).encode() + b"\n")
 
     status = 0
@@ -225,14 +226,14 @@ def serve(over: int, words: int, run: str, name: str, project: str | None) -> No
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     if status:
-        os._exit(status)  # exit handlers that a broken tracker has registered may hang
+        os._exit(status)  # exit handlers of a broken tracker may hang
 
 
 def follow(sender: Sender, over: int, say: Callable[..., None]) -> None:
-    """Send rows as they come."""
+    """Send rows as they appear."""
 
     def pause() -> bool:
-        """Wait a little; return whether training is over."""
+        """Wait a little, and return whether training is over."""
         return bool(select.select([over], [], [], PAUSE)[0])
 
     def wait_for_another() -> bool:
@@ -253,7 +254,7 @@ def follow(sender: Sender, over: int, say: Callable[..., None]) -> None:
 
 
 def leave_in_the_end() -> None:
-    """End this process after a while, even if its tracker hangs."""
+    """Schedule the end of this process, in case its tracker hangs."""
     timer = threading.Timer(ORPHAN_SECONDS, lambda: os._exit(1))
     timer.daemon = True
     timer.start()

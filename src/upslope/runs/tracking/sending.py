@@ -1,4 +1,5 @@
-"""Send the contents of a run directory to a tracker, and record there what was sent, so that nothing is sent twice."""
+"""Send the contents of a run directory to a tracker, and record in the directory what was sent, so that nothing is sent
+twice."""
 
 import json
 import os
@@ -26,13 +27,13 @@ from upslope.runs.tracking.tracker import (
 )
 
 BATCH = 200
-"""Rows handed to a tracker in one call; after each call, what was sent is recorded."""
+"""Maximum number of rows passed to a tracker in one call. Progress is recorded after each call."""
 LAST_EPISODES = 100
-"""Number of last training episodes whose mean is a seed's result."""
+"""A seed's result is the mean over this many of its last training episodes."""
 
 
 class Memory:
-    """What was sent to a tracker: `tracking/NAME.json` in the run directory."""
+    """A record of what was sent to a tracker, stored as `tracking/NAME.json` in the run directory."""
 
     def __init__(self, directory: RunDirectory, name: str, project: str | None):
         self.name = name
@@ -41,15 +42,15 @@ class Memory:
         self.path = self.folder / f"{self.stem}.json"
         self.root = directory.path
         self.rows = 0
-        """Rows of metrics.jsonl that were sent, from the first."""
+        """Number of rows of metrics.jsonl that were sent, counted from the first."""
         self.known: dict[str, Any] = {}
-        """What the tracker needs to continue its runs."""
+        """Data that the tracker needs to continue its runs."""
         self.summary: dict[str, dict[str, float]] = {}
         self.is_finished = False
         self.project = project
 
     def read(self) -> None:
-        """Read the file, and refuse to continue in another project."""
+        """Read the file, and raise an error if the project has changed."""
         plain_file(self.path, MAX_SETTINGS)
         try:
             stored = parse_json(self.path.read_text("utf-8"))
@@ -81,7 +82,7 @@ class Memory:
 
     @contextmanager
     def locked(self, wait: Callable[[], bool]) -> Iterator[None]:
-        """Read the file, and hold its lock; if another process has it, `wait` returns whether to try again."""
+        """Lock the file and read it. If another process holds the lock, `wait` returns whether to try again."""
         safe_path(self.root, self.folder, is_folder=True).mkdir(exist_ok=True)
         with safe_path(self.root, self.folder / f".{self.stem}.lock").open("a") as file:
             while fcntl is not None:
@@ -91,7 +92,7 @@ class Memory:
                 except BlockingIOError as error:
                     if not wait():
                         raise UpslopeError(
-                            f"Another process is sending {self.root} to {self.name}. Wait until it has ended."
+                            f"Another process is sending {self.root} to {self.name}. Wait until it has finished."
                         ) from error
                 except OSError:
                     break  # a file system without locks
@@ -118,7 +119,7 @@ class Sender:
         return self.over == set(self.steps)
 
     def open(self) -> Tracker:
-        """The tracker, with its runs open."""
+        """Return the tracker, with its runs open."""
         if self.tracker is not None:
             return self.tracker
         tracker = named_tracker(self.name)()
@@ -129,7 +130,7 @@ class Sender:
         return tracker
 
     def send(self, progress: Callable[[int], None] = lambda rows: None) -> int:
-        """Send the rows that are new since the last call, and return their number."""
+        """Send the rows added since the last call, and return their number."""
         lines = self.table.read()
         first = self.table.count - len(lines)
         rows = parsed_rows(self.table.path, lines, self.steps)
@@ -145,7 +146,7 @@ class Sender:
         return len(new)
 
     def close(self) -> bool:
-        """Send the results if they changed, and close the runs. Returns whether anything was sent."""
+        """Send the results if they changed, and close the runs. Return whether anything was sent."""
         summary = {str(seed): values for seed, values in summary_of(self.directory, list(self.steps)).items() if values}
         is_new = summary != self.memory.summary or self.is_finished != self.memory.is_finished
         if self.tracker is None and not (is_new and self.memory.rows):
@@ -160,8 +161,8 @@ class Sender:
 
 
 def summary_of(directory: RunDirectory, seeds: Sequence[int]) -> dict[int, dict[str, float]]:
-    """Each seed's results: means over its last training episodes and over its evaluation episodes, by checkpoint and
-    mode."""
+    """Return each seed's results: means over its last training episodes, and over its evaluation episodes by checkpoint
+    and mode."""
     episodes, evaluations = directory.episodes(), directory.evaluations()
     found: dict[int, dict[str, float]] = {}
     for seed in seeds:
@@ -178,7 +179,8 @@ def summary_of(directory: RunDirectory, seeds: Sequence[int]) -> dict[int, dict[
 
 
 def means_of(name: str, rows: np.ndarray) -> dict[str, float]:
-    """Mean return and length of episodes, and the means of their numbers of `info`; empty if there are no episodes."""
+    """Return the mean return and length of episodes, and the means of their numbers from `info`; empty without
+    episodes."""
     columns = ["return", "length", *(column for column in rows.dtype.names or () if column.startswith(INFO))]
     known = {column: rows[column][np.isfinite(rows[column])] for column in columns}
     return {f"{name}/{column}": float(x.mean()) for column, x in known.items() if len(x)}
@@ -188,13 +190,14 @@ def track(run: str | Path | Any, to: str | Sequence[str], *, project: str | None
     """Send a run to experiment trackers: a run per seed, with all metric rows by environment step, the settings, and
     the results of training and evaluation.
 
-    What was sent is noted in the run directory, so a second call sends only what is new. A run that was
-    tracked during training continues in the same runs. Returns a line for each tracker: what was sent, and where to.
+    What was sent is recorded in the run directory, so a second call sends only what is new. If the run was tracked
+    during training, the same tracker runs are continued. Returns a line for each tracker that tells what was sent, and
+    where.
 
     Args:
         run: the run directory, or the result of `upslope.train`.
         to: `wandb`, `trackio`, `mlflow`, `tensorboard`, or your own `module:Name`; or several.
-        project: the project (MLflow: experiment); by default that of the tracker's own configuration, or otherwise
+        project: the project (MLflow: experiment); by default the one in the tracker's own configuration, or otherwise
             `upslope`.
 
     Raises:
@@ -211,7 +214,7 @@ def send_run(path: Path, name: str, project: str | None) -> str:
     if not os.access(path, os.W_OK):
         raise UpslopeError(
             f"{path} cannot be written, but what was sent must be recorded there, so that nothing is sent "
-            "twice. Copy the run to a folder of your own, and send the copy."
+            "twice. Copy the run to a writable folder, and send the copy."
         )
     keep_private()
     with sender.memory.locked(lambda: False):
@@ -234,5 +237,5 @@ def send_run(path: Path, name: str, project: str | None) -> str:
 
 
 def place_of(memory: Memory) -> str:
-    """Where the tracker shows the run."""
+    """Return where the tracker shows the run."""
     return str(memory.known.get("where") or "see the tracker's own page")

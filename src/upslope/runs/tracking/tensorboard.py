@@ -11,7 +11,7 @@ class TensorboardTracker:
     """A folder of event files per seed."""
 
     def begin(self, run: TrackedRun, known: dict[str, Any]) -> dict[str, Any]:
-        """Open a file per seed; TensorBoard reads all files of a folder as one run."""
+        """Open a file per seed. TensorBoard reads all files in a folder as one run."""
         board = run.path / "tensorboard"
         folders = {seed: safe_path(run.path, board / f"seed_{seed}", is_folder=True) for seed in run.seeds}
         writer = imported("tensorboard").SummaryWriter
@@ -42,5 +42,5 @@ class TensorboardTracker:
 
 
 def cell(value: Any) -> str:
-    """A value in a Markdown table."""
+    """Format a value for a Markdown table."""
     return " ".join(words(value).replace("|", "\\|").split())

@@ -1,4 +1,4 @@
-"""The interface to experiment trackers: what a tracker is given, and which ones there are."""
+"""The interface to experiment trackers: the data that a tracker receives, and the list of trackers."""
 
 import importlib
 import json
@@ -27,19 +27,20 @@ TRACKERS: dict[str, tuple[str, str, str]] = {
     "trackio": ("TrackioTracker", "trackio", "Trackio"),
     "mlflow": ("MlflowTracker", "mlflow", "MLflow"),
 }
-"""Name, which is also that of the module here and of the extra → the class, the package that it needs, what it is."""
+"""Name, which is also the name of the module in this package and of the extra → the class, the package that it needs,
+and a description."""
 PRIVATE = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "WANDB_ERROR_REPORTING": "false",
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
-"""Environment variables that keep trackers from reporting on their users, unless the user has set them otherwise."""
+"""Environment variables that turn off the usage reporting of trackers, unless the user has set them."""
 
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """What a tracker is told about a run before its first row."""
+    """Information about a run that a tracker receives before the first row."""
 
     path: Path
     name: str
@@ -47,9 +48,9 @@ class TrackedRun:
     """The project or experiment that the user named; None leaves it to the tracker's own configuration."""
     seeds: tuple[int, ...]
     created: float
-    """When training began, in seconds since 1970."""
+    """Start of training, in seconds since 1970."""
     parameters: dict[str, Any]
-    """Every setting by its name, and the other entries of config.json (versions, …) by a path."""
+    """Every setting by its name, and the other entries of config.json (versions, …) by their paths."""
 
 
 @dataclass(frozen=True)
@@ -58,23 +59,25 @@ class MetricRow:
 
     seed: int
     step: int
-    """Environment steps of this seed after the iteration: the x axis."""
+    """Environment steps of this seed after the iteration, used as the x axis."""
     elapsed: float
-    """Seconds of training until then."""
+    """Seconds of training up to the end of the iteration."""
     values: dict[str, float]
-    """Metric → value, where it is finite."""
+    """Metric → value, for finite values."""
 
 
 @runtime_checkable
 class Tracker(Protocol):
-    """Sends one run to one tracker, a run per seed. Calls come in this order, and may block or raise: they are made by
-    a separate process, not by the one that trains."""
+    """Sends one training run to one tracker, with a tracker run per seed.
+
+    The methods are called in the order in which they are listed. They may block or raise, since a separate process
+    calls them, not the one that trains."""
 
     def begin(self, run: TrackedRun, known: dict[str, Any]) -> dict[str, Any]:
         """Open a tracker's run for each seed.
 
-        The result is stored as JSON and passed as `known` when sending continues later; `known` is empty at first. An
-        entry `where` is shown to the user.
+        The result is stored as JSON and passed as `known` when sending continues later. On the first call, `known` is
+        empty. An entry `where` is shown to the user.
         """
         ...
 
@@ -83,16 +86,17 @@ class Tracker(Protocol):
         ...
 
     def summarise(self, summary: Mapping[int, Mapping[str, float]], step: int) -> None:
-        """Send the results of each seed: its training return, its evaluation. Called at the end, if they changed."""
+        """Send each seed's results, i.e. its training return and its evaluation. Called at the end if they have
+        changed."""
         ...
 
     def end(self, is_finished: bool) -> None:
-        """Close the runs; `is_finished` tells whether the run has spent its budget."""
+        """Close the runs; `is_finished` is true if the run has spent its budget."""
         ...
 
 
 def named_tracker(name: str) -> Any:
-    """The class of a tracker by its name, or of a user's own by `module:Name`."""
+    """Return the class of a tracker by its name, or of a custom tracker by `module:Name`."""
     module, _, attribute = name.rpartition(":")
     if not module:
         module, attribute = f"{__package__}.{name}", TRACKERS[name][0]
@@ -112,7 +116,7 @@ def require_trackers(names: Sequence[str], flag: str = "--track") -> None:
         if ":" in name:
             require_own(name, flag)
         elif name not in TRACKERS:
-            own = f"Your own tracker is named {flag} module:Name."
+            own = f"For a custom tracker, write {flag} module:Name."
             raise UpslopeError(f"{unknown('tracker', name, TRACKERS, 'upslope train --help')} {own}")
         elif not is_installed(TRACKERS[name][1]):
             raise UpslopeError(
@@ -124,18 +128,18 @@ def is_installed(package: str) -> bool:
     """Whether a package can be imported."""
     try:
         return find_spec(package) is not None
-    except ValueError:  # it is blocked in `sys.modules`
+    except ValueError:  # its import is blocked in `sys.modules`
         return False
 
 
 def require_own(name: str, flag: str) -> None:
-    """Check that a user's own tracker can be imported and has the methods of a `Tracker`."""
+    """Check that a custom tracker can be imported and has the methods of a `Tracker`."""
     try:
         kind = named_tracker(name)
     except Exception as error:
         raise UpslopeError(
             f"{flag} {name} cannot be imported: {error}. Pass module:Name of a class with the methods of "
-            "upslope.Tracker, in a module that Python finds from here."
+            "upslope.Tracker, in a module on Python's import path."
         ) from error
     missing = [method for method in ("begin", "log", "summarise", "end") if not callable(getattr(kind, method, None))]
     if missing:
@@ -149,7 +153,7 @@ def keep_private() -> None:
 
 
 def imported(name: str) -> Any:
-    """The package of a tracker of this name.
+    """Import the package of the tracker of this name.
 
     Raises:
         UpslopeError: it is not installed.
@@ -164,7 +168,7 @@ def imported(name: str) -> Any:
 
 
 def tracked_run(directory: RunDirectory, project: str | None) -> TrackedRun:
-    """What a tracker is told about a run."""
+    """Return the information about a run that a tracker receives before the first row."""
     description, config = directory.read(), directory.config()
     created = datetime.fromisoformat(str(description.get("created", "1970-01-01T00:00:00+00:00"))).timestamp()
     rest = {name: x for name, x in description.items() if name not in ("config", *NOT_PARAMETERS)}
@@ -175,7 +179,7 @@ def tracked_run(directory: RunDirectory, project: str | None) -> TrackedRun:
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as a single one, whose keys are paths."""
+    """Flatten nested dictionaries to a single one whose keys are paths."""
     found: dict[str, Any] = {}
     for name, value in tree.items():
         found |= flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {f"{prefix}{name}": value}
@@ -188,7 +192,7 @@ def words(value: Any) -> str:
 
 
 def metric_row(row: Mapping[str, Any]) -> MetricRow:
-    """A row of metrics.jsonl in the form that trackers receive."""
+    """Convert a row of metrics.jsonl to the form that trackers receive."""
     values = {
         name: float(x)
         for name, x in row.items()

@@ -1,7 +1,7 @@
-"""Trackio: a run per seed, in a group with the run's name.
+"""Trackio: a run per seed, in a group named after the training run.
 
-Where it writes is set by Trackio's own configuration (TRACKIO_DIR, TRACKIO_SPACE_ID, TRACKIO_SERVER_URL); locally by
-default.
+Trackio's own configuration (TRACKIO_DIR, TRACKIO_SPACE_ID, TRACKIO_SERVER_URL) determines where it writes; the default
+is a local folder.
 """
 
 import contextvars
@@ -12,7 +12,7 @@ from typing import Any
 from upslope.runs.tracking.tracker import MetricRow, TrackedRun, imported
 
 REMOTE = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")
-"""Environment variables that make Trackio send what it logs to another machine."""
+"""Environment variables that make Trackio send its logs to another machine."""
 
 
 class TrackioTracker:
@@ -21,7 +21,7 @@ class TrackioTracker:
     def begin(self, run: TrackedRun, known: dict[str, Any]) -> dict[str, Any]:
         """Start or continue the runs."""
         if not any(os.environ.get(name) for name in REMOTE):
-            os.environ.setdefault("HF_HUB_OFFLINE", "1")  # otherwise it would look up the name of the user's account
+            os.environ.setdefault("HF_HUB_OFFLINE", "1")  # otherwise, Trackio looks up the name of the user's account
         trackio = imported("trackio")
         project = run.project or "upslope"
         self.runs = {}
@@ -36,7 +36,7 @@ class TrackioTracker:
                 "auto_log_gpu": False,
                 "auto_log_cpu": False,
             }
-            # Trackio ends its context's current run when another begins, so each has a context of its own.
+            # Trackio ends the current run of a context when another begins, so each run has its own context.
             self.runs[seed] = contextvars.Context().run(lambda given=options: trackio.init(**given))
         return {"project": project, "where": f"trackio show --project {project} (group {run.name})"}
 

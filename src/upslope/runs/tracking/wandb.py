@@ -1,7 +1,7 @@
-"""Weights & Biases: a run per seed, in a group with the run's name.
+"""Weights & Biases: a run per seed, in a group named after the training run.
 
-Account, server, mode and entity are those of wandb's own settings and environment variables (WANDB_MODE, WANDB_DIR, …).
-Without an account, runs are written offline, for `wandb sync`.
+wandb's own settings and environment variables (WANDB_MODE, WANDB_DIR, …) determine the account, server, mode and
+entity. Without an account, runs are written offline, to be uploaded with `wandb sync`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,11 +11,11 @@ from typing import Any
 from upslope.runs.tracking.tracker import MetricRow, TrackedRun, imported
 
 NO_ACCOUNT = ("api key", "api_key", "log in", "login")
-"""Phrases in wandb's error if there is no account and no user to ask for one."""
+"""Phrases in wandb's error message if there is no account and it cannot ask for one."""
 
 
 class WandbTracker:
-    """A wandb run per seed; the environment step is wandb's own step, so it is the x axis."""
+    """A wandb run per seed; the environment step is wandb's own step and thus the x axis."""
 
     def begin(self, run: TrackedRun, known: dict[str, Any]) -> dict[str, Any]:
         """Start or continue the runs."""
@@ -39,7 +39,7 @@ class WandbTracker:
             "config": run.parameters | {"seed": seed},
             "resume": "allow" if is_known else None,
             "reinit": "create_new",
-            # Training prints its output elsewhere, and this process's load is not the run's.
+            # Training prints its output in another process, and the load of this process is not that of the run.
             "settings": wandb.Settings(console="off", x_disable_stats=True),
         }
         try:
