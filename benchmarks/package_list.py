@@ -58,7 +58,7 @@ ENTRIES = (
     ),
     Entry("gymnasium_2048/TwentyFortyEight-v0", ("gymnasium-2048",)),
     Entry("VizdoomBasic-v1", ("vizdoom",), steps=2_000),
-    Entry("NetHackScore-v0", ("nle>=1.3",), steps=4_000),
+    Entry("NetHackScore-v0", ("nle>=1.3",), steps=2_000),
     Entry("popgym-RepeatPreviousEasy-v0", ("popgym",)),
     Entry("HopperBulletEnv-v0", ("pybullet-envs-gymnasium",), steps=10_000),
     Entry("Vampire-v0", ("gym-saturation",)),
