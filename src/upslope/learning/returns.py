@@ -1,4 +1,4 @@
-"""Discounted returns computed forwards in time. Their spread is the unit of the rewards that the learner sees."""
+"""Discounted returns computed forwards in time. Their standard deviation is the unit of the learner's rewards."""
 
 import jax
 import jax.numpy as jnp

@@ -56,7 +56,7 @@ NEEDS_OWN_PARAMETERS = (
 
 @dataclass(frozen=True)
 class Update:
-    """Settings of an update. Fields without a description are hyperparameters, documented in `Config`."""
+    """Settings for an update. Fields without a description are hyperparameters, documented in `Config`."""
 
     objective: Objective
     needs_critic: bool
@@ -86,7 +86,7 @@ class Update:
         return self.target_kl is not None or self.min_effective_sample_size is not None
 
     def has_gone_too_far(self, distance: "Distance") -> Bool[Array, ""]:
-        """Whether the policy is so far from the old one that the batch is no longer informative about it."""
+        """Whether the policy has moved so far from the old one that the batch no longer tells enough about it."""
         too_far = jnp.bool_(False)
         if self.target_kl is not None:
             too_far |= distance.kl > self.target_kl
@@ -96,7 +96,7 @@ class Update:
         return too_far
 
     def stretch(self, steps: int, columns: int) -> int:
-        """L for a rollout [T, N]. By default, it is T, or less if there would otherwise be fewer sequences than
+        """L for a rollout [T, N]. The default is T, or less if there would otherwise be fewer sequences than
         minibatches."""
         return self.sequence_length or max(1, steps // math.ceil(self.minibatches / columns))
 
@@ -127,7 +127,7 @@ class Update:
 
 
 def plain_update(**changes: Any) -> Update:
-    """A plain update with these changes: one epoch, one minibatch, practically no clipping."""
+    """A plain update with these changes: one epoch, one minibatch, and no clipping in practice."""
     fields: dict[str, Any] = {
         "objective": PolicyGradient(),
         "needs_critic": True,
@@ -143,7 +143,7 @@ def plain_update(**changes: Any) -> Update:
 
 
 class Pace(NamedTuple):
-    """Settings that change over the budget, with their values for this iteration."""
+    """The values in this iteration of the settings that change over the budget."""
 
     learning_rate: Float[Array, ""]
     entropy_coefficient: Any
@@ -229,7 +229,7 @@ def improve(
 def descend_groups(
     update: Update, learner: Learner, batch: Batch, key: PRNGKeyArray, pace: Pace
 ) -> tuple[dict[str, Descent], tuple[Metrics, Metrics]]:
-    """Descend each parameter group on its own loss. Also return the metrics of the policy and of the critic."""
+    """Minimise the loss of each parameter group. Also return the metrics of the policy and of the critic."""
     model, objective = learner.agent.model, learner.objective
     policy_key, value_key = jax.random.split(key)
     # A number that differs between the trials of a sweep is not a plain float, and may be above 0 in some of them.
@@ -305,7 +305,7 @@ def with_shifts(head: Any, alpha: float, batch: Batch, key: PRNGKeyArray) -> Bat
 def critic_loss(clip: float | None, value: Float[Array, "..."], batch: Batch) -> Float[Array, "..."]:
     """½ (V − target)² or, with a clip ε, the larger of that and ½ (V_old + clip(V − V_old, ±ε) − target)².
 
-    With the clip, moving V by more than ε brings no gain (Schulman et al. 2017, their code; Huang et al. 2022, detail
+    With the clip, moving V by more than ε brings no gain (code of Schulman et al. 2017; Huang et al. 2022, detail
     9)."""
     loss = squared_error(value, batch.target)
     if clip is None or batch.old_value is None:
@@ -325,7 +325,7 @@ def sample_of(model: Any, batch: Batch) -> tuple[Sample, Float[Array, "B ..."]]:
 
 
 def distance_from_reference(model: Any, batch: Batch) -> Float[Array, "B ..."]:
-    """KL(π_θ‖π_ref), exactly."""
+    """The exact KL(π_θ‖π_ref)."""
     return reference_divergence(outputs_of(model, *inputs_of(batch)).policy, batch, "exact")
 
 
@@ -357,7 +357,7 @@ def effective_sample_size(ratio: Float[Array, "B ..."], valid: Bool[Array, "B ..
 
 
 def effective_share(ratio: Float[Array, ""], squared_ratio: Float[Array, ""]) -> Float[Array, ""]:
-    """ESS/n from the means of ρ and ρ²."""
+    """ESS/n, computed from the means of ρ and ρ²."""
     return ratio**2 / squared_ratio
 
 
@@ -367,8 +367,8 @@ def mean(x: Shaped[Array, "..."], valid: Bool[Array, "..."]) -> Float[Array, ""]
 
 
 def standardise(x: Float[Array, "..."], valid: Bool[Array, "..."]) -> Float[Array, "..."]:
-    """(x − mean)/std over the valid samples; x unchanged if fewer than two samples are valid, because centring would
-    give 0."""
+    """(x − mean)/std over the valid samples. If fewer than two samples are valid, x is returned unchanged, because
+    centring would give 0."""
     centred = x - mean(x, valid)
     standardised = centred / (jnp.sqrt(mean(centred**2, valid)) + 1e-8)
     return jnp.where(valid, jnp.where(jnp.sum(valid) > 1, standardised, x), 0.0)
