@@ -300,8 +300,8 @@ def slows_down(s: Signs) -> Finding | None:
     steps, elapsed = s.record.steps[0], s.record.metrics.get("time/elapsed", np.zeros((1, 0)))[0]
     if s.lacks("24 iterations", len(elapsed) < 24):
         return None
-    # Rows of one chunk share one time. For each eighth the median is used, since other work on the machine comes in
-    # bursts.
+    # All rows of a chunk have the same timestamp. The median of each eighth is used, since other work on the machine
+    # comes in bursts.
     ticks = np.flatnonzero(np.diff(elapsed, prepend=-np.inf) > 0)
     paces = np.diff(steps[ticks]) / np.diff(elapsed[ticks])
     if len(paces) < 16:
