@@ -295,7 +295,7 @@ class Outbox:
 
 
 def is_compiled(argument: Any) -> bool:
-    """Whether an argument is or contains a compiled environment."""
+    """Return whether an argument is or contains a compiled environment."""
     return getattr(getattr(argument, "environment", argument), "is_compiled", False) is True
 
 

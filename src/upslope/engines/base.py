@@ -118,7 +118,7 @@ class Engine(Protocol):
         ...
 
     def start(self) -> TrainState:
-        """The state before training, [S]."""
+        """Return the state before training, [S]."""
         ...
 
     def advance(self, state: TrainState, may_continue: Callable[[], bool] = never) -> tuple[TrainState, Chunk]:
@@ -137,7 +137,7 @@ class Engine(Protocol):
         ...
 
     def snapshot(self) -> dict[str, np.ndarray]:
-        """The data that are needed, in addition to the state, to continue from the end of the last complete
+        """Return the data that are needed, in addition to the state, to continue from the end of the last complete
         `advance`."""
         ...
 
@@ -159,7 +159,7 @@ def clock(phases: dict[str, float], phase: str) -> Iterator[None]:
 
 
 def not_finite(chunk: Chunk) -> np.ndarray:
-    """The rows [S] whose agent has non-finite numbers after the last iteration in which it was updated."""
+    """Return the rows [S] whose agent has non-finite numbers after the last iteration in which it was updated."""
     moved = chunk.steps > chunk.before
     if not chunk.metrics:
         return np.asarray(moved.any(axis=1))  # no update followed these steps
@@ -169,7 +169,7 @@ def not_finite(chunk: Chunk) -> np.ndarray:
 
 
 def finite_seeds(agents: Any) -> np.ndarray:
-    """Whether all parameters of each seed's agent are finite [S]."""
+    """Return whether all parameters of each seed's agent are finite [S]."""
     leaves = [np.asarray(x) for x in jax.tree.leaves(agents.model)]
     if all_finite(leaves):
         return np.ones(len(leaves[0]), bool)

@@ -169,7 +169,7 @@ class BatchedColumns:
             )
 
     def rows_of(self, number: int) -> np.ndarray:
-        """The rows of a vector environment."""
+        """Return the rows of a vector environment."""
         return np.arange(number * self.shape[1], (number + 1) * self.shape[1])
 
     def reset_all(self, number: int) -> None:
@@ -341,7 +341,7 @@ class BatchedColumns:
         self.marked = begun, [length] * len(begun), copied(self.observation)
 
     def snapshot(self) -> dict[str, np.ndarray]:
-        """The number of resets of each vector environment, and the observations at the mark. No episode can be
+        """Return the number of resets of each vector environment, and the observations at the mark. No episode can be
         rebuilt."""
         begun, lengths, observation = self.marked
         action = self.head.random(np.random.default_rng(0))[None]

@@ -115,7 +115,7 @@ class HostRollout:
             self.facts[name].append(value)
 
     def rollout(self) -> Rollout:
-        """All steps stacked, [S, T, N, …]."""
+        """Return all steps stacked, [S, T, N, …]."""
         fields = {name: self.stacked(steps) for name, steps in self.facts.items()}
         if self.ends is not None:
             fields["next_observation"] = successors_of(self.ends, self.newest, self.shape)
@@ -233,8 +233,8 @@ class Act:
 
 
 def acts_here(agents: Any, memory: Memory) -> bool:
-    """Whether actions are chosen in NumPy. This requires a model without memory that can compute its policy without the
-    value."""
+    """Return whether actions are chosen in NumPy. This requires a model without memory that can compute its policy
+    without the value."""
     return hasattr(agents.model, "policy") and not jax.tree.leaves(memory.carry)
 
 

@@ -286,7 +286,8 @@ class HostColumns:
         self.marked = marks, observation
 
     def snapshot(self) -> dict[str, np.ndarray]:
-        """The data to rebuild every episode that was running at the mark: its number, actions and observation."""
+        """Return the data to rebuild every episode that was running at the mark: its number, actions and
+        observation."""
         marks, observation = self.marked
         called = [called for *_, called in marks]
         return {
@@ -399,7 +400,7 @@ def named_observation(observation: Any) -> dict[str, Any]:
 
 
 def observation_of(arrays: Mapping[str, np.ndarray], like: Any) -> Any:
-    """The inverse of `named_observation`, given an observation of the same structure."""
+    """Invert `named_observation`, given an observation of the same structure."""
     return jax.tree_util.tree_map_with_path(lambda path, _: arrays[f"observation{jax.tree_util.keystr(path)}"], like)
 
 
@@ -456,7 +457,7 @@ def replayable(episode: HostEpisode) -> int:
 
 
 def not_finite(name: str, what: str, value: Any, episode: HostEpisode) -> str:
-    """The error message for a non-finite observation or reward, with the step at which it occurred."""
+    """Return the error message for a non-finite observation or reward, with the step at which it occurred."""
     article = "an" if what == "observation" else "a"
     return (
         f"{name} returned {article} {what} that is not finite, {value}: {episode.describe()}. Training on it would "

@@ -303,7 +303,7 @@ class RecordedEngine(ProgramEngine):
 
 
 def is_worth_two_devices(task: Task, data: Rollout | None) -> bool:
-    """Whether training policy and critic in parallel saves more time than exchanging their results takes."""
+    """Return whether training policy and critic in parallel saves more time than exchanging their results takes."""
     length = task.max_episode_steps if task.estimator.whole_episodes else task.rollout_steps
     num_samples = data.reward.size if data is not None else task.num_envs * (length or 0)
     epochs = min(task.update.epochs, task.update.critic_epochs)

@@ -47,7 +47,7 @@ class Layout:
         return [raw(x) for x in leaves]
 
     def whole(self, flat: Sequence[Any]) -> TrainState:
-        """The inverse of `flat`."""
+        """Invert `flat`."""
         return self.structure.unflatten([typed(x, like) for x, like in zip(flat, self.like, strict=True)])
 
     def agents_on_host(self, seeds: Sequence[Flat]) -> Agent:

@@ -298,7 +298,7 @@ def split(num_seeds: int, leaves: Flat) -> list[Flat]:
 
 
 def stack(each: list[Flat]) -> Flat:
-    """The inverse of `split`."""
+    """Invert `split`."""
     return [jax.numpy.stack(x) for x in zip(*each, strict=True)]
 
 

@@ -80,7 +80,7 @@ def found_in_column(info: Any, key: str, column: int) -> Any:
 
 
 def dimensions(x: Any) -> int:
-    """Return the number of axes of an array or of nested lists; 0 if rows have unequal lengths."""
+    """Return the number of axes of an array or of nested lists, or 0 if rows have unequal lengths."""
     try:
         return np.ndim(x)
     except ValueError:
@@ -88,7 +88,7 @@ def dimensions(x: Any) -> int:
 
 
 def number_of(value: Any) -> float | None:
-    """Convert the value to a number; None if that is impossible."""
+    """Convert the value to a number, or None if that is impossible."""
     try:
         if isinstance(value, bool | int | float):
             return float(value)

@@ -41,7 +41,7 @@ def facts(modules: Iterable[str]) -> dict[str, Any]:
 
 
 def is_importable(name: str) -> bool:
-    """Whether a module of this name can be found."""
+    """Return whether a module of this name can be found."""
     try:
         return name in sys.modules or find_spec(name) is not None
     except (ImportError, ValueError):
@@ -61,7 +61,7 @@ def processor() -> str:
 
 
 def is_vector_feature(flag: str) -> bool:
-    """Whether a processor's feature changes how XLA rounds."""
+    """Return whether a processor's feature changes how XLA rounds."""
     return flag.startswith(VECTOR_FEATURES)
 
 

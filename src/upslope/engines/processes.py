@@ -87,11 +87,12 @@ class MessageReader:
         return message
 
     def is_ready(self) -> bool:
-        """Whether `read` can return without waiting."""
+        """Return whether `read` can return without waiting."""
         return bool(self.buffer) or bool(self.poll.poll(0))
 
     def complete(self) -> int | None:
-        """The size of the first message in the buffer, including its header, if the buffer contains all of it."""
+        """Return the size of the first message in the buffer, including its header, if the buffer contains all of
+        it."""
         if len(self.buffer) < HEADER.size:
             return None
         size = HEADER.size + HEADER.unpack_from(self.buffer)[0]

@@ -40,7 +40,7 @@ Shapes = list[tuple[str, tuple[int, ...], str]]
 
 
 def is_possible() -> bool:
-    """Whether two processes of this machine can share memory in this way."""
+    """Return whether two processes of this machine can share memory in this way."""
     return sys.platform == "linux" and platform.machine().lower() in ("x86_64", "amd64")
 
 
@@ -59,12 +59,12 @@ class StepMemory:
 
 
 def aligned(size: int) -> int:
-    """The size rounded up to whole cache lines."""
+    """Return the size rounded up to whole cache lines."""
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def memory_size(shapes: Shapes) -> int:
-    """The size in bytes of the memory for these arrays."""
+    """Return the size in bytes of the memory for these arrays."""
     return 2 * ALIGNMENT + sum(aligned(math.prod(shape) * np.dtype(kind).itemsize) for _, shape, kind in shapes)
 
 

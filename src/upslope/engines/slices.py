@@ -440,7 +440,7 @@ class Server:
         self.columns.mark(between_episodes=between_episodes)
 
     def snapshot(self) -> dict[str, np.ndarray]:
-        """The snapshot at the mark."""
+        """Return the snapshot at the mark."""
         return self.columns.snapshot()
 
     def restore(self, snapshot: dict[str, np.ndarray]) -> tuple[Any, Any, list[int], list[str], list[int]]:

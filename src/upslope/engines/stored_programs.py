@@ -86,7 +86,7 @@ class StoredPrograms:
 
 
 def stored_programs(config: Config) -> StoredPrograms | None:
-    """Return the stored programs of a run; None if storing is not allowed, or if they would contain code that is not
+    """Return the stored programs of a run, or None if storing is not allowed, or if they would contain code that is not
     upslope's."""
     is_own = config.environment.startswith(COMPILED_PREFIX) and not requested(config)
     folder = own_cache() if is_command and is_own else None

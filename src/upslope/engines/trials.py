@@ -48,12 +48,12 @@ class TrialsEngine(ProgramEngine):
         self.rows_now: Rows | None = None
 
     def places(self, slot: int) -> Int[np.ndarray, "S"]:
-        """The rows of a slot, one for each seed."""
+        """Return the rows of a slot, one for each seed."""
         count = len(self.trial_seeds)
         return self.order[slot * count : (slot + 1) * count]
 
     def begin_one(self, fresh: Any, keys: Any, numbers: Float[Array, "K"]) -> TrainState:
-        """The initial state of one row."""
+        """Return the initial state of one row."""
         return begin_training(self.family.bound(self.task, self.inputs.reading(numbers)), True, fresh, keys)
 
     def one_seed(self, task: Task, data: Rollout | None, state: Any) -> Any:

@@ -164,7 +164,7 @@ def leaves_of(state: TrainState) -> list[np.ndarray]:
 
 
 def state_of(leaves: Sequence[Any], like: TrainState) -> TrainState:
-    """The inverse of `leaves_of`, given a state of the same structure."""
+    """Invert `leaves_of`, given a state of the same structure."""
     pairs = zip(leaves, jax.tree.leaves(like), strict=True)
     return jax.tree.unflatten(jax.tree.structure(like), [typed(x, old) for x, old in pairs])
 
@@ -210,7 +210,7 @@ class Server:
         self.engine.call(name, arguments)
 
     def snapshot(self, is_complete: bool) -> dict[str, np.ndarray]:
-        """The snapshot at the end of the last iteration that all workers finished."""
+        """Return the snapshot at the end of the last iteration that all workers finished."""
         assert isinstance(self.engine, HostEngine)
         self.engine.is_complete &= is_complete
         return self.engine.snapshot()

@@ -69,7 +69,7 @@ def load_checkpoint(
 
 
 def old_name(name: str) -> str:
-    """The name of an agent's array in format 1."""
+    """Return the name of an agent's array in format 1."""
     for new, old in OLD_NAMES.items():
         if name.startswith(new):
             return old + name.removeprefix(new)

@@ -18,8 +18,8 @@ ROLE = "method of the environment"
 class Following:
     """A run between two chunks of training.
 
-    A function `f(state)` receives it after every chunk. A chunk is one iteration if the environments run on the host,
-    and about a hundredth of the run if they are compiled.
+    The user's function `f(state)` receives this object after every chunk. A chunk is one iteration if the environments
+    run on the host, and about a hundredth of the run if they are compiled.
 
     Attributes:
         seeds: the run's seeds.
@@ -46,7 +46,7 @@ class Following:
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl of this chunk, one for each iteration and seed."""
+        """This chunk's rows of metrics.jsonl, one for each iteration and seed."""
         return [json.loads(line) for line in self._lines]
 
     def call(self, name: str, *arguments: Any) -> None:
@@ -87,13 +87,13 @@ def kept_arguments(name: str, arguments: Sequence[Any]) -> list[Any]:
 
 
 def request_of(name: str, arguments: Sequence[Any]) -> Request:
-    """Convert the call to a request for trust, as if a file made it. Numbers among its arguments need no trust."""
+    """Convert the call to a request for trust, as if it came from a file. Numeric arguments need no trust."""
     text = json.dumps([x for x in arguments if not isinstance(x, bool | int | float | None)])
     return Request(ROLE, name, {} if text == "[]" else {"arguments": text})
 
 
 def require_calls(calls: Sequence[tuple[str, list[Any]]], source: Any, *, trust: bool) -> None:
-    """Check that the calls of environments' methods in a checkpoint are allowed.
+    """Check that the calls to environments' methods stored in a checkpoint are allowed.
 
     Raises:
         UpslopeError: a call is not allowed.

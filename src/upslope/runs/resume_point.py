@@ -22,7 +22,7 @@ from upslope.runs.loop import WINDOW, Progress, begin_progress
 from upslope.runs.policy import check_scores, is_list
 
 MAX_COUNT, MAX_NUMBER = 2**62, 1e60
-"""Upper bounds on counts and seconds, and on returns, in a checkpoint. No training reaches them."""
+"""Upper bounds on counts and seconds, and on returns, in a checkpoint. No real run comes near them."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class ResumePoint:
     """The sizes of the growing files at the checkpoint."""
     step: int
     is_followed: bool = False
-    """Whether a function of the user was called between chunks."""
+    """Whether a user's function was called between chunks."""
 
     def is_finished(self, config: Config) -> bool:
-        """Whether every seed's budget is spent."""
+        """Return whether every seed's budget is spent."""
         return bool((np.asarray(self.state.steps, np.int64) >= config.steps).all())
 
 
@@ -118,7 +118,7 @@ def problem_of(meta: dict[str, Any], seeds: int) -> str:
 
 
 def is_window(window: list[Any]) -> bool:
-    """Whether the value is a valid list of a seed's last returns and lengths."""
+    """Return whether the value is a valid list of a seed's last returns and lengths."""
     return len(window) <= WINDOW and all(
         isinstance(row, list)
         and len(row) == 2
@@ -130,17 +130,17 @@ def is_window(window: list[Any]) -> bool:
 
 
 def is_possible(value: float | int | None) -> bool:
-    """Whether training could have produced this count or sum; None stands for a number that is not finite."""
+    """Return whether training could have produced this count or sum; None stands for a number that is not finite."""
     return value is None or abs(value) <= MAX_NUMBER
 
 
 def is_count(value: Any) -> bool:
-    """Whether the value is a non-negative integer within the bound on counts."""
+    """Return whether the value is a non-negative integer within the bound on counts."""
     return type(value) is int and 0 <= value <= MAX_COUNT
 
 
 def is_counts(value: Any, length: int) -> bool:
-    """Whether the value is a list of `length` counts."""
+    """Return whether the value is a list of `length` counts."""
     return is_list(value, (int,), length) and all(map(is_count, value))
 
 

@@ -23,7 +23,7 @@ NUMBERS_A_LINE = 8
 
 
 def files_of(plan: Plan, path: Path) -> dict[Path, bytes]:
-    """The header at this path.
+    """Return the header at this path.
 
     Raises:
         UpslopeError: part of the policy cannot be expressed in C.
@@ -68,18 +68,18 @@ def sizes_of(plan: Plan) -> tuple[int, int]:
 
 
 def num_inputs(plan: Plan) -> int:
-    """The length of an observation after concatenating its arrays."""
+    """Return the length of an observation after concatenating its arrays."""
     return sum(one.num_features for one in plan.inputs)
 
 
 def widest(plan: Plan) -> int:
-    """The largest number of inputs or outputs of any layer."""
+    """Return the largest number of inputs or outputs of any layer."""
     widths = [layer.weight.shape[1] if isinstance(layer, Dense) else layer.size for layer in plan.layers]
     return max(num_inputs(plan), *widths)
 
 
 def is_normalised(plan: Plan) -> bool:
-    """Whether any array of the observation is normalised."""
+    """Return whether any array of the observation is normalised."""
     return any(isinstance(one.coding, Numbers) and one.coding.mean is not None for one in plan.inputs)
 
 
@@ -105,7 +105,7 @@ def source(plan: Plan, prefix: str) -> str:
 
 
 def beginning(plan: Plan, prefix: str) -> Iterator[str]:
-    """The comment that describes inputs and outputs."""
+    """Yield the comment that describes inputs and outputs."""
     mask = ", mask" if plan.has_masks else ""
     yield "/* A policy trained by upslope, in C99, without allocation. Link with -lm."
     yield " *"
@@ -158,7 +158,7 @@ def word_of(key: str | int) -> str:
 
 
 def ending_of(field: dict[str, str]) -> str:
-    """The suffix of the names of a part."""
+    """Return the suffix of the names of a part."""
     return field["action"].removeprefix("action")
 
 

@@ -61,14 +61,14 @@ def expected(plan: Plan, policy: Any, arrays: list[np.ndarray], masks: np.ndarra
 
 
 def leaves_of(distribution: Any) -> list[Any]:
-    """The distributions of the parts of an action, in order."""
+    """Return the distributions of the parts of an action, in order."""
     if type(distribution) is Product:
         return [leaf for part in distribution.parts for leaf in leaves_of(part)]
     return [distribution]
 
 
 def parameters_of(distribution: Any) -> tuple[np.ndarray, ...]:
-    """The parameters of a distribution without parts, in the order of the plan."""
+    """Return the parameters of a distribution without parts, in the order of the plan."""
     if type(distribution) in (DiagonalGaussian, SquashedGaussian, StateDependentNoise):
         mean = np.asarray(distribution.mean)
         return mean, np.broadcast_to(np.asarray(distribution.log_std), mean.shape)

@@ -286,7 +286,8 @@ class Part:
     head: Head
 
     def name(self, what: str) -> str:
-        """The name of the part's action or of a parameter: `mean`, or `mean/KEY` if the action has several parts."""
+        """Return the name of the part's action or of a parameter: `mean`, or `mean/KEY` if the action has several
+        parts."""
         return f"{what}/{self.label}" if self.path else what
 
     @property
@@ -354,7 +355,7 @@ class Plan:
         return "the most probable one, within its bounds"
 
     def is_masked(self, part: Part) -> bool:
-        """Whether the mask covers this part."""
+        """Return whether the mask covers this part."""
         return self.has_masks and part.head.num_choices > 0
 
     @property

@@ -67,7 +67,7 @@ def run_onnx(path: Path, plan: Plan, arrays: Sequence[np.ndarray], masks: np.nda
 
 
 def session_of(path: Path) -> Callable[[list[str], dict[str, Any]], list[Any]]:
-    """A function that runs a graph."""
+    """Return a function that runs a graph."""
     if find_spec("onnxruntime") is None:
         return import_module("onnx.reference").ReferenceEvaluator(str(path)).run
     return import_module("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"]).run
@@ -92,7 +92,7 @@ class Timed(NamedTuple):
 
 
 def compiler() -> str | None:
-    """The C compiler of this machine."""
+    """Return the C compiler of this machine."""
     return which("gcc") or which("cc")
 
 

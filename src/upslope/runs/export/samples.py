@@ -47,7 +47,7 @@ def random_masks(plan: Plan, count: int, generator: np.random.Generator) -> np.n
 
 
 def sizes_of(head: Head) -> Sequence[int]:
-    """The number of options of each choice that a mask covers."""
+    """Return the number of options of each choice that a mask covers."""
     return head.sizes if isinstance(head, Categories) else [2] * (head.num_choices // 2)
 
 

@@ -90,7 +90,8 @@ class TrackerProcess:
                 self.words.put(json.loads(line))
 
     def news(self, wait: float = 0.0) -> list[str] | None:
-        """Return new lines for the user since the last call; None if the process sent nothing within `wait` seconds."""
+        """Return new lines for the user since the last call, or None if the process sent nothing within `wait`
+        seconds."""
         words: list[dict[str, Any]] = []
         with contextlib.suppress(queue.Empty):
             words.append(self.words.get(timeout=wait) if wait else self.words.get_nowait())

@@ -125,7 +125,7 @@ def require_trackers(names: Sequence[str], flag: str = "--track") -> None:
 
 
 def is_installed(package: str) -> bool:
-    """Whether a package can be imported."""
+    """Return whether a package can be imported."""
     try:
         return find_spec(package) is not None
     except ValueError:  # its import is blocked in `sys.modules`
@@ -187,7 +187,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def words(value: Any) -> str:
-    """A parameter as text."""
+    """Return a parameter as text."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

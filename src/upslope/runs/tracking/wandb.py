@@ -29,7 +29,7 @@ class WandbTracker:
         return {"ids": ids, "project": project, "where": f"{where} (group {run.name})"}
 
     def start(self, wandb: Any, run: TrackedRun, seed: int, project: str, identity: str, is_known: bool) -> Any:
-        """The wandb run of one seed."""
+        """Return the wandb run of one seed."""
         options: dict[str, Any] = {
             "project": project,
             "group": run.name,
