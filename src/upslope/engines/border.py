@@ -28,7 +28,7 @@ from upslope.models.head import ActionHead
 FIRST = 100
 """Number of initial observations of each environment that are checked in full, like the first of every episode."""
 EVERY = 16
-"""After that, only every 16th observation is checked in full."""
+"""After these observations, only every 16th one is checked in full."""
 FEW_SPACINGS = 4.0
 """A feature is considered lost if its standard deviation is less than this many times the spacing between floats."""
 FAR = 10.0
@@ -79,7 +79,7 @@ class Leaf:
         return frozenset({self.dtype, np.dtype(np.float64)} if self.dtype == np.float32 else {self.dtype})
 
     def wrong(self, observation: Any) -> str:
-        """Explain why the value cannot be stored unchanged; empty if it can."""
+        """Explain why the value cannot be stored unchanged, or return an empty string if it can."""
         try:
             x = np.asarray(observation)
         except STOPS:
@@ -116,7 +116,7 @@ class Leaf:
         return type(x) is np.ndarray and x.shape == self.shape and x.dtype in self.plain_dtypes
 
     def exceeds(self, observation: Any) -> bool:
-        """Return whether the value is outside the bounds by more than rounding."""
+        """Return whether the value is outside the bounds by more than a rounding error."""
         if self.is_index or self.low is None:
             return False
         x = np.asarray(observation)
@@ -213,7 +213,7 @@ class Border:
 
     def misfit(self, observation: Any) -> tuple[Any, Any, str] | None:
         """Return the first part whose structure or shape differs from the space, what was expected instead, and its
-        path, or None if every part fits."""
+        path. Return None if every part fits."""
         try:
             parts = self.parts(observation)
         except ValueError:
@@ -235,8 +235,8 @@ class Border:
 
 
 class Spread:
-    """Running mean and standard deviation of each element of an array in 64 bits, by Welford's update. A count of −1
-    means that tracking has finished."""
+    """The running mean and standard deviation of each element of an array, computed in 64 bits with Welford's
+    algorithm. A count of −1 means that tracking has finished."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -256,8 +256,8 @@ class Spread:
 
 
 def lost_digits(mean: Any, deviation: Any, dtype: Any = np.float32) -> np.ndarray:
-    """Mask of the features whose deviation is less than a few times the spacing, at `mean`, of the floats that networks
-    read."""
+    """Return a mask of the features whose deviation is less than a few times the spacing, at `mean`, of the floats that
+    networks read."""
     mean, deviation = np.atleast_1d(mean), np.atleast_1d(deviation)
     kept = np.float16 if np.dtype(dtype) == np.float16 else np.float32
     with np.errstate(all="ignore"):

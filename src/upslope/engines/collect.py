@@ -1,4 +1,4 @@
-"""Collect rollouts from Gymnasium environments on the host, in the same format as from compiled ones."""
+"""Collect rollouts from Gymnasium environments on the host, in the same format as those from compiled environments."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,7 +21,7 @@ LARGE = 4096
 STEPS_PER_SUCCESSOR = 16
 """Space is reserved for one successor per this many steps of a seed, and is doubled until the successors fit."""
 BEYOND = np.iinfo(np.int32).max
-"""The index that marks padding, beyond every rollout."""
+"""The index that marks padding. It lies beyond the end of every rollout."""
 
 
 @runtime_checkable
@@ -131,7 +131,7 @@ class HostRollout:
         return structure.unflatten([self.in_one([step.pop(0) for step in leaves]) for _ in range(structure.num_leaves)])
 
     def in_one(self, steps: list[np.ndarray]) -> np.ndarray:
-        """Stack arrays [S·N, …] of T steps to [S, T, N, …]. The list is emptied."""
+        """Stack arrays [S·N, …] of T steps into [S, T, N, …]. The list is emptied."""
         if steps[0].nbytes < LARGE:
             stacked = np.array(steps)
         else:
@@ -332,7 +332,7 @@ def act_with_memory(agents: Any, keys: jax.Array, observation: Any, mask: Any, m
 
 
 def noise_at(agent: Any, policy: Any, key: jax.Array, t: Any) -> jax.Array:
-    """Draw the noise of the actions at t. A policy may hold a part of the noise that was drawn earlier."""
+    """Draw the noise of the actions at t. A policy may hold part of its noise from an earlier step."""
     return policy.held_noise(*(jax.random.fold_in(key, step) for step in (t, agent.head.held_since(t))))
 
 

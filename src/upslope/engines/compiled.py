@@ -51,8 +51,9 @@ CHUNKS = 100
 MAX_CHUNK_STEPS = 1 << 21
 """Maximum environment steps per seed in a chunk, so that memory does not grow with the budget."""
 ACCELERATOR_ITERATIONS, ACCELERATOR_CHUNKS = 8, 10
-"""On an accelerator, an iteration may take less time than the host needs between two chunks, so a chunk has at least
-the first number of iterations there, unless the run would then have fewer chunks than the second number."""
+"""On an accelerator, an iteration may take less time than the host needs between two chunks, so a chunk there has at
+least the first number of iterations. The exception is a run that would then have fewer chunks than the second
+number."""
 NO_TIMEOUT: dict[str, str | bool] = {
     "xla_cpu_collective_call_warn_stuck_seconds": "1000000",
     "xla_cpu_collective_call_terminate_timeout_seconds": "1000000",

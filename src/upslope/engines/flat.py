@@ -1,4 +1,5 @@
-"""Represent a training state as a flat list of arrays, and compile one seed's learning to a program on such lists.
+"""Represent a training state as a flat list of arrays, and compile one seed's learning into a program that operates on
+such lists.
 
 Walking through a model's nested parts in Python can take longer than a short update of a small network. Between the
 iterations of a chunk, a state is therefore a list of its arrays, whose parts are looked up by position.

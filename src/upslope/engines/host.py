@@ -60,17 +60,17 @@ class HostEngine:
         self.is_complete = True
         """Whether the last `advance` completed."""
         self.afresh: list[int] = []
-        """Columns whose episode could not be restored, so that a new one has begun."""
+        """Columns in which a new episode has begun because the old one could not be restored."""
         self.iterations = 1 if task.estimator.whole_episodes else chunk_length(task, CHUNKS, CHUNK_STEPS)
         self.keys, self.split, self.stack = keys_of(self.iterations), split_into(len(seeds)), jax.jit(stack)
         self.layout: Layout | None = None
         self.learn: Callable[[Flat, Rollout, Any], tuple[Flat, Packed]] | None = None
-        """The layout of the state, known once there is one, and the program of a single seed, so that results do not
-        depend on the number of seeds."""
+        """The layout of the state, known once there is a state, and the program that learns from one seed. It covers a
+        single seed so that results do not depend on the number of seeds."""
 
     def learning(self, layout: Layout) -> Callable[[Flat, Rollout, Any], tuple[Flat, Packed]]:
-        """Return the program that learns from one seed's rollout, given a state's arrays and a key: it weighs, then
-        moves."""
+        """Return the program that learns from one seed's rollout, given a state's arrays and a key. The program first
+        weighs, then moves."""
         both = partial(learn, partial(weigh_apart, self.task), partial(move_with, self.task))
         return jax.jit(on_flat(both, layout), compiler_options=QUICK)
 
@@ -224,8 +224,8 @@ def columns_of(task: Task, seeds: Sequence[int], notices: Notices | None = None)
 
 
 def weigh_apart(task: Task, state: TrainState, rollout: Rollout) -> Any:
-    """Like `weigh`, but XLA must compute its results before the move, so that the numbers equal those of two separate
-    programs."""
+    """Like `weigh`, but XLA must compute its results before the move, so that the numbers are the same as with two
+    separate programs."""
     return jax.lax.optimization_barrier(weigh(task, state, rollout))
 
 
@@ -282,13 +282,13 @@ def begun_afresh(task: Task, state: TrainState, rows: Sequence[int]) -> TrainSta
 
 @cache
 def keys_of(iterations: int) -> Callable[..., Any]:
-    """Return the program for the keys of this many iterations. All runs of a process share it."""
+    """Return the program that computes the keys of this many iterations. All runs in a process share it."""
     return jax.jit(over_seeds(partial(keys_ahead, count=iterations)))
 
 
 @cache
 def split_into(num_seeds: int) -> Callable[[Flat], list[Flat]]:
-    """Return the program that splits the arrays of this many seeds. All runs of a process share it."""
+    """Return the program that splits the arrays of this many seeds. All runs in a process share it."""
     return jax.jit(partial(split, num_seeds))
 
 
@@ -298,7 +298,7 @@ def split(num_seeds: int, leaves: Flat) -> list[Flat]:
 
 
 def stack(each: list[Flat]) -> Flat:
-    """Invert `split`."""
+    """Stack the arrays of each seed along a leading axis S: the inverse of `split`."""
     return [jax.numpy.stack(x) for x in zip(*each, strict=True)]
 
 

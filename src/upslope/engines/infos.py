@@ -49,7 +49,7 @@ class InfoReader:
 
 
 def found_in(info: Any, key: str) -> Any:
-    """Return the value of a key; `MISSING` if there is none."""
+    """Return the value of a key, or `MISSING` if there is none."""
     for first, rest in splits(key):
         inner = child_of(info, first)
         found = inner if rest is None or inner is MISSING else found_in(inner, rest)
@@ -66,7 +66,7 @@ def splits(key: str) -> Iterator[tuple[str, str | None]]:
 
 
 def child_of(node: Any, key: str) -> Any:
-    """Return the value of a key in a mapping, or at an index of a list or an array; otherwise `MISSING`."""
+    """Return the value of a key in a mapping, or at an index of a list or an array, or `MISSING` if there is none."""
     if isinstance(node, Mapping):
         return node.get(key, MISSING)
     if key.isdecimal() and isinstance(node, list | tuple | np.ndarray) and dimensions(node) and int(key) < len(node):
@@ -75,7 +75,8 @@ def child_of(node: Any, key: str) -> Any:
 
 
 def found_in_column(info: Any, key: str, column: int) -> Any:
-    """Return the value of a key in a column's part of the info of a vector environment; `MISSING` if there is none."""
+    """Return the value of a key in a column's part of the info of a vector environment, or `MISSING` if there is
+    none."""
     return found_in(column_of(info, column), key)
 
 
@@ -88,7 +89,7 @@ def dimensions(x: Any) -> int:
 
 
 def number_of(value: Any) -> float | None:
-    """Convert the value to a number, or None if that is impossible."""
+    """Convert the value to a number, or return None if that is impossible."""
     try:
         if isinstance(value, bool | int | float):
             return float(value)

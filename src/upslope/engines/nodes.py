@@ -26,7 +26,8 @@ def install_words() -> str:
 
 
 def facts(modules: Iterable[str]) -> dict[str, Any]:
-    """Return the facts that must agree on all machines of a run, and the modules among these that are missing here."""
+    """Return the facts that must agree on all machines of a run, and those of the given modules that are missing
+    here."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -66,7 +67,8 @@ def is_vector_feature(flag: str) -> bool:
 
 
 def difference(mine: dict[str, Any], theirs: dict[str, Any], mixed: bool) -> str:
-    """Describe how a node differs from this machine, as the end of a sentence; empty if no difference matters."""
+    """Describe how a node differs from this machine, as the end of a sentence. Return an empty string if no difference
+    matters."""
     pairs = [(name, mine["versions"][name], theirs["versions"].get(name, "none")) for name in mine["versions"]]
     if other := [f"{name} {there} (here {here})" for name, here, there in pairs if here != there]:
         return f"has different versions: {', '.join(other)}. Results could differ. On that node, run: {install_words()}"

@@ -4,7 +4,7 @@ Neither side blocks in the operating system. The worker polls the memory for a w
 process polls it until the answer arrives. If that takes too long or anything goes wrong, they use the worker's channel,
 which can wait and can report a worker that hangs or has ended.
 
-This requires that one process sees the writes of the other in the order in which they were made, as on x86 processors.
+This requires that each process sees the other's writes in the order in which they were made, as on x86 processors.
 """
 
 import math
@@ -22,7 +22,7 @@ from upslope.engines.transport import Heartbeat, Worker
 from upslope.errors import STOPS
 
 SPIN = 0.3e-3
-"""Seconds for which a worker polls the memory for the next step after each one."""
+"""Seconds for which a worker polls the memory for the next step after each step."""
 MARGIN = 0.05e-3
 """If fewer than this many seconds of polling remain, the worker is woken anyway."""
 PATIENCE = 1e-3
@@ -40,7 +40,7 @@ Shapes = list[tuple[str, tuple[int, ...], str]]
 
 
 def is_possible() -> bool:
-    """Return whether two processes of this machine can share memory in this way."""
+    """Return whether two processes on this machine can share memory in this way."""
     return sys.platform == "linux" and platform.machine().lower() in ("x86_64", "amd64")
 
 
@@ -72,7 +72,7 @@ class SharedSteps:
     """The main process's end of the shared memory."""
 
     def __init__(self, worker: Worker, arrays: dict[str, np.ndarray], begins: bool, say: Callable[[str], None]):
-        """`arrays` have the shapes and types of the arrays of a step. With `begins`, a new episode begins whenever one
+        """`arrays` have the shapes and types of a step's arrays. With `begins`, a new episode begins whenever one
         ends.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Columns of slow Gymnasium environments, in which each worker process steps a slice of every seed's environments.
+"""Step slow Gymnasium environments in worker processes, each of which steps a slice of every seed's environments.
 
 If a step takes a millisecond, passing observations between processes costs little in comparison, and even a single seed
 uses every core. If a step takes less, the main process steps the first slice itself, so that it does not need to be
@@ -35,11 +35,11 @@ all slices together if the main process steps the first slice."""
 JOINED_BELOW = 1e-3
 """Seconds per step of an environment below which the main process steps a slice."""
 TRIAL_SECONDS = 0.25
-"""Duration of an environment's timing trial."""
+"""Duration of an environment's timing trial, in seconds."""
 STRETCHES = 10
 """Number of segments of steps in a trial."""
 MIN_SECONDS_SAVED = 3.0
-"""Expected saving, in seconds, that justifies starting processes."""
+"""Minimum expected saving, in seconds, that justifies starting processes."""
 MIN_TRIAL_STEPS = 5_000
 """Total environment steps of all seeds below which the trial is skipped."""
 
@@ -49,7 +49,8 @@ OUTCOME, OUTCOME_TYPES = ("reward", "terminated", "truncated"), (np.float32, boo
 
 
 def nothing_ended(num: int, num_info: int) -> dict[str, np.ndarray]:
-    """Placeholders for the return, length and numbers from info of environments whose episodes have not ended."""
+    """Return placeholders for the return, length and numbers from info of environments whose episodes have not
+    ended."""
     return {"return": np.zeros(num), "length": np.zeros(num, np.int64), "info": np.zeros((num, num_info))}
 
 

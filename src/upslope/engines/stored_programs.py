@@ -40,7 +40,7 @@ is_command = False
 
 
 def allow_storing() -> None:
-    """Store programs from now on. Call this only in a process that runs one of upslope's commands."""
+    """Allow storing programs from now on. Call this only in a process that runs one of upslope's commands."""
     global is_command
     is_command = True
 
@@ -57,8 +57,8 @@ class StoredPrograms:
         }
 
     def jitted(self, name: str, function: Callable[..., Any], arguments: list[Any], **options: Any) -> Any:
-        """Return `jax.jit(function, **options)` for these arguments, read from the folder if it is there, otherwise
-        stored in it.
+        """Return `jax.jit(function, **options)` for these arguments. The program is read from the folder if it is
+        there, and stored in it otherwise.
 
         Arguments and results consist of arrays in lists, tuples and dictionaries. `name` distinguishes programs with
         the same arguments.
@@ -86,8 +86,8 @@ class StoredPrograms:
 
 
 def stored_programs(config: Config) -> StoredPrograms | None:
-    """Return the stored programs of a run, or None if storing is not allowed, or if they would contain code that is not
-    upslope's."""
+    """Return the stored programs of a run, or None if storing is not allowed or the programs would contain code that is
+    not upslope's."""
     is_own = config.environment.startswith(COMPILED_PREFIX) and not requested(config)
     folder = own_cache() if is_command and is_own else None
     return None if folder is None else StoredPrograms(folder, config.to_json())

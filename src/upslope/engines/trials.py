@@ -1,8 +1,8 @@
 """Run the trials of a sweep in a compiled environment, where one program trains many trials with all their seeds.
 
-A row of the program is one seed of one trial, with the numbers of its task as inputs (`learning/varied.py`). Rows are
-distributed over the devices and computed like the seeds of a run, so a trial gives the same results as when it runs
-alone. When a trial has ended, the next one uses its rows, so the program is compiled only once.
+A row of the program is one seed of one trial, with the numeric settings of its task as inputs (`learning/varied.py`).
+Rows are distributed over the devices and computed like the seeds of a run, so a trial gives the same results as when it
+runs alone. When a trial has ended, the next one uses its rows, so the program is compiled only once.
 """
 
 from collections.abc import Callable, Sequence
@@ -57,7 +57,7 @@ class TrialsEngine(ProgramEngine):
         return begin_training(self.family.bound(self.task, self.inputs.reading(numbers)), True, fresh, keys)
 
     def one_seed(self, task: Task, data: Rollout | None, state: Any) -> Any:
-        """One row's program; `state` is a row."""
+        """Compute one row's program; `state` is a row."""
         bound = self.family.bound(task, self.inputs.reading(state.numbers))
         after, facts = iterate_many(bound, state.state, self.iterations)
         return Rows(state.numbers, after), facts

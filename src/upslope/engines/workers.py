@@ -106,7 +106,7 @@ class WorkersEngine:
         return self.state, join(list(chunks))
 
     def look_for_room(self) -> None:
-        """Stop if the cluster has grown so much that more workers would reduce the load of the slowest one."""
+        """Stop if the cluster has grown enough for additional workers to reduce the load of the slowest one."""
         if self.has_room is None or not self.is_complete or perf_counter() - self.looked < LOOK_SECONDS:
             return
         self.looked = perf_counter()
@@ -170,7 +170,7 @@ def state_of(leaves: Sequence[Any], like: TrainState) -> TrainState:
 
 
 class InProgram:
-    """Replaces the columns for a compiled environment, which is never in a call."""
+    """A stand-in for the columns if the environment is compiled, since a compiled environment is never in a call."""
 
     row = None
 

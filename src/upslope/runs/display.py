@@ -92,7 +92,7 @@ class Snapshot:
     age: float = 0.0
     """Age of this state in seconds, if the run is watched from outside."""
     stopped: Sequence[bool] = ()
-    """Whether each seed stopped before it had spent its budget; empty if none did."""
+    """Whether each seed stopped before it had spent its budget; empty if no seed did."""
 
     @property
     def spent(self) -> list[int]:

@@ -231,7 +231,7 @@ def store(directory: RunDirectory, rows: Iterator[tuple[Any, ...]], place: Calla
 
 
 def evaluating(cluster: str | Placement | None, environment: Any) -> AbstractContextManager[Callable[..., Any]]:
-    """Return a context that yields the function to evaluate seeds: `evaluate_seeds`, or its counterpart on a
+    """Return a context manager that yields the function for evaluating seeds: `evaluate_seeds`, or its counterpart on a
     cluster."""
     if cluster is None:
         return nullcontext(evaluate_seeds)

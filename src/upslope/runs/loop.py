@@ -51,7 +51,7 @@ class Watch(Protocol):
     """Diagnoses a run during training."""
 
     def look(self) -> str:
-        """Return the most certain finding, in one line; empty if there is none."""
+        """Return the most certain finding in one line, or an empty string if there is none."""
         ...
 
 

@@ -248,8 +248,8 @@ def load(
 
     Args:
         run: the run directory.
-        seed: one of the run's seeds; by default the one with the best training return. Since this selects the seed by
-            its outcome, evaluate all seeds to assess an algorithm.
+        seed: one of the run's seeds; by default the one with the best training return. Since this choice depends on the
+            outcome, evaluate all seeds to assess an algorithm.
         checkpoint: `best` (the agent with the highest mean return over its last 20 to 100 training episodes) or `last`.
         random_seed: the seed for sampling actions with `deterministic=False`.
         model: the class or factory of a custom model that cannot be found by its name.

@@ -100,7 +100,7 @@ def require_same_settings(directory: RunDirectory, config: Config, trained_with:
 
 
 def problem_of(meta: dict[str, Any], seeds: int) -> str:
-    """Describe the problem with a checkpoint's metadata; empty if there is none."""
+    """Describe the problem with a checkpoint's metadata, or return an empty string if there is none."""
     names = ("metrics.jsonl", "episodes.csv")
     windows, sizes = meta.get("windows"), meta.get("sizes")
     sound = {
@@ -145,7 +145,8 @@ def is_counts(value: Any, length: int) -> bool:
 
 
 def snapshot_problem(snapshot: dict[str, np.ndarray], config: Config, task: Task, needed: bool) -> str:
-    """Describe the problem with the snapshot of environments on the host; empty if there is none."""
+    """Describe the problem with the snapshot of environments on the host, or return an empty string if there is
+    none."""
     if not needed:
         return ""
     shapes, head = task.model.encoder.shapes, task.model.head

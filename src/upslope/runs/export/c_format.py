@@ -59,7 +59,7 @@ def prefix_of(path: Path) -> str:
 
 
 def sizes_of(plan: Plan) -> tuple[int, int]:
-    """(bytes of constants, bytes of the state) of the policy in C."""
+    """Return the size of the policy in C: (bytes of constants, bytes of state)."""
     normaliser = 2 * 4 * num_inputs(plan) if is_normalised(plan) else 0
     layers = sum(x.size for layer in plan.layers for x in vars(layer).values() if isinstance(x, np.ndarray))
     heads = sum(x.nbytes for part in plan.parts for x, _ in constants_of(part.head).values())
@@ -134,7 +134,7 @@ def beginning(plan: Plan, prefix: str) -> Iterator[str]:
 
 
 def plain(name: str) -> str:
-    """Replace all but plain characters in a key, since others could end the comment."""
+    """Replace all characters in a key except plain ones, since others could end the comment."""
     return re.sub(r"[^A-Za-z0-9_/. -]", "?", name).replace("*/", "?").replace("/*", "?")
 
 
@@ -158,7 +158,7 @@ def word_of(key: str | int) -> str:
 
 
 def ending_of(field: dict[str, str]) -> str:
-    """Return the suffix of the names of a part."""
+    """Return the suffix of a part's names."""
     return field["action"].removeprefix("action")
 
 
@@ -408,7 +408,7 @@ def gaussian(made: Gaussian, field: dict[str, str], prefix: str) -> Iterator[str
 
 
 def highest(made: Categories, field: dict[str, str]) -> Iterator[str]:
-    """Yield the code that selects the first of the highest logits of each choice."""
+    """Yield the code that selects the highest logit of each choice, or the first of them in a tie."""
     logits = field["logits"]
     for k, (first, size, start) in enumerate(
         zip(np.cumsum([0, *made.sizes]).tolist(), made.sizes, made.start, strict=False)

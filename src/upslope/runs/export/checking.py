@@ -20,8 +20,8 @@ from upslope.runs.export.running import Found, actions_of, over_time
 from upslope.runs.export.samples import structured
 
 EPISODES, STEPS = 32, 4
-"""Numbers of random episodes, and of steps in each, on which a file is checked. For a policy without memory, every step
-is the first of an episode."""
+"""Number of random episodes on which a file is checked, and number of steps in each. For a policy without memory, every
+step is the first of an episode."""
 TOLERANCE = 1e-3
 """Tolerance, relative plus absolute. A file that differs by more than this computes something else and is not written.
 Rounding errors are about 1e-6."""

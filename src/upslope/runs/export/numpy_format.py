@@ -76,7 +76,7 @@ def arrays_of_gaussian(head: Gaussian) -> dict[str, np.ndarray]:
 
 
 def suffix(plan: Plan, k: int) -> str:
-    """Return the suffix of the names of the k-th part of an action."""
+    """Return the suffix of the names of an action's k-th part."""
     return f"_of_{k}" if len(plan.parts) > 1 else ""
 
 
@@ -179,7 +179,7 @@ def coded_input(k: int, one: Input) -> str:
 
 
 def dense(k: int, layer: Dense) -> Iterator[str]:
-    """A layer."""
+    """Yield the code of a dense layer."""
     more = ""
     if isinstance(layer, Spread):
         more = f' + a["share_{k}"] * np.log((x * x) @ a["variance_{k}"] + np.float32({VARIANCE_FLOOR}))'

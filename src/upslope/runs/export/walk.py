@@ -1,4 +1,4 @@
-"""Convert a trained agent to a plan of what its policy computes: the only code that knows how networks are built.
+"""Convert a trained agent to a plan of what its policy computes: the only code that depends on how networks are built.
 
 Anything unknown is refused by name, so that no part of a policy is silently omitted. This covers unknown classes, and
 fields that were added to known classes and do not have their default values.

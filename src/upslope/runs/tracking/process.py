@@ -1,4 +1,4 @@
-"""Run a process per tracker that follows the growing run directory.
+"""Run one process per tracker, which follows the run directory as it grows.
 
 Training starts the process, and closes a pipe when training ends. No data are passed to it, so training never waits and
 no queue can fill up. A tracker that fails, hangs or dies affects only its own process.
@@ -30,7 +30,7 @@ PAUSE = 1.0
 PATIENCE = 15.0
 """Seconds without progress after which an unfinished tracker is stopped once training has ended."""
 QUIET_WAIT = 1.0
-"""Seconds of waiting after training before the user is told which trackers have not finished."""
+"""Seconds to wait after training before the user is told which trackers have not finished."""
 ORPHAN_SECONDS = 600.0
 """Maximum seconds that the process may take to finish after training has ended."""
 NICENESS = 10
@@ -57,7 +57,7 @@ class TrackerProcess:
         self.words: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self.is_sent = self.is_told = False
         self.where: list[str] = []
-        """Lines that say where the tracker shows the run, not yet shown to the user."""
+        """Lines, not yet shown to the user, that say where the tracker shows the run."""
         safe_path(run, run / "tracking", is_folder=True).mkdir(exist_ok=True)
         log = safe_path(run, run / "tracking" / "output.log")
         (over, mine), (theirs, words) = os.pipe(), os.pipe()
@@ -167,8 +167,8 @@ class Tracking:
         return lines is not None
 
     def close(self) -> None:
-        """Wait until the processes have sent the rest. A process that makes no progress is stopped, and Ctrl-C ends the
-        wait."""
+        """Wait until the processes have sent the remaining data. A process that makes no progress is stopped, and
+        Ctrl-C ends the wait."""
         for one in self.processes:
             one.request_end()
         with contextlib.suppress(BrokenPipeError):  # the reader of the output has exited; the run is saved

@@ -35,7 +35,7 @@ PRIVATE = {
     "WANDB_ERROR_REPORTING": "false",
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
-"""Environment variables that turn off the usage reporting of trackers, unless the user has set them."""
+"""Environment variables that turn off trackers' usage reporting. Those that the user has already set are kept."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class MetricRow:
 class Tracker(Protocol):
     """Sends one training run to one tracker, with a tracker run per seed.
 
-    The methods are called in the order in which they are listed. They may block or raise, since a separate process
-    calls them, not the one that trains."""
+    The methods are called in the order in which they are listed. They may block or raise exceptions, since they are
+    called in a separate process, not in the one that trains."""
 
     def begin(self, run: TrackedRun, known: dict[str, Any]) -> dict[str, Any]:
         """Open a tracker's run for each seed.
@@ -86,7 +86,7 @@ class Tracker(Protocol):
         ...
 
     def summarise(self, summary: Mapping[int, Mapping[str, float]], step: int) -> None:
-        """Send each seed's results, i.e. its training return and its evaluation. Called at the end if they have
+        """Send each seed's results, i.e. its training return and its evaluation. Called at the end if the results have
         changed."""
         ...
 
