@@ -1,13 +1,13 @@
-"""Measure how well upslope learns: each case trains several seeds and stores their scores next to a published one.
+"""Measure how well upslope learns. Each case trains several seeds and stores their scores next to a published score.
 
     python benchmarks/learning.py                 # every case (hours)
     python benchmarks/learning.py cartpole_ppo …  # only these cases
     python benchmarks/learning.py hopper_zoo --folder DIR   # keep the run there, and resume it if it was stopped
     python benchmarks/learning.py --table         # write docs/learning.md from the stored results
 
-The score of a seed is its mean return over the last 100 training episodes, with the exploring policy. `evaluation`
-holds the returns of fresh episodes in both modes with the last checkpoint, never the best one. The interval is
-Student's t over seeds.
+A seed's score is its mean return over the last 100 training episodes, with the exploring policy. `evaluation` holds the
+returns of fresh episodes in both modes, always with the last checkpoint and never with the best one. Intervals are
+Student-t intervals over seeds.
 """
 
 import argparse
@@ -31,7 +31,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "learning.md"
 
 @dataclass(frozen=True)
 class Case:
-    """A learning task, and the published result."""
+    """A learning task, with its target and the published score."""
 
     environment: str
     algorithm: str
@@ -61,7 +61,7 @@ TRPO: dict[str, Any] = {
     **{"conjugate_gradient_iterations": 15, "backtracks": 10, "learning_rate_schedule": "constant"},
     **{"entropy_coefficient": 0.0, "max_grad_norm": math.inf},
 }
-"""Settings that `TRPO_ZOO` shares with the defaults of its library (sb3-contrib)."""
+"""Base settings of the cases from `TRPO_ZOO`, including the defaults of its library (sb3-contrib)."""
 TRPO_MUJOCO: dict[str, Any] = {
     **TRPO,
     **{"rollout_steps": 1024, "minibatches": 16, "critic_epochs": 20, "conjugate_gradient_iterations": 25},
@@ -96,7 +96,7 @@ TRPO_SCORES: tuple[tuple[str, int, dict[str, Any]], ...] = (
 
 
 def without_velocities(environment: str, steps: int, target: str, published: str) -> dict[str, Case]:
-    """The cases of an environment without its velocities, compiled and on the host."""
+    """Return the cases of an environment without velocities, compiled and on the host."""
     name = environment.split("-")[0].lower() + "_no_velocity"
     return {
         f"{name}_{where}": Case(prefix + environment, "ppo", steps, target, published, preset="no_velocity")
@@ -184,7 +184,7 @@ CASES: dict[str, Case] = {
 
 
 def measure(name: str, case: Case, kept: Path | None = None) -> dict[str, Any]:
-    """Train a case, or resume its run in the folder `kept`; evaluate it, and describe the result."""
+    """Train a case, or resume its run in the folder `kept`, then evaluate it and describe the result."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = kept or Path(temporary)
         if (folder / name).exists():
@@ -198,7 +198,7 @@ def measure(name: str, case: Case, kept: Path | None = None) -> dict[str, Any]:
 
 
 def describe(run: upslope.Run, target: str, published: str) -> dict[str, Any]:
-    """The scores of a run with their interval."""
+    """Evaluate a run, and return its scores with their intervals."""
     evaluation = upslope.evaluate(run.path, episodes=20)
     seconds = run.metrics()[-1]["time/elapsed"]
     return {
@@ -218,14 +218,15 @@ def describe(run: upslope.Run, target: str, published: str) -> dict[str, Any]:
 
 
 def summary(scores: np.ndarray) -> dict[str, Any]:
-    """Each seed's score, their mean, and half the width of its 95 % interval."""
+    """Return each seed's score, the mean, and half the width of the mean's 95 % interval."""
     n = len(scores)
     half = float(student_t.ppf(0.975, n - 1) * np.std(scores, ddof=1) / np.sqrt(n)) if n > 1 else None
     return {"mean": float(np.mean(scores)), "half_interval": half, "each": [round(float(x), 2) for x in scores]}
 
 
 def imitation() -> dict[str, Any]:
-    """Cases on CartPole: off_policy with a mediocre teacher, and clone with a good one."""
+    """Measure two cases that learn from a teacher on CartPole: off_policy with a mediocre teacher, and clone with a
+    good one."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for rung, teacher_steps in (("off_policy", 20_000), ("clone", 100_000)):
@@ -265,7 +266,7 @@ def write_page() -> None:
 
 
 def every_seed() -> str:
-    """The rows for a hundred seeds on CartPole, from `cartpole_seeds.py`."""
+    """Format the rows for a hundred seeds on CartPole, from the results of `cartpole_seeds.py`."""
     lines = []
     for name, found in json.loads((RESULTS.parent / "cartpole_seeds.json").read_text("utf-8")).items():
         summary = found["summary"]
@@ -278,7 +279,7 @@ def every_seed() -> str:
 
 
 def tabular_worlds() -> str:
-    """The rows for tabular environments, from `tabular.py`."""
+    """Format the rows for tabular environments, from the results of `tabular.py`."""
     lines = []
     for name, found in json.loads((RESULTS.parent / "tabular.json").read_text("utf-8")).items():
         cells = [name, found["asked_for"], number(found["optimum"]["endless"])]
@@ -292,12 +293,12 @@ def tabular_worlds() -> str:
 
 
 def number(value: float | None) -> str:
-    """Format with two decimals; None stands for −∞."""
+    """Format a number with two decimals. None stands for −∞."""
     return "−∞" if value is None else f"{value:.2f}"
 
 
 def words(score: dict[str, Any] | None) -> str:
-    """Format as mean ± half interval, or as a dash if training had no episodes."""
+    """Format a score as mean ± half the width of its interval, or as a dash if training had no episodes."""
     return "–" if score is None else f"{score['mean']:.1f} ± {score['half_interval']:.1f}"
 
 
@@ -325,32 +326,33 @@ speed. A row with fewer than a hundred seeds is unfinished.
 |---|---|---|---|---|---|---|---|
 %s
 
-Tuning showed how a policy that has solved CartPole can get worse again (in one seed of sixty, with these settings
-except γ = 0.99 and 100,000 steps). Once every return is 500, the critic predicts a constant, and the advantages are
-only its rounding errors. After standardisation they move the policy at random, until the cart drifts off at a time when
-the learning rate is too small for the policy to recover. The preset therefore has batches eight times as large as the
-zoo's (`--preset zoo`) and a budget that ends soon after the slowest seed has learned. The last 100 training episodes,
-whose mean `train` shows, begin before that point, so a seed that evaluates at 500 may show 460.
+Tuning showed how a policy that has solved CartPole can get worse again (this happened to one seed in sixty with these
+settings but γ = 0.99 and 100,000 steps). Once every return is 500, the critic predicts a constant, and the advantages
+are only its rounding errors. After standardisation they move the policy at random, until the cart drifts off at a time
+when the learning rate is too small for the policy to recover. The preset therefore has batches eight times as large as
+the zoo's (`--preset zoo`) and a budget that ends soon after the slowest seed has learned. The last 100 training
+episodes, whose mean `train` shows, begin before that point, so a seed that evaluates at 500 may show 460.
 """
 TABULAR = """## Tabular environments
 
 `python benchmarks/tabular.py` trains 500,000 steps per seed, without action masks, and stores the results in
 `benchmarks/results/tabular.json`. The table shows the expected return of each seed's last policy, computed exactly from
-`env.unwrapped.P` by solving the linear system. It is given without a time limit (−∞: an episode may never end) and, if
-the environment has a limit, also within that limit. The goal applies to the stochastic policy without a time limit.
-Presets were tuned on seeds 0 to 4. Environments missing from the table have not been measured; FrozenLake has no
-preset.
+`env.unwrapped.P` by solving a linear system. The return is given without a time limit (−∞ means that an episode may
+never end) and, if the environment has a limit, also within that limit. The goal applies to the stochastic policy
+without a time limit. Presets were tuned on seeds 0 to 4. Environments missing from the table have not been measured;
+FrozenLake has no preset.
 
 | world, settings, seeds | goal | optimum | stochastic | deterministic | stochastic, limit | deterministic, limit |
 |---|---|---|---|---|---|---|
 %s
 
-These results required three changes to the settings, the same for Taxi and CliffWalking. First, the learning rate is
-0.01 instead of 0.00025, since a weight of the first layer changes only when its state is visited. Second, the entropy
-coefficient is 0.1 instead of 0.01: nearly every pickup and drop-off costs 10, and a policy that avoids them too soon
-never tries them where they are right. Third, batches have 2,048 steps from 32 environments instead of 1,024 steps from
-8. These settings are a good starting point for other environments whose observation is a single number:
-`--learning-rate 0.01 --entropy-coefficient 0.1 --num-envs 32 --rollout-steps 64`. FrozenLake keeps the defaults.
+These results required three changes to the default settings, which are the same for Taxi and CliffWalking. First, the
+learning rate is 0.01 instead of 0.00025, since a weight of the first layer changes only when its state is visited.
+Second, the entropy coefficient is 0.1 instead of 0.01: nearly every pickup and drop-off costs 10, and a policy that
+avoids them too soon never tries them where they are right. Third, batches have 2,048 steps from 32 environments instead
+of 1,024 steps from 8. These settings are a good starting point for other environments whose observation is a single
+number: `--learning-rate 0.01 --entropy-coefficient 0.1 --num-envs 32 --rollout-steps 64`. FrozenLake keeps the
+defaults.
 """
 MUJOCO = """## MuJoCo: which settings
 
@@ -364,7 +366,7 @@ Walker2d the default is `paper`. On Hopper, `zoo` falls far short of its publish
 but its last training episodes earn less than with the paper's settings, 2,745 on average against 3,531 in [the lab's
 table](lab.md). Ant, whose settings are the library's defaults and were never tuned, stays far below its published
 score. The published task has neither the contact forces in version 5's observations nor their cost. `python
-benchmarks/learning.py ant_zoo --folder DIR` measures one case, and continues if it was interrupted.
+benchmarks/learning.py ant_zoo --folder DIR` measures one case, and continues an interrupted measurement.
 """
 
 
