@@ -1,7 +1,8 @@
 """The engine protocol: advance a stacked `TrainState` [S] by a chunk of iterations.
 
-`compiled.py` contains the engines whose whole iteration is compiled, `host.py` the engine for Gymnasium environments,
-and `workers.py` the engine that distributes seeds over processes. All of them use `weigh` and `move`.
+`compiled.py` contains the engines that compile a whole iteration, `host.py` contains the engine for Gymnasium
+environments, and `workers.py` contains the engine that distributes seeds over processes. All of them use `weigh` and
+`move`.
 """
 
 import math
@@ -52,7 +53,7 @@ class Resources:
     """The machine resources that training may use. They never change results."""
 
     workers: int | None = None
-    """Number of processes among which the seeds of a Gymnasium environment are divided, or which step slices of a slow
+    """Number of processes that share the seeds of a Gymnasium environment, or that each step a slice of a slow
     environment. If None, the number is chosen automatically."""
     cluster: Placement | None = None
     """Where workers run; if None, on this machine."""

@@ -171,8 +171,8 @@ class Border:
         return True
 
     def check(self, observation: Any, episode: Place) -> None:
-        """Raise an error if a value is not in the space, and report values outside its bounds and features lost in 32
-        bits."""
+        """Raise an error if a value is not in the space. Report values outside its bounds and features that are lost in
+        32 bits."""
         self.require_fit(observation, episode)
         for leaf, x, spread in zip(self.leaves, self.parts(observation), self.spreads, strict=True):
             reason = leaf.wrong(x)

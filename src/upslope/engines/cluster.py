@@ -91,7 +91,7 @@ class Cluster:
         """Return a node's facts, or None if it has left the cluster in the meantime."""
         try:
             return self.ray.get(reference, timeout=LOOK_SECONDS)
-        except Exception as error:  # upslope may be missing there or too old to respond
+        except Exception as error:  # upslope may be missing on the node or too old to respond
             until = time.monotonic() + LOOK_SECONDS
             while not isinstance(error, self.ray.exceptions.RayTaskError) and time.monotonic() < until:
                 if node["NodeID"] not in {one["NodeID"] for one in self.nodes()}:

@@ -252,7 +252,7 @@ class Choose(Protocol):
         ...
 
     def restart(self, rows: np.ndarray) -> None:
-        """Start new episodes in these of the S·N columns."""
+        """Start new episodes in the given rows of the S·N columns."""
         ...
 
 

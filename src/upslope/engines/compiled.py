@@ -1,4 +1,4 @@
-"""Engines whose whole iteration is compiled: for compiled environments, and for recorded data."""
+"""Engines that compile a whole iteration: one for compiled environments and one for recorded data."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -123,7 +123,7 @@ class Ahead(NamedTuple):
 
 
 class ProgramEngine:
-    """An engine whose whole iteration is compiled; subclasses act in an environment or read recorded data.
+    """An engine that compiles a whole iteration. Subclasses act in an environment or read recorded data.
 
     A state is a `TrainState`, or a subclass's wrapper around it, with its `steps`.
     """

@@ -2,7 +2,7 @@
 such lists.
 
 Walking through a model's nested parts in Python can take longer than a short update of a small network. Between the
-iterations of a chunk, a state is therefore a list of its arrays, whose parts are looked up by position.
+iterations of a chunk, a state is therefore kept as a list of its arrays, and its parts are looked up by position.
 """
 
 from collections.abc import Callable, Sequence

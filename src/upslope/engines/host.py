@@ -36,8 +36,8 @@ from upslope.models.agent import Agent
 from upslope.models.model import Memory
 
 CHUNKS, CHUNK_STEPS = 100, 512
-"""Short iterations are joined into chunks. A run has at least the first number of chunks, and a chunk at most the
-second number of steps per seed."""
+"""Short iterations are joined into chunks. A run has at least the first number of chunks, and each chunk has at most
+the second number of steps per seed."""
 
 
 class HostEngine:
@@ -224,14 +224,14 @@ def columns_of(task: Task, seeds: Sequence[int], notices: Notices | None = None)
 
 
 def weigh_apart(task: Task, state: TrainState, rollout: Rollout) -> Any:
-    """Like `weigh`, but XLA must compute its results before the move, so that the numbers are the same as with two
-    separate programs."""
+    """Do the same as `weigh`, but make XLA compute the results before the move, so that the numbers are the same as
+    with two separate programs."""
     return jax.lax.optimization_barrier(weigh(task, state, rollout))
 
 
 def move_with(task: Task, state: TrainState, rollout: Rollout, credit: Credit, key: Any) -> tuple[TrainState, Metrics]:
-    """Like `move`, given the data of a key. Afterwards, the memory marks where the next rollout's episodes begin. If
-    the policy has its own memory, that memory contains more and replaces this one."""
+    """Do the same as `move`, given the data of a key, and then mark in the memory the columns in which the next rollout
+    begins a new episode. If the policy itself has a memory, the caller replaces this memory with the policy's."""
     state, metrics = move(task, state, rollout, credit, jax.random.wrap_key_data(key))
     if not task.estimator.whole_episodes:
         state = state._replace(memory=state.memory._replace(fresh=episode_ends(rollout)[-1]))
@@ -257,8 +257,8 @@ def in_one(iterations: Sequence[Iteration]) -> Chunk:
 
 
 def begun_afresh(task: Task, state: TrainState, rows: Sequence[int]) -> TrainState:
-    """Return the state after new episodes began in these of the S·N columns, i.e. with their memory and returns
-    cleared."""
+    """Return the state after new episodes have begun in the given rows of the S·N columns, with the memory and returns
+    of these columns cleared."""
     if not rows:
         return state
 

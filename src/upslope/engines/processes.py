@@ -91,8 +91,8 @@ class MessageReader:
         return bool(self.buffer) or bool(self.poll.poll(0))
 
     def complete(self) -> int | None:
-        """Return the size of the first message in the buffer, including its header, if the buffer contains all of
-        it."""
+        """Return the size of the first message in the buffer, including its header, or None if the message is
+        incomplete."""
         if len(self.buffer) < HEADER.size:
             return None
         size = HEADER.size + HEADER.unpack_from(self.buffer)[0]

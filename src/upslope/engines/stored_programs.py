@@ -1,9 +1,9 @@
 """Store programs between runs, so that later runs do not need to trace and lower them.
 
-JAX's own cache stores the output of XLA, but looks it up by the lowered program. Tracing and lowering take longer than
+JAX's own cache stores the output of XLA, but uses the lowered program as the key. Tracing and lowering take longer than
 everything else that a short run does before its first step. This module stores the lowered program as serialized by
 `jax.export`, which contains no pickle and no Python code. It is stored in the private folder of compiled programs,
-under a hash of everything from which it was made: settings, shapes, devices, versions, and upslope's own source.
+under a hash of everything that it depends on: settings, shapes, devices, versions, and upslope's own source.
 
 Only commands store programs. In the user's own process, any function may have been replaced, and no hash would reveal
 this.
@@ -78,7 +78,7 @@ class StoredPrograms:
         return jax.jit(exported.call, **options)
 
     def key(self, name: str, arguments: list[Any], options: Mapping[str, Any]) -> str:
-        """Return a hash of everything from which a program is made."""
+        """Return a hash of everything that a program depends on."""
         shapes = [(str(x.dtype), x.shape, repr(x.sharding)) for x in arguments]
         devices = [str(device.device_kind) for device in jax.local_devices()]
         made_from = self.made_from | {"name": name, "arguments": shapes, "devices": devices, "jit": repr(options)}

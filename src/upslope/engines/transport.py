@@ -48,7 +48,7 @@ class Channel(Protocol):
 
     @property
     def error(self) -> type[UpslopeError]:
-        """The error for a worker that has ended."""
+        """The type of error to raise for a worker that has ended."""
         ...
 
     @property

@@ -21,7 +21,7 @@ from upslope.learning.varied import MAX_INPUTS, Family, Inputs
 
 
 class Rows(NamedTuple):
-    """The rows of the program [R]: their numbers and training states."""
+    """The rows of the program [R]: their numeric settings and training states."""
 
     numbers: Float[Array, "R K"]
     state: TrainState

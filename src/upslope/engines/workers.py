@@ -40,7 +40,7 @@ def num_workers(task: Task, num_seeds: int, requested: int | None) -> int:
 
 
 class WorkersEngine:
-    """Advances all seeds, each worker training a share of them."""
+    """Advances all seeds by having each worker train a share of them."""
 
     hangs = False
 

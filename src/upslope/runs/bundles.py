@@ -1,7 +1,7 @@
 """Pack runs into one archive for sharing, and read such archives safely even if they come from an untrusted source.
 
 bundle.json        format, and for each run its command, versions and the hashes of its files
-REPEAT.md          the same in readable form: the commands that repeat the runs
+REPEAT.md          the commands that repeat the runs, in readable form
 NAME/…             the files of each run, as in its run directory
 """
 

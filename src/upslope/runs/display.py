@@ -96,7 +96,8 @@ class Snapshot:
 
     @property
     def spent(self) -> list[int]:
-        """Steps that count as done for each seed: those taken, or the whole budget if the seed has stopped."""
+        """Number of steps that count as done for each seed: the steps taken, or the whole budget if the seed has
+        stopped."""
         stopped = self.stopped or [False] * len(self.steps)
         return [self.total_steps if over else step for step, over in zip(self.steps, stopped, strict=True)]
 

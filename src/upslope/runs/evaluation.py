@@ -54,7 +54,7 @@ MODES: tuple[Mode, ...] = ("stochastic", "deterministic")
 COLUMNS = 10
 """Number of episodes that run in parallel."""
 LIMIT = 10_000
-"""Steps after which an evaluation episode is truncated if neither the run nor the environment has a limit."""
+"""Number of steps after which an evaluation episode is truncated if neither the run nor the environment has a limit."""
 EVALUATION_SEED = 1_000_003
 """Offset added to a run's seeds, so that evaluation episodes differ from training episodes."""
 RECORDING_SEED = 500_009

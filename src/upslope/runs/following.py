@@ -1,4 +1,5 @@
-"""What a user's function can see and do between the chunks of a run: `upslope.train(..., on_iteration=f)`."""
+"""The object that a user's function receives between the chunks of a run: `upslope.train(...,
+on_iteration=f)`."""
 
 import json
 from collections.abc import Callable, Sequence

@@ -257,7 +257,7 @@ def seeds_of(source: Source, config: Config) -> list[int]:
 
 
 def agent_of(source: Source, fresh: Agent, index: np.ndarray, keeps: tuple[bool, ...]) -> Agent:
-    """Return the agents [S] in these rows of the source. Statistics that are not inherited come from the `fresh`
+    """Return the agents [S] in the given rows of the source. Statistics that are not inherited come from the `fresh`
     agents."""
     keeps_observations, keeps_rewards = keeps
     wanted = fresh if keeps_observations else replace(fresh, normaliser=None)
@@ -290,8 +290,8 @@ def optimisers_of(
 
 
 def optimiser_of(source: Source, group: str, fresh: Any, index: np.ndarray) -> Any:
-    """Return the state [S] of a group's optimiser in these rows, or None if the checkpoint contains none of this
-    form."""
+    """Return the state [S] of a group's optimiser in the given rows, or None if the checkpoint contains no state of
+    this form."""
     leaves = []
     for name, leaf in named_leaves({group: fresh}):
         found = source.content[0].get(f"state.learner.optimisers{name}")

@@ -22,7 +22,7 @@ from upslope.runs.loop import WINDOW, Progress, begin_progress
 from upslope.runs.policy import check_scores, is_list
 
 MAX_COUNT, MAX_NUMBER = 2**62, 1e60
-"""Upper bounds on counts and seconds, and on returns, in a checkpoint. No real run comes near them."""
+"""Upper bounds on the counts and seconds, and on the returns, in a checkpoint. No real run comes near them."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def is_window(window: list[Any]) -> bool:
 
 
 def is_possible(value: float | int | None) -> bool:
-    """Return whether training could have produced this count or sum; None stands for a number that is not finite."""
+    """Return whether training could have produced this count or sum; None represents a number that is not finite."""
     return value is None or abs(value) <= MAX_NUMBER
 
 

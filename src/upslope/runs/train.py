@@ -244,7 +244,7 @@ def resume_once(
             return Run(directory.path, config, tuple(config.seed_list()), np.asarray(mean_of(point.progress, 0)))
         lines = [f"resuming {directory.path} at step {point.step:,} of {config.steps:,}", *notes]
         if aside := directory.set_aside_evaluations(directory.evaluations_at(point.step)):
-            lines.append(f"its stored evaluation is of the agent at step {point.step:,}, and is kept as {aside.name}")
+            lines.append(f"the evaluation of its agent at step {point.step:,} is kept as {aside.name}")
         if point.is_followed and session.on_iteration is None:
             lines.append(
                 "on_iteration was passed before but not this time, so no function is called between iterations"
@@ -328,10 +328,10 @@ def lines_of_evaluations(directory: RunDirectory) -> list[str]:
         steps = load_arrays(directory.last, "checkpoint")[1]["steps"]
         aside = directory.set_aside_evaluations(directory.path / f"evaluation-up-to-step-{max(steps)}.csv")
     except (UpslopeError, OSError) as error:
-        return [f"evaluation.csv is about earlier agents, and could not be renamed: {brief(error)}"]
+        return [f"evaluation.csv contains results of earlier agents, but could not be renamed: {brief(error)}"]
     if aside is None:
         return []
-    return [f"evaluations made during training are about earlier agents and do not count: kept as {aside.name}"]
+    return [f"evaluations made during training used earlier agents and do not count: kept as {aside.name}"]
 
 
 def tracking_of(directory: RunDirectory, session: Session) -> Tracking:

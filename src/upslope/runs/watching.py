@@ -24,7 +24,7 @@ SILENT_SECONDS, LONGER = 60.0, 10.0
 """A run is assumed to have stopped if no row has appeared for this many seconds and for this many times its longest
 pause so far."""
 MOMENT = 5.0
-"""Maximum seconds between the last row of a run and the end of its process."""
+"""Maximum time in seconds between the last row of a run and the end of its process."""
 FIRST_SECONDS = 600.0
 """Maximum seconds until the first rows appear, including compilation."""
 NOT_SHOWN = (PREFIX, "time/", "episode/")

@@ -110,7 +110,7 @@ class TrackerProcess:
         return self.process.poll() is not None and not self.listener.is_alive() and self.words.empty()
 
     def failure(self, why: str) -> str:
-        """Return the message that tracking failed, and note that the user has been told."""
+        """Return the message that tracking failed, and record that the user has been told."""
         self.is_told = True
         return f"{self.name} failed: {why}. The run is not affected. Send the rest later: {self.command}"
 
