@@ -305,11 +305,11 @@ def words(score: dict[str, Any] | None) -> str:
 HEADER = """# How well it learns
 
 `python benchmarks/learning.py` stores its results in `benchmarks/results/learning/`, and `python benchmarks/learning.py
---table` writes this page from them. Scores are means over seeds, and ± is half the width of the 95 % Student-t
-interval. *Training* is the mean return of the last 100 training episodes, with the exploring policy. *Stochastic* and
-*deterministic* are means over 20 fresh episodes per seed (100 for recorded data) with the last checkpoint. Published
-scores often come from one agent, another version of the environment, or the best point of training, so treat them as a
-rough guide.
+--table` writes this page from them. Scores are means over seeds, and the number after ± is half the width of the 95 %
+Student-t interval. *Training* is the mean return of the last 100 training episodes, in which the policy explores.
+*Stochastic* and *deterministic* are means over 20 fresh episodes per seed (100 for recorded data) with the last
+checkpoint. Published scores often come from a single agent, another version of the environment, or the best point in
+training, so treat them as a rough guide.
 
 | case | environment | rung | steps | seeds | training | stochastic | deterministic | goal | published |
 |---|---|---|---|---|---|---|---|---|---|"""
@@ -319,8 +319,8 @@ EVERY_SEED = """## Every seed
 `python benchmarks/cartpole_seeds.py` trains a hundred seeds with CartPole's preset and stores the results in
 `benchmarks/results/cartpole_seeds.json`. The last checkpoint of each seed is evaluated in 100 fresh episodes per mode.
 The preset was tuned on seeds 0 to 99 of the compiled version and evaluated once, on seeds 1000 to 1099. A seed counts
-as solved if its mean return is 475 or more. The seconds were measured on two busy cores, so they say little about
-speed. A row with fewer than a hundred seeds is unfinished.
+as solved if its mean return is 475 or more. The times were measured on two busy cores, so they say little about speed.
+A row with fewer than a hundred seeds is incomplete.
 
 | environment, seeds, Python | s per seed | stochastic: solved | mean | lowest | deterministic: solved | mean | lowest |
 |---|---|---|---|---|---|---|---|
@@ -329,11 +329,10 @@ speed. A row with fewer than a hundred seeds is unfinished.
 Tuning showed how a policy that has solved CartPole can get worse again (this happened to one seed in sixty with these
 settings but γ = 0.99 and 100,000 steps). Once every return is 500, the critic predicts a constant, and the advantages
 are only its rounding errors. After standardisation they move the policy at random, until the cart drifts off at a time
-when the learning rate is too small for the policy to recover. The preset therefore has batches eight times as large as
+when the learning rate is too small for the policy to recover. The preset therefore uses batches eight times as large as
 the zoo's (`--preset zoo`) and a budget that ends soon after the slowest seed has learned. The last 100 training
-episodes, whose mean `train` shows, begin before that point, so a seed that evaluates at 500 may show 460.
-"""
-TABULAR = """## Tabular environments
+episodes, whose mean return `train` shows, begin before that point, so `train` may show 460 for a seed that scores 500
+in evaluation. """ TABULAR = """## Tabular environments
 
 `python benchmarks/tabular.py` trains 500,000 steps per seed, without action masks, and stores the results in
 `benchmarks/results/tabular.json`. The table shows the expected return of each seed's last policy, computed exactly from
@@ -356,18 +355,17 @@ defaults.
 """
 MUJOCO = """## MuJoCo: which settings
 
-The preset `paper` holds the PPO paper's settings for its seven tasks. The preset `zoo` holds rl-baselines3-zoo's tuned
-settings for HalfCheetah, Hopper, Swimmer and Walker2d, and is the only preset for Ant. The zoo's published scores, at
-1M steps on version 3 with one deterministic agent each, are HalfCheetah 5,819, Hopper 2,410, Swimmer 282, Walker2d
-3,479 and Ant 1,327. The default for each task is the preset that scores higher here. For HalfCheetah and Swimmer it is
-`zoo`. HalfCheetah comes close to its published score but takes longer to train, since `zoo` has wide networks and many
-epochs; Swimmer exceeds its published score (for the paper's settings, see [the lab's table](lab.md)). For Hopper and
-Walker2d the default is `paper`. On Hopper, `zoo` falls far short of its published score. On Walker2d it comes close,
-but its last training episodes earn less than with the paper's settings, 2,745 on average against 3,531 in [the lab's
-table](lab.md). Ant, whose settings are the library's defaults and were never tuned, stays far below its published
-score. The published task has neither the contact forces in version 5's observations nor their cost. `python
-benchmarks/learning.py ant_zoo --folder DIR` measures one case, and continues an interrupted measurement.
-"""
+The preset `paper` contains the PPO paper's settings for its seven tasks. The preset `zoo` contains rl-baselines3-zoo's
+tuned settings for HalfCheetah, Hopper, Swimmer and Walker2d, and is the only preset for Ant. The zoo's published
+scores, at 1M steps on version 3 with one deterministic agent each, are HalfCheetah 5,819, Hopper 2,410, Swimmer 282,
+Walker2d 3,479 and Ant 1,327. The default for each task is the preset that scores higher here. For HalfCheetah and
+Swimmer it is `zoo`. HalfCheetah comes close to its published score but takes longer to train, since `zoo` has wide
+networks and many epochs; Swimmer exceeds its published score (for the paper's settings, see [the lab's table](lab.md)).
+For Hopper and Walker2d the default is `paper`. On Hopper, `zoo` falls far short of its published score. On Walker2d it
+comes close, but its last training episodes earn less than with the paper's settings, 2,745 on average against 3,531 in
+[the lab's table](lab.md). Ant, whose settings are the library's defaults and were never tuned, stays far below its
+published score. The published task has neither the contact forces in version 5's observations nor their cost. `python
+benchmarks/learning.py ant_zoo --folder DIR` measures one case, and continues an interrupted measurement. """
 
 
 def main() -> None:
