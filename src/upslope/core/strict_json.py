@@ -9,11 +9,11 @@ MAX_DEPTH = 100
 
 
 def parse_json(text: str, max_depth: int = MAX_DEPTH, *, is_large: bool = False) -> Any:
-    """Parse JSON text. If `is_large`, repeated names are not detected, since looking for them takes time.
+    """Parse JSON text. If `is_large`, repeated names are not detected, because checking for them takes time.
 
     Raises:
         ValueError: the text is not strict JSON, which has no NaN or Infinity; it is nested too deeply; or an object
-            contains a name twice, so that different parsers would read different values.
+            contains a name twice, in which case different parsers would read different values.
     """
 
     def refuse(name: str) -> Any:

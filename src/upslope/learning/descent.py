@@ -28,7 +28,7 @@ units."""
 
 @runtime_checkable
 class Units(Protocol):
-    """B units from which minibatches are drawn, e.g. a `Batch`. They are a pytree of arrays [B, …] with the two properties
+    """B units from which minibatches are drawn, e.g. a `Batch`: a pytree of arrays [B, …] with the two properties
     below."""
 
     @property

@@ -53,7 +53,8 @@ def saturation(units: Float[Array, "B K"], activation: str, valid: Bool[Array, "
 
 
 def row_sums(x: Shaped[Array, "K B"]) -> Float[Array, "K"]:
-    """The sum of each row. It is a matrix product, which is several times faster and rounds the same in every program."""
+    """The sum of each row, computed as a matrix product. This is several times faster and rounds the same in every
+    program."""
     return jax.lax.optimization_barrier(x.astype(jnp.float32)) @ jnp.ones(x.shape[1])
 
 

@@ -86,7 +86,7 @@ class Update:
         return self.target_kl is not None or self.min_effective_sample_size is not None
 
     def has_gone_too_far(self, distance: "Distance") -> Bool[Array, ""]:
-        """Whether the policy has moved so far from the old one that the batch no longer tells enough about it."""
+        """Whether the policy has moved too far from the old one for the batch to remain informative."""
         too_far = jnp.bool_(False)
         if self.target_kl is not None:
             too_far |= distance.kl > self.target_kl

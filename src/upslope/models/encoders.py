@@ -1,4 +1,4 @@
-"""Observation encoders: from an environment's arrays to a network's input features.
+"""Observation encoders, which convert an environment's arrays to a network's input features.
 
 An `ObservationEncoder` is a small hashable record. It is stored in config.json, so that a saved agent can be rebuilt
 without its environment. To support another kind of space, add a record here and to `ENCODERS`.
@@ -110,8 +110,8 @@ class BoxEncoder(FlatEncoder):
 
 
 PICTURE, BOARD = 255.0, 16
-"""The largest value in a picture, and the largest side of a board, which is also the largest number in a board with
-longer sides."""
+"""The largest value in a picture, and the longest side of a board. The latter is also the largest number in a board
+with longer sides."""
 
 
 @dataclass(frozen=True)
