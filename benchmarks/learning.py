@@ -326,13 +326,15 @@ A row with fewer than a hundred seeds is incomplete.
 |---|---|---|---|---|---|---|---|
 %s
 
-Tuning showed how a policy that has solved CartPole can get worse again (this happened to one seed in sixty with these
-settings but γ = 0.99 and 100,000 steps). Once every return is 500, the critic predicts a constant, and the advantages
-are only its rounding errors. After standardisation they move the policy at random, until the cart drifts off at a time
-when the learning rate is too small for the policy to recover. The preset therefore uses batches eight times as large as
-the zoo's (`--preset zoo`) and a budget that ends soon after the slowest seed has learned. The last 100 training
-episodes, whose mean return `train` shows, begin before that point, so `train` may show 460 for a seed that scores 500
-in evaluation. """ TABULAR = """## Tabular environments
+Tuning showed how a policy that has solved CartPole can get worse again. (This happened to one seed in sixty, with the
+same settings except γ = 0.99 and 100,000 steps.) Once every return is 500, the critic predicts a constant, and the
+advantages consist only of its rounding errors. After standardisation, these errors move the policy at random until the
+cart drifts off. By then, the learning rate is too small for the policy to recover. The preset therefore uses batches
+eight times as large as the zoo's (`--preset zoo`) and a budget that ends soon after the slowest seed has learned. The
+last 100 training episodes, whose mean return `train` shows, begin before that point, so `train` may show 460 for a seed
+that scores 500 in evaluation.
+"""
+TABULAR = """## Tabular environments
 
 `python benchmarks/tabular.py` trains 500,000 steps per seed, without action masks, and stores the results in
 `benchmarks/results/tabular.json`. The table shows the expected return of each seed's last policy, computed exactly from
@@ -346,12 +348,12 @@ FrozenLake has no preset.
 %s
 
 These results required three changes to the default settings, which are the same for Taxi and CliffWalking. First, the
-learning rate is 0.01 instead of 0.00025, since a weight of the first layer changes only when its state is visited.
-Second, the entropy coefficient is 0.1 instead of 0.01: nearly every pickup and drop-off costs 10, and a policy that
-avoids them too soon never tries them where they are right. Third, batches have 2,048 steps from 32 environments instead
-of 1,024 steps from 8. These settings are a good starting point for other environments whose observation is a single
-number: `--learning-rate 0.01 --entropy-coefficient 0.1 --num-envs 32 --rollout-steps 64`. FrozenLake keeps the
-defaults.
+learning rate is 0.01 instead of 0.00025, since a weight in the first layer changes only when its state is visited.
+Second, the entropy coefficient is 0.1 instead of 0.01: early in training, nearly every pickup and drop-off costs 10,
+and a policy that starts to avoid them too soon never tries them where they are right. Third, batches have 2,048 steps
+from 32 environments instead of 1,024 steps from 8. These settings are a good starting point for other environments
+whose observation is a single number: `--learning-rate 0.01 --entropy-coefficient 0.1 --num-envs 32 --rollout-steps 64`.
+FrozenLake keeps the defaults.
 """
 MUJOCO = """## MuJoCo: which settings
 
@@ -359,13 +361,15 @@ The preset `paper` contains the PPO paper's settings for its seven tasks. The pr
 tuned settings for HalfCheetah, Hopper, Swimmer and Walker2d, and is the only preset for Ant. The zoo's published
 scores, at 1M steps on version 3 with one deterministic agent each, are HalfCheetah 5,819, Hopper 2,410, Swimmer 282,
 Walker2d 3,479 and Ant 1,327. The default for each task is the preset that scores higher here. For HalfCheetah and
-Swimmer it is `zoo`. HalfCheetah comes close to its published score but takes longer to train, since `zoo` has wide
-networks and many epochs; Swimmer exceeds its published score (for the paper's settings, see [the lab's table](lab.md)).
-For Hopper and Walker2d the default is `paper`. On Hopper, `zoo` falls far short of its published score. On Walker2d it
-comes close, but its last training episodes earn less than with the paper's settings, 2,745 on average against 3,531 in
-[the lab's table](lab.md). Ant, whose settings are the library's defaults and were never tuned, stays far below its
-published score. The published task has neither the contact forces in version 5's observations nor their cost. `python
-benchmarks/learning.py ant_zoo --folder DIR` measures one case, and continues an interrupted measurement. """
+Swimmer, it is `zoo`. On HalfCheetah, `zoo` comes close to its published score but takes longer to train, since it has
+wide networks and many epochs. On Swimmer, it exceeds its published score (for the scores of the paper's settings, see
+[the lab's table](lab.md)). For Hopper and Walker2d, the default is `paper`. On Hopper, `zoo` falls far short of its
+published score. On Walker2d, it comes close, but the mean return of its last training episodes is lower than with the
+paper's settings: 2,745, compared with 3,531 in [the lab's table](lab.md). On Ant, where the zoo uses its library's
+defaults without tuning, the score stays far below the published one. The published task has neither the contact forces
+in version 5's observations nor their cost. `python benchmarks/learning.py ant_zoo --folder DIR` measures a single case,
+and continues an interrupted measurement.
+"""
 
 
 def main() -> None:
