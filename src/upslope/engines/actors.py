@@ -218,7 +218,7 @@ class Actor:
         self.answered = 0
         """The number of the last request that was answered."""
         self.outbox = Outbox()
-        gc.unfreeze()  # so that the previous environments can be collected
+        gc.unfreeze()  # allow the previous environments to be collected
         self.server = import_module(session[1]).Server()
         self.heartbeat = Heartbeat(self.server, self.outbox.put)
         self.server.notices = Notices(self.heartbeat.notice)

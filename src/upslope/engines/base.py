@@ -67,7 +67,7 @@ class Resources:
 
 
 def resources_of(workers: int | None, cluster: str | Placement | None = None) -> Resources:
-    """Return the resources for these arguments; a cluster may be given by its address."""
+    """Return the resources for the arguments; a cluster may be given by its address."""
     return Resources(workers, Placement(cluster) if isinstance(cluster, str) else cluster)
 
 
@@ -92,10 +92,10 @@ class Chunk:
 
 
 def chunk_length(task: Task, chunks: int, most_steps: float | int = math.inf) -> int:
-    """Return the number of iterations in a chunk, so that a run has about this many chunks of at most `most_steps`
+    """Return the number of iterations in a chunk. A run then has about `chunks` chunks, each of at most `most_steps`
     steps per seed.
 
-    It depends only on the task, since the best agent is determined between chunks."""
+    The number depends only on the task, since the best agent is determined between chunks."""
     length = (task.max_episode_steps or 1) if task.estimator.whole_episodes else task.rollout_steps
     return max(1, int(min(task.steps // chunks, most_steps)) // (task.num_envs * length))
 
@@ -114,7 +114,7 @@ class Engine(Protocol):
 
     @property
     def hangs(self) -> bool:
-        """Whether `advance` is stuck in an environment of this process, so that an interrupt may abort it
+        """Whether `advance` is stuck in an environment of this process. If so, an interrupt may abort it
         immediately."""
         ...
 
@@ -163,7 +163,7 @@ def not_finite(chunk: Chunk) -> np.ndarray:
     """Return the rows [S] whose agent has non-finite numbers after the last iteration in which it was updated."""
     moved = chunk.steps > chunk.before
     if not chunk.metrics:
-        return np.asarray(moved.any(axis=1))  # no update followed these steps
+        return np.asarray(moved.any(axis=1))  # no update followed the steps
     last = moved.shape[1] - 1 - np.argmax(moved[:, ::-1], axis=1)
     after = chunk.metrics["policy/loss"] + chunk.metrics["policy/kl"]  # the KL is computed with the new parameters
     return np.asarray(moved.any(axis=1) & ~np.isfinite(after[np.arange(len(after)), last]))

@@ -189,7 +189,7 @@ class BatchedColumns:
         self.enter(number, rows, observation, info)
 
     def enter(self, number: int, rows: np.ndarray, observation: Any, info: Any) -> None:
-        """Store the first observations of new episodes in these rows."""
+        """Store the first observations of new episodes in the given rows."""
         first = number * self.shape[1]
         self.is_over[rows] = False
         for row in rows.tolist():

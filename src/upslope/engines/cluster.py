@@ -276,7 +276,7 @@ def is_module(path: Path) -> bool:
 
 
 def fits(resources: dict[str, float], cpus: float, gpus: float) -> int:
-    """Return the number of workers that fit into these resources."""
+    """Return the number of workers that fit into the given resources."""
     counts = [int(resources.get("CPU", 0.0) // cpus)] if cpus else []
     return min([*counts, *([int(resources.get("GPU", 0.0) // gpus)] if gpus else [])])
 

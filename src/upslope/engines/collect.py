@@ -122,7 +122,7 @@ class HostRollout:
         return host_rollout(fields)
 
     def stacked(self, steps: list[Any]) -> Any:
-        """Stack the steps of a field, array by array. The list is emptied, so that large observations are not held in
+        """Stack the steps of a field, array by array. The list is emptied so that large observations are not held in
         memory twice."""
         if isinstance(steps[0], np.ndarray):  # the common case, which avoids the cost of a tree traversal
             return self.in_one(steps)
@@ -148,7 +148,7 @@ NOTHING = np.zeros(0)
 
 
 def size_of_one(flat: Any) -> int:
-    """Return the size in bytes of one of the observations [S·N, …]."""
+    """Return the size in bytes of a single observation, given the observations [S·N, …]."""
     return sum(x.nbytes // max(len(x), 1) for x in jax.tree.leaves(flat))
 
 
@@ -337,8 +337,8 @@ def noise_at(agent: Any, policy: Any, key: jax.Array, t: Any) -> jax.Array:
 
 
 def draw_noise(agents: Any, observation: Any, ahead: int, keys: jax.Array, t: Any) -> jax.Array:
-    """Draw the noise of the actions at t, t + 1, …, [ahead, S, N, …], for agents and observations of these shapes and
-    keys with these data."""
+    """Draw the noise of the actions at t, t + 1, …, [ahead, S, N, …], for agents and observations of the given shapes
+    and keys with the given data."""
     like = jax.tree.map(
         lambda x: jax.numpy.zeros(x.shape, jax.dtypes.canonicalize_dtype(x.dtype)), (agents, observation)
     )
@@ -445,7 +445,7 @@ End = tuple[int, int, int, float, int, tuple[float, ...]]
 
 
 def ended(columns: Steppable, t: int, rows: np.ndarray) -> list[End]:
-    """Describe the episodes that end in these rows at step t."""
+    """Describe the episodes that end in the given rows at step t."""
     places = [(columns.episodes[row], *divmod(row, columns.shape[1])) for row in rows.tolist()]
     return [(seed, t, column, e.episode_return, e.length, e.info) for e, seed, column in places]
 

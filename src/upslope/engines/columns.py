@@ -417,7 +417,7 @@ def split_snapshot(snapshot: dict[str, np.ndarray], num_seeds: Sequence[int]) ->
 
 
 def part_of(snapshot: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Extract the snapshot of the environments in these rows [s, n]."""
+    """Extract the snapshot of the environments in the given rows [s, n]."""
     actions = actions_of(snapshot)
     part = {name: snapshot[name][rows.ravel()] for name in OF_ROWS if name in snapshot}
     part |= {name: snapshot[name] for name in OF_ALL if name in snapshot}

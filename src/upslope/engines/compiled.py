@@ -49,7 +49,7 @@ from upslope.models.products import operands_in
 CHUNKS = 100
 """Training in a compiled environment runs in about this many chunks; rows are written between them."""
 MAX_CHUNK_STEPS = 1 << 21
-"""Maximum environment steps per seed in a chunk, so that memory does not grow with the budget."""
+"""Maximum number of environment steps per seed in a chunk, which keeps memory from growing with the budget."""
 ACCELERATOR_ITERATIONS, ACCELERATOR_CHUNKS = 8, 10
 """On an accelerator, an iteration may take less time than the host needs between two chunks, so a chunk there has at
 least the first number of iterations. The exception is a run that would then have fewer chunks than the second

@@ -282,13 +282,13 @@ def begun_afresh(task: Task, state: TrainState, rows: Sequence[int]) -> TrainSta
 
 @cache
 def keys_of(iterations: int) -> Callable[..., Any]:
-    """Return the program that computes the keys of this many iterations. All runs in a process share it."""
+    """Return the program that computes the keys for the given number of iterations. All runs in a process share it."""
     return jax.jit(over_seeds(partial(keys_ahead, count=iterations)))
 
 
 @cache
 def split_into(num_seeds: int) -> Callable[[Flat], list[Flat]]:
-    """Return the program that splits the arrays of this many seeds. All runs in a process share it."""
+    """Return the program that splits the arrays of the given number of seeds. All runs in a process share it."""
     return jax.jit(partial(split, num_seeds))
 
 

@@ -188,7 +188,7 @@ class PipeChannel:
         return self.process.returncode >= 0, messages
 
     def read_into(self, messages: list[Message], seconds: float) -> None:
-        """Read messages until none comes for this many seconds."""
+        """Read messages until none arrives for the given number of seconds."""
         try:
             while True:
                 messages.append(self.answers.read(seconds))

@@ -64,7 +64,7 @@ def aligned(size: int) -> int:
 
 
 def memory_size(shapes: Shapes) -> int:
-    """Return the size in bytes of the memory for these arrays."""
+    """Return the size in bytes of the memory that the arrays need."""
     return 2 * ALIGNMENT + sum(aligned(math.prod(shape) * np.dtype(kind).itemsize) for _, shape, kind in shapes)
 
 
@@ -89,7 +89,7 @@ class SharedSteps:
             worker.answer(say)
 
     def ask(self, action: np.ndarray) -> None:
-        """Request a step of all the worker's environments with these actions."""
+        """Request a step of all the worker's environments with the given actions."""
         memory = self.memory
         memory.arrays["action"][:] = action
         self.count += 1

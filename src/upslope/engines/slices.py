@@ -1,9 +1,9 @@
 """Step slow Gymnasium environments in worker processes, each of which steps a slice of every seed's environments.
 
 If a step takes a millisecond, passing observations between processes costs little in comparison, and even a single seed
-uses every core. If a step takes less, the main process steps the first slice itself, so that it does not need to be
-woken. Acting and learning stay in the main process, and every episode has its own reset seed, so a run is bitwise
-identical for any number of slices.
+uses every core. If a step takes less, the main process steps the first slice itself, so it never has to be woken up.
+Acting and learning stay in the main process, and every episode has its own reset seed, so a run is bitwise identical
+for any number of slices.
 """
 
 from collections.abc import Callable, Sequence
@@ -254,7 +254,7 @@ class SlicedColumns:
         self.call_all("call", [(name, arguments)] * len(self.workers))
 
     def allow(self, rows: np.ndarray | int, mask: np.ndarray | None) -> None:
-        """Store the currently allowed choices of these rows."""
+        """Store the currently allowed choices of the given rows."""
         if self.mask is not None:
             self.mask[rows] = mask
 
@@ -388,7 +388,7 @@ class Server:
         return jax.tree.map(lambda x: x[rows], (self.columns.flat, self.columns.mask))
 
     def step(self, rows: list[int], action: np.ndarray, begins: bool = False) -> dict[str, np.ndarray]:
-        """Step these rows, and return reward, terminated, truncated, successors, allowed choices, and the return,
+        """Step the given rows, and return reward, terminated, truncated, successors, allowed choices, and the return,
         length and numbers from info of the episodes that ended.
 
         With `begins`, the next episodes begin, and their first observations and allowed choices are returned too."""

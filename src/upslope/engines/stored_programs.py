@@ -1,4 +1,4 @@
-"""Store programs between runs, so that later runs do not need to trace and lower them.
+"""Store programs between runs, so later runs do not need to trace and lower them.
 
 JAX's own cache stores the output of XLA, but uses the lowered program as the key. Tracing and lowering take longer than
 everything else that a short run does before its first step. This module stores the lowered program as serialized by

@@ -40,7 +40,7 @@ class TrialsEngine(ProgramEngine):
         self.family, self.trial_seeds, self.slots, self.inputs = family, list(seeds), slots, Inputs()
         num_devices = len(jax.local_devices())
         self.num_rows = -(-slots * len(seeds) // num_devices) * num_devices
-        # Consecutive trials use different devices, so that a few trials keep all devices busy.
+        # Consecutive trials use different devices, so a few trials are enough to keep all devices busy.
         self.order = np.arange(self.num_rows).reshape(num_devices, -1).T.ravel()
         super().__init__(family.first, range(self.num_rows), iterations)
         self.begin = jax.jit(self.begin_one, compiler_options=QUICK)
@@ -97,7 +97,7 @@ class TrialsEngine(ProgramEngine):
         self.rows_now = self.put(self.rows_now, new, self.places(slot))
 
     def stop(self, slot: int) -> None:
-        """Mark the budget of the trial in a slot as spent, so that its rows cost nothing."""
+        """Mark the budget of the trial in a slot as spent, so its rows cost nothing."""
         assert self.rows_now is not None
         state = self.rows_now.state
         spent = state.steps.at[self.places(slot)].set(np.uint32(self.task.steps))

@@ -350,7 +350,8 @@ def check_contents(archive: zipfile.ZipFile) -> None:
 
 
 def unpack(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path) -> None:
-    """Extract an entry into a folder. Its name must have been checked, so that it cannot point outside the folder."""
+    """Extract an entry into a folder. Its name must have been checked first, since it could otherwise point outside the
+    folder."""
     path = folder.joinpath(*PurePosixPath(entry.filename).parts)
     path.parent.mkdir(parents=True, exist_ok=True)
     with archive.open(entry) as source, path.open("xb") as file:

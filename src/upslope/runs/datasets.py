@@ -183,7 +183,7 @@ def as_rollout(arrays: dict[str, np.ndarray], encoder: ObservationEncoder) -> Ro
 def check_dataset(
     path: str | Path, arrays: dict[str, np.ndarray], meta: dict[str, Any], encoder: ObservationEncoder, head: ActionHead
 ) -> None:
-    """Raise an error if this is not a valid dataset for these spaces."""
+    """Raise an error if this is not a valid dataset for the spaces."""
 
     def refuse(reason: str) -> UpslopeError:
         return UpslopeError(f"{path} cannot be learned from: {reason}.")

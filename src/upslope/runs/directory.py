@@ -8,7 +8,7 @@
     tracking/          what was sent to experiment trackers, if any
 
 Rows are appended, and each checkpoint records the sizes of the files. Resuming truncates the files to those sizes, so
-that the files of a resumed run equal those of an uninterrupted one.
+the files of a resumed run are identical to those of an uninterrupted one.
 """
 
 import json
@@ -271,7 +271,7 @@ class RunDirectory:
         return read_csv(path, columns, text) if path.exists() else np.zeros(0, csv_type(columns, text))
 
     def add_evaluation(self, rows: Iterable[Sequence[Any]], place: Callable[[], Path] | None = None) -> Path:
-        """Add all of these evaluation episodes or none, and return the file that holds them.
+        """Add either all of the evaluation episodes or none, and return the file that holds them.
 
         The file is evaluation.csv, or the path that `place` returns; `place` is called while no other process is
         writing.

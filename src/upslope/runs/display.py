@@ -1,7 +1,7 @@
 """Display training progress as a live panel, as plain lines, or not at all.
 
 Training passes a `Snapshot` to `update` after each iteration. `update` only stores it, so training never waits for the
-screen, and the panel is drawn about once a second from the latest snapshot.
+screen. The panel is drawn from the latest snapshot about once a second.
 """
 
 import math

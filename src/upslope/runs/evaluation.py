@@ -1,6 +1,6 @@
 """Evaluate and record trained agents over whole episodes in fresh environments, keeping every return.
 
-Each episode has its own column, so that short episodes are not overrepresented.
+Each episode has its own column, so short episodes are not overrepresented.
 """
 
 import sys
@@ -58,7 +58,7 @@ LIMIT = 10_000
 EVALUATION_SEED = 1_000_003
 """Offset added to a run's seeds, so that evaluation episodes differ from training episodes."""
 RECORDING_SEED = 500_009
-"""Offset for recorded episodes, so that agents trained on recorded episodes are not evaluated on the same ones."""
+"""Offset for recorded episodes. It keeps agents from being evaluated on the episodes on which they were trained."""
 
 
 @pytree
@@ -108,7 +108,7 @@ class GreedyAgent:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Raw episodes of one mode: returns, lengths and termination flags, each [S, E]."""
+    """The episodes of one mode: returns, lengths and termination flags, each [S, E]."""
 
     mode: Mode
     seeds: tuple[int, ...]
@@ -161,13 +161,13 @@ def evaluate(
 ) -> Evaluations:
     """Run every seed's agent for `episodes` fresh episodes in both modes and store the episodes in `evaluation.csv`.
 
-    Returns `{"stochastic": …, "deterministic": …}`. If more episodes than these are already stored, the additional ones
-    are kept. An episode is truncated after `max_episode_steps`, by default the limit of the run or of the environment.
-    If neither has a limit, it is truncated after 10,000 steps, with a notice. A different limit leads to different
-    returns, so such episodes are returned but not stored with the run. `environment` and `model` are needed only if
-    those of the run cannot be found by name, as in `upslope.resume`. As in `upslope.train`, `cluster` determines where
-    workers run; each worker evaluates some of the seeds. `trust` allows the code named by the run's config.json;
-    registered Gymnasium ids, upslope's own environments and runs trained on this machine do not need it.
+    Returns `{"stochastic": …, "deterministic": …}`. If more episodes are already stored, the additional ones are kept.
+    An episode is truncated after `max_episode_steps`, by default the limit of the run or of the environment. If neither
+    has a limit, it is truncated after 10,000 steps, with a notice. A different limit leads to different returns, so
+    such episodes are returned but not stored with the run. `environment` and `model` are needed only if those of the
+    run cannot be found by name, as in `upslope.resume`. As in `upslope.train`, `cluster` determines where workers run;
+    each worker evaluates some of the seeds. `trust` allows the code named by the run's config.json; registered
+    Gymnasium ids, upslope's own environments and runs trained on this machine do not need it.
 
     Raises:
         UpslopeError: there is no such run or checkpoint, or the environment cannot be created or is not trusted.
@@ -205,10 +205,10 @@ def played_steps(meta: Mapping[str, Any], checkpoint: Which) -> Any:
 
 
 def file_of_rows(directory: RunDirectory, checkpoint: Which, steps: Any) -> Path:
-    """Return the file for episodes of the agents at these steps.
+    """Return the file that stores the episodes of agents with the given numbers of steps.
 
-    It is evaluation.csv only if the checkpoint still contains these agents, since training may have replaced it in the
-    meantime."""
+    This is evaluation.csv only if the checkpoint still contains the same agents, since training may have replaced it in
+    the meantime."""
     path = directory.last if checkpoint == "last" else directory.best
     if played_steps(load_arrays(path, "checkpoint")[1], checkpoint) == steps:
         return directory.evaluation_path
@@ -281,7 +281,7 @@ def evaluate_seeds(
     offset: int,
     notices: Notices | None = None,
 ) -> tuple[Evaluation, int]:
-    """Evaluate these seeds in one mode. Also return how many of the episodes were cut short."""
+    """Evaluate the seeds in one mode. Also return how many of the episodes were cut short."""
     infos: list[np.ndarray] = []
     # The images of all steps of all episodes would not fit into memory.
     seen = dict.fromkeys(("observation", "next_observation", "action", "behaviour_log_prob", "action_mask"))

@@ -53,8 +53,8 @@ class Following:
     def call(self, name: str, *arguments: Any) -> None:
         """Call a method of every environment at its next reset, e.g. to make its episodes harder.
 
-        Calls are stored in the checkpoint, so that a resumed run repeats them. Arguments can be numbers, text, and
-        lists and dictionaries of these. A tuple is passed on as a list.
+        Calls are stored in the checkpoint, so a resumed run repeats them. Arguments can be numbers, text, and
+        lists and dictionaries that contain them. A tuple is passed on as a list.
 
         Raises:
             UpslopeError: the environments have no such method, their methods cannot be called because they are compiled

@@ -59,7 +59,7 @@ def parsed_rows(path: Path, lines: list[str], seeds: Container[int]) -> list[dic
     """Parse lines of metrics.jsonl.
 
     Raises:
-        UpslopeError: a row is not a JSON object with one of these seeds and a step.
+        UpslopeError: a row is not a JSON object with a step and one of the given seeds.
     """
     try:
         rows = [parse_json(line, is_large=True) for line in lines]

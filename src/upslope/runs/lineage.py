@@ -216,7 +216,7 @@ def different_spaces(source: Source, config: Config, task: Task) -> list[str]:
 
 
 def different_settings(source: Source, config: Config, names: Iterable[str]) -> list[str]:
-    """Describe which of these settings differ from those of the source."""
+    """Describe which of the named settings differ from those of the source."""
     both = {name: (getattr(source.config, name), getattr(config, name)) for name in names}
     return [f"{flag_of(name)} was {old}, and is now {new}" for name, (old, new) in both.items() if old != new]
 

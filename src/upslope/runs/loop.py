@@ -1,7 +1,7 @@
 """The outer training loop: advance, write, display and save, and stop cleanly on a signal or an error.
 
 Apart from the time columns, everything written here depends only on the config and the seeds, so the files of a resumed
-run equal those of an uninterrupted one.
+run are identical to those of an uninterrupted one.
 """
 
 import math
@@ -187,7 +187,7 @@ class Loop:
     def follow(self, state: TrainState, chunk: Chunk, progress: Progress) -> bool:
         """Call the user's function and return whether it asked to stop. If it raises an exception, save the run first.
 
-        It is called before a checkpoint is written, so that the checkpoint includes its effects.
+        The function is called before a checkpoint is written, so the checkpoint includes its effects.
         """
         assert self.on_iteration is not None
         steps, returns = chunk.steps[:, -1].copy(), np.asarray(mean_of(progress, 0))
@@ -233,7 +233,7 @@ class Loop:
         return reached
 
     def stop_seeds(self, state: TrainState, progress: Progress, stopping: np.ndarray) -> TrainState:
-        """Return a state in which these seeds [S] have no budget left, so that no engine changes them any more."""
+        """Return a state in which the stopping seeds [S] have no budget left, so no engine changes them any more."""
         if not stopping.any():
             return state
         for s in np.flatnonzero(stopping).tolist():

@@ -355,5 +355,5 @@ def check_scores(path: Path, meta: dict[str, Any], seeds: int) -> None:
 
 
 def is_list(value: Any, kinds: tuple[type, ...], length: int) -> bool:
-    """Return whether the value is a list of `length` values of these types; a bool is not a number."""
+    """Return whether the value is a list of `length` values of the given types. A bool does not count as a number."""
     return isinstance(value, list) and len(value) == length and all(type(x) in kinds for x in value)

@@ -370,7 +370,8 @@ def step(plan: Plan, prefix: str) -> Iterator[str]:
 
 
 def head(made: Head, field: dict[str, str], prefix: str, *, has_mask: bool) -> Iterator[str]:
-    """Yield the code that converts the outputs of a part to its action and stores it in these fields of the result."""
+    """Yield the code that converts the outputs of a part to its action and stores it in the given fields of the
+    result."""
     if isinstance(made, Gaussian):
         yield from gaussian(made, field, prefix)
         return

@@ -279,7 +279,7 @@ class GraphWriter:
         return self.ops("Split", x, outputs=[self.fresh() for _ in range(count)], axis=1)
 
     def split(self, x: str, sizes: Sequence[int]) -> Sequence[str]:
-        """Split the last axis into parts of these sizes."""
+        """Split the last axis into parts of the given sizes."""
         return self.ops("Split", x, self.constant(sizes, np.int64), outputs=[self.fresh() for _ in sizes], axis=1)
 
     def heads(self, x: str, plan: Plan) -> None:

@@ -1,7 +1,7 @@
 """Convert a trained agent to a plan of what its policy computes: the only code that depends on how networks are built.
 
-Anything unknown is refused by name, so that no part of a policy is silently omitted. This covers unknown classes, and
-fields that were added to known classes and do not have their default values.
+Anything unknown is refused with an error that names it, so no part of a policy is silently omitted. This covers unknown
+classes, and fields that were added to known classes and do not have their default values.
 """
 
 from collections.abc import Collection, Iterator, Sequence
