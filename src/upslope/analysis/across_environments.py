@@ -1,6 +1,6 @@
 """Statistics of normalised scores over several environments: each environment is a stratum with its own seeds.
 
-Seeds of one environment differ by chance, whereas environments differ systematically, so only the spread within an
+Seeds in one environment differ by chance, whereas environments differ systematically, so only the spread within an
 environment counts as uncertainty. The intervals hold for these environments and say nothing about others.
 """
 

@@ -97,7 +97,8 @@ class Profile:
     """The share of seeds above each τ, averaged over environments [K]."""
     low: np.ndarray
     high: np.ndarray
-    """The upper end of the pointwise interval [K]; `low` is the lower end. nan where a group has one seed."""
+    """The upper end of the pointwise interval [K]; `low` is the lower end. Both are nan if a group has only one
+    seed."""
 
     def share_above(self, threshold: float) -> float:
         """The share at the largest of `thresholds` that does not exceed the given one; 1 if they all exceed it; nan if

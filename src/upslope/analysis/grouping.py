@@ -1,4 +1,4 @@
-"""Groups of runs that differ only in their seeds, and the warnings that a reader needs."""
+"""Group runs that differ only in their seeds, and collect the warnings that a reader needs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -42,8 +42,8 @@ interval would be too narrow, as `benchmarks/off_policy.py` shows."""
 MOST_UNSEEN = 0.05
 """Q is fitted only if the probability, under π, of actions that were never recorded does not exceed this."""
 FARTHEST, LEAST_SHIFT = 5.0, 0.01
-"""The ratios are rejected if their mean is more than `FARTHEST` standard errors away from 1, and if its deviation from
-1, multiplied by the length of an episode, exceeds `LEAST_SHIFT`."""
+"""The ratios are rejected if their mean is more than `FARTHEST` standard errors away from 1 and its deviation from 1,
+multiplied by the length of an episode, exceeds `LEAST_SHIFT`."""
 SETTLED = 0.05
 """Q has not converged if the mean discounted reward per episode that it leaves unexplained exceeds this fraction of the
 standard deviation of the returns by more than the sampling error."""
@@ -76,9 +76,9 @@ def judge(
         data: the recorded episodes: a file written by `upslope.record`, or `minari:NAME`.
         seed: one of the run's seeds; by default the first.
         checkpoint: `last` or `best`.
-        gamma: γ of the value; by default the run's. 1 is the undiscounted return, as reported by `upslope.evaluate`.
-        horizon: count only the first steps of an episode. By default all count, and an episode that was cut off is
-            continued by the fitted Q.
+        gamma: the discount γ; by default the run's. With 1, the return is undiscounted, as in `upslope.evaluate`.
+        horizon: number of steps that count, from the start of each episode. By default all steps count, and the fitted
+            Q estimates what would have followed in an episode that was cut off.
         iterations: number of regressions that fit Q; by default four horizons 1/(1−γ), but at least 200 and at most
             1,000.
         model: the class or factory of a custom model, if it cannot be found by its name.

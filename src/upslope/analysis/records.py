@@ -37,7 +37,7 @@ class Record:
 
     path: Path
     description: dict[str, Any]
-    """config.json: format, created, versions, config, axes, spaces."""
+    """The content of config.json: format, created, versions, config, axes, spaces."""
     config: Config
     seeds: tuple[int, ...]
     """The S seeds, in the run's order."""

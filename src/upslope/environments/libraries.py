@@ -1,4 +1,4 @@
-"""Facts about other JAX environment libraries that are available without importing them.
+"""Facts about other JAX environment libraries, which can be read without importing these libraries.
 
 The code that wraps each library is `sources/<prefix>.py`. This file does not use JAX, so listing names, checking trust
 and writing messages do not need to import it.

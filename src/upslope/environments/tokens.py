@@ -16,8 +16,8 @@ def tokens(digits: int = 2, length: int = 6, prompts: int = 5) -> Tabular:
     tokens without the end token stops there and counts as wrong. The prompt is one of 1 … `prompts`, drawn with equal
     probability; most prompts have correct answers of several lengths. The observation combines the prompt with
     everything written so far: (prompt − 1) · K + prefix. The K prefixes are in tree order, where digit k after prefix i
-    makes the prefix digits · i + k + 1. The largest observation is the end. All sequences can be enumerated: with the
-    defaults there are 127 for each prompt.
+    makes the prefix digits · i + k + 1. The largest observation stands for the end of the episode. All sequences can be
+    enumerated: with the defaults there are 127 for each prompt.
     """
     whole = all(isinstance(x, int) for x in (digits, length, prompts))
     if not (whole and digits >= 1 and 2 <= length <= MAX_STATES and 1 <= prompts <= digits * (length - 1)):

@@ -127,7 +127,8 @@ def single_tick_axis(scores: np.ndarray) -> dict[str, Any]:
 
 
 def score_table(groups: Sequence[Group], titles: dict[str, str], metric: str = "return") -> Table:
-    """Mean, interquartile mean, median, and sample efficiency. The mean comes first, since a phone shows only that."""
+    """Mean, interquartile mean, median, and sample efficiency. The mean comes first, since nothing else fits on a
+    phone's screen."""
     known = [g.efficiency for g in groups if g.efficiency]
     early = [Html(f"{escape(metric)} at<br>{steps:,} steps") for steps in known[0].steps] if known else []
     head = ["", "mean", "IQM", "median", "seeds", Html("budget<br>(steps)"), *early, Html("area /<br>length")]
@@ -161,7 +162,7 @@ def complement(p: Estimate) -> Estimate:
 
 
 def settings_part(records: Sequence[Record], names: Sequence[str]) -> dict[str, Table | None]:
-    """The networks, the settings that differ between the runs, the settings that all share, and the versions."""
+    """The networks, the settings that differ between the runs, the settings that all runs share, and the versions."""
     settings = [r.config.to_json() for r in records]
     keys = list(dict.fromkeys(key for one in settings for key in one))
     differ = [k for k in keys if len({repr(one.get(k)) for one in settings}) > 1]
