@@ -3,9 +3,10 @@
 An actor runs the same `Server` as a process on this machine, and its channel carries the same messages, so the training
 code does not depend on where its workers are.
 
-Every message from a worker has a number, and every call states which numbers the main process has seen. A call whose
-answer was lost in transit can therefore be repeated: the worker does not repeat the work, and resends the messages that
-have not been seen. Messages are pickled, like those sent through pipes, and pass only between the nodes of the cluster.
+Every message from a worker has a number, and every call states the number of the last message that the main process has
+seen. A call whose answer was lost in transit can therefore be repeated: instead of repeating the work, the worker
+resends the messages that have not been seen. Messages are pickled, like those sent through pipes, and pass only between
+the nodes of the cluster.
 """
 
 import gc

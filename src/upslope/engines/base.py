@@ -26,7 +26,8 @@ class Placement:
     """A cluster of machines, and the resources of each worker."""
 
     address: str
-    """The address of a Ray cluster; `auto` uses the cluster running on this machine, or else this machine alone."""
+    """The address of a Ray cluster; `auto` uses the cluster running on this machine or, if there is none, this machine
+    alone."""
     worker_cpus: float | int = 1.0
     worker_gpus: float | int = 0.0
     modules: tuple[Path, ...] = ()

@@ -26,7 +26,8 @@ from upslope.models.encoders import ObservationEncoder
 from upslope.models.head import ActionHead
 
 FIRST = 100
-"""Number of initial observations of each environment that are checked in full, like the first of every episode."""
+"""Number of initial observations of each environment that are checked in full, as is the first observation of every
+episode."""
 EVERY = 16
 """After these observations, only every 16th one is checked in full."""
 FEW_SPACINGS = 4.0

@@ -73,8 +73,8 @@ class Steppable(Protocol):
 class EpisodeEnds(NamedTuple):
     """The finished episodes of a rollout.
 
-    Seed index, step within the rollout, column within the seed, return and length are each [E]; the numbers from info
-    under K keys are [E, K]."""
+    The seed index, step within the rollout, column within the seed, return and length each have shape [E]. The numbers
+    from info under K keys have shape [E, K]."""
 
     seed_index: np.ndarray
     t: np.ndarray
@@ -153,8 +153,8 @@ def size_of_one(flat: Any) -> int:
 
 
 def successors_of(ends: list[EndedRows], newest: Any, shape: tuple[int, int]) -> Successors:
-    """Return the successors [S, K, …] that no next row contains; `newest` are those of the last step. Seeds with fewer
-    than K successors are padded."""
+    """Return the successors [S, K, …] that no next row contains; `newest` holds those of the last step. Seeds with
+    fewer than K successors are padded."""
     num_seeds, num_envs = shape
     rest = np.setdiff1d(np.arange(num_seeds * num_envs), ends[-1].rows)
     at_last = EndedRows(rest, jax.tree.map(lambda x: x[rest], newest))
@@ -191,7 +191,7 @@ class Act:
     def __init__(self) -> None:
         self.step = jax.jit(act_with_memory)
         self.draws: dict[Any, Any] = {}
-        """The programs that draw noise, by number of steps and shapes of observations."""
+        """The programs that draw noise, keyed by the number of steps and the shapes of observations."""
 
     def bind(
         self,
@@ -222,7 +222,7 @@ class Act:
         self, agents: Any, observation: Any, ahead: int, batch: tuple[int, ...] = ()
     ) -> Callable[..., np.ndarray]:
         """Return the program that draws noise from the data of keys [*batch, S, W] and t. Only the shapes of agents and
-        observations matter, so they are not inputs of the program."""
+        observations matter, so their values are not inputs of the program."""
         shapes = (batch, ahead, *(x.shape for x in jax.tree.leaves(observation)))
         if shapes not in self.draws:
             like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (agents, observation))
@@ -248,7 +248,7 @@ class Choose(Protocol):
         ...
 
     def __call__(self, observation: Any, mask: np.ndarray | None, t: int) -> tuple[np.ndarray, np.ndarray]:
-        """observation [S, N, …], allowed choices [S, N, M], t → action [S, N, …], log μ(a|s) [S, N]."""
+        """Map observation [S, N, …], allowed choices [S, N, M] and t to action [S, N, …] and log μ(a|s) [S, N]."""
         ...
 
     def restart(self, rows: np.ndarray) -> None:
@@ -287,8 +287,8 @@ class ActHere:
 
 
 class ActCompiled:
-    """Acts in one compiled call per step, which loops over seeds, since under `vmap` results may depend on the other
-    seeds."""
+    """Acts with one compiled call per step. The call loops over seeds, since with `vmap` a seed's results may depend on
+    the other seeds."""
 
     def __init__(self, act: Act, agents: Any, keys: np.ndarray, memory: Memory):
         self.act, self.agents, self.keys = act, agents, keys
@@ -310,7 +310,8 @@ class ActCompiled:
 
 
 def on_host(agents: Any) -> Any:
-    """Convert agents [S] to NumPy arrays that broadcast over their seed's environments. Layer matrices already do."""
+    """Convert agents [S] to NumPy arrays that broadcast over the environments of their seed. The matrices of layers
+    already do so."""
 
     def meet(path: tuple[Any, ...], x: Any) -> np.ndarray:
         is_statistic = any(getattr(step, "name", None) == "normaliser" for step in path)

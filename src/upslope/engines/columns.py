@@ -40,7 +40,8 @@ from upslope.models.head import ActionHead
 MAX_REPLAY = 100_000
 """Maximum number of actions stored for a running episode. If the episode is longer, a resumed run starts a new one."""
 NOT_RUNNING, TOO_LONG = -2, -1
-"""Values that replace the length in a snapshot if no episode is in progress, or if it is too long to replay."""
+"""Values that replace the length in a snapshot if no episode is in progress, or if the episode is too long to
+replay."""
 
 
 OF_ROWS, OF_ALL = ("episode", "length", "called"), ("calls",)

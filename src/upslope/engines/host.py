@@ -135,8 +135,8 @@ class HostEngine:
         return each, after, Iteration(metrics, steps, before, self.rows(rollout, ends, before, active))
 
     def noise_ahead(self, state: TrainState, keys: np.ndarray) -> Sequence[np.ndarray | None]:
-        """Draw the noise of the actions for all iterations of a chunk, whose keys have the data [S, I, W], if the
-        iterations are short enough."""
+        """If the iterations of a chunk are short enough, draw the noise of the actions for all of them. Their keys have
+        the data [S, I, W]."""
         steps, agents = self.task.rollout_steps, state.learner.agent
         if self.iterations == 1 or steps > AHEAD or not acts_here(agents, state.memory):
             return [None] * self.iterations
@@ -250,7 +250,7 @@ class Iteration(NamedTuple):
 
 
 def in_one(iterations: Sequence[Iteration]) -> Chunk:
-    """Join successive iterations."""
+    """Join successive iterations into a chunk."""
     steps, before = (np.stack([getattr(each, name) for each in iterations], axis=1) for name in ("steps", "before"))
     episodes = [list(chain.from_iterable(rows)) for rows in zip(*(x.episodes for x in iterations), strict=True)]
     return Chunk(unpacked([each.metrics for each in iterations]), steps, before, episodes)
@@ -293,7 +293,7 @@ def split_into(num_seeds: int) -> Callable[[Flat], list[Flat]]:
 
 
 def split(num_seeds: int, leaves: Flat) -> list[Flat]:
-    """Split arrays with a leading axis S into those of each of the S seeds."""
+    """Split arrays with a leading axis S into separate arrays for each of the S seeds."""
     return [[x[s] for x in leaves] for s in range(num_seeds)]
 
 

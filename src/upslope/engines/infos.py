@@ -22,7 +22,8 @@ NOT_NUMBERS = ("action_mask", "final_obs", "final_observation", "final_info", "e
 
 
 class InfoReader:
-    """Reads the numbers under some keys. If there is no number, it returns nan and shows one notice per key."""
+    """Reads the numbers under the given keys. If a key has no number, it returns nan and shows one notice for that
+    key."""
 
     def __init__(self, keys: Sequence[str], name: str, notices: Notices):
         self.keys, self.name, self.notices = keys, name, notices

@@ -30,8 +30,8 @@ from upslope.learning.iteration import Task
 from upslope.models.heads import head_of
 
 STEP_OVERHEAD, CALL_OVERHEAD, JOINED_OVERHEAD = 0.3e-3, 0.5e-3, 0.08e-3
-"""Seconds of overhead per step: for all slices together if they are in processes, for each slice on a cluster, and for
-all slices together if the main process steps the first slice."""
+"""Overhead per step, in seconds: for all slices together if each has its own process, for each slice on a cluster, and
+for all slices together if the main process steps the first slice."""
 JOINED_BELOW = 1e-3
 """Seconds per step of an environment below which the main process steps a slice."""
 TRIAL_SECONDS = 0.25
@@ -41,7 +41,7 @@ STRETCHES = 10
 MIN_SECONDS_SAVED = 3.0
 """Minimum expected saving, in seconds, that justifies starting processes."""
 MIN_TRIAL_STEPS = 5_000
-"""Total environment steps of all seeds below which the trial is skipped."""
+"""Number of environment steps, summed over all seeds, below which the trial is skipped."""
 
 
 OUTCOME, OUTCOME_TYPES = ("reward", "terminated", "truncated"), (np.float32, bool, bool)

@@ -26,7 +26,7 @@ from upslope.learning.devices import num_cores
 from upslope.learning.iteration import Task, TrainState, initialise_all
 
 MIN_PARALLEL_STEPS = 50_000
-"""Total environment steps of all seeds below which starting processes costs more time than it saves."""
+"""Number of environment steps, summed over all seeds, below which starting processes costs more time than it saves."""
 
 LOOK_SECONDS = 30.0
 """Seconds between two checks of whether a cluster has grown."""

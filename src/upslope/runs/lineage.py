@@ -67,8 +67,8 @@ class Source:
 
     @cached_property
     def read(self) -> tuple[str, Content]:
-        """The SHA-256 of the checkpoint and its content, read only once because a run in training may replace it at any
-        time."""
+        """The SHA-256 of the checkpoint and its content. They are read only once, because a run in training may replace
+        the checkpoint at any time."""
         if not self.path.is_file():
             known = sorted(path.stem for path in self.path.parent.glob("*.npz"))
             raise UpslopeError(

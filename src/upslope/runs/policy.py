@@ -48,7 +48,7 @@ class Policy:
 
     Parts of a Dict that the policy does not read (`--policy-reads`) may be missing from its observations.
 
-    A policy trained with action masks needs one at every call, unless the observation contains it under
+    A policy trained with action masks needs a mask at every call, unless the observation contains the mask under
     `action_mask`: `policy(observation, mask=info["action_mask"])`; for a batch, pass a sequence of masks.
     """
 
@@ -63,7 +63,7 @@ class Policy:
         ignored: Sequence[str] = (),
         needs_mask: bool = False,
     ):
-        """`ignored` are the keys of an observation that the agent was trained without."""
+        """`ignored` holds the keys of observations that were ignored in training."""
         self.ignored, self.needs_mask = ignored, needs_mask
         self.agent, self.encoder, self.seed, self.checkpoint = agent, encoder, seed, checkpoint
         self.has_critic, self.has_memory = has_critic, has_memory(agent.model)
@@ -90,8 +90,8 @@ class Policy:
         squashing.
 
         Raises:
-            UpslopeError: the observation has neither the shape of the space nor that shape with one batch axis; or the
-                mask of allowed actions is missing, does not fit, or allows none.
+            UpslopeError: the observation has neither the shape of the space nor that shape with one batch axis, or the
+                mask of allowed actions is missing, does not fit, or allows no action.
         """
         observation, shown = self.without_mask(observation)
         mask = shown if mask is None and self.needs_mask else mask
@@ -120,7 +120,7 @@ class Policy:
     def as_batch(self, observation: Any, group: str) -> tuple[Any, bool]:
         """Return the observation with a batch axis, and whether it already had one.
 
-        Parts that this group of the model does not read may be missing; they are replaced by 0."""
+        Parts that this group of the model does not read may be missing, and are then replaced by 0."""
         shapes, view = self.encoder.shapes, view_in(self.agent.model, group)
         axes = None
         for ignored in ((), self.ignored):  # without the parts that training ignored, or with them
@@ -256,7 +256,8 @@ def load(
         trust: allows importing the custom model that the run's config.json names; nothing else is imported.
 
     Raises:
-        UpslopeError: there is no such run, seed or checkpoint, or it is damaged or was written by another version.
+        UpslopeError: there is no such run, seed or checkpoint, or the checkpoint is damaged or was written by another
+            version.
     """
     directory = RunDirectory(run)
     config = directory.config()
@@ -276,7 +277,8 @@ def load(
 
 
 def require_finite(agents: Agent, index: int, seed: int, directory: RunDirectory) -> None:
-    """Raise an error if the agent at this index has diverged, since its actions would still look plausible."""
+    """Raise an error if the agent at this index has diverged, since the actions of such an agent still look
+    plausible."""
     if not finite_seeds(agents)[index]:
         raise UpslopeError(
             f"The policy's parameters are not finite, so it cannot act: the agent of seed {seed} of {directory.path} "

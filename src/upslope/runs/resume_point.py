@@ -50,7 +50,7 @@ def resume_point_of(
     """Read the last checkpoint. A run that was killed before its first checkpoint starts from the beginning.
 
     Raises:
-        UpslopeError: a checkpoint is missing, damaged, or from another run.
+        UpslopeError: a checkpoint is missing or damaged, or belongs to another run.
     """
     if not directory.has_begun:
         sizes = directory.sizes() | {directory.metrics_path.name: 0}
@@ -118,7 +118,7 @@ def problem_of(meta: dict[str, Any], seeds: int) -> str:
 
 
 def is_window(window: list[Any]) -> bool:
-    """Return whether the value is a valid list of a seed's last returns and lengths."""
+    """Return whether the value is a valid list of a seed's most recent returns and lengths."""
     return len(window) <= WINDOW and all(
         isinstance(row, list)
         and len(row) == 2

@@ -62,7 +62,8 @@ class History:
         return self.over == set(self.seeds)
 
     def read(self) -> list[Snapshot]:
-        """Return the run's states since the last call: the latest one, and enough earlier ones to draw a curve."""
+        """Return the states that the run has reached since the last call: the latest one, and enough earlier ones to
+        draw a curve."""
         lines = self.metrics.read()
         if self.metrics.has_restarted:
             self.restart()
@@ -89,7 +90,7 @@ class History:
                 self.waiting[seed].append((step, episode_return, length))
 
     def add(self, rows: list[dict[str, Any]]) -> None:
-        """Advance by the rows of a chunk. A seed without a row keeps its last values."""
+        """Advance the state by the rows of a chunk. A seed without a row keeps its last values."""
         for seed in {row["seed"] for row in rows}:
             for values in self.values.values():
                 values[seed] = math.nan

@@ -27,8 +27,8 @@ TRACKERS: dict[str, tuple[str, str, str]] = {
     "trackio": ("TrackioTracker", "trackio", "Trackio"),
     "mlflow": ("MlflowTracker", "mlflow", "MLflow"),
 }
-"""Name, which is also the name of the module in this package and of the extra → the class, the package that it needs,
-and a description."""
+"""The name of each tracker (also the name of its module in this package and of the extra) → its class, the package that
+it needs, and a description."""
 PRIVATE = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
