@@ -45,8 +45,8 @@ def compare(
             Without it, nothing is averaged over environments.
         trust: allow the code that a run's config.json names; used only for "threshold", which creates each environment.
             Registered Gymnasium ids, upslope's own environments and runs trained on this machine do not need it.
-        metric: the quantity to compare, of which every episode has one value and higher is better: "return", "length",
-            or a key that every run logged with --log-info.
+        metric: the quantity to compare, measured once per episode, where higher is better: "return", "length", or a key
+            that every run logged with --log-info.
 
     Raises:
         UpslopeError: a folder is missing, no run can be read, a run cannot be scored, or an option is unknown.

@@ -54,7 +54,8 @@ class Group:
     efficiency: Efficiency | None
     """None for runs on recorded data, which have no training episodes."""
     is_comparable: bool = True
-    """False if the group was evaluated before training had finished, so that its scores reflect a smaller budget."""
+    """False if the group was evaluated before training had finished, in which case its scores reflect a smaller
+    budget."""
 
     def beats(self, other: "Group") -> Estimate:
         """The probability that a seed of this group scores higher than one of the other; nan if the two are not

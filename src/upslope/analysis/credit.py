@@ -44,7 +44,7 @@ class EpisodeCredit:
     weights: dict[str, np.ndarray]
     """Estimator → Ψ_t [T]. Without a critic, it contains only the estimators that need none."""
     policy: dict[str, np.ndarray]
-    """π(·|s_t): `probability` [T, A], or `mean` and `std` [T, K] for a Box; or, if it is squashed, `median`, `low` and
+    """π(·|s_t): `probability` [T, A]; for a Box, `mean` and `std` [T, K]; for a squashed Box, `median`, `low` and
     `high`, which are tanh of the mean and of the mean ± σ. For an action with several parts, each name is preceded by
     the part's key and a slash."""
     action: np.ndarray

@@ -61,9 +61,9 @@ class Finding:
     remedy: str
     """The flag or the line of code to change."""
     certainty: float
-    """0 to 1: how often this is the cause of the symptom; reduced if only some seeds show it."""
+    """From 0 to 1: how often this is the cause of the symptom; reduced if only some seeds show it."""
     harm: float = 1.0
-    """0 to 1: how strongly it prevents a run from learning."""
+    """From 0 to 1: how strongly it prevents a run from learning."""
     rivals: tuple[str, ...] = ()
     experiment: str = ""
     """An experiment that would tell the possible causes apart."""

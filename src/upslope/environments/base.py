@@ -16,7 +16,7 @@ from upslope.errors import UpslopeError
 
 
 class BrokenEnvironmentError(UpslopeError):
-    """An environment was found, but cannot be created or breaks its protocol."""
+    """An environment was found, but it cannot be created or violates its protocol."""
 
 
 class CompiledEnvironment(ABC):

@@ -273,7 +273,7 @@ def dictionary() -> Probe:
 
 
 def asymmetric() -> Probe:
-    """One step, two signs: the policy sees the first, which sets the best action, the critic both: V* = ½ + the second.
+    """One step, two signs: the policy sees one, which sets the best action; the critic sees both. V* = ½ + the other.
 
     Both are ±1 at random, and the policy reads the first (`--policy-reads 0`); r = ½ + the second for action 1 at +1 or
     action 0 at −1, else 0.

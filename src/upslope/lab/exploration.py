@@ -55,7 +55,7 @@ class Sea(DeepSea):
 
 
 def task_in(sea: Sea, entropy: float, intrinsic: Intrinsic | None) -> Task:
-    """A task with tables for policy and critic, whole episodes, clipping, and an entropy bonus of this weight."""
+    """A task with a tabular policy and critic, whole episodes, clipping, and an entropy bonus of this weight."""
     return small_task(
         sea,
         Baseline(),

@@ -99,7 +99,7 @@ def figure(
         kind: "curves", a metric over environment steps; "comparison", the scores of the seeds with their mean;
             "profile", the share of seeds whose normalised score exceeds τ.
         size: "column" (3.25 inches wide), "page" (6.75 inches) or "slide".
-        metric: for curves, a metric of metrics.jsonl; by default the mean return of the last 100 training episodes.
+        metric: for curves, a metric from metrics.jsonl; by default the mean return of the last 100 training episodes.
         labels: names for the groups of runs, in the order of the runs.
         score, normalize, trust: as in `upslope.compare`; a profile is normalised by "range" by default.
         style: a Matplotlib style sheet. Only fonts, colours, lines and sizes are taken from it, and no code is run.

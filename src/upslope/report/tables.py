@@ -39,7 +39,7 @@ def estimate(x: Estimate, spread: float = np.nan) -> str:
 def comparison_part(figures: Figures, comparison: Comparison, names: dict[Path, str]) -> dict[str, Any]:
     """Scores with intervals, as figures and tables, and pairwise probabilities, with one part per environment.
 
-    A group of one run has the run's name; a group of several runs has its label in the comparison.
+    A group with a single run is shown under the run's name; one with several runs, under its label in the comparison.
     """
     parts = []
     for environment in dict.fromkeys(g.environment for g in comparison.groups):

@@ -39,7 +39,7 @@ class Told:
     score: float
     """The mean over seeds of the last 100 training returns; nan unless the trial is complete."""
     reports: dict[int, float]
-    """Number of a report, from 1 to `REPORTS` → the recent return that it contains."""
+    """Maps the number of each report, from 1 to `REPORTS`, to the recent return that it contains."""
     reason: str
     seconds: float
 
@@ -68,7 +68,7 @@ class Study:
         description: Mapping[str, Any],
         first: Mapping[str, Any] | None = None,
     ):
-        """`description` must be the same in all processes and calls; `first` are the settings of a new study's first
+        """`description` must be the same in all processes and calls; `first` gives the settings of a new study's first
         trial.
 
         Raises:
@@ -99,7 +99,7 @@ class Study:
         self.begun: int | None = None
         """The trial that Optuna is currently starting."""
         self.first_seen: dict[int, float] = {}
-        """Trial of another process → when this process first saw it running."""
+        """Maps each trial of another process to the time at which this process first saw it running."""
 
     def announce(self, trial: Any) -> None:
         """Record which process owns the trial before its settings are drawn, since drawing may fail or be
