@@ -141,7 +141,7 @@ def session_of(
 
 
 def run_directory(folder: str | Path, name: str | None, label: str) -> RunDirectory:
-    """Return the run directory `folder/name`; without a name, use an unused one based on the label."""
+    """Return the run directory `folder/name`. Without a name, use an unused name based on the label."""
     if name is not None:
         check_name(name)
     return RunDirectory(Path(folder) / name if name is not None else free_name(Path(folder), label))
@@ -166,7 +166,7 @@ def resume(
     on_iteration: Callable[[Following], Any] | None = None,
     trust: bool = False,
 ) -> Run:
-    """Resume a stopped run. The result is the same as that of the uninterrupted run.
+    """Resume a stopped run. The result is the same as if the run had not been interrupted.
 
     `environment`, `estimator`, `objective`, `bonus`, `model`, `optimiser` and `schedules` are needed only if the run
     was started with objects that cannot be imported by name. Compiled environments continue bit for bit. On the host,

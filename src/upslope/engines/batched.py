@@ -8,7 +8,8 @@ The autoreset mode determines how the next episode begins. No mode may produce a
   final observation in info.
 - DISABLED: upslope resets the columns whose episodes are over.
 
-An episode in progress cannot be rebuilt, since its reset had no seed of its own, so a resumed run begins new episodes.
+An episode in progress cannot be rebuilt, since it was not reset with a separate seed. A resumed run therefore begins
+new episodes.
 """
 
 from collections.abc import Callable, Sequence

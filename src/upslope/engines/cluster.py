@@ -26,7 +26,8 @@ from upslope.errors import UpslopeError
 LOOK_SECONDS = 60.0
 """Seconds within which a node must report its versions."""
 RELEASE_SECONDS, LOOK_AGAIN = 3.0, 0.25
-"""Seconds within which closed workers must release their processors, and seconds between two checks of this."""
+"""Number of seconds within which closed workers must release their processors, and number of seconds between the checks
+that they have."""
 AUTO = "auto"
 
 

@@ -29,7 +29,7 @@ MIN_PARALLEL_STEPS = 50_000
 """Number of environment steps, summed over all seeds, below which starting processes costs more time than it saves."""
 
 LOOK_SECONDS = 30.0
-"""Seconds between two checks of whether a cluster has grown."""
+"""Number of seconds between checks for growth of the cluster."""
 
 
 def num_workers(task: Task, num_seeds: int, requested: int | None) -> int:

@@ -62,7 +62,7 @@ LABEL_WIDTH = 19
 NOTE_WIDTH = 17
 MAX_PANEL_WIDTH = 100
 MAX_PAUSE = 3.0
-"""Maximum seconds between two redraws, however long drawing takes."""
+"""Maximum number of seconds between redraws, however long drawing takes."""
 DRAWING_SHARE = 0.02
 """Maximum share of one core's time that drawing may use."""
 TO_ASCII = str.maketrans({"±": "+/-", "·": "-", "–": "-", "—": "-", "−": "-", "→": "->", "…": "..."})

@@ -33,7 +33,7 @@ from upslope.runs.signals import Interrupted, stop_on_signal, unless_closed
 from upslope.runs.tracking.process import Tracking
 
 CHECKPOINT_SECONDS = 10.0
-"""Minimum seconds between two writes of `last`; it is also written whenever training stops."""
+"""Minimum number of seconds between writes of `last`; it is also written whenever training stops."""
 MIN_DURATION = 1e-6
 """Lower bound on durations in seconds, in case the clock stops or goes backwards."""
 WINDOW = 100

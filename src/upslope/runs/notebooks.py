@@ -21,7 +21,7 @@ from upslope.runs.display import Display, Snapshot, extend_curve, panel, title_o
 WIDTH = 92
 """Width of the panel in characters."""
 REDRAW_SECONDS = 1.0
-"""Minimum seconds between two redraws."""
+"""Minimum number of seconds between redraws."""
 CODE = "<pre style='line-height: 1.2; white-space: pre; overflow-x: auto'>{code}</pre>"
 CURVE_WINDOW, CURVE_POINTS = 100, 200
 """Number of episodes averaged for each point of a curve, and number of points of a curve."""

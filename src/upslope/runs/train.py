@@ -127,7 +127,7 @@ def through_losses(
 ) -> Run:
     """Train. If a cluster loses workers or grows, continue from the last checkpoint with the available workers.
 
-    Since a resumed run equals an uninterrupted one, this does not change the results.
+    Since a resumed run gives the same results as an uninterrupted one, this does not change the results.
     """
     try:
         again = partial(resume_once, config, task, directory, session, [], trust=trust)
@@ -351,7 +351,7 @@ def call_of(command: str, config: Config, directory: RunDirectory) -> str:
 
 
 def opening_lines(config: Config, directory: RunDirectory) -> list[str]:
-    """Notes to show before training begins."""
+    """Return the notes to show before training begins."""
     lines = [f"writing to {directory.path}", *source_lines(config)]
     if config.preset is not None:
         recorded = recorded_preset(config)

@@ -17,16 +17,16 @@ from upslope.runs.display import Display, Snapshot, clock, closing_words, curve_
 from upslope.runs.growing import GrowingTable, episode_of, is_last, parsed_rows
 
 PAUSE = 1.0
-"""Seconds between two checks of the directory."""
+"""Seconds between checks of the directory."""
 WINDOW = 100
 """Number of a seed's most recent finished training episodes over which its return is averaged, as in training."""
 SILENT_SECONDS, LONGER = 60.0, 10.0
 """A run is assumed to have stopped if no row has appeared for this many seconds and for this many times its longest
 pause so far."""
 MOMENT = 5.0
-"""Maximum time in seconds between the last row of a run and the end of its process."""
+"""Maximum number of seconds between the last row of a run and the end of its process."""
 FIRST_SECONDS = 600.0
-"""Maximum seconds until the first rows appear, including compilation."""
+"""Maximum number of seconds until the first rows appear, including compilation."""
 NOT_SHOWN = (PREFIX, "time/", "episode/")
 """Prefixes of metrics that the display does not show or obtains in another way."""
 MAX_COUNT = 2**53

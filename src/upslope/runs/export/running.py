@@ -29,7 +29,7 @@ Found = dict[str, np.ndarray]
 """The actions and the parameters of all parts, [T, B, …]."""
 STANDARD = ("-std=c99", "-O2")
 PATIENCE = 60
-"""Maximum seconds that the compiler or a program may run."""
+"""Maximum number of seconds that the compiler or a program may run."""
 
 
 def run_numpy(

@@ -26,13 +26,13 @@ from upslope.runs.tracking.sending import Sender
 from upslope.runs.tracking.tracker import keep_private
 
 PAUSE = 1.0
-"""Seconds between two checks of the run directory."""
+"""Seconds between checks of the run directory."""
 PATIENCE = 15.0
 """Seconds without progress after which an unfinished tracker is stopped once training has ended."""
 QUIET_WAIT = 1.0
 """Seconds to wait after training before the user is told which trackers have not finished."""
 ORPHAN_SECONDS = 600.0
-"""Maximum seconds that the process may take to finish after training has ended."""
+"""Maximum number of seconds that the process may take to finish after training has ended."""
 NICENESS = 10
 """The niceness of the process, so that training has priority on the processor."""
 BOOTSTRAP = f"""
@@ -234,7 +234,7 @@ def follow(sender: Sender, over: int, say: Callable[..., None]) -> None:
     """Send rows as they appear."""
 
     def pause() -> bool:
-        """Wait a little, and return whether training is over."""
+        """Wait briefly, and return whether training is over."""
         return bool(select.select([over], [], [], PAUSE)[0])
 
     def wait_for_another() -> bool:
