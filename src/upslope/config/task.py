@@ -172,7 +172,7 @@ def declared(part: Any) -> dict[str, Any]:
 
 
 def settings_of(part: Estimator | Objective | Bonus) -> dict[str, Any]:
-    """The settings that describe a Python object: its name, `module:Name` for a user's own, and its parameters."""
+    """The settings that describe a Python object: its name (`module:Name` for a user's own) and its parameters."""
     role = "bonus" if isinstance(part, Bonus) else "estimator" if isinstance(part, Estimator) else "objective"
     known = BONUS_TYPES if role == "bonus" else AXES[role][1]
     own = f"{type(part).__module__}:{type(part).__qualname__}"
@@ -185,7 +185,7 @@ def settings_of(part: Estimator | Objective | Bonus) -> dict[str, Any]:
 
 
 def imported(role: str, name: str) -> Any:
-    """Import the user's own part by `module:Name`.
+    """Import a user's own part, given its name `module:Name`.
 
     Raises:
         UpslopeError: the part cannot be imported.
@@ -232,7 +232,7 @@ MAKING = ("env_kwargs", "max_episode_steps", "wrappers", "ignore_observation", "
 
 
 def task_of(config: Config, environment: AnyEnvironment, parts: Parts = NO_PARTS) -> Task:
-    """Return the task of a config in an environment."""
+    """Build the task that a config describes, in the given environment."""
     estimator = parts.estimator or estimator_of(config)
     objective = parts.objective or objective_of(config)
     limit = config.max_episode_steps or environment.max_episode_steps

@@ -5,8 +5,8 @@ a colon refers to a module to import and an object in it to call, so a file coul
 Gymnasium ids, upslope's own names and the ids of the libraries that it wraps are safe if their arguments are numbers.
 Anything else that is named only in a file is a `Request`, which the user can allow with `--trust`, with `trust=True`,
 or at a prompt. Allowed requests are stored in the user's own folder and never in the run. They are identified by names,
-arguments, and the file from which the module would be imported, because the same name in another folder is different
-code. Names passed by the user count as allowed.
+arguments, and the file from which the module would be imported, because the same name in another folder refers to
+different code. Names passed by the user count as allowed.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ MAX_STORE = 1 << 24
 """Maximum size of the trust store in bytes. A larger store is ignored as damaged."""
 SCHEDULES = ("learning_rate_schedule", "epsilon_schedule", "entropy_schedule")
 PARTS = frozenset(("estimator", "objective", "bonus", "model", "optimiser", *SCHEDULES))
-"""Settings whose value can name a module to import, with a colon."""
+"""Settings whose value can name a module to import (a name with a colon)."""
 LEARNING = PARTS - {"model"}
 """The parts that are used only for learning, not for acting."""
 ROLES = ("environment", "env_kwargs", "wrappers", *sorted(PARTS))

@@ -154,6 +154,6 @@ def where_seeds(mask: np.ndarray, chosen: Any, otherwise: Any) -> Any:
 
 
 def all_finite(arrays: Sequence[np.ndarray]) -> bool:
-    """Whether all real numbers are finite. It may also be False if only their squares overflow."""
+    """Whether all real numbers in the arrays are finite. The result may also be False if only a square overflows."""
     # A sum of squares is finite only if all of its terms are, and it is quicker to test.
     return all(math.isfinite(np.vdot(x, x)) for x in arrays if x.dtype.kind == "f")

@@ -260,7 +260,7 @@ VARIANCE_FLOOR = 1e-6
 
 @pytree
 class StateDependentNoise(DiagonalGaussian):
-    """Exploration by noise that is a function of the state and is held over several steps: a = μ(s) + φ(s)ᵀ Θ.
+    """Exploration with noise that is a function of the state and is held over several steps: a = μ(s) + φ(s)ᵀ Θ.
 
     Θ [H, K] with Θ_ik ~ N(0, σ_ik²) is drawn only every few steps; in between, equal states get equal actions. Given
     only s, the components are independent and normal. Probability, entropy and KL refer to this distribution:
@@ -332,7 +332,7 @@ class SquashedGaussian(Distribution):
         return self.normal.choose(noise)
 
     def mode(self) -> Array:
-        """μ, so that the environment receives the action of tanh(μ). The density of a may peak elsewhere."""
+        """μ, so that the environment receives the squashed μ. The density of a may have its maximum elsewhere."""
         return self.mean
 
     def log_prob(self, action: Shaped[Array, "..."]) -> Float[Array, "..."]:

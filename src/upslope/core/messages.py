@@ -80,7 +80,7 @@ def told(error: BaseException) -> str:
 
 
 def raised_at(error: BaseException) -> str:
-    """The innermost file and line of a traceback outside upslope. Installed libraries count only if there is no other
+    """The innermost file and line outside upslope in a traceback. Installed libraries count only if there is no other
     frame.
 
     The source line is included if the exception has no message. The result is empty if there is no such frame."""

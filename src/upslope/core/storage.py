@@ -23,12 +23,12 @@ from upslope.errors import UpslopeError
 MAX_BYTES = 1 << 36
 """A file that declares more than 64 GiB of arrays is rejected before any of it is read."""
 MAX_RATIO, SMALL = 200, 1 << 26
-"""A file that declares over 64 MiB and over 200 times its own size is rejected too. Real data compresses less."""
+"""A file that declares over 64 MiB and over 200 times its own size is rejected too, since real data compresses less."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write and sync a temporary file next to the path, then rename it. Readers see either the old or the new file,
-    complete."""
+    """Write and sync a temporary file next to the path, then rename it. Readers see either the complete
+    old file or the complete new one."""
     temporary = temporary_beside(path)
     try:
         with temporary.open("wb") as file:

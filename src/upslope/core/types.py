@@ -1,4 +1,4 @@
-"""The data types that packages exchange.
+"""The data types that upslope's packages exchange.
 
 Axis letters, always time-major: S seeds, T time, N environments (columns), B samples (T·N, shuffled).
 Facts (`Rollout`) are separate from estimates (`Values`, `Credit`): a rollout holds only what happened, so any recorded
@@ -114,5 +114,5 @@ class Credit(NamedTuple):
 
 
 def host_rollout(fields: Mapping[str, Any]) -> Rollout:
-    """Build a rollout from NumPy arrays by field name; JAX accepts them unchanged."""
+    """Build a rollout from NumPy arrays, keyed by field name. JAX accepts them unchanged."""
     return Rollout(**cast(dict[str, Any], fields))

@@ -1,4 +1,4 @@
-"""Find the modules that users name, e.g. `mine:World`, also in the folder in which a command is run.
+"""Find modules that users name, e.g. `mine:World`, including modules in the folder in which a command is run.
 
 A command may be run in a folder with untrusted files. That folder is therefore not on the module search path. If it
 were, a file in it could pass for a library or a plugin and be imported without asking the user. The folder is added

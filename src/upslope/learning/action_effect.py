@@ -31,7 +31,7 @@ def action_effect(batch: Any, rollout: Rollout) -> Float[Array, ""]:
 
 
 def late_effect(batch: Any, rollout: Rollout) -> Float[Array, ""]:
-    """Like `action_effect`, for delayed outcomes and hidden cues. By chance alone, the result is 1.64.
+    """Like `action_effect`, for delayed outcomes and hidden cues. Its expectation by chance alone is 1.64.
 
     Returns the larger of two mean z² values. The first uses the weight Ψ as the outcome, because an action's reward may
     come much later. The second uses the reward and the end of the episode, each multiplied by the sum of the episode's

@@ -43,7 +43,7 @@ class Batch(NamedTuple):
     old_value: Float[Array, "B ..."] | None = None
     """V before the update; present only if the critic's loss is clipped."""
     shift: Float[Array, "B ... K"] | None = None
-    """The shift added to the policy's mean in the ratio (Rahman & Xue 2022)."""
+    """The shift added to the policy's mean when the ratio is computed (Rahman & Xue 2022)."""
     reference: Distribution | None = None
     """The reference policy, if any."""
 

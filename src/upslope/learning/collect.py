@@ -24,7 +24,7 @@ from upslope.models.head import ActionHead
 from upslope.models.model import Carry
 
 STEPS_TOGETHER = 4
-"""Steps per iteration of the loop on an accelerator, where each iteration is a separate launch."""
+"""Number of steps per loop iteration on an accelerator, where every iteration is launched separately."""
 MAX_RESET_BYTES = 1 << 24
 """On an accelerator, the new episodes for all steps are created before the first step if they take up at most this many
 bytes per seed. This needs only a few kernels in total, instead of a few kernels in each step."""
@@ -88,7 +88,7 @@ def collect(
 ) -> tuple[EnvState, Rollout, Finished]:
     """Act for `num_steps` steps in N columns, continuing from `columns` and restarting whenever an episode ends.
 
-    `vmapped` means that several seeds run simultaneously on an accelerator. The program then has fewer and larger
+    `vmapped` means that several seeds run simultaneously on an accelerator. The program then has fewer, larger
     operations.
     """
     num_envs = columns.length.shape[0] * num_shares()

@@ -90,7 +90,7 @@ def one_blas_thread() -> Any:
 
 
 def full_precision(is_accelerator: bool) -> AbstractContextManager[Any]:
-    """Use full 32-bit matrix products on accelerators, which by default round to fewer bits. CPUs never do."""
+    """Use full 32-bit matrix products on accelerators, which by default round to fewer bits. CPUs do not."""
     return jax.default_matmul_precision("float32") if is_accelerator else nullcontext()
 
 
@@ -113,7 +113,7 @@ def configure_jax(*, on_host: bool) -> None:
 def usable_cache() -> Path | None:
     """The folder of compiled programs, or None if it cannot be created or another user could have written to it.
 
-    Write access by others matters because cached programs are executed without further checks."""
+    Write access matters because cached programs are executed without further checks."""
     folder = cache_folder()
     try:
         private_folder(folder.parent)

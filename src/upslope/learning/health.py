@@ -34,7 +34,7 @@ RAW = "health"
 POINTS = 100
 """How many times per run the metrics are computed."""
 TAIL = 8
-"""How many steps at the end of an episode have their credit compared with the actual return."""
+"""Credit is compared with the actual return for this many steps at the end of each episode."""
 ROWS = 256
 """Number of samples used to measure saturation."""
 SAMPLES = 1024
@@ -197,7 +197,7 @@ def unknown(count: int) -> Float[Array, "K"]:
 
 
 def unpack_health(metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Replace the vectors [S, I, K] among metrics [S, I] by metrics `health/…`, in units independent of the
+    """Replace the vectors [S, I, K] among metrics [S, I] with metrics `health/…`, in units independent of the
     environment."""
     if PARTS in metrics:
         named = dict(zip(NAMES, np.moveaxis(metrics[PARTS], -1, 0), strict=True))
@@ -223,8 +223,8 @@ def rescale(moments: np.ndarray, correlations: np.ndarray, others: np.ndarray) -
     found |= {"weight_mean": mean["weight"] / std["weight"], "weight_std": std["weight"]}
     found["weight_max"] = np.maximum(high["weight"], -low["weight"]) / std["weight"]
     found |= {name: mean[name] / unit for name in ("terminal_error", "truncation_bootstrap")}
-    # The error is also divided by the size of the values where that is larger, because with rare rewards, rounding
-    # errors alone would exceed the mean reward.
+    # Divide by the size of the values where it exceeds the mean reward. Otherwise, with rare rewards, rounding errors
+    # alone would exceed the mean reward.
     size = np.hypot(mean["value"], std["value"])
     found["truncation_error"] = mean["truncation_error"] / np.maximum(unit, np.nan_to_num(size))
     found["tail_bias"] = mean["tail_bias"] / np.maximum(std["tail"], unit)
@@ -275,7 +275,7 @@ def bootstrap_errors(
 ) -> tuple[Float[Array, "T N"], Bool[Array, "T N"]]:
     """|target − r − γ V(s_{t+1})| at time limits, with the true successor, and a mask of those steps.
 
-    It is 0 for every estimator that bootstraps there and takes nothing from the next episode."""
+    It is 0 for every estimator that bootstraps there and carries nothing over from the next episode."""
     is_cut = rollout.truncated & ~rollout.terminated & has_value
     return jnp.abs(credit.target - rollout.reward - gamma * values.next_value), is_cut
 

@@ -21,8 +21,8 @@ NAMES = ("forbidden_mass", "memory_saturated", "memory_dead", "encoder_dead", "k
 SAMPLES = 128
 """Number of samples used, in whole sequences if there is a memory."""
 STILL = 1e-6
-"""Variances below this count as 0. It corresponds to a standard deviation of 0.001, for numbers of magnitude at most
-1."""
+"""Variances below this count as 0. This limit corresponds to a standard deviation of 0.001, for numbers of magnitude at
+most 1."""
 
 
 def has_parts(model: Any, batch: Any) -> bool:

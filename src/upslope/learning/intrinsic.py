@@ -83,7 +83,7 @@ def weigh_bonus(
 ) -> tuple[Stream, Credit, Metrics]:
     """The credit with the bonus's Ψ added, and the stream with the intrinsic critic's target.
 
-    `values` and `credit` are those of the environment's rewards.
+    `values` and `credit` refer to the environment's rewards.
     """
     begins = beginnings(rollout, memory)
     paid, bonus = paid_by(intrinsic.bonus, rollout, begins, stream.bonus, key)

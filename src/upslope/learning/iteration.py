@@ -74,7 +74,7 @@ class Task:
     imitation_iterations: int
     schedules: Schedules = CONSTANT
     clip_rewards: float | None = None
-    """Largest magnitude of a reward that the learner sees. The rollout and the returns of episodes keep the
+    """For the learner, rewards are clipped to this magnitude. The rollout and the episodes' returns keep the
     environment's rewards."""
     log_info: tuple[str, ...] = ()
     """Keys of the numbers in `info` that are stored for every finished episode."""
@@ -106,8 +106,8 @@ class TrainState(NamedTuple):
 
     learner: Learner
     columns: EnvState | None
-    """The running episodes of a compiled environment; None on the host or with whole episodes. If a seed is
-    split over devices, each device holds its share of them, and a full copy of everything else."""
+    """The running episodes of a compiled environment; None on the host, or if whole episodes are collected. If a seed
+    is split over devices, each device holds its share of the episodes, and a full copy of everything else."""
     memory: Memory
     """The model's memory in each column at the start of the next rollout."""
     discounted_return: Float[Array, "N"]

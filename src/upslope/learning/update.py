@@ -296,8 +296,8 @@ def losses_of(objective: Objective, state: ObjectiveState, sample: Sample) -> Fl
 
 
 def with_shifts(head: Any, alpha: float, batch: Batch, key: PRNGKeyArray) -> Batch:
-    """The batch with a shift z ~ U(−α, α) of the mean of each action, in units of `head.mean_unit` (Rahman & Xue
-    2022)."""
+    """The batch with a random shift z ~ U(−α, α) added to the mean of each action, in units of `head.mean_unit` (Rahman
+    & Xue 2022)."""
     drawn = jax.random.uniform(key, batch.action.shape, minval=-1.0, maxval=1.0)
     return batch._replace(shift=drawn * alpha * jnp.asarray(head.mean_unit))
 

@@ -215,7 +215,7 @@ class SquashedHead(BoxHead):
 class StateNoiseHead(BoxHead):
     """A real vector whose exploration is a random function of the state, held over several steps (gSDE).
 
-    There is a log σ parameter for each pair of one of H features and one of K components. The features φ are the
+    There is one log σ parameter for each of the H features and each of the K components. The features φ are the
     activations of the policy's last hidden layer. No gradient flows into them from σ; see `StateDependentNoise`.
     """
 

@@ -28,7 +28,7 @@ from upslope.models.encoders import (
 )
 
 WORD = 32
-"""Bits in a word; signs are packed into words."""
+"""Number of bits in a word. Signs are packed into words."""
 PICTURE_SIDE = 36
 """Images with a side shorter than this are compared exactly, since they are more likely to be grid-world boards than
 pictures."""
@@ -43,7 +43,7 @@ class Cells:
     """Maps observations to cells 0 … `count` − 1."""
 
     projections: dict[str, Float[Array, "D B"]]
-    """The random directions of each real-valued part, by key; the last component multiplies a constant 1."""
+    """The random directions for each real-valued part, keyed by part. Their last component multiplies a constant 1."""
     multipliers: UInt32[Array, "W"]
     """An odd number for each word of an observation; empty if every observation has its own cell."""
     encoder: ObservationEncoder = field(metadata=STATIC)

@@ -49,7 +49,7 @@ class Model(Protocol):
 
     def step(self, features: Any, carry: Carry, fresh: Bool[Array, "N"]) -> tuple[Outputs, Carry]:
         """Compute one step of N columns. `fresh` marks the columns in which an episode begins; their carry has already
-        been reset. It has no meaning for a model without memory."""
+        been reset. A model without memory can ignore `fresh`."""
         ...
 
     def groups(self) -> dict[str, Any]:
