@@ -121,7 +121,7 @@ def test_the_median_of_six_or_more_lies_between_order_statistics():
 @pytest.mark.parametrize("n", [3, 5, 10])
 @pytest.mark.parametrize("name", ESTIMATES)
 def test_intervals_cover_normal_seeds(name, n):
-    """With 1,500 samples, this test rejects an interval that covers only 93.5 % and also one that is clearly too wide."""
+    """With 1,500 samples, this test rejects intervals that cover only 93.5 %, and also clearly too wide intervals."""
     samples = np.random.default_rng(n).normal(400.0, 50.0, (1500, n))
     covered = np.mean([low <= 400.0 <= high for low, high in (ends(ESTIMATES[name](x)) for x in samples)])
     # For n = 10, the order statistics cover 97.9 %, and the wider of the two intervals of the interquartile mean covers
