@@ -115,7 +115,7 @@ ALGORITHMS: dict[str, Rung] = {
     "npg": Rung(
         "gae",
         "natural_gradient",
-        "Take one step per batch, whose length is a given KL, whatever the parametrisation: the natural gradient.",
+        "Take one step per batch, whose length is set as a KL, whatever the parametrisation: the natural gradient.",
         settings=NATURAL,
     ),
     "trpo": Rung(
@@ -133,12 +133,12 @@ ALGORITHMS: dict[str, Rung] = {
     "spo": Rung(
         "gae",
         "spo",
-        "Replace the clip by a parabola in the ratio, which pulls back a ratio that has moved too far: SPO.",
+        "Replace the clip with a parabola in the ratio, which pulls back a ratio that has moved too far: SPO.",
     ),
     "rloo": Rung(
         "leave_one_out",
         "policy_gradient",
-        "Replace the critic by the mean return of the other episodes with the same start.",
+        "Replace the critic with the mean return of the other episodes that share the same start.",
         settings=GROUPS,
     ),
     "grpo": Rung(
@@ -156,7 +156,7 @@ ALGORITHMS: dict[str, Rung] = {
     "dapo": Rung(
         "group_mean",
         "clip",
-        "Change GRPO to one mean over all steps and a wider clip upwards, and omit groups of equal returns.",
+        "Change GRPO to one mean over all steps and a wider upper clip, and omit groups with equal returns.",
         settings={
             **REUSED_GROUPS,
             "divide_by_deviation": True,

@@ -29,7 +29,7 @@ def parse_json(text: str, max_depth: int = MAX_DEPTH, *, is_large: bool = False)
 
 
 def without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The pairs of an object as a dictionary, after checking that no name is repeated."""
+    """Convert an object's pairs to a dictionary, after checking that no name is repeated."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]

@@ -1,9 +1,9 @@
 """The interface of action heads.
 
-A head converts a network's outputs to a distribution over actions, and actions to the environment's form. It is a small
-hashable record that is stored in config.json. It also defines the shape of an action, how to check it, and how to
-describe it. An action with several parts remains one vector from the policy to the file; `to_environment` and
-`to_compiled` give it the structure of its space.
+A head converts a network's outputs to a distribution over actions, and actions to the form that the environment takes.
+It also defines the shape of an action, how to check it, and how to describe it. A head is a small hashable record that
+is stored in config.json. An action with several parts remains one vector from the policy to the file; `to_environment`
+and `to_compiled` give it the structure of its space.
 """
 
 from abc import ABC, abstractmethod
@@ -55,7 +55,7 @@ class ActionHead(ABC):
 
     @property
     def boxes(self) -> "dict[str, BoxHead]":
-        """The heads of the real-valued parts, by key; the key "" means the whole action."""
+        """The heads of the real-valued parts, keyed by part; the key "" means the whole action."""
         return {}
 
     @property

@@ -21,7 +21,7 @@ from upslope.models.product_heads import DictHead, ProductHead, TupleHead
 
 HEADS = (DiscreteHead, BoxHead, MultiDiscreteHead, MultiBinaryHead, DictHead, TupleHead)
 MOST_CHOICES = 2**24
-"""The largest number of choices in a part of an action: 32-bit floats represent every integer up to this number."""
+"""The largest number of choices in a part of an action. 32-bit floats represent every integer up to this number."""
 
 
 def head_of(space: gymnasium.Space, name: str = "The environment") -> ActionHead:

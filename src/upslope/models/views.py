@@ -38,7 +38,7 @@ class View:
     keys: tuple[str, ...] | None = None
     """The keys of the arrays that are read, in whole or in part."""
     spans: tuple[tuple[int, int], ...] | None = None
-    """(start, stop) of each range of features that is read, in the vector of all features."""
+    """(start, stop) of each range that is read, within the vector of all features."""
     images: tuple[int, ...] | None = None
     """The indices of the images that are read by a convolutional network."""
 
@@ -105,7 +105,7 @@ def view_of(encoder: ObservationEncoder, networks: Sequence[tuple[str, str]], wa
     parts, sizes = dict(parts_of(encoder)), vectors_of(encoder)
     chosen = [stretch for key in wanted for stretch in part_under(key, parts, sizes, flag)]
     keys, seen = {key for key, _, _ in chosen}, tuple(sorted({images[key] for key, _, _ in chosen if key in images}))
-    # Merged, so that parts that are named twice or overlap are read only once, in the observation's order.
+    # Merge the spans, so that parts that are named twice or overlap are read only once, in the observation's order.
     spans = joined((columns[key] + start, columns[key] + stop) for key, start, stop in chosen if key in columns)
     total = sum(inner.num_features for key, inner, _ in encoder.leaves(encoder.shapes) if key in columns)
     if sum(stop - start for start, stop in spans) == total and len(seen) == len(images):
@@ -130,7 +130,7 @@ Stretch = tuple[str, int, int]
 
 
 def parts_of(encoder: ObservationEncoder, key: str = "") -> Iterator[tuple[str, list[Stretch]]]:
-    """Each part of an observation, as its key → the features of its arrays."""
+    """Key of each part of an observation → the features of its arrays."""
     if not isinstance(encoder, CompositeEncoder):
         yield key, [(key, 0, encoder.num_features)]
         return
