@@ -76,7 +76,7 @@ def one_thread_each() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def ctrl_c_interrupts() -> None:
-    """Handle SIGINT as usual, because shells let background jobs ignore it, and tests of Ctrl-C would then fail."""
+    """Install Python's handler for SIGINT, which background jobs would otherwise ignore, so that Ctrl-C tests pass."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

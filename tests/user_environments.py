@@ -44,7 +44,7 @@ class Walk(gymnasium.Env):
 
 
 class Faulty(Walk):
-    """A walk in which each instance fails at its step number `at`. `kind` is the kind of failure; None means none."""
+    """A walk in which each instance fails at its step number `at`. `kind` selects the failure; None means no failure."""
 
     kind: ClassVar[str | None] = None
     at: ClassVar[int] = 0
@@ -226,7 +226,7 @@ class Still(gymnasium.Env):
 
 
 class Shows(Still):
-    """Declares an observation space; its observations are what `draw` returns for its random generator."""
+    """Declares an observation space and returns `draw(generator)` as its observations."""
 
     def __init__(self, space: spaces.Space, draw: Any):
         self.observation_space, self.draw = space, draw
@@ -496,7 +496,7 @@ class Walk3(Walk):
 
 
 class Nothing(Walk):
-    """A walk whose observation space is that of an array without elements."""
+    """A walk whose observation space contains only an empty array."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -517,7 +517,7 @@ HYBRID: spaces.Dict = spaces.Dict(
         "keys": spaces.MultiDiscrete([2, 3]),
     }
 )
-"""An action space with every kind of part: a Dict that contains a Tuple."""
+"""An action space with parts of every kind, in a Dict with a nested Tuple."""
 
 
 class Hybrid(Walk):
@@ -579,7 +579,7 @@ class CompiledHybrid(CompiledEnvironment):
 
 
 class Amount(Still):
-    """Episodes of one step; the best action consists of two fixed amounts, and its bounds are not centred on 0."""
+    """Has episodes of one step. Two fixed amounts give the highest reward; their bounds are not centred on 0."""
 
     action_space: spaces.Space = spaces.Box(np.array([-1.0, 0.0]), np.array([1.0, 10.0]), (2,), np.float64)
 

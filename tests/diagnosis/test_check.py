@@ -408,7 +408,7 @@ def test_errors_in_closing_and_drawing_are_warnings():
 
 
 class Mostly(Walk):
-    """Behaves differently in every third instance (or, in general, in every `every`-th one)."""
+    """Behaves differently in one of every `every` instances."""
 
     made: ClassVar[int] = 0
 

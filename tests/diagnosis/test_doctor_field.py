@@ -1,4 +1,4 @@
-"""The bank of runs of `benchmarks/doctor_field.py`: its split into worlds, its labels, and its definition of harm."""
+"""The bank of runs in `benchmarks/doctor_field.py`: its split by world, its labels, and its definition of harm."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""The late effect, an action's effect given earlier observations, tells delayed cues apart from ignored actions."""
+"""The late effect takes earlier observations into account, so it detects actions that must match an earlier cue."""
 
 from types import SimpleNamespace
 

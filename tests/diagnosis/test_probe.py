@@ -1,4 +1,4 @@
-"""The probes: a correct estimator and objective solve all, and each mistake fails at the probe designed to find it."""
+"""The probes: correct code solves all of them, and each mistake fails at the probe that is designed to find it."""
 
 import json
 from dataclasses import dataclass

@@ -186,7 +186,7 @@ def test_scripts_are_short_and_stand_alone(name):
 
 
 def test_my_estimator_is_unbiased():
-    """For one step, two actions and three columns, the gradient's mean over all outcomes is exact."""
+    """With one step, two actions and three columns, the gradient averaged over all outcomes equals the exact one."""
     reward_of = np.asarray([1.0, 5.0])
     probability = np.asarray([0.3, 0.7])
     score = np.eye(2) - probability  # row a is ∇ log π(a) with respect to the logits

@@ -203,7 +203,7 @@ def test_a_batched_id_needs_no_trust_and_a_factory_does():
 
 
 class Pool:
-    """Has EnvPool's documented Gymnasium interface: spaces of one environment, a reset without a seed, extra info."""
+    """Has EnvPool's documented Gymnasium interface: single-environment spaces, a reset without a seed, extra info."""
 
     def __init__(self, num_envs: int, seed: int = 42):
         from vector_environments import Counting

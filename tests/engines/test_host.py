@@ -54,7 +54,7 @@ class OnTheHost(gymnasium.Env):
 
 
 def decided_agent(weights: list[float]) -> Agent:
-    """Return a nearly deterministic agent for CartPole, which pushes right if weights · s > 0 whatever the keys."""
+    """Return a CartPole agent that pushes right, with a probability of practically 1, if weights · s > 0."""
     world = CartPole()
     agent = fresh_agent(jax.random.key(0), world.observation_space, world.action_space, hidden_sizes=(1,))
     layers = (jnp.asarray(weights)[:, None] * 1e6, jnp.asarray([[-1e6, 1e6]]))
@@ -94,7 +94,7 @@ def test_host_and_compiled_give_the_same_facts(weights: list[float], steps: int)
         np.testing.assert_allclose(getattr(host, name), getattr(compiled, name), atol=1e-5, err_msg=name)
     is_end = np.asarray(compiled.terminated | compiled.truncated)[:, 0]
     if weights is BALANCES:
-        # One episode of 500 steps, ended only by the limit, and then 20 steps of the next episode.
+        # The first episode has 500 steps and ends only because of the limit. The next one has 20 steps so far.
         assert np.flatnonzero(is_end).tolist() == [499]
         assert host.truncated[499, 0] and not host.terminated[499, 0]
     else:
@@ -115,7 +115,7 @@ def test_each_step_and_column_of_a_compiled_rollout_has_chances_of_its_own():
 
 
 def test_the_compiled_cartpole_is_gymnasiums_step_by_step():
-    # Gymnasium computes in float64, so rounding would add up. Therefore each step starts from Gymnasium's state.
+    # Gymnasium computes in float64, so rounding errors would accumulate. Each step therefore starts from its state.
     world = make("CartPole-v1")
     assert isinstance(world, HostEnvironment)
     rollout = host_facts(world, decided_agent([0.0, 0.1, 0.3, 1.0]), 200, num_envs=3, limit=world.max_episode_steps)

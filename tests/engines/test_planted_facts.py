@@ -1,4 +1,4 @@
-"""Faults are planted between acting and learning, with memory, masks, images and dictionaries. Tests must detect each.
+"""Faults planted between acting and learning are detected, with memory, masks, images and dictionaries.
 
 Before the first update, the learner's policy is the policy that acted, so log π(a|s) equals the recorded log μ(a|s).
 The successor of an episode's last step is the observation that ended the episode, not the next episode's first frame.

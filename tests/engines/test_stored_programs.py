@@ -66,7 +66,7 @@ def test_what_programs_are_made_from(kept, monkeypatch):
     assert key() == key(seed=7) == key(seeds=3)  # only the state and its shapes depend on these settings
     others = [key(gamma=0.9), key(steps=10_000), key("jax:Acrobot-v1"), key(env_kwargs={"gravity": 3.7})]
     assert len({key(), *others}) == 5
-    # No program is stored that involves code of users or other libraries, which the hash does not cover.
+    # Programs that involve user code or other libraries are not stored, because the hash does not cover such code.
     assert key("CartPole-v1") is key("gymnax:Breakout-MinAtar") is key("worlds:Own") is None
     assert key(estimator="mine:Estimator") is key(learning_rate_schedule="mine:schedule") is None
     monkeypatch.setattr(stored_programs, "source_digest", lambda: "another source")
