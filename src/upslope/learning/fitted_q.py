@@ -45,7 +45,7 @@ the limits above."""
 
 @dataclass(frozen=True)
 class Fitting:
-    """Settings of the regressions for Q."""
+    """Settings for the regressions of Q."""
 
     iterations: int
     """Number of regressions, each on targets computed with the result of the previous one."""
@@ -65,7 +65,7 @@ def usual_iterations(gamma: float, longest: int) -> int:
 
 
 class Steps(NamedTuple):
-    """M recorded steps of N episodes."""
+    """M recorded steps from N episodes."""
 
     states: Any
     """The observations of the steps, followed by the final observation of each episode, [M + N, …]."""
@@ -91,7 +91,7 @@ class ActionValues:
     offset: Float[Array, ""]
     scale: Float[Array, ""]
     head: ActionHead = field(metadata=STATIC)
-    """The head of the actions."""
+    """The action head."""
 
     def of(self, observation: Any, action: Shaped[Array, "B ..."]) -> Float[Array, "B"]:
         """Q̂(s, a)."""

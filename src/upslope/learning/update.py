@@ -1,7 +1,7 @@
 """The move step: improve an agent with a rollout and its credit.
 
-Policy and critic have separate optimisers, so there is no coefficient between their losses, and stopping one early does
-not affect the other. With a shared trunk, there is one group, whose loss is the policy's plus c times the critic's.
+Policy and critic have separate optimisers, so there is no coefficient between their losses, and stopping one descent
+early does not affect the other. With a shared trunk, there is one group, whose loss is the policy's plus c times the critic's.
 """
 
 import dataclasses
@@ -78,7 +78,7 @@ class Update:
     vmapped: bool = False
     """Whether this is one of several seeds along the axis `VMAPPED_SEEDS`."""
     reference_kl: float | None = None
-    """β, the coefficient of the divergence from a reference policy; None without a reference policy."""
+    """β, the coefficient of the divergence from a reference policy; None if there is no such policy."""
     reference_estimator: str = "exact"
 
     def may_stop(self) -> bool:
