@@ -1,7 +1,8 @@
 """The move step: improve an agent with a rollout and its credit.
 
 Policy and critic have separate optimisers, so there is no coefficient between their losses, and stopping one descent
-early does not affect the other. With a shared trunk, there is one group, whose loss is the policy's plus c times the critic's.
+early does not affect the other. With a shared trunk, there is one group. Its loss is the policy's plus c times the
+critic's.
 """
 
 import dataclasses
