@@ -159,7 +159,7 @@ def num_agreeing(found: dict[str, Any], expected: dict[str, Any]) -> int:
 
 
 def main() -> None:
-    """Store the runs or, with --tolerance, the number of rows that agree when a narrower instruction set is used."""
+    """Store the runs or, with --tolerance, how many rows agree when a narrower instruction set is used."""
     sys.path.insert(0, str(Path(__file__).parent))
     if "--compare" in sys.argv:
         with tempfile.TemporaryDirectory() as folder:

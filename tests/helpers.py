@@ -1,4 +1,4 @@
-"""Helpers shared by the tests: they build rollouts with given ends, agents with given logits, small tasks and so on."""
+"""Helpers shared by the tests, mainly to build rollouts with given ends, agents with given logits, and small tasks."""
 
 import json
 from dataclasses import replace
@@ -66,7 +66,7 @@ def values_of(value, next_value=None):
 
 
 def segments(seed, terminating=0.15, truncating=0.15, padding=0.1):
-    """Return segments with ends anywhere: a step may terminate, be truncated, do both at once, or be padding."""
+    """Return segments with ends anywhere: a step may be terminated, truncated, both, or padding."""
     generator = np.random.default_rng(seed)
     shape = (NUM_STEPS, NUM_ENVS)
     terminated, truncated = generator.random(shape) < terminating, generator.random(shape) < truncating

@@ -126,7 +126,7 @@ def test_doubly_robust_is_right_with_wrong_values_and_right_weights(case):
 
 
 def test_doubly_robust_is_right_with_right_values_and_wrong_weights():
-    # This test needs a deterministic world, because only there δ = 0 in every step.
+    # The world is deterministic, because otherwise δ would not be 0 in every step.
     world, horizon = short_corridor(), 6
     target, behaviour = some_policies(world, 0)
     target, behaviour = (np.repeat(x, 4, axis=0) for x in (target, behaviour))
@@ -173,8 +173,8 @@ def test_two_steps_by_hand():
     # Weighted: (2·1 + ½·4) / 2.5 + ½ (1·2 + ½·0) / 1.5.
     assert per_decision(reward, weights, half, weighted=True).value == pytest.approx(4 / 2.5 + 0.5 * 2 / 1.5)
     assert by_trajectory(reward, weights, half, weighted=True).effective == pytest.approx(1.5**2 / 1.25)
-    # If V̂(s_0) = 1 and 3, Q̂ = V̂ and V̂(s_1) = 2, then δ = 1 + ½·2 − 1 = 1 and 2 − 2 = 0 in the first episode, and
-    # δ = 4 − 3 = 1 in the second.
+    # Let Q̂ = V̂. With V̂(s_0) = 1 and V̂(s_1) = 2, δ = 1 + ½·2 − 1 = 1 and 2 − 2 = 0 in the first episode. With
+    # V̂(s_0) = 3, δ = 4 − 3 = 1 in the second.
     delta, start = np.array([[1.0, 1.0], [0.0, 0.0]]), np.array([1.0, 3.0])
     assert doubly_robust(delta, start, weights, half, weighted=False).value == pytest.approx((1 + 2 + 3 + 0.5) / 2)
     assert doubly_robust(delta, start, weights, half, weighted=True).value == pytest.approx(2 + 2.5 / 2.5)
