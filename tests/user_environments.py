@@ -44,7 +44,7 @@ class Walk(gymnasium.Env):
 
 
 class Faulty(Walk):
-    """A walk in which each instance fails at its step number `at`. `kind` selects the failure; None: never."""
+    """A walk in which each instance fails at its step number `at`. `kind` selects the failure, if any."""
 
     kind: ClassVar[str | None] = None
     at: ClassVar[int] = 0
