@@ -1,7 +1,7 @@
 """How fast is PPO on an accelerator? Measures upslope and rejax side by side on compiled CartPole.
 
     python benchmarks/accelerator.py --rejax PYTHON   # an interpreter that has rejax and JAX for this accelerator
-    python benchmarks/accelerator.py --table          # docs/performance.md's table from the result
+    python benchmarks/accelerator.py --table          # write docs/performance.md's table from the stored results
 
 The interpreter that runs this script needs JAX for the accelerator too. In each of three rounds, both libraries run
 every case one after the other, each in its own process, and both cache their compiled programs. A rate counts the

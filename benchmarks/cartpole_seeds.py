@@ -1,7 +1,7 @@
 """Does every seed learn CartPole? Trains a hundred seeds with the preset, and evaluates the last checkpoint of each.
 
     python benchmarks/cartpole_seeds.py                        # Gymnasium's CartPole-v1, seeds 1000 to 1099
-    python benchmarks/cartpole_seeds.py jax:CartPole-v1        # the compiled twin
+    python benchmarks/cartpole_seeds.py jax:CartPole-v1        # upslope's compiled version
     python benchmarks/cartpole_seeds.py CartPole-v1 --first 0  # the seeds on which the preset was tuned
 
 Seeds are trained in blocks, and each finished block is stored, so an interrupted measurement can be continued. The

@@ -2,7 +2,7 @@
 
     python benchmarks/cluster.py faults --times 20    # each fault 20 times, on a cluster of three nodes; needs root
     python benchmarks/cluster.py faults --only node   # only faults whose name contains this word; keep other results
-    python benchmarks/cluster.py overhead             # seconds per iteration, alternating pipes and actors
+    python benchmarks/cluster.py overhead             # seconds per iteration, alternating between pipes and actors
     python benchmarks/cluster.py lockstep             # an environment with 20 ms per step in 1 to 16 actors
     python benchmarks/cluster.py sweep                # 256 short trials: how busy the cores are
     python benchmarks/cluster.py seeds                # up to 1,000 seeds in one run: memory, files, report, compare

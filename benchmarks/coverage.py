@@ -162,7 +162,7 @@ def success(share: float) -> Draw:
 
 
 def better(apart: float, first: float, second: float) -> float:
-    """P(X > Y) for two normal distributions: Φ((μ_x − μ_y) / √(σ_x² + σ_y²))."""
+    """Return P(X > Y) for two normal distributions: Φ((μ_x − μ_y) / √(σ_x² + σ_y²))."""
     return float(stats.norm.cdf(apart / np.hypot(first, second)))
 
 

@@ -59,7 +59,7 @@ def jobs() -> Iterator[Job]:
 
 
 def seeds_of(part: str) -> dict[str, int]:
-    """Return a part's first seed as a setting; empty for the default."""
+    """Return the setting for a part's first seed, or no setting if the default applies."""
     return {"seed": FIRST_SEED[part]} if part in FIRST_SEED else {}
 
 
@@ -80,7 +80,8 @@ def place(bank: Path, job: Job) -> Path:
 def train(bank: Path, at_most: int, parts: tuple[str, ...] = PARTS) -> int:
     """Train the missing runs, one environment at a time so that programs are shared, and return how many were trained.
 
-    The limit `at_most` is needed because compiled programs hold memory maps, of which a process may have only so many.
+    The limit `at_most` is needed because compiled programs hold memory maps, and the number of maps per process is
+    limited.
     """
     missing = [job for job in jobs() if job.part in parts and not (place(bank, job) / "done").exists()]
     missing.sort(key=lambda job: (-job.world.find(":"), job.world, job.arguments["algorithm"], job.fault is None))
@@ -189,7 +190,7 @@ class Shared(CompiledEngine):
 
 
 class SharedHost(HostEngine):
-    """The same for the host engine, which has separate programs for learning and acting."""
+    """Like `Shared`, but for the host engine, which has separate programs for learning and acting."""
 
     def __init__(self, task: Task, seeds: Any, columns: Any, *more: Any):
         super().__init__(task, seeds, columns, *more)

@@ -1,10 +1,10 @@
 """The runs of `benchmarks/doctor_field.py`, healthy and with planted faults, and the code that trains them.
 
 A planted fault counts only if it did harm. `harm.json` in each run holds the returns of its final agents and of
-untrained agents. They are evaluated with intact rewards and episode ends, but faults in observations and actions stay
-in place, since a user would have them too. The healthy twin of a run has the same environment, settings and seeds but
-no fault. A fault did harm if it cost the run more than the share `LOST` of what its twin gained over untrained agents,
-and more than two standard errors.
+untrained agents. These agents are evaluated with intact rewards and episode ends, but faults in observations and
+actions stay in place, since a user would have them too. The healthy twin of a run has the same environment, settings
+and seeds but no fault. A fault did harm if it cost the run more than the share `LOST` of what its twin gained over
+untrained agents, and more than two standard errors.
 """
 
 import json
@@ -40,7 +40,7 @@ PLAYED = 64
 host."""
 HOST_PLAYED = 24
 STOPPED = 0.35
-"""The share of the budget at which the runs "stopped early" end."""
+"""The share of the budget after which the runs named "stopped early" are cut off."""
 
 
 @dataclass(frozen=True)
@@ -200,8 +200,8 @@ PLANTED: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Environment → the names of the faults planted in it."""
 NEVER_LEARNED = ("goal never found",)
-"""Faults without a healthy twin. Another policy would earn more, so they did harm if every episode has the same
-return."""
+"""Faults that have no healthy twin. They count as harmful if every episode has the same return, since another policy
+would earn more."""
 
 
 @dataclass(frozen=True)

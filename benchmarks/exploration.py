@@ -1,4 +1,4 @@
-"""Do exploration bonuses help? Train in the deep sea and other worlds with rare rewards, with and without a bonus.
+"""Do exploration bonuses help? Trains in the deep sea and other worlds with rare rewards, with and without a bonus.
 
     python benchmarks/exploration.py                        # every case that is not stored yet
     python benchmarks/exploration.py --only deep_sea_20     # measure one world again
@@ -167,7 +167,7 @@ def steps_until_solved(name: str, found: dict[str, Any]) -> list[int]:
 
 
 def table_of_steps(stored: dict[str, Any]) -> str:
-    """Format a table of how soon each world was solved, for the worlds in which a seed stops when it has solved
+    """Format a table of how soon each world was solved, for the worlds in which each seed stops once it has solved
     them."""
     lines = [
         "| world | mean return | bonus | solved | steps until then: median | each seed |",

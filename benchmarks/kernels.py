@@ -2,7 +2,7 @@
 
     PYTHONPATH=OLDER/src python benchmarks/kernels.py before   # with the source of an older commit
     python benchmarks/kernels.py after
-    python benchmarks/kernels.py table                         # docs/performance.md's table from both
+    python benchmarks/kernels.py table                         # write docs/performance.md's table from both
 
 Kernels: the program for an accelerator, in which all seeds are vmapped, is compiled for the CPU, and the operations in
 the result are counted. An operation inside a loop counts once per iteration. XLA fuses operations differently for a

@@ -347,8 +347,8 @@ FrozenLake has no preset.
 |---|---|---|---|---|---|---|
 %s
 
-These results required three changes to the default settings, which are the same for Taxi and CliffWalking. First, the
-learning rate is 0.01 instead of 0.00025, since a weight in the first layer changes only when its state is visited.
+These results required three changes to the default settings. The changes are the same for Taxi and CliffWalking. First,
+the learning rate is 0.01 instead of 0.00025, since a weight in the first layer changes only when its state is visited.
 Second, the entropy coefficient is 0.1 instead of 0.01: early in training, nearly every pickup and drop-off costs 10,
 and a policy that starts to avoid them too soon never tries them where they are right. Third, batches have 2,048 steps
 from 32 environments instead of 1,024 steps from 8. These settings are a good starting point for other environments

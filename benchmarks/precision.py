@@ -1,7 +1,7 @@
 """How do 16-bit products affect learning? Stores benchmarks/results/precision.json.
 
     python benchmarks/precision.py          # trains, in a few minutes on two cores
-    python benchmarks/precision.py table    # docs/performance.md's table from the result
+    python benchmarks/precision.py table    # write docs/performance.md's table from the stored results
 
 The same seeds are trained with `--precision float32` and with `bfloat16`, using the environment's preset. A CPU rounds
 the same operands as an accelerator, so it shows the effect on learning, but only an accelerator shows the effect on

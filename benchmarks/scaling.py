@@ -1,8 +1,7 @@
-"""How does the speed of compiled training scale with seeds, environments, width and cores? Stores
-benchmarks/results/scaling.json.
+"""How does compiled speed scale with seeds, environments, width and cores? Stores benchmarks/results/scaling.json.
 
     python benchmarks/scaling.py          # a few minutes
-    python benchmarks/scaling.py --plot   # docs/images/scaling.svg from the stored result (needs Matplotlib)
+    python benchmarks/scaling.py --plot   # write docs/images/scaling.svg from the stored results (needs Matplotlib)
 
 The environment is CartPole, with 128 steps per iteration and 4 epochs × 4 minibatches. One setting is varied at a time,
 starting from 8 seeds, 64 environments, 64-64 networks and all cores. Each point gives the best and the median rate of

@@ -1,10 +1,9 @@
-"""Compare two ways to train one seed in a slow environment: in a single process, and with a slice of its environments
-in one process per core.
+"""How much faster does one seed train in a slow environment if one process per core steps a slice of its environments?
 
     python benchmarks/slow_world.py
 
-Each environment step computes for 2 ms, as a simulator would. The two variants are timed alternately, and each ratio is
-between two consecutive timings. Stores benchmarks/results/slow_world.json.
+Each environment step computes for 2 ms, as a simulator would. A single process and one process per core are timed
+alternately, and each ratio is between two consecutive timings. Stores benchmarks/results/slow_world.json.
 """
 
 import json

@@ -3,7 +3,7 @@
     python benchmarks/speed.py --environments FOLDER            # every case (about 90 min on two cores)
     python benchmarks/speed.py --environments FOLDER compiled_8 # only these cases
     python benchmarks/speed.py --environments FOLDER compiled_8 --rounds 1  # a quick check that stores nothing
-    python benchmarks/speed.py --table                          # docs/performance.md from the stored results
+    python benchmarks/speed.py --table                          # write docs/performance.md from the stored results
     python benchmarks/speed.py --against COMMIT                 # this tree and an older one in pairs, without peers
     python benchmarks/speed.py --against COMMIT compiled a2c    # the same for these cases only
 

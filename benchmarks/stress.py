@@ -3,7 +3,7 @@
     python benchmarks/stress.py kills               # 100 kills, compiled and host (about 13 minutes on two cores)
     python benchmarks/stress.py kills --count 12    # fewer; stored cases are not repeated
     python benchmarks/stress.py malformed           # thousands of malformed files, with tests/runs/test_loaders.py
-    python benchmarks/stress.py table               # the page's table from the stored results
+    python benchmarks/stress.py table               # write the page's table from the stored results
 
 A run is trained through the command line in its own process group, which is killed at a random moment (from a seeded
 generator), sometimes deliberately while a checkpoint is half written. The run is resumed and killed several more times,

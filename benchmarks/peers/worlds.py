@@ -1,5 +1,4 @@
-"""Variants of CartPole that do the same work in Python but return vector or Dict observations, with or without a
-mask."""
+"""CartPole variants that do the same work in Python but return vector or Dict observations, with or without a mask."""
 
 from typing import Any
 

@@ -36,8 +36,8 @@ def test_kinds_give_the_same_as_all_pairs_of_sequences(sequences, estimator):
 
 
 def test_a_prompt_weighs_as_its_deviation_says():
-    # A group of two has deviation 1/2 if its rewards differ and 0 if they are equal, so every prompt has the weight 2 ·
-    # (R − mean).
+    # A group of two has deviation 1/2 if its rewards differ and 0 if they are equal, so the weight is 2 · (R − mean)
+    # for every prompt.
     weight = groups.weight_of_prompt(GroupMean(2, divide_by_deviation=True), np.array([0.1, 0.5, 0.9]))
     np.testing.assert_allclose(weight, 1.0, atol=1e-6)
     # In infinitely large groups, the weight is 1/√(p (1 − p)).

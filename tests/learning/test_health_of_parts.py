@@ -108,8 +108,8 @@ def test_an_encoder_that_has_died_is_found():
 
 
 def test_the_share_of_a_key_is_that_of_its_variance():
-    # Two numbers have deviation 100 and two have deviation 1, so the first key has 2 · 10,000 of the total variance, 2
-    # · 10,001.
+    # Two numbers have deviation 100 and two have deviation 1, so the first key has 20,000 of the total variance of
+    # 20,002.
     found = measured(SCALES, scale=100.0)
     assert known(found) == {"key_share", "key_index"} and found["key_index"] == 0
     assert 1 - found["key_share"] == pytest.approx(1e-4, rel=0.5)

@@ -1,4 +1,4 @@
-"""Statistics of too few numbers, or of numbers that are all equal, must change nothing."""
+"""Statistics of too few numbers, or of numbers that are all equal, must have no effect."""
 
 from pathlib import Path
 from typing import Any

@@ -245,8 +245,7 @@ def test_shuffle_makes_every_order_and_so_every_index_in_every_place_equally_lik
     orders = np.asarray(jax.jit(jax.vmap(partial(shuffle, n=4), in_axes=0))(keys))
     _, counts = np.unique(orders, axis=0, return_counts=True)
     assert len(counts) == 24
-    # Each of the 24 orders should occur 2,000 times on average, with a standard deviation of √(48000 · 1/24 · 23/24) =
-    # 44.
+    # Each of the 24 orders should occur 2,000 times, with a standard deviation of √(48000 · 1/24 · 23/24) = 44.
     assert np.max(np.abs(counts - 2000)) < 4.5 * 44
 
 

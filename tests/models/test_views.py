@@ -1,5 +1,4 @@
-"""The parts of the observation that the policy and the critic read: keys and ranges, what each network depends on, and
-runs."""
+"""Restricting the parts of the observation that the policy and the critic read, in networks and in runs."""
 
 from typing import Any
 

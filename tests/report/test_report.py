@@ -180,7 +180,7 @@ def test_the_page_is_self_contained_and_escapes_names(report):
     assert report.stat().st_size < 4e6
     for heading in ("Learning", "Comparison", "Evaluation", "Health", "Settings", "Diagnostics", "Credit"):
         assert f"<h2>{heading}</h2>" in plain
-    assert "thin evidence" in plain  # the comparison warns about only two seeds
+    assert "thin evidence" in plain  # the comparison warns that there are only two seeds
 
 
 def test_runs_that_cannot_be_compared_still_have_a_report(runs, tmp_path, monkeypatch):

@@ -52,7 +52,8 @@ def test_a_seed_is_as_if_alone(straight: Any, folder: Path):
 
 @pytest.mark.parametrize("environment", ["FrozenLake-v1", "vector:FrozenLake-v1"])
 def test_only_the_first_states_of_episodes_are_visits_beside_the_steps(environment: str):
-    """On the host, rollouts of 16 steps cut episodes in two, but the second part is not a new beginning."""
+    """On the host, a rollout of 16 steps may cut an episode in two, but its second part does not begin a new
+    episode."""
     settings = {"steps": 320, "num_envs": 3, "rollout_steps": 16, "minibatches": 1, "hidden_sizes": (8,), "seeds": 1}
     _, task = prepare(environment, settings=settings, bonus="count", preset=False)
     engine = HostEngine(task, [0], columns_of(task, [0]))

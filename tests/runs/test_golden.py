@@ -31,7 +31,7 @@ def test_every_case_is_stored() -> None:
 
 @pytest.mark.parametrize("name", golden_runs.CASES)
 def test_a_run_gives_the_stored_numbers(name: str, trained: dict[str, Any]) -> None:
-    """They agree bit for bit on the machine and with the versions that stored them. Elsewhere, the first rows agree
+    """Results match bit for bit on the machine and with the versions that stored them. Elsewhere, the first rows match
     approximately."""
     found, expected = trained[name], EXPECTED[name]
     if not IS_SAME_MACHINE:
