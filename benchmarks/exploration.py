@@ -170,7 +170,7 @@ def table_of_steps(stored: dict[str, Any]) -> str:
     """Format a table of how soon each world was solved, for the worlds in which each seed stops once it has solved
     them."""
     lines = [
-        "| world | mean return | bonus | solved | steps until then: median | each seed |",
+        "| world | required mean return | bonus | solved | steps until solved: median | each seed |",
         "|---|---|---|---|---|---|",
     ]
     for name, cases in stored.items():
@@ -189,7 +189,7 @@ def table_of_steps(stored: dict[str, Any]) -> str:
 def table(stored: dict[str, Any]) -> str:
     """Format the stored numbers as Markdown."""
     lines = [
-        "| world | bonus | solved at the end | last 100 episodes, mean of seeds | first solved at episode, median |"
+        "| world | bonus | solved at the end | last 100 episodes, mean over seeds | first solved at episode, median |"
     ]
     lines.append("|---|---|---|---|---|")
     for name, cases in stored.items():

@@ -109,7 +109,7 @@ CASES: dict[str, Case] = {
         "CartPole-v1", "ppo", 500_000, "≥ 475", f"497.5 ± 4.0, 3 seeds ({CLEANRL}, Huang et al. 2022)", preset=False
     ),
     "cartpole_ppo_preset": Case("CartPole-v1", "ppo", 100_000, "≥ 475", f"500 ({ZOO})"),
-    "cartpole_compiled_preset": Case("jax:CartPole-v1", "ppo", 73_728, "≥ 475", "500, the most there is", seeds=20),
+    "cartpole_compiled_preset": Case("jax:CartPole-v1", "ppo", 73_728, "≥ 475", "500, the maximum", seeds=20),
     **{
         f"cartpole_{name}": Case("jax:CartPole-v1", name, 500_000, "learns clearly", seeds=10, preset=False)
         for name in CARTPOLE_RUNGS
@@ -124,13 +124,13 @@ CASES: dict[str, Case] = {
     ),
     "lunarlander_ppo": Case("LunarLander-v3", "ppo", 1_000_000, "≥ 200", f"242.1 on v2 ({ZOO})"),
     "mountaincarcontinuous_ppo": Case(
-        "jax:MountainCarContinuous-v0", "ppo", 1_000_000, "≥ 90", "solved at 90 (Gymnasium); 94 is the zoo's", seeds=10
+        "jax:MountainCarContinuous-v0", "ppo", 1_000_000, "≥ 90", "solved at 90 (Gymnasium); the zoo reports 94", seeds=10
     ),
     "halfcheetah_ppo": Case(
         "HalfCheetah-v5",
         "ppo",
         1_000_000,
-        "1400 to 2300 or above",
+        "≥ 1400 (expected 1400 to 2300)",
         f"1442.6 ± 46.0 on v4, 3 seeds ({CLEANRL})",
         preset="paper",
     ),
@@ -163,7 +163,7 @@ CASES: dict[str, Case] = {
     "spaceinvaders_minatar": Case("gymnax:SpaceInvaders-MinAtar", "ppo", 10_000_000, "≥ 120", BLINES % "128–132"),
     "freeway_minatar": Case("gymnax:Freeway-MinAtar", "ppo", 10_000_000, "≥ 56", BLINES % "57–59"),
     "cartpole_trpo_zoo": Case(
-        "jax:CartPole-v1", "trpo", 100_000, "≥ 475", f"the most there is 500; settings of {TRPO_ZOO}", TRPO_CARTPOLE
+        "jax:CartPole-v1", "trpo", 100_000, "≥ 475", f"the maximum is 500; settings from {TRPO_ZOO}", TRPO_CARTPOLE
     ),
     "pendulum_trpo_zoo": Case(
         "jax:Pendulum-v1", "trpo", 100_000, "learns", f"settings of {TRPO_ZOO}, without gSDE", TRPO_PENDULUM
@@ -336,7 +336,7 @@ that scores 500 in evaluation.
 """
 TABULAR = """## Tabular environments
 
-`python benchmarks/tabular.py` trains 500,000 steps per seed, without action masks, and stores the results in
+`python benchmarks/tabular.py` trains for 500,000 steps per seed, without action masks, and stores the results in
 `benchmarks/results/tabular.json`. The table shows the expected return of each seed's last policy, computed exactly from
 `env.unwrapped.P` by solving a linear system. The return is given without a time limit (−∞ means that an episode may
 never end) and, if the environment has a limit, also within that limit. The goal applies to the stochastic policy

@@ -2,7 +2,7 @@
 
     python measure_cleanrl.py CLONE ENVIRONMENT PROCESSES STEPS ENVIRONMENTS ROLLOUT
 
-CLONE is a clone of github.com/vwxyzjn/cleanrl (fe8d8a0). Its file runs unchanged except in two places: the agent's
+CLONE is a clone of github.com/vwxyzjn/cleanrl (fe8d8a0). Its `ppo.py` runs unchanged except in two places: the agent's
 functions are compiled, and the time of every iteration is reported instead of the rate since the start. Its TensorBoard
 files go to a temporary folder.
 """
@@ -29,7 +29,7 @@ NOT_COUNTED = 3
 
 
 def one(clone: Path, environment: str, steps: int, num_envs: int, rollout: int) -> dict[str, float]:
-    """Train in this process, and return the rate without the first iterations."""
+    """Train in this process, and return the rate, excluding the first iterations."""
     import torch
 
     torch.set_num_threads(1)

@@ -63,7 +63,7 @@ def test_three_kills_lose_nothing(tmp_path: Path):
 
 
 def killed(*_: Any) -> None:
-    """Stop as if the process were killed before it saves anything."""
+    """Stop as if the process had been killed before saving anything."""
     raise Killed
 
 
@@ -145,10 +145,10 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], None]]:
     def mount(options: str) -> None:
         done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", disk], capture_output=True, check=False)
         if done.returncode:
-            pytest.skip("may not mount a file system")
+            pytest.skip("not permitted to mount a file system")
 
     if os.name != "posix" or os.geteuid() != 0:
-        pytest.skip("may not mount a file system")
+        pytest.skip("not permitted to mount a file system")
     yield mount
     subprocess.run(["umount", disk], check=False)
 

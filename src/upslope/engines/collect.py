@@ -53,7 +53,7 @@ class Steppable(Protocol):
 
     @property
     def folder(self) -> TheirFolder:
-        """The current folder of the environments."""
+        """The environments' working directory."""
         ...
 
     @property
@@ -85,7 +85,7 @@ class EpisodeEnds(NamedTuple):
 
 
 class EndedRows(NamedTuple):
-    """The rows of a step in which an episode ended, with their last observations."""
+    """The rows whose episode ended at a given step, with their last observations."""
 
     rows: np.ndarray
     observation: Any
@@ -153,7 +153,7 @@ def size_of_one(flat: Any) -> int:
 
 
 def successors_of(ends: list[EndedRows], newest: Any, shape: tuple[int, int]) -> Successors:
-    """Return the successors [S, K, …] that no next row contains; `newest` holds those of the last step. Seeds with
+    """Return the successors [S, K, …] that are not the next step's observation; `newest` holds those of the last step. Seeds with
     fewer than K successors are padded."""
     num_seeds, num_envs = shape
     rest = np.setdiff1d(np.arange(num_seeds * num_envs), ends[-1].rows)

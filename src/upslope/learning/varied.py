@@ -29,7 +29,7 @@ Path = tuple[str, ...]
 Read = Callable[["Varied"], Any]
 """A function that maps a number to the corresponding input of the program."""
 MAX_INPUTS = 64
-"""Maximum number of program inputs for such numbers and for the results of formulas that use them."""
+"""Maximum number of program inputs for `Varied` numbers and for the results of formulas that use them."""
 
 
 class Varied(float):

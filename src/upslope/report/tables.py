@@ -1,4 +1,4 @@
-"""The tables of a page: comparison and settings."""
+"""The tables of the report page: the comparison and the settings."""
 
 from collections.abc import Sequence
 from html import escape
@@ -152,7 +152,7 @@ def improvement_table(comparison: Comparison, titles: dict[str, str], environmen
             cells[found.label, found.other] = estimate(found.probability, HUNDREDTHS)
             cells.setdefault((found.other, found.label), estimate(complement(found.probability), HUNDREDTHS))
     rows = [[titles[a], *(cells.get((a, b), "") for b in titles)] for a in titles]
-    return Table(["", *titles.values()], rows, "Probability that a seed of the row beats one of the column")
+    return Table(["", *titles.values()], rows, "Probability that a seed from the row beats one from the column")
 
 
 def complement(p: Estimate) -> Estimate:

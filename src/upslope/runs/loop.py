@@ -322,7 +322,7 @@ class Loop:
                 progress.broken.add(s)
                 self.say(
                     f"seed {self.seeds[s]}: the agent's parameters are no longer finite at step "
-                    f"{chunk.steps[s, -1]:,}, so this seed is lost. Lower --learning-rate, or normalise its inputs."
+                    f"{chunk.steps[s, -1]:,}, so this seed is lost. Lower --learning-rate, or normalise the inputs."
                 )
         if len(progress.broken) == len(self.seeds):
             raise UpslopeError(
