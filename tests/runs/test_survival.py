@@ -137,8 +137,8 @@ def test_a_run_that_another_process_trains_is_left_alone(tmp_path: Path):
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[str], None]]:
-    """Mount a separate file system at `tmp_path/disk`, and return a function that remounts it with other options. Needs
-    the right to mount."""
+    """Mount a separate file system at `tmp_path/disk`, and return a function that remounts it with other options.
+    Requires permission to mount file systems."""
     disk = tmp_path / "disk"
     disk.mkdir()
 
