@@ -1,11 +1,12 @@
 """How fast is PPO on an accelerator? Measures upslope and rejax side by side on compiled CartPole.
 
     python benchmarks/accelerator.py --rejax PYTHON   # an interpreter that has rejax and JAX for this accelerator
-    python benchmarks/accelerator.py --table          # docs/performance.md's table from the result
+    python benchmarks/accelerator.py --table          # write docs/performance.md's table from the stored results
 
-This interpreter needs JAX with an accelerator too. In each of three rounds, both run every case one after the other,
-each in its own process; both cache their compiled programs. A rate counts the environment steps of all seeds, without
-compilation. upslope's rate covers a whole call of `upslope.train`, including the files it writes.
+The interpreter that runs this script needs JAX for the accelerator too. In each of three rounds, both libraries run
+every case one after the other, each in its own process, and both cache their compiled programs. A rate counts the
+environment steps of all seeds and excludes compilation. upslope's rate covers a whole call of `upslope.train`,
+including the files it writes.
 """
 
 import argparse
@@ -30,7 +31,7 @@ DEVICE = "import jax; print(jax.__version__, jax.devices()[0].device_kind, jax.d
 
 
 def run(command: list[Any]) -> dict[str, float]:
-    """Run one case once, and return its measurement."""
+    """Run one library once on one case, and return its measurement."""
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{command} failed:\n{done.stderr[-2000:]}")
@@ -56,7 +57,7 @@ def measure(rejax: Path, output: Path) -> None:
 
 
 def table() -> str:
-    """A Markdown table of both rates and their ratio."""
+    """Format both rates and their ratio as a Markdown table."""
     stored = json.loads(RESULTS.read_text("utf-8"))
     lines = [
         f"| {stored['device']}, JAX {stored['jax']}: seeds × environments | upslope, million steps/s | rejax | ratio |",

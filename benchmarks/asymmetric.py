@@ -1,12 +1,12 @@
-"""Does a critic that sees the velocities help a policy that does not? Measured on CartPole with memory, in seed pairs.
+"""Does a critic that sees the velocities help a policy that does not? Tested on CartPole with recurrent networks.
 
     python benchmarks/asymmetric.py            # 20 seeds
     python benchmarks/asymmetric.py --seeds 4
 
 Both runs use CartPole's preset `no_velocity` and the same seeds. In `blind`, neither network reads the velocities; in
-`seeing`, the critic does. The measure for a seed is the step at which the mean return of its last 20 training episodes
-first reaches 475; a seed that never reaches it counts with the whole budget. The interval of the mean difference is
-Student's over seeds.
+`seeing`, the critic does. A seed's result is the first step at which the mean return of its 20 most recent training
+episodes reaches 475, or the whole budget if it never does. Results are compared seed by seed. The interval of the mean
+difference is a Student-t interval over seeds.
 """
 
 import argparse
@@ -31,7 +31,7 @@ CRITICS: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    """Train both, and store the steps of every seed."""
+    """Train both variants, and store the number of steps that every seed needed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=20)
     seeds = parser.parse_args().seeds
@@ -58,7 +58,8 @@ def main() -> None:
 
 
 def steps_to(run: upslope.Run, seed: int) -> int:
-    """The step at which a seed's mean return over `WINDOW` episodes first reaches `SOLVED`; at most the budget."""
+    """Return the step at which a seed's mean return over `WINDOW` episodes first reaches `SOLVED`, or else the
+    budget."""
     episodes = run.episodes()
     mine = episodes["seed"] == seed
     steps, returns = episodes["step"][mine], episodes["return"][mine]

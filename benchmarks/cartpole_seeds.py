@@ -1,11 +1,11 @@
 """Does every seed learn CartPole? Trains a hundred seeds with the preset, and evaluates the last checkpoint of each.
 
     python benchmarks/cartpole_seeds.py                        # Gymnasium's CartPole-v1, seeds 1000 to 1099
-    python benchmarks/cartpole_seeds.py jax:CartPole-v1        # the compiled twin
+    python benchmarks/cartpole_seeds.py jax:CartPole-v1        # upslope's compiled version
     python benchmarks/cartpole_seeds.py CartPole-v1 --first 0  # the seeds on which the preset was tuned
 
-Seeds are trained in blocks, and finished blocks are kept, so that an interrupted measurement can continue. The preset
-was tuned on seeds 0 to 99 and evaluated once on seeds 1000 to 1099.
+Seeds are trained in blocks, and each finished block is stored, so an interrupted measurement can be continued. The
+preset was tuned on seeds 0 to 99 and evaluated once on seeds 1000 to 1099.
 """
 
 import argparse
@@ -48,10 +48,10 @@ def main() -> None:
 
 
 def settings_of(environment: str) -> dict[str, Any]:
-    """The settings of the environment's preset."""
+    """Return the settings of the environment's preset."""
     config = upslope.config.config.configure(environment, is_continuous=False)
     kept = {key: value for key, value in config.to_json().items() if key not in ("seed", "seeds")}
-    return json.loads(json.dumps(kept))  # in the form in which they are stored
+    return json.loads(json.dumps(kept))  # converted to the types that JSON stores
 
 
 def measure(environment: str, first: int, seeds: int) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def read() -> dict[str, Any]:
 
 
 def summary(blocks: list[dict[str, Any]]) -> dict[str, Any]:
-    """For each mode: the number of seeds that reach 475, the lowest score, and the seeds below 475."""
+    """Summarise each mode: the number of seeds that reach 475, the lowest score, and the seeds below 475."""
     found: dict[str, Any] = {"seconds_a_seed": round(sum(b["seconds"] for b in blocks) / total(blocks), 2)}
     for mode in ("stochastic", "deterministic"):
         scores = {seed: x for block in blocks for seed, x in zip(block["seeds"], block[mode], strict=True)}
@@ -96,7 +96,7 @@ def summary(blocks: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def total(blocks: list[dict[str, Any]]) -> int:
-    """The number of seeds in all blocks."""
+    """Count the seeds in all blocks."""
     return sum(len(block["seeds"]) for block in blocks)
 
 

@@ -1,16 +1,16 @@
 """How well do runs on a Ray cluster survive faults, what does the transport cost, and how does it scale?
 
     python benchmarks/cluster.py faults --times 20    # each fault 20 times, on a cluster of three nodes; needs root
-    python benchmarks/cluster.py faults --only node   # only faults whose name contains a word; keep the others' results
-    python benchmarks/cluster.py overhead             # seconds per iteration, alternating pipes and actors
+    python benchmarks/cluster.py faults --only node   # only faults whose name contains this word; keep other results
+    python benchmarks/cluster.py overhead             # seconds per iteration, alternating between pipes and actors
     python benchmarks/cluster.py lockstep             # an environment with 20 ms per step in 1 to 16 actors
     python benchmarks/cluster.py sweep                # 256 short trials: how busy the cores are
     python benchmarks/cluster.py seeds                # up to 1,000 seeds in one run: memory, files, report, compare
-    python benchmarks/cluster.py table                # the figures in docs/reliability.md and docs/cluster.md
+    python benchmarks/cluster.py table                # write the figures into docs/reliability.md and docs/cluster.md
 
-Stores benchmarks/results/cluster.json. It needs the extra `ray`. The nodes are raylets on this machine. A fault strikes
-during chunks that are drawn from a seed. Every row, episode and array of the run is then compared with those of a run
-without faults (benchmarks/cluster_faults.py). For network faults, see benchmarks/cluster_hosts.py.
+Stores benchmarks/results/cluster.json. Needs the extra `ray`. The nodes are raylets on this machine. Faults strike
+during randomly chosen chunks (the choice is seeded). Every row, episode and array of the run is then compared with
+those of a run without faults (benchmarks/cluster_faults.py). For network faults, see benchmarks/cluster_hosts.py.
 """
 
 import argparse
@@ -42,13 +42,13 @@ RESULTS, DOCS = HERE / "results" / "cluster.json", HERE.parent / "docs"
 AUTO = upslope.Placement("auto")
 ROUNDS = 5
 TASKS = {"CartPole-v1": 40_960, "HalfCheetah-v5": 16_384}
-"""Environments in which the overhead is measured, and steps per seed."""
+"""Environment in which the overhead is measured → the number of steps per seed."""
 WORKERS = (1, 2, 4, 8, 16)
 
 
 def overhead(only: str = "") -> dict[str, Any]:
-    """Measure an iteration of two seeds in two workers, alternating pipes and actors: the median seconds, the CPU
-    seconds of the main process, and the bytes of a request and of an answer."""
+    """Measure an iteration of two seeds in two workers, alternating between pipes and actors: the median wall-clock
+    time, the main process's CPU time, and the sizes of a request and an answer in bytes."""
     ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
     found: dict[str, Any] = stored().get("overhead", {})
     kinds: list[tuple[str, dict[str, Any]]] = [("pipes", {}), ("actors", {"cluster": AUTO})]
@@ -68,7 +68,8 @@ def overhead(only: str = "") -> dict[str, Any]:
 
 
 def iteration_of(environment: str, steps: int, where: dict[str, Any]) -> dict[str, float]:
-    """The duration of an iteration: the median time between two rows of a run's first seed."""
+    """Measure one iteration: its duration (the median time between two rows of the first seed), the main process's CPU
+    time, and the message sizes."""
     clock: list[float] = []
     sizes: dict[str, list[int]] = {"asked": [], "answered": []}
     advance, submit, new_ones = WorkersEngine.advance, ActorChannel.submit, ActorChannel.new_ones
@@ -98,7 +99,7 @@ def iteration_of(environment: str, steps: int, where: dict[str, Any]) -> dict[st
 
 
 def lockstep() -> dict[str, Any]:
-    """Seconds per step of 16 sleeping environments in 1 to 16 actors, and the duration of a call through pipes and
+    """Measure the seconds per step of 16 sleeping environments in 1 to 16 actors, and the duration of a call to
     actors."""
     os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
     ray.init(address="local", num_cpus=16, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
@@ -127,8 +128,8 @@ def lockstep() -> dict[str, Any]:
 
 
 def calls() -> dict[str, Any]:
-    """Median milliseconds of an empty call to 1 to 16 actors simultaneously, by the size of what each gets and
-    returns."""
+    """Measure the median milliseconds of simultaneous calls to 1 to 16 actors that only return their message, for
+    several message sizes."""
     found: dict[str, Any] = {}
     kind = ray.remote(num_cpus=1)(Echo)
     for count in WORKERS:
@@ -149,7 +150,7 @@ def calls() -> dict[str, Any]:
 
 
 class Echo:
-    """Returns the message it gets."""
+    """An actor that returns the message it receives."""
 
     def echo(self, message: bytes) -> bytes:
         """Return the message."""
@@ -163,7 +164,7 @@ SPACE: dict[str, Any] = {
 
 
 def sweep() -> dict[str, Any]:
-    """256 short trials of a compiled environment on all cores: the share of the time in which workers compute."""
+    """Measure how busy the cores are during a sweep of 256 short trials of a compiled environment."""
     ray.init(
         address="local", num_cpus=os.cpu_count(), log_to_driver=False, logging_level="ERROR", include_dashboard=False
     )
@@ -198,7 +199,7 @@ class Busy:
             self.samples.append([(sum(x) - x[3] - x[4], sum(x)) for x in numbers])
 
     def shares(self) -> dict[str, Any]:
-        """The busy share of each core, over the whole time and over its middle 90 %."""
+        """Return the share of time for which each core was busy, overall and over the middle 90 % of the sweep."""
         self.is_over.set()
         self.thread.join()
 
@@ -214,7 +215,8 @@ MANY = (10, 100, 1000)
 
 
 def seeds() -> dict[str, Any]:
-    """Many seeds in one run of a compiled environment: memory, files, and the duration of `report` and `compare`."""
+    """Measure runs of a compiled environment with many seeds: their memory and files, and the duration of `report` and
+    `compare`."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for count in MANY:
@@ -233,7 +235,7 @@ def seeds() -> dict[str, Any]:
 
 
 def measured(command: str) -> dict[str, float]:
-    """The duration in seconds and the peak memory of an upslope command."""
+    """Run an upslope command, and return its duration in seconds and its peak memory."""
     code = "import resource, sys; from upslope.cli.main import main\ntry:\n    main()\nfinally:\n" + (
         "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
     )
@@ -246,7 +248,7 @@ def measured(command: str) -> dict[str, float]:
 
 
 def fault_rows(found: dict[str, Any]) -> list[str]:
-    """The table of faults."""
+    """Format the results of the faults as a table."""
     rows = ["| fault, on a cluster of three nodes | times | runs | runs with unchanged results | lost rows |"]
     rows.append("|---|---:|---:|---:|---:|")
     keys = ("struck", "runs", "runs as without faults", "lost rows")
@@ -256,12 +258,12 @@ def fault_rows(found: dict[str, Any]) -> list[str]:
 
 
 def measured_with(found: dict[str, Any]) -> str:
-    """A description of the machine on which the figures were measured."""
+    """Describe the machine on which the figures were measured."""
     return "Measured with " + ", ".join(f"{name} {value}" for name, value in found["machine"].items()) + "."
 
 
 def figure_rows(found: dict[str, Any]) -> list[str]:
-    """The table of figures."""
+    """Format all other figures as a table."""
     rows = ["| figure | measured |", "|---|---:|"]
     for name, one in found.get("overhead", {}).items():
         middle, each = one["median"], [100 * part["overhead"] for part in one["rounds"]]
@@ -292,7 +294,7 @@ def figure_rows(found: dict[str, Any]) -> list[str]:
 
 
 def stored() -> dict[str, Any]:
-    """The previously stored results."""
+    """Read the stored results."""
     return json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
 
 
@@ -304,7 +306,7 @@ def store(what: str, found: dict[str, Any]) -> None:
 
 
 def faults(times: int, only: str) -> None:
-    """Try faults, and add the result of each to the stored ones."""
+    """Inject the chosen faults, and add each result to the stored ones."""
     from cluster_faults import all_faults
 
     def tell(name: str, one: dict[str, Any]) -> None:
@@ -323,7 +325,7 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--only", default="", help="part of the name of a fault or an environment")
     arguments = parser.parse_args()
-    require_ray()  # applies the same settings as for a cluster that upslope starts
+    require_ray()  # applies the settings that upslope uses for the clusters it starts
     if arguments.what == "table":
         fill(DOCS / "reliability.md", "cluster", "\n".join(fault_rows(stored())))
         fill(DOCS / "cluster.md", "figures", "\n".join(figure_rows(stored())))

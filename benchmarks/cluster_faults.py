@@ -30,7 +30,7 @@ CHUNKS = SETTINGS["steps"] // (SETTINGS["num_envs"] * SETTINGS["rollout_steps"])
 STRIKES = 10
 """Number of faults per run."""
 HEALTH = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_timeout_ms": 3000}
-"""Settings with which Ray detects a lost node within a few seconds rather than half a minute."""
+"""Settings that make Ray detect a lost node within a few seconds rather than half a minute."""
 CHECKPOINT_SECONDS = 0.2
 AUTO = upslope.Placement("auto")
 COMMAND = f"""
@@ -46,12 +46,12 @@ actors.ActorChannel.again = counted
 from upslope.cli.main import main
 main()
 """
-"""The command line with frequent checkpoints and a printed line for each repeated call."""
+"""Code that runs upslope's command line with frequent checkpoints and prints a line for each repeated call."""
 
 
 @dataclass
 class Place:
-    """The cluster that the faults strike, and the folders to which runs are written."""
+    """The cluster into which faults are injected, and the folders that Ray and the runs use."""
 
     nodes: Cluster
     ray_folder: Path
@@ -61,7 +61,7 @@ class Place:
     draw: np.random.Generator
 
     def even(self, count: int = 3) -> None:
-        """Bring the cluster to this number of nodes."""
+        """Add or remove nodes until the cluster has this number of them."""
         others = list(self.nodes.worker_nodes)
         for node in others[count - 1 :]:
             self.nodes.remove_node(node, allow_graceful=False)
@@ -69,13 +69,13 @@ class Place:
             self.nodes.add_node(num_cpus=1)
 
     def process(self, engine: WorkersEngine) -> int:
-        """The process id of one of the workers, drawn at random."""
+        """Return the process id of a randomly chosen worker."""
         channel = engine.workers[self.draw.integers(len(engine.workers))].channel
         assert isinstance(channel, ActorChannel)
         return int(channel.place.rpartition(" ")[2])
 
     def signal(self, engine: WorkersEngine, number: int, seconds: float = 0.005) -> int:
-        """After a delay in seconds, send a signal to the process of one of the workers while it is working."""
+        """Send a signal to a randomly chosen worker process after a short delay, while it is working."""
         process = self.process(engine)
         threading.Timer(seconds, os.kill, (process, number)).start()
         return process
@@ -85,12 +85,12 @@ Strike = Callable[[Place, WorkersEngine], None]
 
 
 def kill_worker(place: Place, engine: WorkersEngine) -> None:
-    """SIGKILL the process of a worker while it is working."""
+    """Kill a worker process with SIGKILL while it is working."""
     place.signal(engine, signal.SIGKILL)
 
 
 def lose_or_add_node(place: Place, engine: WorkersEngine) -> None:
-    """Remove a node if there are three; otherwise add one and wait until it is found."""
+    """Remove a node if there are three; otherwise add one and make the engine look for it immediately."""
     if len(place.nodes.worker_nodes) == 2:
         node = sorted(place.nodes.worker_nodes, key=str)[place.draw.integers(2)]
         place.nodes.remove_node(node, allow_graceful=False)
@@ -100,13 +100,13 @@ def lose_or_add_node(place: Place, engine: WorkersEngine) -> None:
 
 
 def slow_worker(place: Place, engine: WorkersEngine) -> None:
-    """Stop the process of a worker for two seconds."""
+    """Suspend a worker process for two seconds."""
     process = place.signal(engine, signal.SIGSTOP)
     threading.Timer(2.0, os.kill, (process, signal.SIGCONT)).start()
 
 
 def hanging_worker(place: Place, engine: WorkersEngine) -> None:
-    """Stop the process of a worker permanently. This is reported after two seconds instead of a minute."""
+    """Suspend a worker process permanently. upslope reports this after two seconds instead of a minute."""
     place.signal(engine, signal.SIGSTOP)
     transport.PATIENCE, os.environ[transport.LIMIT] = 2.0, "4"
 
@@ -140,17 +140,17 @@ FAULTS: dict[str, tuple[Strike, int]] = {
     "a full disk under the run, resumed": (full_disk, 1),
     "a full disk under Ray's folder": (full_ray_folder, 1),
 }
-"""Name → the function that causes the fault, and the number of its calls that count as one fault: losing a node and
-adding another are a pair."""
+"""Name → the function that causes the fault, and how many calls to it count as one fault. Losing a node takes two: one
+call removes a node, and the next adds another."""
 LOSSES = {"num_failures": 8, "req_failure_prob": 4, "resp_failure_prob": 4, "in_flight_failure_prob": 4}
-"""The number of calls that Ray loses in a run, followed by three percentages: lost calls, lost answers, and answers
+"""The number of calls that Ray drops in a run, followed by three percentages: lost calls, lost answers, and answers
 lost while the call is still in progress."""
 KILLED, UNAVAILABLE = "the command killed, resumed", "a call or its answer lost on the way"
 
 
 @contextmanager
 def place_of(folder: Path, seed: int) -> Iterator[Place]:
-    """A cluster of three nodes with one CPU each; with root privileges, it uses small file systems."""
+    """Start a cluster of three nodes with one CPU each. With root privileges, it uses small file systems."""
     spots = folder / "ray", folder / "runs"
     for spot, size in zip(spots, ("400m", "24m"), strict=True):
         spot.mkdir(parents=True, exist_ok=True)
@@ -177,7 +177,7 @@ def can_mount() -> bool:
 
 
 def strike_often(name: str, times: int, place: Place, whole: tuple[Any, ...]) -> dict[str, Any]:
-    """Inject a fault this many times, and count what happened to the runs."""
+    """Inject a fault this many times, and count the runs that were unaffected and the rows that were lost."""
     strike, together = FAULTS[name]
     tally: dict[str, Any] = {"struck": 0, "runs": 0, "runs as without faults": 0, "lost rows": 0}
     words: set[str] = set()
@@ -192,7 +192,7 @@ def strike_often(name: str, times: int, place: Place, whole: tuple[Any, ...]) ->
 
 
 def count_run(tally: dict[str, Any], run: RunDirectory, struck: int, whole: tuple[Any, ...]) -> None:
-    """Count a run and the rows that it lost."""
+    """Add a run and the rows that it lost to the tally, and delete the run."""
     found = contents(run)
     tally["struck"] += struck
     tally["runs"] += 1
@@ -202,7 +202,7 @@ def count_run(tally: dict[str, Any], run: RunDirectory, struck: int, whole: tupl
 
 
 def struck_run(name: str, strike: Strike, count: int, place: Place) -> tuple[RunDirectory, int, set[str]]:
-    """A run that is struck by this number of faults, during randomly drawn chunks. It is resumed whenever it stops."""
+    """Train a run and inject this number of faults during randomly chosen chunks. Resume the run whenever it stops."""
     chunks = set(place.draw.choice(np.arange(2, CHUNKS - 2), count, replace=False).tolist())
     said: set[str] = set()
     struck = 0
@@ -237,7 +237,7 @@ def struck_run(name: str, strike: Strike, count: int, place: Place) -> tuple[Run
 
 
 def killed_often(times: int, place: Place, whole: tuple[Any, ...]) -> dict[str, Any]:
-    """SIGKILL the training command at randomly drawn moments, and resume its run."""
+    """Kill the training command with SIGKILL at random moments, and resume its run each time."""
     tally: dict[str, Any] = {"struck": 0, "runs": 0, "runs as without faults": 0, "lost rows": 0}
     began = time.perf_counter()
     while tally["struck"] < times:
@@ -264,13 +264,13 @@ def killed_often(times: int, place: Place, whole: tuple[Any, ...]) -> dict[str, 
 
 
 def size_of(run: Path) -> int:
-    """The size of a run's files of rows."""
+    """Return the size of a run's metrics file."""
     path = run / "metrics.jsonl"
     return path.stat().st_size if path.exists() else 0
 
 
 def unavailable_often(times: int, place: Place, whole: tuple[Any, ...]) -> dict[str, Any]:
-    """Make Ray lose calls to workers, or their answers."""
+    """Make Ray drop calls to workers, or the workers' answers."""
     tally: dict[str, Any] = {"struck": 0, "runs": 0, "runs as without faults": 0, "lost rows": 0}
     began = time.perf_counter()
     while tally["struck"] < times:
@@ -300,8 +300,8 @@ def command(run: Path, place: Place, log: Path, variables: dict[str, str] | None
 
 
 def contents(run: RunDirectory) -> tuple[Any, ...]:
-    """Everything that must be equal in two runs: rows without timing columns, episodes, and the arrays of the last
-    checkpoint."""
+    """Return everything that must be equal in two runs: rows without timing columns, episodes, and the arrays of the
+    last checkpoint."""
     rows = [{name: x for name, x in row.items() if not name.startswith("time/")} for row in run.metrics()]
     with np.load(run.last) as file:
         arrays = {name: file[name].tobytes() for name in sorted(file.files) if name != "meta"}
@@ -309,7 +309,7 @@ def contents(run: RunDirectory) -> tuple[Any, ...]:
 
 
 def undisturbed(place: Place) -> tuple[Any, ...]:
-    """The reference run, without faults and without a cluster."""
+    """Train the reference run, without faults and without a cluster."""
     run = upslope.train("CartPole-v1", folder=place.folder, name="whole", quiet=True, workers=1, **SETTINGS)
     return contents(RunDirectory(run.path))
 

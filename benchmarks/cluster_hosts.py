@@ -2,11 +2,11 @@
 
     python benchmarks/cluster_hosts.py commands       # the page's commands, with fewer trials and steps
     python benchmarks/cluster_hosts.py cuts           # cut the link between the hosts 20 times for 3 seconds
-    python benchmarks/cluster_hosts.py losses         # cut it 20 times until Ray gives up the node, which then returns
+    python benchmarks/cluster_hosts.py losses         # cut it 20 times until Ray gives up on the node; it then rejoins
 
-It needs root, `ip` (iproute2), and a virtual environment with upslope's dependencies and the extra `ray`. Each host has
-its own network, mounts, processes and home folder, and upslope installed from a wheel; the project's folder is hidden.
-Results go to benchmarks/results/cluster.json.
+Needs root, `ip` (iproute2), and a virtual environment with upslope's dependencies and the extra `ray`. Each host has
+its own network, mounts, processes and home folder. upslope is installed on each from a wheel, and the project's folder
+is hidden. Results are stored in benchmarks/results/cluster.json.
 """
 
 import argparse
@@ -34,13 +34,13 @@ from upslope.runs.directory import RunDirectory
 PROJECT = HERE.parent
 ADDRESSES = {"first": "10.77.0.1", "second": "10.77.0.2"}
 RAY_HEALTH = "RAY_health_check_initial_delay_ms=1000 RAY_health_check_period_ms=1000 RAY_health_check_timeout_ms=3000"
-"""Settings with which Ray gives up an unreachable node after about 15 seconds instead of half a minute or more."""
+"""Settings that make Ray give up on an unreachable node after about 15 seconds instead of half a minute or more."""
 SETTINGS: dict[str, Any] = {"seeds": 2, "steps": 2048, "num_envs": 2, "rollout_steps": 32}
 LONGEST = 1500.0
 
 
 class Hosts:
-    """Two hosts whose only link is a pair of virtual interfaces."""
+    """Two simulated hosts that are connected only by a pair of virtual network interfaces."""
 
     def __init__(self, folder: Path):
         self.folder, self.site = folder, folder / "site"
@@ -53,12 +53,13 @@ class Hosts:
             self.home(name).mkdir()
 
     def home(self, name: str) -> Path:
-        """A host's home folder."""
+        """Return a host's home folder."""
         return self.folder / name
 
     def start(self, name: str, script: str) -> subprocess.Popen[bytes]:
         """Run a script on a host, in its home folder; its output goes to a log."""
-        # On every machine, Ray keeps its sessions in /tmp/ray and its objects in /dev/shm, so each host gets its own.
+        # Ray keeps its sessions in /tmp/ray and its objects in /dev/shm, so each host gets its own copy of both
+        # folders.
         begin = f"""
 mount -t tmpfs none {PROJECT} && mkdir -p /tmp/ray && mount -t tmpfs none /tmp/ray && mount -t tmpfs none /dev/shm
 export HOME={self.home(name)} PYTHONPATH={self.site} PATH={Path(sys.executable).parent}:$PATH
@@ -76,7 +77,7 @@ cd ~
             run(f"ip -n second route replace default via {ADDRESSES['first']}")
 
     def said(self, name: str) -> str:
-        """The output of a host so far."""
+        """Return what a host has printed so far."""
         return (self.folder / f"{name}.log").read_text("utf-8", "replace")
 
 
@@ -87,7 +88,7 @@ def run(command: str) -> None:
 
 @contextmanager
 def two_hosts() -> Iterator[Hosts]:
-    """Create two hosts; at the end, remove them and stop everything that runs on them."""
+    """Create two hosts, and on exit stop everything that runs on them and remove them."""
     with tempfile.TemporaryDirectory() as folder:
         hosts = Hosts(Path(folder))
         for name in ADDRESSES:
@@ -108,7 +109,7 @@ def two_hosts() -> Iterator[Hosts]:
 
 
 def commands_of_page() -> list[str]:
-    """The lines of the shell examples in the page."""
+    """Return the lines of the shell examples in the page."""
     text = (DOCS / "cluster.md").read_text("utf-8")
     return [line for block in re.findall(r"```bash\n(.*?)```", text, re.S) for line in block.strip().splitlines()]
 
@@ -119,7 +120,7 @@ SMALLER = {
     "--steps 50000": "--steps 2000",
     "--seeds 8": "--seeds 2 --steps 2000",
 }
-"""Replacements in the page's commands."""
+"""Replacements that make the page's commands smaller."""
 WORLD = """
 import gymnasium
 from gymnasium.envs.classic_control import CartPoleEnv
@@ -131,10 +132,10 @@ def World(**options):
 
 
 def commands() -> dict[str, Any]:
-    """Run every command of the page on the host for which it is meant, and return the exit status of each."""
+    """Run every command in the page on the host that the page names for it, and return each exit status."""
     first, second = [], []
     for line in commands_of_page():
-        if line.startswith("pip install"):  # the hosts have upslope from the wheel
+        if line.startswith("pip install"):  # upslope is already installed from the wheel
             continue
         small = line
         for long, short in SMALLER.items():
@@ -162,7 +163,7 @@ until (echo > /dev/tcp/{ADDRESSES["first"]}/6379) 2> /dev/null; do sleep 0.5; do
 
 
 def waiting_for(cpus: int) -> str:
-    """Commands that wait until the cluster has this number of CPUs."""
+    """Return shell commands that wait until the cluster has this number of CPUs."""
     return f'for i in $(seq 90); do ray status 2>/dev/null | grep -q "/{cpus}.0 CPU" && break; sleep 1; done'
 
 
@@ -176,7 +177,7 @@ done
 
 
 JOINED = "Ray runtime started"
-"""The line that `ray start` prints when it succeeds."""
+"""What `ray start` prints when it succeeds."""
 
 
 def wait_for(is_so: Callable[[], bool]) -> None:
@@ -187,7 +188,7 @@ def wait_for(is_so: Callable[[], bool]) -> None:
 
 
 def train(hosts: Hosts, run_folder: Path) -> subprocess.Popen[bytes]:
-    """Train on both hosts, or resume. The cluster is checked every two seconds."""
+    """Train or resume a run on both hosts, with upslope checking the cluster every two seconds."""
     words = ["train", "cluster_world:Sleeping", "--py-module", "cluster_world.py", "--no-preset", "--quiet"]
     words += [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
     words += ["--cluster", f"{ADDRESSES['first']}:6379", "--folder", str(run_folder.parent), "--name", run_folder.name]
@@ -199,8 +200,8 @@ def train(hosts: Hosts, run_folder: Path) -> subprocess.Popen[bytes]:
 
 
 def cut_often(times: int, seconds: float, *, until_lost: bool) -> dict[str, Any]:
-    """While runs train on both hosts, cut the link this many times for this number of seconds, and count what happened
-    to the runs."""
+    """Cut the link this many times, each time for this number of seconds, while runs train on both hosts, and count the
+    runs that were unaffected."""
     tally: dict[str, Any] = {"struck": 0, "runs": 0, "runs as without faults": 0, "lost rows": 0}
     draw, began = np.random.default_rng(0), time.perf_counter()
     with two_hosts() as hosts:

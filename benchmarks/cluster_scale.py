@@ -2,15 +2,16 @@
 
     python benchmarks/cluster_scale.py    # check it against the measured figures, and write the tables of docs/scale.md
 
-The main process is a single server. It sends a request to each worker, one after another, and receives the answers one
-after another, as they arrive. A worker begins when its request has arrived, and computes for a time that varies between
-workers. If the main process waits for all workers (seeds, slices), the next round begins once the last answer has been
-received. In a sweep, each worker gets its next trial as soon as the result of its previous one has been received.
+The main process is modelled as a single server. It sends a request to one worker after another and receives their
+answers one at a time, as they arrive. A worker starts when its request arrives and computes for a time that varies
+between workers. If the main process waits for all workers (seeds, slices), the next round begins once the last answer
+has been received. In a sweep, each worker gets its next trial as soon as the result of its previous one has been
+received.
 
-Measured (benchmarks/results/cluster.json, by benchmarks/cluster.py): the cost of a call for the main process, by size
-and by number of workers; the main process's own share of an iteration; the sizes of messages; and the time that a trial
-takes in the main process. Assumed: the duration of the work itself and the network link of the main process's machine,
-which are stated in the tables.
+Four quantities were measured by benchmarks/cluster.py and are read from benchmarks/results/cluster.json: the cost of a
+call for the main process, by message size and number of workers; the main process's own share of an iteration; the
+sizes of messages; and the time that a trial takes in the main process. Two are assumed and stated in the tables: the
+duration of the work itself, and the speed of the main process's network link.
 """
 
 import heapq
@@ -23,31 +24,31 @@ from cluster import DOCS, SECONDS, WORKERS, stored
 from pages import fill
 
 NODES, CORES = (10, 100, 1000), 16
-"""The number of nodes, and of CPUs per node; a worker takes one CPU."""
+"""The numbers of nodes, and the number of CPUs per node. A worker takes one CPU."""
 LINK = 1.25e9
-"""Bytes per second that the main process's machine can receive: 10 Gbit/s."""
+"""The bytes per second that the main process's machine can receive (10 Gbit/s)."""
 DELAY = 0.2e-3
-"""One-way latency of a message within a data centre, in seconds."""
+"""The one-way latency of a message within a data centre, in seconds."""
 SPREAD = 0.05
-"""How much the workers' times vary: the standard deviation of their logarithm."""
+"""How much the workers' times vary, as the standard deviation of their logarithm."""
 ROUNDS = 5
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds that the main process needs per worker and round."""
+    """What each worker costs the main process per round, in seconds."""
 
     send: float
     take: float
     rate: float = LINK
-    """Bytes per second at which answers arrive."""
+    """The rate at which answers arrive, in bytes per second."""
     delay: float = DELAY
 
 
 def rounds(workers: int, work: Sequence[float], size: float, costs: Costs, own: float = 0.0) -> float:
-    """Mean seconds of a round in which the main process sends a request to every worker and waits for all answers.
-    `work` [R·W] are the workers' seconds, and `own` is the number of seconds that the main process takes between
-    rounds."""
+    """Return the mean duration of a round in which the main process sends a request to every worker and waits for all
+    answers. `work` [R·W] holds the seconds that each worker computes in each round; `own` is the number of seconds that
+    the main process takes between rounds."""
     now, times = 0.0, np.asarray(work).reshape(-1, workers)
     for row in times:
         arrivals = now + costs.send * np.arange(1, workers + 1) + costs.delay + row + costs.delay
@@ -61,7 +62,8 @@ def rounds(workers: int, work: Sequence[float], size: float, costs: Costs, own: 
 
 
 def trials(workers: int, work: Sequence[float], size: float, costs: Costs) -> tuple[float, float]:
-    """The busy shares of the workers and of the main process over a sweep of these trials."""
+    """Return the share of time for which the workers are busy in a sweep of these trials, and the main process's
+    share."""
     waiting = [0.0] * workers
     heapq.heapify(waiting)
     free = busy = 0.0
@@ -76,8 +78,8 @@ def trials(workers: int, work: Sequence[float], size: float, costs: Costs) -> tu
 
 
 def call_costs(found: dict[str, Any], size: int) -> tuple[float, float]:
-    """Seconds of a call to no worker, and additional seconds per worker, from a line fitted to the measured calls to 1
-    to 16 actors."""
+    """Fit a line to the measured calls to 1 to 16 actors; return its intercept in seconds and its slope in seconds per
+    actor."""
     calls = found["lockstep"]["calls"]
     seconds = [calls[f"{count} × {size}"] / 1000 for count in WORKERS]
     slope, start = np.polyfit(WORKERS, seconds, 1)
@@ -85,7 +87,7 @@ def call_costs(found: dict[str, Any], size: int) -> tuple[float, float]:
 
 
 def check(found: dict[str, Any]) -> list[str]:
-    """Compare the simulation with the measured steps of 16 environments with 20 ms per step in 2 to 16 actors."""
+    """Compare the simulated and the measured duration of a step of 16 environments (20 ms each) in 1 to 16 actors."""
     start, slope = call_costs(found, 100)
     rows = ["| actors | a step, simulated | measured | difference |", "|---:|---:|---:|---:|"]
     acting = found["lockstep"]["1 workers"] - 16 * SECONDS
@@ -100,12 +102,12 @@ def check(found: dict[str, Any]) -> list[str]:
 
 
 def varied(mean: float, count: int, seed: int = 0) -> np.ndarray:
-    """Times around a mean that vary like those of workers."""
+    """Draw times with this mean that vary as workers' times do."""
     return mean * np.exp(np.random.default_rng(seed).normal(0.0, SPREAD, count))
 
 
 def seeds_rows(found: dict[str, Any]) -> list[str]:
-    """Rows for one seed per worker, by the duration of its iteration."""
+    """Return table rows for runs with one seed per worker, by the duration of an iteration."""
     one = found["overhead"]["CartPole-v1"]["median"]
     each = one["actors main process"] / 2
     costs = Costs(send=each / 2, take=each / 2)
@@ -124,7 +126,7 @@ def seeds_rows(found: dict[str, Any]) -> list[str]:
 
 
 def sweep_rows(found: dict[str, Any]) -> list[str]:
-    """Rows for a sweep with four trials per worker, by the duration of a trial."""
+    """Return table rows for a sweep with four trials per worker, by the duration of a trial."""
     each = found["sweep"]["main process seconds a trial"]
     costs = Costs(send=each / 2, take=each / 2)
     rows = ["| nodes | workers | trials of 10 s | of 60 s | of 600 s | of 3,600 s |", "|---:|---:|---:|---:|---:|---:|"]
@@ -138,7 +140,8 @@ def sweep_rows(found: dict[str, Any]) -> list[str]:
 
 
 def slices_rows(found: dict[str, Any]) -> list[str]:
-    """Rows for the speedup of one environment per worker over one worker for all, by the duration of a step."""
+    """Return table rows for the speedup of one environment per worker over one worker with all of them, by the duration
+    of a step."""
     start, slope = call_costs(found, 100)
     costs = Costs(send=slope / 2, take=slope / 2, delay=max(start / 2, DELAY))
     rows = ["| workers | step of 2 ms | of 20 ms | of 200 ms | of 2 s |", "|---:|---:|---:|---:|---:|"]
@@ -167,7 +170,7 @@ def main() -> None:
 
 
 def measured_rows(found: dict[str, Any]) -> list[str]:
-    """Rows for the measured values."""
+    """Return table rows for the measured values."""
     rows = ["| measured | value |", "|---|---:|"]
     start, slope = call_costs(found, 100)
     large = call_costs(found, 300_000)[1]

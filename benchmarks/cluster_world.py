@@ -1,5 +1,5 @@
-"""An environment that sleeps for 20 ms in each step, so that many of them can share a few cores. Workers receive only
-this file."""
+"""An environment whose steps only sleep for 20 ms, so that many copies can share a few cores. Workers receive only this
+file."""
 
 import time
 from typing import Any
@@ -11,7 +11,7 @@ SECONDS = 20e-3
 
 
 class Sleeping(gymnasium.Env):
-    """Sleeps at each step; an episode has 100 steps."""
+    """An environment that sleeps at each step. An episode has 100 steps."""
 
     observation_space = gymnasium.spaces.Box(-1.0, 1.0, (4,), np.float32)
     action_space = gymnasium.spaces.Discrete(2)
@@ -22,7 +22,7 @@ class Sleeping(gymnasium.Env):
         return np.zeros(4, np.float32), {}
 
     def pass_time(self) -> None:
-        """Take the time that makes a step slow."""
+        """Sleep, as a slow simulator would compute."""
         time.sleep(SECONDS)
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:

@@ -1,9 +1,10 @@
-"""Compare convolutions as matrix products with XLA's own, in a compiled loop on one core.
+"""Compare convolutions written as matrix products with XLA's own convolutions, in a compiled loop on one core.
 
     python benchmarks/convolutions.py       # about two minutes
 
-Each layer of upslope's image networks takes four steps of gradient descent on a batch of 64, as in an update. The two
-methods are timed alternately, and each ratio compares neighbouring timings. Stores results/convolutions.json.
+For each layer of upslope's image networks, four steps of gradient descent on batches of 64 are timed, as in an update.
+The two methods are timed alternately, and each ratio is between two consecutive timings. Stores
+results/convolutions.json.
 """
 
 import json
@@ -35,7 +36,7 @@ LAYERS: dict[str, tuple[int, int, int, int, int]] = {
 
 
 def descent(convolve: Callable[..., Any], kernel: Any, x: Any) -> Any:
-    """A few steps of gradient descent on a loss of the layer's outputs, including gradients of the images."""
+    """Take a few steps of gradient descent on a loss of the layer's outputs, with gradients for the images as well."""
 
     def loss(kernel: Any, x: Any) -> Any:
         return jnp.mean(jnp.tanh(convolve(x, kernel)) ** 2)
@@ -49,7 +50,7 @@ def descent(convolve: Callable[..., Any], kernel: Any, x: Any) -> Any:
 
 
 def seconds(program: Any, *arguments: Any) -> float:
-    """The time of one call, in seconds."""
+    """Time one call, in seconds."""
     start = perf_counter()
     jax.block_until_ready(program(*arguments))
     return perf_counter() - start

@@ -11,5 +11,5 @@ def stay_on_one_core(number: int = 0) -> None:
 
 
 def stay_on_next_core(numbers: Any) -> None:
-    """Pin a pool's worker process to the next core number from a queue."""
+    """Pin a worker process of a pool to the next core in a queue."""
     stay_on_one_core(numbers.get())

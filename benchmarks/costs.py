@@ -5,10 +5,11 @@
     python benchmarks/costs.py memory       # about 4 minutes
     python benchmarks/costs.py long         # a million iterations: about 15 minutes
 
-start: the time from the shell command to eight trained seeds of the compiled CartPole with its preset, first with an
-empty cache of compiled programs and then with a filled one, and the time of `upslope --help`. display: the same command
-in a pseudo-terminal with its live display, alternating with --quiet; each ratio compares neighbouring runs. memory:
-peak resident memory of runs that differ in one setting. long: resident memory over a run of a million iterations.
+start: the time that the shell command takes to train eight seeds on the compiled CartPole with its preset, first with
+an empty cache of compiled programs and then with a filled one, and the time that `upslope --help` takes. display: the
+same command in a pseudo-terminal with its live display, alternating with --quiet; each ratio is between two consecutive
+runs. memory: the peak resident memory of runs that differ in one setting. long: the resident memory over a run of a
+million iterations.
 """
 
 import json
@@ -50,7 +51,7 @@ LONG = ["jax:CartPole-v1", "--algorithm", "a2c", "--num-envs", "1", "--steps", "
 
 
 def train(arguments: list[str], folder: str, quiet: bool = True) -> subprocess.Popen[bytes]:
-    """Run the command as a user would, in a pseudo-terminal unless it is quiet."""
+    """Run the command in a pseudo-terminal, as a user would, unless it is quiet."""
     command = [*UPSLOPE, "train", *arguments, "--folder", folder, "--name", "run"]
     if quiet:
         return subprocess.Popen([*command, "--quiet"], stdout=subprocess.DEVNULL)
@@ -64,7 +65,7 @@ def train(arguments: list[str], folder: str, quiet: bool = True) -> subprocess.P
 
 
 def drain(terminal: int) -> None:
-    """Read the output like a terminal."""
+    """Read and discard the output, as a terminal does."""
     try:
         while os.read(terminal, 1 << 16):
             pass
@@ -73,7 +74,7 @@ def drain(terminal: int) -> None:
 
 
 def rate(arguments: list[str], quiet: bool) -> float:
-    """Steps per second, without the first chunk."""
+    """Measure the steps per second after the first chunk."""
     with tempfile.TemporaryDirectory() as folder:
         if train(arguments, folder, quiet).wait():
             raise SystemExit(f"training failed: {arguments}")
@@ -82,7 +83,8 @@ def rate(arguments: list[str], quiet: bool) -> float:
 
 
 def start() -> dict[str, Any]:
-    """Seconds from the shell command to its end; each round has its own cache (on Linux, through XDG_CACHE_HOME)."""
+    """Measure the seconds that the shell command takes. Each round has its own cache (on Linux, through
+    XDG_CACHE_HOME)."""
     found: dict[str, list[float]] = {"--help": [], "first time": [], "second time": []}
     for _ in range(STARTS):
         with tempfile.TemporaryDirectory() as folder:
@@ -97,7 +99,7 @@ def start() -> dict[str, Any]:
 
 
 def display() -> dict[str, Any]:
-    """The rate with the live display, divided by the rate without it."""
+    """Compare the rate with the live display to the rate without it."""
     found = {}
     for name, arguments in DISPLAYED.items():
         ratios = []
@@ -111,7 +113,7 @@ def display() -> dict[str, Any]:
 
 
 def memory() -> dict[str, Any]:
-    """The peak resident memory of each run, in MB."""
+    """Measure the peak resident memory of each run, in MB."""
     found = {}
     for name, arguments in MEMORY.items():
         with tempfile.TemporaryDirectory() as folder:
@@ -125,7 +127,7 @@ def memory() -> dict[str, Any]:
 
 
 def long() -> dict[str, Any]:
-    """Resident memory in MB as a function of iterations."""
+    """Measure the resident memory in MB at several iterations of a long run."""
     found: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as folder:
         process = train(LONG, folder)
@@ -142,7 +144,7 @@ def long() -> dict[str, Any]:
 
 
 def last_iteration(path: Path) -> int:
-    """The number of iterations that a run has written."""
+    """Return the number of iterations that a run has written so far."""
     if not path.exists() or path.stat().st_size < 10_000:
         return 0
     with path.open("rb") as file:
@@ -152,7 +154,7 @@ def last_iteration(path: Path) -> int:
 
 
 def page(results: dict[str, Any]) -> str:
-    """The stored results as text for the documentation."""
+    """Format the stored results as tables for the documentation."""
     lines = ["| what | measured |", "|---|---|"]
     for name, seconds in results.get("start", {}).items():
         middle = f"{statistics.median(seconds):.2f} s ({min(seconds):.2f} – {max(seconds):.2f})"

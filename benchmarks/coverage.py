@@ -1,11 +1,11 @@
-"""How often do the 95 % intervals cover the true value? Simulates scores of a few seeds from known distributions.
+"""How often do the 95 % intervals cover the true value? Draws the scores of a few seeds from known distributions.
 
     python benchmarks/coverage.py          # simulate and store (a few minutes), or only the named parts
     python benchmarks/coverage.py --table  # write the tables in docs/compare.md from the stored results
 
-`percentile bootstrap` is the usual interval, for comparison. A simulated sample that has no interval, because all its
-seeds agree, counts as not covered; `told` is the share of samples with an interval. `width` is the median width,
-divided by the width of an oracle that knows the distribution of the error: estimate ± the 95 % quantile of |error|.
+`percentile bootstrap` is the usual interval, given for comparison. A simulated sample whose seeds all agree has no
+interval and counts as not covered; `told` is the share of samples with an interval. `width` is the median width divided
+by that of an oracle interval, which knows the distribution of the error: estimate ± the 95 % quantile of |error|.
 """
 
 import json
@@ -25,11 +25,11 @@ RESULTS = Path(__file__).parent / "results" / "coverage.json"
 PAGE = Path(__file__).parents[1] / "docs" / "compare.md"
 SAMPLES = 10_000
 FEWER_SAMPLES = 2500
-"""Number of samples in the slower simulations: several environments, and pairs."""
+"""Number of samples in the slower simulations."""
 MIXTURES = 10
-"""Number of random draws of how environments differ, each with a thousand samples of seeds."""
+"""Number of random sets of environments, each with a thousand samples of seeds."""
 BOOTSTRAPS = 1000
-"""Number of samples for the coverage of the bootstrap, and number of its resamples."""
+"""Number of samples from which the bootstrap's coverage is computed, and of resamples for each interval."""
 SEEDS = (3, 5, 10)
 
 Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
@@ -52,7 +52,7 @@ PLAIN: dict[str, Callable[..., Any]] = {
 
 
 def main(only: list[str]) -> None:
-    """Simulate and store everything, or only some parts."""
+    """Simulate and store all parts, or only those given."""
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "one environment": lambda: {name: one_environment(name) for name in DISTRIBUTIONS},
         "several environments": several_environments,
@@ -67,7 +67,7 @@ def main(only: list[str]) -> None:
 
 
 def covered(estimates: list[Estimate], truth: float) -> dict[str, float]:
-    """The share of intervals that cover the true value, the share of estimates with an interval, and the median
+    """Return the share of estimates whose interval covers the true value, the share with an interval, and the median
     width."""
     told = [e.interval for e in estimates if e.interval is not None]
     held = sum(i.low <= truth + 1e-9 and truth - 1e-9 <= i.high for i in told)
@@ -78,8 +78,8 @@ def covered(estimates: list[Estimate], truth: float) -> dict[str, float]:
 
 
 def one_environment(name: str) -> dict[str, Any]:
-    """The coverage of upslope's intervals and of the percentile bootstrap's for mean, interquartile mean and median, by
-    number of seeds."""
+    """Compute the coverage of upslope's intervals and of the percentile bootstrap for the mean, the interquartile mean
+    and the median, by number of seeds."""
     random, draw = np.random.default_rng(0), DISTRIBUTIONS[name]
     population = draw(random, (4_000_000,))
     truths = {statistic: float(PLAIN[statistic](population, axis=0)) for statistic in OURS}
@@ -95,7 +95,7 @@ def one_environment(name: str) -> dict[str, Any]:
 
 
 def bootstrap(samples: np.ndarray, statistic: str, truth: float, random: np.random.Generator) -> float:
-    """The coverage of the percentile bootstrap."""
+    """Compute the coverage of the percentile bootstrap."""
     held = 0
     for x in samples:
         resampled = PLAIN[statistic](x[random.integers(0, len(x), (BOOTSTRAPS, len(x)))], axis=1)
@@ -115,8 +115,8 @@ KINDS: dict[str, Strata] = {
 
 
 def several_environments() -> dict[str, Any]:
-    """Normalised scores whose level and spread differ between environments: the mean coverage over ten draws of levels
-    and spreads, and the lowest of the ten."""
+    """Simulate normalised scores whose level and spread differ between environments. Levels and spreads are drawn ten
+    times; the result is the mean and the lowest of the ten coverages."""
     found: dict[str, Any] = {}
     for kind, draw in KINDS.items():
         for count in (2, 3, 10):
@@ -132,7 +132,7 @@ STRATIFIED = {"mean": stratified_mean, "interquartile mean": stratified_iqm}
 
 
 def mixture(draw: Strata, count: int, random: np.random.Generator) -> dict[str, dict[int, dict[str, float]]]:
-    """The coverage of each statistic over several environments, by number of seeds."""
+    """Compute the coverage of each statistic over several environments, by number of seeds."""
     level, spread = random.uniform(0.2, 1.0, count), random.uniform(0.02, 0.3, count)
     population = np.concatenate(draw(random, level, spread, 200_000))
     truths = {"mean": float(population.mean()), "interquartile mean": float(stats.trim_mean(population, 0.25))}
@@ -145,30 +145,30 @@ def mixture(draw: Strata, count: int, random: np.random.Generator) -> dict[str, 
 
 
 def averaged(cells: list[dict[str, float]]) -> dict[str, float]:
-    """The mean of each number over the draws, and the lowest coverage."""
+    """Average each number over the draws, and add the lowest coverage."""
     keys = [key for key in cells[0] if all(key in cell for cell in cells)]
     means = {key: round(float(np.mean([cell[key] for cell in cells])), 4) for key in keys}
     return means | {"lowest": min(cell["coverage"] for cell in cells)}
 
 
 def normal(mean: float, spread: float) -> Draw:
-    """A sampler of normally distributed scores."""
+    """Return a sampler of normally distributed scores."""
     return lambda random, shape: random.normal(mean, spread, shape)
 
 
 def success(share: float) -> Draw:
-    """A sampler of the scores of seeds that either succeed or fail."""
+    """Return a sampler of scores that are 1 with this probability and otherwise 0."""
     return lambda random, shape: (random.random(shape) < share) * 1.0
 
 
 def better(apart: float, first: float, second: float) -> float:
-    """P(X > Y) of two normals: Φ((μ_x − μ_y) / √(σ_x² + σ_y²))."""
+    """Return P(X > Y) for two normal distributions: Φ((μ_x − μ_y) / √(σ_x² + σ_y²))."""
     return float(stats.norm.cdf(apart / np.hypot(first, second)))
 
 
 def improvement() -> dict[str, Any]:
-    """P(X > Y): normal seeds that differ by 0, 1 and 2 standard deviations, unequal spreads, success or failure, and
-    the mean over three environments."""
+    """Simulate P(X > Y) for normal scores 0, 1 and 2 standard deviations apart, unequal spreads, success or failure,
+    and the mean over three environments."""
     cases: dict[str, tuple[float, int, Draw, Draw]] = {
         "normal, the same": (0.5, 1, normal(0, 1), normal(0, 1)),
         "normal, 1 σ apart": (better(1, 1, 1), 1, normal(1, 1), normal(0, 1)),
@@ -193,7 +193,7 @@ def improvement() -> dict[str, Any]:
 
 
 def profiles() -> dict[str, Any]:
-    """The share of seeds above a threshold, in one environment and averaged over five."""
+    """Simulate the share of seeds above a threshold, in one environment and averaged over five."""
     random, found = np.random.default_rng(6), {}
     for name, shares in (
         ("one environment, 70 %", [0.7]),
@@ -209,8 +209,8 @@ def profiles() -> dict[str, Any]:
 
 
 def beside_success() -> dict[str, Any]:
-    """The mean over two environments: in one, seeds succeed or fail, so they may all agree; in the other, they differ
-    only a little."""
+    """Simulate the mean over two environments. In one, seeds succeed or fail, so they may all agree; in the other, they
+    differ only slightly."""
     random, found = np.random.default_rng(7), {}
     for share in (0.9, 0.7):
         for n in SEEDS:
@@ -221,7 +221,7 @@ def beside_success() -> dict[str, Any]:
 
 
 def tables(result: dict[str, Any]) -> str:
-    """All tables as Markdown."""
+    """Format all tables as Markdown."""
     seeds = [str(n) for n in SEEDS]
     head = "".join(f" {n} seeds |" for n in seeds)
     lines = [f"| seeds are | statistic |{head}{head.replace(' |', ', bootstrap |')}", f"|---|---|{'---|' * 6}"]
@@ -240,8 +240,8 @@ def tables(result: dict[str, Any]) -> str:
 
 
 def shown(cell: dict[str, float]) -> str:
-    """A table cell: the coverage (and the lowest of several), the width, and the share with an interval if it is below
-    1."""
+    """Format a table cell: the coverage (and the lowest, if there are several), the width, and, if it is below 1, the
+    share with an interval."""
     told = cell.get("told", 1.0)
     least = f", least {cell['lowest']:.1%}" if "lowest" in cell else ""
     width = f", ×{cell['width']:.2f}" if "width" in cell else ""

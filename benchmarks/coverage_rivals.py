@@ -1,9 +1,9 @@
-"""Compare the coverage of alternative intervals for the interquartile mean over environments with the one in use.
+"""Compare upslope's interval for the interquartile mean over environments with alternatives, by their coverage.
 
     python benchmarks/coverage_rivals.py   # stores benchmarks/results/coverage_rivals.json
 
-Seeds are normally distributed, in environments with different means and spreads, as in `coverage.py`. There are ten
-draws of 400 samples each.
+Scores are normally distributed, with a different mean and spread in each environment, as in `coverage.py`. Means and
+spreads are drawn ten times, with 400 samples each time.
 """
 
 import json
@@ -20,24 +20,24 @@ SAMPLES, RESAMPLES = 400, 200
 
 
 def iqm(scores: np.ndarray) -> np.ndarray:
-    """The mean of the middle half [..., N]."""
+    """Return the mean of the middle half of the scores [..., N]."""
     return np.sort(scores, axis=-1) @ between_quartiles(scores.shape[-1])
 
 
 def winsorised(x: np.ndarray) -> list[float]:
-    """Tukey and McLaughlin's variance of each environment's contribution; x [M, S]."""
+    """Return Tukey and McLaughlin's variance of each environment's contribution, from scores x [M, S]."""
     every = np.sort(x.ravel())
     cut = every.size // 4
     return [mean_variance(np.clip(row, every[cut], every[-1 - cut])) * (2 / len(x)) ** 2 for row in x]
 
 
 def tukey(x: np.ndarray, random: np.random.Generator) -> Estimate:
-    """The interval based only on that variance."""
+    """Base the interval only on Tukey and McLaughlin's variance."""
     return Estimate(float(iqm(x.ravel())), welch(float(iqm(x.ravel())), winsorised(x), list(x)))
 
 
 def jackknife(x: np.ndarray, random: np.random.Generator) -> Estimate:
-    """The jackknife, leaving out one seed of one environment: v = (S−1)/S Σ (T_−i − mean)²."""
+    """Use the jackknife, which leaves out one seed of one environment at a time: v = (S−1)/S Σ (T_−i − mean)²."""
     count, n = x.shape
     left = iqm(np.stack([np.delete(x.ravel(), i) for i in range(x.size)])).reshape(count, n)
     parts = [(n - 1) / n * float(((row - row.mean()) ** 2).sum()) for row in left]
@@ -45,7 +45,7 @@ def jackknife(x: np.ndarray, random: np.random.Generator) -> Estimate:
 
 
 def bootstrap_t(x: np.ndarray, random: np.random.Generator) -> Estimate:
-    """The standard error of the stratified bootstrap times √(S/(S−1)) (Hesterberg 2015), with the same t."""
+    """Use the stratified bootstrap's standard error times √(S/(S−1)) (Hesterberg 2015), with the same t quantile."""
     count, n = x.shape
     drawn = np.take_along_axis(x[None], random.integers(0, n, (RESAMPLES, count, n)), axis=-1)
     variance = iqm(drawn.reshape(RESAMPLES, -1)).var(ddof=1) * n / (n - 1)

@@ -1,11 +1,11 @@
 """How often is `upslope doctor` right? Stores benchmarks/results/doctor.json.
 
     python benchmarks/doctor.py train BANK [PART …]    # train the missing runs in the folder BANK
-    python benchmarks/doctor.py judge BANK [PART …]    # diagnose every run of these parts, and store the figures
+    python benchmarks/doctor.py judge BANK [PART …]    # diagnose every run in these parts, and store the figures
 
-The bank contains runs with planted faults and healthy runs, with five seeds each. Thresholds were set on the part
-`calibrate`. The results of `test` were seen while rules were being changed. `fresh` was trained and diagnosed only
-once. Its two false alarms led to changes in two rules. `confirm`, which contains only healthy runs, measures the rate
+The bank contains healthy runs and runs with planted faults, all with five seeds. Thresholds were set on the part
+`calibrate`. The results on `test` were visible while rules were being changed. `fresh` was trained and diagnosed only
+once; its two false alarms led to changes in two rules. `confirm`, which contains only healthy runs, measures the rate
 of false alarms after these changes.
 """
 
@@ -26,11 +26,11 @@ RESULTS = Path(__file__).parent / "results" / "doctor.json"
 PAGE = Path(__file__).parents[1] / "docs" / "doctor.md"
 RULES = Path(__file__).parents[1] / "src" / "upslope" / "diagnosis"
 AT_ONCE, MORE = 12, 3
-"""Number of runs that one process trains, and its exit status if there may be more runs to train."""
+"""How many runs one process trains, and its exit status if there may be more runs to train."""
 
 
 def judge(bank: Path, parts: tuple[str, ...]) -> dict[str, Any]:
-    """Diagnose every run of these parts of the bank."""
+    """Diagnose every run in these parts of the bank."""
     results: dict[str, Any] = {}
     for part in parts:
         rows = []
@@ -49,13 +49,14 @@ def judge(bank: Path, parts: tuple[str, ...]) -> dict[str, Any]:
 
 
 def commit_of_rules() -> str:
-    """The last commit that changed a file on which diagnoses depend."""
+    """Return the last commit that changed the rules."""
     command = ["git", "log", "-1", "--format=%h", "--", str(RULES)]
     return subprocess.run(command, capture_output=True, text=True, check=True, cwd=RULES).stdout.strip()
 
 
 def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The shares of correct diagnoses, and the confusion table of planted and diagnosed causes."""
+    """Return the shares of correct diagnoses and of false alarms, and the confusion table of planted and diagnosed
+    causes."""
     faulty, healthy = [r for r in rows if r["cause"] != "healthy"], [r for r in rows if r["cause"] == "healthy"]
     confusion: dict[str, Counter[str]] = {}
     for row in rows:

@@ -1,7 +1,7 @@
 """Train the bank of `benchmarks/doctor.py`, which has many runs but needs only a few compiled programs.
 
-Short runs spend most of their time compiling. Numbers that a fault or a variant changes (learning rate, γ, entropy
-coefficient, planted values) are therefore arguments of the program, so that runs that differ only in these numbers
+Short runs spend most of their time compiling. The numbers that a fault or a variant changes (learning rate, γ, entropy
+coefficient, planted values) are therefore arguments of the compiled program, and runs that differ only in these numbers
 share a program.
 """
 
@@ -44,7 +44,7 @@ class Job:
 
 
 def jobs() -> Iterator[Job]:
-    """Every run of the bank."""
+    """Yield every run of the bank."""
     for fault in FAULTS:
         for part in PARTS:
             for world in fault.worlds_of(part):
@@ -59,12 +59,12 @@ def jobs() -> Iterator[Job]:
 
 
 def seeds_of(part: str) -> dict[str, int]:
-    """The first seed of a part."""
+    """Return the setting for a part's first seed, or no setting if the default applies."""
     return {"seed": FIRST_SEED[part]} if part in FIRST_SEED else {}
 
 
 def healthy(part: str, number: int, run: Healthy) -> Job:
-    """A run with nothing wrong."""
+    """Return the job of a healthy run."""
     own = {} if run.preset else BASE.get(run.world, {})
     if run.algorithm not in ("ppo", "ppo_kl", "ppo_kl_fixed"):
         own = {"steps": own["steps"]} | ({"gamma": 0.95} if "Pendulum" in run.world else {})
@@ -73,14 +73,15 @@ def healthy(part: str, number: int, run: Healthy) -> Job:
 
 
 def place(bank: Path, job: Job) -> Path:
-    """The run directory of a job."""
+    """Return the run directory of a job."""
     return bank / job.part / job.name.replace(":", "-").replace("/", "-").replace(" ", "_")
 
 
 def train(bank: Path, at_most: int, parts: tuple[str, ...] = PARTS) -> int:
-    """Train the missing runs, one environment after another to share programs, and return how many were trained.
+    """Train the missing runs, one environment at a time so that programs are shared, and return how many were trained.
 
-    `at_most` is needed because compiled programs hold memory maps, and the number of maps per process is limited.
+    The limit `at_most` is needed because compiled programs hold memory maps, and the number of maps per process is
+    limited.
     """
     missing = [job for job in jobs() if job.part in parts and not (place(bank, job) / "done").exists()]
     missing.sort(key=lambda job: (-job.world.find(":"), job.world, job.arguments["algorithm"], job.fault is None))
@@ -121,26 +122,27 @@ real_collect = iteration.collect
 
 
 def collect(world: Any, *arguments: Any, **options: Any) -> Any:
-    """The library's `collect`, but with the planted mistake in its rollout."""
+    """Call the library's `collect`, and plant the mistake in the rollout."""
     columns, rollout, finished = real_collect(world, *arguments, **options)
     return columns, broken_rollout(rollout) if hasattr(world, "unlimited") else rollout, finished
 
 
 def numbers_of(task: Task) -> dict[str, Any]:
-    """The numbers of a task that are arguments of its program."""
+    """Return the numbers of a task that are passed to its program as arguments."""
     rate = task.learning_rate * Now.plant["rate_factor"]
     own = {"learning_rate": rate, "gamma": task.gamma, "entropy_coefficient": task.entropy_coefficient}
     return {name: jnp.float32(x) for name, x in (own | Now.plant).items()}
 
 
 def with_numbers(task: Task, numbers: dict[str, Any]) -> Task:
-    """The task with these numbers; planted values are read from `Now`."""
+    """Return the task with these numbers in its settings. Planted values are read from `Now` instead."""
     own = {name: numbers[name] for name in ("learning_rate", "gamma", "entropy_coefficient")}
     return dataclasses.replace(task, **own)
 
 
 class Planting:
-    """A context in which `Now` holds a program's traced numbers. Programs may be traced in several threads."""
+    """A context in which `Now` holds a program's traced numbers. It takes a lock, since several threads may trace
+    programs."""
 
     lock = threading.RLock()
 
@@ -157,18 +159,19 @@ class Planting:
 
 
 def key_of(task: Task, *more: Any) -> str:
-    """A key that identifies everything on which a program depends, apart from its numbers."""
+    """Return a key for everything that a program depends on, apart from its numbers."""
     return repr((with_numbers(task, dict.fromkeys(("learning_rate", "gamma", "entropy_coefficient"), 0.0)), more))
 
 
 class Shared(CompiledEngine):
-    """A compiled engine that keeps its program for the next run with the same structure."""
+    """A compiled engine that keeps its program for later runs with the same structure."""
 
     def __init__(self, task: Task, seeds: Any, **_: Any):
         super().__init__(task, seeds)
         world = task.environment
-        # An engine on recorded data has its rollout in this attribute, which is an argument of the program.
-        self.data = numbers_of(task)  # type: ignore[assignment]  # numbers in place of data: arguments of the program
+        # The engine passes this attribute to its program as an argument; it normally holds the rollout of recorded
+        # data.
+        self.data = numbers_of(task)  # type: ignore[assignment]  # numbers instead of a rollout
         self.key = key_of(task, self.iterations, len(seeds), type(getattr(world, "inner", world)), type(world))
         if self.key in PROGRAMS:
             self.programs, self.split_state, self.join_state = PROGRAMS[self.key]
@@ -187,7 +190,7 @@ class Shared(CompiledEngine):
 
 
 class SharedHost(HostEngine):
-    """The same for the host engine, in which learning and acting are separate programs."""
+    """Like `Shared`, but for the host engine, which has separate programs for learning and acting."""
 
     def __init__(self, task: Task, seeds: Any, columns: Any, *more: Any):
         super().__init__(task, seeds, columns, *more)

@@ -1,7 +1,8 @@
-"""The faults that `benchmarks/doctor.py` plants, and its healthy runs. Nothing in this file is part of the library.
+"""The faults that `benchmarks/doctor.py` plants, and the healthy runs. Nothing in this file belongs to the library.
 
-A fault is in the configuration, in the environment (wrapped, compiled or on the host), or in a broken copy of the
-estimator, the objective or the rollout (`doctor_planting.py`). Each fault names the cause that a diagnosis should give.
+A fault is planted in the configuration, in the environment (by a wrapper, compiled or on the host), or in a broken copy
+of the estimator, the objective or the rollout (`doctor_planting.py`). Each fault names the cause that a diagnosis
+should report.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ CARTPOLE, ACROBOT, PENDULUM = "jax:CartPole-v1", "jax:Acrobot-v1", "jax:Pendulum
 HOST_CARTPOLE, HOST_PENDULUM, HOST_ACROBOT = "CartPole-v1", "Pendulum-v1", "Acrobot-v1"
 MOUNTAIN, GRID, KEY = "jax:MountainCarContinuous-v0", "jax:GridWorld-v0", "jax:Key-v0"
 SWINGS = {"num_envs": 4, "rollout_steps": 512, "epochs": 10, "minibatches": 16, "gamma": 0.95, "learning_rate": 1e-3}
-"""Settings with which the pendulum is learned within a short budget."""
+"""Settings that learn the pendulum within a short budget."""
 BASE: dict[str, dict[str, Any]] = {
     CARTPOLE: {"steps": 50_000},
     ACROBOT: {"steps": 50_000, "learning_rate": 1e-3},
@@ -33,15 +34,16 @@ BASE: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Fault:
-    """One planted fault. `calibrate`, `test` and `fresh` are the environments in which these parts train it."""
+    """One planted fault. `calibrate`, `test` and `fresh` list the environments in which each of these parts of the bank
+    trains with it."""
 
     name: str
     cause: str
     calibrate: tuple[str, ...]
     test: tuple[str, ...]
     fresh: tuple[str, ...]
-    """If there are two environments, the first is also in `calibrate`, and the second is in neither `calibrate` nor
-    `test`."""
+    """If there are two environments, the first also occurs in `calibrate`, and the second occurs in neither `calibrate`
+    nor `test`."""
     settings: dict[str, Any] = field(default_factory=dict)
     test_settings: dict[str, Any] | None = None
     """The same fault with a different strength."""
@@ -51,16 +53,17 @@ class Fault:
     slower: bool = False
 
     def worlds_of(self, part: str) -> tuple[str, ...]:
-        """The environments in which a part trains the fault."""
+        """Return the environments in which a part trains with the fault."""
         return getattr(self, part, ())
 
     def settings_in(self, part: str, world: str) -> dict[str, Any]:
-        """The settings of the fault. `fresh` uses those of `test` in an environment of `calibrate`, and vice versa."""
+        """Return the fault's settings. In the environments of `calibrate`, `fresh` uses the settings of `test`, and
+        vice versa."""
         is_other = part == "test" or (part == "fresh" and world in self.calibrate)
         return self.test_settings if is_other and self.test_settings is not None else self.settings
 
     def plant_in(self, part: str) -> dict[str, float]:
-        """The planted numbers, slightly weaker or stronger in `fresh`."""
+        """Return the planted numbers, which are slightly weaker or stronger in `fresh`."""
         return {name: MILDER.get((name, x), x) if part == "fresh" else x for name, x in self.plant.items()}
 
 
@@ -133,7 +136,7 @@ FAULTS = (
 
 @dataclass(frozen=True)
 class Healthy:
-    """A run with nothing wrong, though it may be slow or hard."""
+    """A run without a fault, though it may learn slowly or have a hard task."""
 
     world: str
     algorithm: str
@@ -142,7 +145,7 @@ class Healthy:
 
 
 def variants(world: str, *rungs: str) -> tuple[Healthy, ...]:
-    """Each rung twice: unchanged, and with different seeds, a lower learning rate and a different discount."""
+    """Return each rung twice: unchanged, and with different seeds, a lower learning rate and a different discount."""
     other = {"seed": 10, "slower": 0.6, "gamma": 0.98 if "Pendulum" not in world else 0.9}
     return tuple(Healthy(world, rung, s) for rung in rungs for s in ({}, other))
 
@@ -151,7 +154,7 @@ OWN = ("reinforce", "reward_to_go", "reinforce_baseline", "actor_critic", "a2c",
 WIDE = {"log_std_init": 1.0, "steps": 100_000, "gamma": 0.999, "num_envs": 8, "rollout_steps": 256}
 BANDIT = {"steps": 20_000, "num_envs": 16, "rollout_steps": 8, "gamma": 0.9, RATE: 1e-3}
 FIRST_SEED = {"fresh": 100, "confirm": 200}
-"""The first seed of each part; the parts share no seeds."""
+"""The first seed of each part. No two parts share a seed."""
 HEALTHY = (
     *variants(CARTPOLE, *OWN),
     *variants(HOST_CARTPOLE, "reward_to_go", "gae", "ppo"),
@@ -214,7 +217,7 @@ CONFIRM_HEALTHY = (
 
 
 def world_of(fault: Fault, name: str) -> str | Callable[[], gymnasium.Env] | CompiledEnvironment:
-    """The environment with the fault in it."""
+    """Return the environment with the fault planted in it."""
     if name.startswith("jax:"):
         from upslope.environments.registry import make
 

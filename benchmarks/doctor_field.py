@@ -5,10 +5,10 @@
     python benchmarks/doctor_field.py judge BANK test NAME       # print only the figures; store them as NAME
     … judge BANK test NAME COMMIT                                # with upslope imported from this commit
 
-Environments from six sources are split into two halves. Rules may be changed to fit `calibration`; `test` was diagnosed
-once before the rules were changed for this bank, and once afterwards.
-Needs `pip install minigrid gymnax six` in addition to `upslope[mujoco]`.
-A run counts as faulty if the fault did harm; `doctor_field_bank.py` explains how this is decided.
+The environments come from six sources and are split into two halves. Rules may be changed to fit `calibration`. `test`
+was diagnosed once before the rules were changed for this bank, and once afterwards. Needs `pip install minigrid gymnax
+six` in addition to `upslope[mujoco]`. A run counts as faulty if its fault did harm; `doctor_field_bank.py` explains how
+this is decided.
 """
 
 import json
@@ -28,8 +28,8 @@ import upslope
 RESULTS = Path(__file__).parent / "results" / "doctor_field.json"
 PAGE = Path(__file__).parents[1] / "docs" / "doctor.md"
 CLEAN = 2
-"""The first two evaluations of the test half are clean tests. Later, rules were changed in response to their
-results."""
+"""Only the first two evaluations on the test half are clean tests. After that, rules were changed in response to
+results on it."""
 TARGETS = {
     "right cause first": (">=", 0.85),
     "right cause among the first two": (">=", 0.92),
@@ -40,7 +40,7 @@ TARGETS = {
 
 
 def judge(bank: Path, half: str, tell: bool, commit: str = "") -> dict[str, Any]:
-    """Diagnose every trained run of a half of the bank."""
+    """Diagnose every trained run in one half of the bank."""
     rows, untrained = [], []
     for job in jobs():
         path = place(bank, job)
@@ -70,7 +70,7 @@ def judge(bank: Path, half: str, tell: bool, commit: str = "") -> dict[str, Any]
 
 
 def row_of(job: Job) -> dict[str, Any]:
-    """The fields that identify a run, and the true cause of its fault."""
+    """Return the fields that identify a run, and the true cause of its fault."""
     return {
         "world": job.world.name,
         "source": job.world.source,
@@ -81,7 +81,7 @@ def row_of(job: Job) -> dict[str, Any]:
 
 
 def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The figures, each as (count, total)."""
+    """Compute all figures, each as (count, total)."""
     faulty = [r for r in rows if r.get("harmed")]
     healthy = [r for r in rows if r["cause"] == "healthy"]
     of_environments = [r for r in faulty if r["where"] == "environment"]
@@ -112,14 +112,14 @@ def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def wilson(right: int, of: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share."""
+    """Return Wilson's 95 % interval for a share."""
     z, p = 1.96, right / of
     centre, half = p + z**2 / (2 * of), z * (p * (1 - p) / of + z**2 / (4 * of**2)) ** 0.5
     return max(0.0, centre - half) / (1 + z**2 / of), min(1.0, (centre + half) / (1 + z**2 / of))
 
 
 def words(count: list[int]) -> str:
-    """`46 of 56, 82 % [70, 90]`."""
+    """Format a figure, for example as `46 of 56, 82 % [70, 90]`."""
     right, of = count
     if not of:
         return "–"
@@ -128,7 +128,7 @@ def words(count: list[int]) -> str:
 
 
 def lines_of(found: dict[str, Any]) -> list[str]:
-    """The figures, one per line."""
+    """Format the figures, one per line."""
     return [
         f"{name}: {words(x)}"
         for name, x in found.items()
@@ -137,7 +137,7 @@ def lines_of(found: dict[str, Any]) -> list[str]:
 
 
 def write_page(stored: dict[str, Any]) -> None:
-    """Write the results on the test half, and the confusion table of the last one, into the page."""
+    """Write the results of all evaluations on the test half, and the confusion table of the last one, into the page."""
     judged = stored["test"]
     lines = ["| test half | goal | " + " | ".join(judged) + " |", "|---|---|" + "---|" * len(judged)]
     lines.append("| rules of commit | | " + " | ".join(x["rules of commit"] for x in judged.values()) + " |")
@@ -158,7 +158,7 @@ def write_page(stored: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Train for a limited time, or diagnose a half."""
+    """Train for a limited time, or diagnose one half."""
     if len(sys.argv) < 4 or sys.argv[1] not in ("train", "judge"):
         sys.exit(__doc__)
     what, bank, half, *rest = sys.argv[1], Path(sys.argv[2]), *sys.argv[3:]

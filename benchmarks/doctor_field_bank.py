@@ -1,10 +1,10 @@
-"""The runs of `benchmarks/doctor_field.py`: planted faults, healthy runs, and how they are trained.
+"""The runs of `benchmarks/doctor_field.py`, healthy and with planted faults, and the code that trains them.
 
 A planted fault counts only if it did harm. `harm.json` in each run holds the returns of its final agents and of
-untrained agents, measured with intact rewards and episode ends. Faults in observations and actions remain, since a user
-would have them too. The healthy twin of a run has the same environment, settings and seeds but no fault. A fault did
-harm if the run lost at least the share `LOST` of what its twin gained over untrained agents, and more than two standard
-errors.
+untrained agents. These agents are evaluated with intact rewards and episode ends, but faults in observations and
+actions stay in place, since a user would have them too. The healthy twin of a run has the same environment, settings
+and seeds but no fault. A fault did harm if it cost the run more than the share `LOST` of what its twin gained over
+untrained agents, and more than two standard errors.
 """
 
 import json
@@ -33,18 +33,19 @@ from upslope.runs.policy import Policy, load_agents, spaces_of
 
 LOST = 0.25
 NUMBERS = {"algorithm", "preset", "seeds", "seed", "learning_rate", "gamma", "entropy_coefficient"}
-"""Settings that do not require another program, because they are the same in all runs or are arguments of the
-program."""
+"""Settings that do not require a separate compiled program, because they are the same in all runs or are arguments of
+the program."""
 PLAYED = 64
-"""Number of episodes with which each seed's agents are evaluated; `HOST_PLAYED` is the number on the host."""
+"""Number of episodes in which each seed's agent is evaluated. `HOST_PLAYED` is the number for environments on the
+host."""
 HOST_PLAYED = 24
 STOPPED = 0.35
-"""The share of its budget after which a run is stopped early."""
+"""The share of the budget after which the runs named "stopped early" are cut off."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A kind of fault, and the cause that a diagnosis should give."""
+    """A kind of fault, and the cause that a diagnosis should report."""
 
     where: str
     """Where the fault is: "environment", "settings" or "code"."""
@@ -199,7 +200,8 @@ PLANTED: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Environment → the names of the faults planted in it."""
 NEVER_LEARNED = ("goal never found",)
-"""Faults without a healthy twin. They did harm if the return is always the same although another policy earns more."""
+"""Faults that have no healthy twin. They count as harmful if every episode has the same return, since another policy
+would earn more."""
 
 
 @dataclass(frozen=True)
@@ -220,8 +222,8 @@ class Job:
 
     @property
     def is_dear(self) -> int:
-        """The cost of the run: 2 on the host, 1 if it needs its own compiled program, else 0. Cheap runs are trained
-        first."""
+        """The cost class of the run: 2 on the host, 1 if it needs its own compiled program, else 0. Cheap runs are
+        trained first."""
         changed = {name for name, x in self.arguments.items() if x != self.world.settings.get(name)}
         is_shared = changed <= NUMBERS and self.arguments["algorithm"] == "ppo"
         is_shared &= not (self.fault and self.fault.unlimited)
@@ -229,7 +231,8 @@ class Job:
 
 
 def jobs() -> Iterator[Job]:
-    """All runs: for each environment, the healthy twin, the other healthy runs, and then those with planted faults."""
+    """Yield all runs: for each environment the healthy twin, then the other healthy runs, then those with planted
+    faults."""
     for world in WORLDS.values():
         base = {"algorithm": "ppo", "preset": False, "seeds": world.seeds, **world.settings}
         if world.name not in GOAL_NEVER_FOUND:
@@ -246,7 +249,7 @@ GOAL_NEVER_FOUND = ("mountain car", "valley")
 
 
 def healthy(world: World, base: dict[str, Any]) -> Iterator[Job]:
-    """Healthy runs: solved, slow, stopped early, or with other seeds or rungs. Some tasks are hard."""
+    """Yield an environment's healthy runs: unchanged, slow, stopped early, or with other seeds, settings or rungs."""
     rate = base["learning_rate"]
     for name, changes in {
         "as it is": {},
@@ -271,7 +274,7 @@ OTHER_RUNGS: dict[str, tuple[str, ...]] = {
 
 
 def place(bank: Path, job: Job) -> Path:
-    """The run directory of a job."""
+    """Return the run directory of a job."""
     name = "".join(c if c.isalnum() or c in "+-." else "_" for c in job.name)
     return bank / job.half / f"{job.world.name.replace(' ', '_')}.{name}"
 
@@ -279,9 +282,9 @@ def place(bank: Path, job: Job) -> Path:
 def train(bank: Path, chosen: list[Job], at_most: int) -> int:
     """Train up to `at_most` of the missing runs, and return how many were trained.
 
-    The limit is needed because a process can hold only a limited number of programs.
+    The limit is needed because a process can hold only a limited number of compiled programs.
     """
-    # Starts JAX with a single device: seeds run one after another, and programs stay small.
+    # Start JAX now, with a single device, so that seeds run one after another and programs stay small.
     jnp.zeros(()).block_until_ready()
     missing = [job for job in chosen if not (place(bank, job) / "harm.json").exists()]
     with (
@@ -317,12 +320,13 @@ def train_one(path: Path, job: Job) -> None:
 
 @cache
 def compiled(name: str, unlimited: bool) -> Planted:
-    """The environment with its planted faults. It is cached because programs are cached by environment object."""
+    """Return the environment with its planted faults. The object is cached because compiled programs are cached for
+    each environment object."""
     return Planted(WORLDS[name].make(), unlimited)
 
 
 def environment_of(world: World, plant: dict[str, float], unlimited: bool = False) -> Any:
-    """The environment with its planted faults, compiled or on the host."""
+    """Return the environment with its planted faults, compiled or on the host."""
     if world.is_compiled:
         return compiled(world.name, unlimited)
     create = world.make()
@@ -345,7 +349,7 @@ def cut(path: Path, last: float) -> None:
 
 
 def harm_of(job: Job, path: Path) -> dict[str, Any]:
-    """The returns of all evaluation episodes of the final agents and of untrained agents."""
+    """Evaluate the final agents and untrained agents, and return the returns of all episodes."""
     directory = RunDirectory(path)
     config = directory.config()
     agents, _ = load_agents(directory, config, "last")
@@ -367,7 +371,7 @@ PLAYS: dict[str, Any] = {}
 
 
 def play_compiled(world: World, plant: dict[str, float], agent: Any) -> list[float]:
-    """The returns of an agent that samples its actions, in a compiled environment."""
+    """Let an agent play a compiled environment with sampled actions, and return the episodes' returns."""
     inner = compiled(world.name, False)
     if world.name not in PLAYS:
 
@@ -383,7 +387,7 @@ def play_compiled(world: World, plant: dict[str, float], agent: Any) -> list[flo
 
 
 def play_host(world: World, plant: dict[str, float], agent: Any) -> list[float]:
-    """The same as `play_compiled` on the host, with all episodes in parallel."""
+    """Do the same as `play_compiled` on the host, with all episodes in parallel."""
     create = environment_of(world, plant)
     envs = [create() for _ in range(HOST_PLAYED)]
     policy = Policy(agent, agent.model.encoder, 0, "last")
@@ -403,7 +407,7 @@ def play_host(world: World, plant: dict[str, float], agent: Any) -> list[float]:
 
 
 def did_harm(bank: Path, job: Job) -> bool:
-    """Whether a planted fault harmed its run, relative to what its twin gained."""
+    """Decide whether a planted fault harmed its run, relative to what its twin gained."""
     mine = harm_at(place(bank, job))
     if job.name in NEVER_LEARNED:
         scores = RunDirectory(place(bank, job)).episodes()["return"]
@@ -419,7 +423,7 @@ def did_harm(bank: Path, job: Job) -> bool:
 
 
 def error_of(*returns: list[list[float]]) -> float:
-    """Standard error of a mean, or of the difference of two."""
+    """Return the standard error of a mean, or of the difference between two means."""
     return float(np.sqrt(sum(np.var(x) / np.size(x) for x in returns)))
 
 

@@ -1,8 +1,9 @@
-"""The environments of `benchmarks/doctor_field.py`, with faults planted in them. Nothing here is part of the library.
+"""The environments of `benchmarks/doctor_field.py`, with faults planted in them. Nothing here belongs to the library.
 
 The six sources are Gymnasium on the host, upslope's compiled environments, gymnax, MiniGrid, and two families defined
-here: regulators (keep something at a set point) and unusual ones (sparse, noisy, drifting, partially observed). Every
-environment is wrapped so that `Now.plant` can break it. Faults are numbers, so that runs share compiled programs.
+here: regulators, whose task is to keep a quantity at a set point, and unusual environments, which are sparse, noisy,
+drifting or partially observed. Every environment is wrapped so that `Now.plant` can break it. A fault is a number, so
+runs with different faults can share a compiled program.
 """
 
 from collections.abc import Callable
@@ -22,15 +23,17 @@ from upslope.environments.base import CompiledEnvironment
 FIELD_SOUND: dict[str, float] = SOUND | {
     "epsilon": 0.2, "rate_factor": 1.0, "act_scale": 1.0, "pay_always": 0.0, "stale": 0.0,
 }  # fmt: skip
-"""Values of `plant` without a fault. This bank adds three faults: a factor on actions, a constant reward (unless 0),
-and an observation that never changes after the reset."""
+"""The values of `plant` that leave an environment intact. This bank adds three faults: a factor on actions, a constant
+reward (unless 0), and an observation that never changes after the reset."""
 OF_REWARDS_AND_ENDS = ("pay_scale", "pay_noise", "pay_always", "over_at", "never_over", "fake_row")
-"""Faults that are removed before a policy is evaluated, so that it is scored by the intended rewards and ends."""
+"""Faults that are removed before a policy is evaluated, so that it is scored with the intended rewards and episode
+ends."""
 
 
 @dataclass(frozen=True, eq=False)
 class Planted(CompiledEnvironment):
-    """A compiled environment with the faults in `Now.plant`. Observations are vectors; an index is encoded one-hot."""
+    """A compiled environment with the faults in `Now.plant`. Observations are vectors; an index becomes a one-hot
+    vector."""
 
     inner: Any
     unlimited: bool = False
@@ -109,7 +112,7 @@ class HostPlanted(gymnasium.Wrapper):
 
 @dataclass(frozen=True, eq=False)
 class Gymnax(CompiledEnvironment):
-    """Adapter for a gymnax environment."""
+    """An adapter for gymnax environments."""
 
     inner: Any
     parameters: Any
@@ -128,7 +131,8 @@ class Gymnax(CompiledEnvironment):
 
 
 def of_gymnax(name: str, limit: int, make_options: dict[str, Any] | None = None, **changes: Any) -> Gymnax:
-    """A gymnax environment with this time limit. Each has its own type, because programs are cached by type."""
+    """Return a gymnax environment with this time limit. Each has its own type, because compiled programs are cached by
+    type."""
     import gymnax
 
     env, parameters = gymnax.make(name, **(make_options or {}))
@@ -158,13 +162,13 @@ def told(observation: Any, reward: Any, terminated: Any = ENDLESS) -> Transition
 
 @dataclass(frozen=True, eq=False)
 class Regulator(CompiledEnvironment):
-    """Keep a point mass at zero in each of its dimensions. Cost: x² + 0.1 a²."""
+    """A regulator that must keep a point mass at zero in every dimension. The cost is x² + 0.1 a²."""
 
     mass: float = 1.0
     size: int = 1
     friction: float = 0.1
     pushes: int = 0
-    """Number of evenly spaced discrete forces; 0 for a continuous one."""
+    """Number of evenly spaced discrete forces; 0 means that the force is continuous."""
     max_episode_steps: int | None = 60
 
     def __post_init__(self) -> None:
@@ -188,7 +192,7 @@ class Regulator(CompiledEnvironment):
 
 @dataclass(frozen=True, eq=False)
 class Unstable(CompiledEnvironment):
-    """An unstable system with noise: x' = 1.1 x + 0.4 a + noise, clipped to ±5. Cost: |x|."""
+    """A regulator for an unstable system with noise: x' = 1.1 x + 0.4 a + noise, clipped to ±5. The cost is |x|."""
 
     observation_space: Any = field(default_factory=lambda: box(1))
     action_space: Any = field(default_factory=lambda: spaces.Box(-1.0, 1.0, (1,), np.float32))
@@ -206,8 +210,8 @@ class Unstable(CompiledEnvironment):
 
 @dataclass(frozen=True, eq=False)
 class Thermostat(CompiledEnvironment):
-    """Keep a room at 20 °C by turning the heating on or off in changing weather. Cost: the deviation in degrees, plus
-    fuel."""
+    """A regulator that must keep a room at 20 °C in changing weather by turning the heating on or off. The cost is the
+    deviation in degrees, plus fuel."""
 
     observation_space: Any = field(default_factory=lambda: box(3))
     action_space: Any = field(default_factory=lambda: spaces.Discrete(2))
@@ -231,7 +235,8 @@ class Thermostat(CompiledEnvironment):
 
 @dataclass(frozen=True, eq=False)
 class Inventory(CompiledEnvironment):
-    """Order up to five items a day to meet a random demand, which causes most of the reward's variance."""
+    """A store that orders up to five items a day to meet a random demand. The demand causes most of the reward's
+    variance."""
 
     observation_space: Any = field(default_factory=lambda: box(2))
     action_space: Any = field(default_factory=lambda: spaces.Discrete(6))
@@ -252,7 +257,7 @@ class Inventory(CompiledEnvironment):
 
 @dataclass(frozen=True, eq=False)
 class Corridor(CompiledEnvironment):
-    """Eight cells with one reward at the far end. Occasionally, a step goes in the opposite direction."""
+    """Eight cells in a row with a single reward at the far end. Occasionally, a step goes in the opposite direction."""
 
     cells: int = 8
     observation_space: Any = field(default_factory=lambda: box(8))
@@ -271,13 +276,13 @@ class Corridor(CompiledEnvironment):
 
 @dataclass(frozen=True, eq=False)
 class Cue(CompiledEnvironment):
-    """A cue is shown only in the first step, and the last action must match it, which is impossible without memory."""
+    """A task that needs memory: a cue is shown only in the first step, and the last action must match it."""
 
     length: int = 10
     choices: int = 2
     distractors: int = 0
     cost: float = 0.0
-    """Cost of each step."""
+    """The cost of each step."""
     max_episode_steps: int | None = None
 
     def __post_init__(self) -> None:
@@ -303,7 +308,7 @@ class Cue(CompiledEnvironment):
 
 @dataclass(frozen=True, eq=False)
 class Chase(CompiledEnvironment):
-    """Follow a target on a random walk; its position is observed two steps late."""
+    """A task in which the agent follows a drifting target whose position it observes two steps late."""
 
     observation_space: Any = field(default_factory=lambda: box(3))
     action_space: Any = field(default_factory=lambda: spaces.Discrete(3))
@@ -326,7 +331,7 @@ class Chase(CompiledEnvironment):
 
 
 class Drifting(gymnasium.Wrapper):
-    """CartPole with a motor that wears out: after 20,000 steps its force has halved."""
+    """CartPole with a motor that wears out: over 20,000 steps, its force falls to one half."""
 
     def __init__(self, env: gymnasium.Env):
         super().__init__(env)
@@ -351,11 +356,11 @@ class Pixels(gymnasium.ObservationWrapper):
 
 
 def of_gymnasium(name: str, **options: Any) -> Callable[[], gymnasium.Env]:
-    """A Gymnasium environment whose observation is a vector."""
+    """Return a function that creates a Gymnasium environment with vector observations."""
 
     def create() -> gymnasium.Env:
         if name.startswith("MiniGrid"):
-            import minigrid  # noqa: F401  # enters its environments into Gymnasium's registry
+            import minigrid  # noqa: F401  # registers its environments with Gymnasium
 
             return Pixels(gymnasium.make(name, **options))
         env = gymnasium.make(name, **options)
@@ -374,15 +379,15 @@ def of_upslope(name: str) -> CompiledEnvironment:
 
 DISCRETE = {"learning_rate": 1e-3}
 RAW = {"normalize_rewards": False}
-"""Settings for environments with a planted reward scale: normalisation would hide it, so it is off in all their
-runs."""
+"""Settings for environments in which some runs have a planted reward scale. Normalisation would hide the fault, so it
+is off in all runs."""
 CONTROL = {"num_envs": 8, "rollout_steps": 128, "epochs": 10, "minibatches": 8, "learning_rate": 1e-3, "gamma": 0.95,
            "normalize_observations": False}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class World:
-    """An environment of the bank, with settings that learn it as well as possible."""
+    """An environment of the bank, with settings chosen to learn it well."""
 
     name: str
     source: str
@@ -432,4 +437,4 @@ WORLDS = {world.name: world for world in (
     World("worn cart", "odd", T, lambda: lambda: Drifting(gymnasium.make("CartPole-v1")),
           {**DISCRETE, "steps": 20_000}),
 )}  # fmt: skip
-"""The environments by name. Rules may be changed to fit those whose `half` is "calibration"."""
+"""Name → environment. Rules may be changed to fit the environments whose `half` is "calibration"."""

@@ -1,6 +1,6 @@
-"""Plant the faults of `doctor_faults.py`: breakable environments, estimators, objectives and rollouts.
+"""Environments, an estimator, an objective and rollouts in which the faults of `doctor_faults.py` can be planted.
 
-Faults are numbers, and arguments of the compiled program, so that many faults share one program.
+Each fault is a number passed to the compiled program as an argument, so many faults share one program.
 """
 
 import time
@@ -21,7 +21,7 @@ SOUND: dict[str, float] = {
     "observe_scale": 1.0, "observe_shift": 0.0, "pay_scale": 1.0, "pay_noise": 0.0, "random_actions": 0.0,
     "over_at": 1e9, "never_over": 0.0, "fake_row": 0.0, "estimator": 0.0, "loss_factor": 1.0, "rollout": 0.0,
 }  # fmt: skip
-"""Values of `plant` without a fault."""
+"""The values of `plant` that leave a run intact."""
 ESTIMATORS = (
     "sound",
     "bootstraps",
@@ -44,7 +44,7 @@ class Now:
 
 @dataclass(frozen=True, eq=False)
 class Planted(CompiledEnvironment):
-    """A compiled environment with the faults in `Now.plant`. Its state includes the number of steps."""
+    """A compiled environment with the faults in `Now.plant`. Its state includes a step counter."""
 
     inner: Any
     unlimited: bool = False
@@ -76,7 +76,7 @@ class Planted(CompiledEnvironment):
 
 
 class HostPlanted(gymnasium.Wrapper):
-    """An environment on the host with these faults."""
+    """An environment on the host with the faults in `Now.plant`."""
 
     def __init__(self, env: gymnasium.Env):
         super().__init__(env)
@@ -106,7 +106,7 @@ class HostPlanted(gymnasium.Wrapper):
 
 
 class Slower(gymnasium.Wrapper):
-    """Each step searches all previous observations, so steps become slower."""
+    """An environment that becomes slower over time, as if each step searched all previous observations."""
 
     seen: ClassVar[list[float]] = []
 
@@ -122,13 +122,13 @@ def observe(x: Any) -> Any:
 
 
 def unbounded(space: Any) -> spaces.Box:
-    """The space without its bounds."""
+    """Return the space without its bounds."""
     return spaces.Box(-np.inf, np.inf, space.shape, np.float32)
 
 
 @dataclass(frozen=True)
 class PlantedGAE(upslope.Estimator):
-    """GAE with a mistake, whose index in `ESTIMATORS` is in `Now.plant`."""
+    """GAE with the mistake that `Now.plant` selects by its index in `ESTIMATORS`."""
 
     needs_critic: ClassVar[bool] = True
     whole_episodes: ClassVar[bool] = False
@@ -156,7 +156,7 @@ class PlantedGAE(upslope.Estimator):
 
 @dataclass(frozen=True)
 class PlantedClip(upslope.Objective):
-    """PPO's loss times a factor: with −1 it has the wrong sign, with 0 no gradient. ε is planted too."""
+    """PPO's loss times a factor: −1 gives it the wrong sign, and 0 removes its gradient. ε is planted too."""
 
     def loss(self, state: Any, sample: Any) -> Any:
         ratio, epsilon = jnp.exp(sample.log_prob - sample.behaviour_log_prob), Now.plant["epsilon"]
@@ -165,7 +165,7 @@ class PlantedClip(upslope.Objective):
 
 
 def broken_rollout(rollout: Any) -> Any:
-    """A rollout [T, N] with a mistake, whose index in `ROLLOUTS` is in `Now.plant`."""
+    """Break a rollout [T, N] with the mistake that `Now.plant` selects by its index in `ROLLOUTS`."""
 
     def is_(name: str) -> Any:
         return jnp.asarray(Now.plant["rollout"]) == ROLLOUTS.index(name)

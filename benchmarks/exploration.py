@@ -1,11 +1,11 @@
-"""Do exploration bonuses help? Train in the deep sea and other worlds with rare rewards, with and without a bonus.
+"""Do exploration bonuses help? Trains in the deep sea and other worlds with rare rewards, with and without a bonus.
 
     python benchmarks/exploration.py                        # every case that is not stored yet
     python benchmarks/exploration.py --only deep_sea_20     # measure one world again
     python benchmarks/exploration.py --print                # the stored numbers as a table, also in docs/exploration.md
 
-Settings are those of the environment's preset, which was tuned on seeds 100 to 102; seeds 0 to 4 are evaluated. A seed
-solves a case if the mean return of its last 100 training episodes is at least the one that the world requires.
+Settings come from the environment's preset, which was tuned on seeds 100 to 102; the evaluation uses seeds 0 to 4. A
+seed solves a case if the mean return of its last 100 training episodes reaches the world's threshold.
 """
 
 import argparse
@@ -29,19 +29,19 @@ WINDOW = 100
 
 @dataclass(frozen=True)
 class World:
-    """An environment, its budget in steps per seed, and the mean return over the last 100 episodes that counts as
-    solved."""
+    """An environment, its budget in steps per seed, and the mean return over the last 100 episodes at which it counts
+    as solved."""
 
     environment: str
     steps: int
     solved: float
     bonuses: dict[str, dict[str, Any]]
-    """Settings by the name of a case."""
+    """Name of a case → its settings."""
     settings: dict[str, Any] = field(default_factory=dict)
 
 
 def deep_sea(size: int, episodes: int, bonuses: tuple[str, ...] = ("none", "count")) -> World:
-    """The deep sea, with its budget given in episodes of `size` steps."""
+    """Return a deep sea, whose budget is given in episodes of `size` steps."""
     cases = {name: {"bonus": name} for name in bonuses}
     return World("jax:DeepSea-v0", size * episodes, 0.9, cases, {"env_kwargs": {"size": size}})
 
@@ -54,9 +54,9 @@ def until_solved(
     tuned: dict[str, Any] | None = None,
     **settings: Any,
 ) -> World:
-    """A world in which each seed trains only until it solves the world, to measure how soon that is. `tuned` are
-    settings that were searched together with the bonus; a case with these settings but without the bonus separates the
-    two effects. `settings` are those of every case."""
+    """Return a world in which each seed trains only until it has solved the world, to measure how soon that happens.
+    `tuned` holds settings that were searched together with the bonus; a case with these settings but without the bonus
+    separates the two effects. `settings` holds the settings that all cases share."""
     cases = {"none": {}, bonus["bonus"]: bonus}
     if tuned:
         cases |= {"none, tuned": tuned, f"{bonus['bonus']}, tuned": tuned | bonus}
@@ -64,17 +64,17 @@ def until_solved(
 
 
 SWEPT = {"learning_rate": 0.00076, "gamma": 0.97, "lambda_": 0.964, "epochs": 20}
-"""Found by `upslope sweep` with the bonus: 64 trials of 40,000 steps on seeds 100 to 104. An earlier sweep, with 48
-trials of 50,000 steps on seeds 100 to 102, had found 0.0016, 0.98, 0.95 and 10. With these settings, the median number
-of steps was 43,200 with the bonus and 54,832 without it."""
+"""Settings that `upslope sweep` found with the bonus, in 64 trials of 40,000 steps on seeds 100 to 104. An earlier
+sweep of 48 trials of 50,000 steps on seeds 100 to 102 had found 0.0016, 0.98, 0.95 and 10; those settings needed a
+median of 43,200 steps with the bonus and 54,832 without it."""
 
 
 GRID: dict[str, Any] = {
     **{"num_envs": 16, "rollout_steps": 128, "epochs": 4, "minibatches": 8, "learning_rate": 7e-4},
     **{"encoder": ["perceptron"], "hidden_sizes": (128, 128)},
 }
-"""Settings for the rooms of MiniGrid: batches are larger than those of the preset, which is for small rooms. They were
-tried on seeds 100 and 101."""
+"""Settings for MiniGrid's rooms. Batches are larger than in the preset, which is meant for small rooms. The settings
+were tried on seeds 100 and 101."""
 WORLDS = {
     "deep_sea_10": deep_sea(10, 10_000),
     "deep_sea_20": deep_sea(20, 10_000, ("none", "count", "rnd")),
@@ -114,7 +114,7 @@ def main() -> None:
 
 
 def measure(world: World, case: str) -> dict[str, Any]:
-    """Train all seeds, and find out when each of them solved the world."""
+    """Train all seeds, and determine when each of them solved the world."""
     settings: dict[str, Any] = world.settings | {"steps": world.steps} | world.bonuses[case]
     with tempfile.TemporaryDirectory() as folder:
         run = upslope.train(world.environment, seeds=SEEDS, folder=folder, name="run", quiet=True, **settings)
@@ -134,8 +134,8 @@ def measure(world: World, case: str) -> dict[str, Any]:
 
 
 def of_seed(episodes: Any, world: World) -> dict[str, Any]:
-    """The mean return of the last 100 episodes, and the episode and step at which the mean over 100 episodes first
-    reached the required one."""
+    """Return a seed's mean return over its last 100 episodes, and the episode and step at which the mean over 100
+    episodes first reached the threshold."""
     returns, steps = episodes["return"].astype(float), episodes["step"]
     sums = np.concatenate([[0.0], np.cumsum(returns)])
     means = (sums[WINDOW:] - sums[:-WINDOW]) / WINDOW
@@ -157,19 +157,20 @@ def store(name: str, case: str, found: dict[str, Any]) -> None:
 
 
 def read() -> dict[str, Any]:
-    """The stored numbers."""
+    """Read the stored numbers."""
     return json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
 
 
 def steps_until_solved(name: str, found: dict[str, Any]) -> list[int]:
-    """The steps that each seed needed; the budget if it did not solve the world."""
+    """Return the number of steps that each seed needed, or the budget if it did not solve the world."""
     return [seed["solved_at_step"] or WORLDS[name].steps for seed in found["seeds"]]
 
 
 def table_of_steps(stored: dict[str, Any]) -> str:
-    """A table of how soon worlds are solved, for those in which seeds train only until then."""
+    """Format a table of how soon each world was solved, for the worlds in which each seed stops once it has solved
+    them."""
     lines = [
-        "| world | mean return | bonus | solved | steps until then: median | each seed |",
+        "| world | required mean return | bonus | solved | steps until solved: median | each seed |",
         "|---|---|---|---|---|---|",
     ]
     for name, cases in stored.items():
@@ -186,9 +187,9 @@ def table_of_steps(stored: dict[str, Any]) -> str:
 
 
 def table(stored: dict[str, Any]) -> str:
-    """The stored numbers as Markdown."""
+    """Format the stored numbers as Markdown."""
     lines = [
-        "| world | bonus | solved at the end | last 100 episodes, mean of seeds | first solved at episode, median |"
+        "| world | bonus | solved at the end | last 100 episodes, mean over seeds | first solved at episode, median |"
     ]
     lines.append("|---|---|---|---|---|")
     for name, cases in stored.items():

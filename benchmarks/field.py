@@ -5,7 +5,7 @@
     python benchmarks/field.py list        # their names
 
 Stores benchmarks/results/field.json, and writes the table into docs/reliability.md. An input passes if its condition
-holds; the findings are reported in either case.
+holds; what was observed is reported either way.
 """
 
 import contextlib
@@ -26,17 +26,17 @@ from pages import fill
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "results" / "field.json", HERE.parent / "docs" / "reliability.md"
 LIMIT = 600
-"""Number of seconds after which an input counts as hanging."""
+"""The number of seconds after which an input is considered to hang."""
 SMALL: dict[str, Any] = {"preset": False, "quiet": True, "num_envs": 2, "rollout_steps": 16, "minibatches": 2}
 E20: dict[str, Any] = {"max_episode_steps": 20}
 
 Found = tuple[bool, str]
-"""Whether the condition holds, and what was found."""
+"""Whether the condition holds, and what was observed."""
 
 
 @dataclass(frozen=True)
 class Input:
-    """One input, and the condition that it must meet."""
+    """An input to try, and the condition that must hold."""
 
     group: str
     must: str
@@ -47,7 +47,7 @@ INPUTS: dict[str, Input] = {}
 
 
 def tried(group: str, must: str) -> Callable[[Callable[[], Found]], Callable[[], Found]]:
-    """A decorator that registers a function as an input under the function's name."""
+    """Return a decorator that registers a function as an input under the function's name."""
 
     def enter(attempt: Callable[[], Found]) -> Callable[[], Found]:
         INPUTS[attempt.__name__.replace("_", " ")] = Input(group, must, attempt)
@@ -57,14 +57,14 @@ def tried(group: str, must: str) -> Callable[[Callable[[], Found]], Callable[[],
 
 
 def train(kind: str, **settings: Any) -> Any:
-    """Train on one of the environments of `field_environments`, in the current folder."""
+    """Train on one of the environments in `field_environments`, in the current folder."""
     import upslope
 
     return upslope.train(f"field_environments:{kind}", **(SMALL | {"steps": 640} | settings))
 
 
 def refusal(attempt: Callable[[], Any], *words: str) -> Found:
-    """Whether a call is refused with one message that contains these words."""
+    """Check that a call is refused with a single message that contains these words."""
     import upslope
 
     try:
@@ -75,14 +75,14 @@ def refusal(attempt: Callable[[], Any], *words: str) -> Found:
 
 
 def said(attempt: Callable[[], Any]) -> tuple[Any, str]:
-    """The return value of a call, and its output on standard error."""
+    """Make a call, and return its result and what it wrote to standard error."""
     with contextlib.redirect_stderr(io.StringIO()) as text:
         result = attempt()
     return result, text.getvalue()
 
 
 def checks_of(name: str) -> Any:
-    """The findings of `upslope check`."""
+    """Return the findings of `upslope check` for one of the environments."""
     import upslope
 
     return upslope.check(f"field_environments:{name}", **E20)
@@ -95,7 +95,7 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def check_names(name: str, *words: str) -> Found:
-    """Whether `upslope check` reports the problem in these words."""
+    """Check that `upslope check` reports the problem in these words."""
     lines = [f"{one.name}: {one.found}" for one in checks_of(name).checks if one.status == "error"]
     return any(all(word in line for word in words) for line in lines), "; ".join(lines) or "no error"
 
@@ -282,7 +282,7 @@ def masked() -> Found:
 
 
 def strangers_run() -> Path:
-    """A run whose config would run a command."""
+    """Create a run whose config would execute a command if it were trusted."""
     run = train("Plain", name="stranger", **E20).path
     description = json.loads((run / "config.json").read_text())
     touch = f"touch {Path('executed').resolve()}"
@@ -305,7 +305,7 @@ def a_command_in_a_config() -> Found:
         "report": lambda: write_report([run], "page.html", credit=True),
     }
     for name, call in calls.items():
-        # A report leaves out what it is not allowed to run; all other commands refuse.
+        # A report omits what it is not allowed to run; all other commands refuse.
         if not refusal(call, "trust")[0] and name != "report":
             found.append(name)
     return not found and not Path("executed").exists(), f"not refused: {found}" if found else "all refused"
@@ -372,7 +372,7 @@ def cue() -> Found:
 
 
 def attempt_one(name: str) -> Found:
-    """Try one input in its own process and in an empty folder."""
+    """Try one input in its own process, in an empty folder."""
     with tempfile.TemporaryDirectory() as folder:
         program = [sys.executable, str(HERE / "field.py"), "--here", name]
         path = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH", ""))))
@@ -389,7 +389,7 @@ def attempt_one(name: str) -> Found:
 
 
 def table(rows: list[dict[str, Any]], versions: dict[str, str]) -> str:
-    """The table for the page. Groups and conditions are taken from this file; only the findings are stored."""
+    """Format the table for the page. Groups and conditions come from this file; only what was observed is stored."""
     lines = ["| what | input | must be true | holds |", "|---|---|---|---|"]
     for row in rows:
         holds = "yes" if row["right"] else f"**no**: {row['found'][:120]}"
@@ -401,7 +401,7 @@ def table(rows: list[dict[str, Any]], versions: dict[str, str]) -> str:
 
 
 def main(names: list[str]) -> None:
-    """Try the inputs, print the results, and store them."""
+    """Try the inputs, and print and store the results."""
     if names == ["list"]:
         print("\n".join(INPUTS))
         return

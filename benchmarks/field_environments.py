@@ -10,7 +10,7 @@ from gymnasium.spaces import Box, Discrete
 
 
 class Plain(gymnasium.Env):
-    """The observation is two zeros, there are two actions, and episodes never terminate."""
+    """An environment that always returns two zeros, has two actions, and never terminates."""
 
     observation_space = Box(-1, 1, (2,), np.float32)
     action_space = Discrete(2)
@@ -24,7 +24,8 @@ class Plain(gymnasium.Env):
 
 
 class FloatsInAnIntegerBox(Plain):
-    """Declares uint8 but returns a float in [0, 1]. The agent is rewarded for deciding whether it exceeds one half."""
+    """Declares uint8 but returns a float in [0, 1]. The agent is rewarded for telling whether the value exceeds one
+    half."""
 
     observation_space = Box(0, 1, (1,), np.uint8)
 
@@ -42,7 +43,7 @@ class FloatsInAnIntegerBox(Plain):
 
 
 class BeyondDiscrete(Plain):
-    """Declares three values but returns 7."""
+    """Declares a discrete space with three values but returns 7."""
 
     observation_space = Discrete(3)
 
@@ -55,7 +56,7 @@ class BeyondDiscrete(Plain):
 
 
 class FarFromZero(Plain):
-    """The observation is a float64 around 1.7e9 whose last digits matter."""
+    """Returns float64 observations near 1.7e9 whose last digits matter."""
 
     observation_space = Box(-np.inf, np.inf, (1,), np.float64)
 
@@ -73,7 +74,7 @@ class FarFromZero(Plain):
 
 
 class StrictAboutActions(Plain):
-    """Rejects actions outside its float64 action space, including float32(0.1)."""
+    """Rejects actions that lie outside its float64 action space, including float32(0.1)."""
 
     action_space = Box(-0.1, 0.1, (2,), np.float64)
 
@@ -92,14 +93,14 @@ class SmallSeedsOnly(Plain):
 
 
 class OldReset(Plain):
-    """`reset` returns no info, as before Gymnasium 0.26."""
+    """Returns no info from `reset`, as was usual before Gymnasium 0.26."""
 
     def reset(self, *, seed=None, options=None):
         return super().reset(seed=seed)[0]
 
 
 class FailsToClose(Plain):
-    """Works, but raises an error if it is closed after a step."""
+    """Works, but raises an error when it is closed after a step."""
 
     stepped = False
 
@@ -112,7 +113,7 @@ class FailsToClose(Plain):
 
 
 class CountsItsSimulators(Plain):
-    """Starts a process and ends it in `close`, and logs both to the file $CLOSE_LOG."""
+    """Starts a process, ends it in `close`, and logs both events to the file $CLOSE_LOG."""
 
     def __init__(self):
         self.program = subprocess.Popen(["sleep", "60"])
@@ -164,8 +165,7 @@ class NoSpaces(gymnasium.Env):
 
 
 class Masked(Plain):
-    """At each step, two of four actions are forbidden, and `info` contains the mask. A forbidden action raises an
-    error."""
+    """Forbids two of four actions at each step and puts the mask into `info`. A forbidden action raises an error."""
 
     action_space = Discrete(4)
 
@@ -186,7 +186,7 @@ class Masked(Plain):
 
 
 class Cue(Plain):
-    """Shows +1 or −1 only in the first step. The last of ten actions must match it."""
+    """Shows +1 or −1 in the first step only. The last of ten actions must match it."""
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -200,7 +200,8 @@ class Cue(Plain):
 
 
 class Regulator(Plain):
-    """Keep a point at zero. Cost: x² + 0.1 a². A solved run has rewards close to 0 and is healthy."""
+    """A task in which a point must be kept at zero, with cost x² + 0.1 a². A solved run has rewards close to 0 and is
+    healthy."""
 
     observation_space = Box(-np.inf, np.inf, (2,), np.float32)
     action_space = Box(-1, 1, (1,), np.float32)

@@ -3,8 +3,8 @@
     python benchmarks/go_on.py
 
 Ten seeds imitate the recorded episodes of one teacher, which was trained for a few thousand steps, and then continue
-with ppo. For comparison, ppo starts from scratch with the same seeds and the same budget. All are scored by fresh
-episodes of their last checkpoint. The settings are the defaults and the preset of jax:CartPole-v1.
+with ppo. For comparison, ppo starts from scratch with the same seeds and the same budget. All agents are scored on
+fresh episodes with their last checkpoint. Settings are the defaults and jax:CartPole-v1's preset.
 """
 
 import json
@@ -39,7 +39,8 @@ def main() -> None:
 
 
 def scores_in(folder: Path) -> dict[str, np.ndarray]:
-    """The scores of the teacher [1], of the imitators [S], and of the learners with each budget [S]."""
+    """Train everything, and return the scores of the teacher [1], of the imitators [S], and of the learners with each
+    budget [S]."""
     one: dict[str, Any] = {"folder": folder, "seed": FIRST, "quiet": True}
     several: dict[str, Any] = one | {"seeds": SEEDS}
     teacher = upslope.train(ENVIRONMENT, name="teacher", steps=TEACHER_STEPS, **one).path
@@ -54,7 +55,7 @@ def scores_in(folder: Path) -> dict[str, np.ndarray]:
 
 
 def score_of(run: Path) -> np.ndarray:
-    """Each seed's mean return over fresh episodes with sampled actions [S]."""
+    """Return each seed's mean return over fresh episodes with sampled actions [S]."""
     return upslope.evaluate(run, episodes=EPISODES)["stochastic"].seed_means()
 
 

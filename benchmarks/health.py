@@ -2,10 +2,10 @@
 
     python benchmarks/health.py
 
-The compiled loop of one seed is timed alternately with and without the metrics, from the start of a budget of 500,000
-steps. The results are the minimum CPU time of each, and the median ratio of neighbouring timings. The loop runs on one
-core, because waiting threads count as busy. A run of fewer than about 100 iterations measures the metrics in every
-iteration.
+The compiled loop of one seed is timed alternately with and without the metrics, at the start of a run with a budget of
+500,000 steps. The results are the minimum CPU time of each variant, and the median ratio of consecutive timings. The
+loop runs on one core, because CPU time includes threads that busy-wait. A run of fewer than about 100 iterations
+computes the metrics in every iteration.
 """
 
 import json
@@ -37,7 +37,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any], int]] = {
 
 
 def program(name: str, with_health: bool) -> Any:
-    """The compiled loop of one seed, and its initial state."""
+    """Compile the loop of one seed, and return it with its initial state."""
     environment, algorithm, settings, iterations = CASES[name]
     world: Any = make(environment)
     is_box = "Pendulum" in environment
@@ -50,7 +50,7 @@ def program(name: str, with_health: bool) -> Any:
 
 
 def cost(name: str) -> dict[str, float]:
-    """Milliseconds per iteration, without and with the metrics."""
+    """Measure the milliseconds per iteration, without and with the metrics."""
     programs = {"without": program(name, False), "with": program(name, True)}
     spent: dict[str, list[float]] = {which: [] for which in programs}
     for _ in range(TURNS):

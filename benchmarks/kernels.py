@@ -2,15 +2,15 @@
 
     PYTHONPATH=OLDER/src python benchmarks/kernels.py before   # with the source of an older commit
     python benchmarks/kernels.py after
-    python benchmarks/kernels.py table                         # docs/performance.md's table from both
+    python benchmarks/kernels.py table                         # write docs/performance.md's table from both
 
 Kernels: the program for an accelerator, in which all seeds are vmapped, is compiled for the CPU, and the operations in
-the result are counted. Those in a loop count once per iteration of the loop. XLA fuses operations differently for a
-GPU, so the number on a GPU is different.
+the result are counted. An operation inside a loop counts once per iteration. XLA fuses operations differently for a
+GPU, so the number of kernels on a GPU will differ.
 
-Waiting: `upslope.train` runs on the CPU with one iteration per chunk. Every dispatch keeps its thread busy until the
-program has ended, as launching thousands of kernels does. Between the end of one dispatch and the beginning of the
-next, the device is idle.
+Waiting: `upslope.train` runs on the CPU with one iteration per chunk. Every dispatch is made to block its thread until
+the program has finished, much as launching thousands of kernels would. A device would be idle between the end of one
+dispatch and the beginning of the next.
 """
 
 import json
@@ -44,14 +44,14 @@ SEEDS = 8
 SETTINGS: dict[str, Any] = {"num_envs": 64, "rollout_steps": 128, "epochs": 4, "minibatches": 4}
 ITERATIONS = 100
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "opt-barrier", "partition-id"}
-"""Operations that compute nothing."""
+"""Operations that launch no kernel."""
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (?P<rest>.*)$")
 COMPUTATION = re.compile(r"^(?:ENTRY )?%?(?P<name>[\w.\-]+) \(.*\{$")
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
 def operations(program: str) -> tuple[dict[str, list[str]], str]:
-    """The instructions of each computation without their names, and the name of the entry computation."""
+    """Return the instructions of each computation without their names, and the name of the entry computation."""
     found: dict[str, list[str]] = {}
     entry = name = ""
     for line in program.splitlines():
@@ -65,7 +65,7 @@ def operations(program: str) -> tuple[dict[str, list[str]], str]:
 
 
 def operation_of(instruction: str) -> str:
-    """The operation of an instruction `type operation(operands), attributes`."""
+    """Extract the operation from an instruction of the form `type operation(operands), attributes`."""
     depth = 0
     for place, letter in enumerate(instruction):
         depth += (letter in "([{") - (letter in ")]}")
@@ -75,7 +75,7 @@ def operation_of(instruction: str) -> str:
 
 
 def named(instruction: str, role: str) -> Iterator[str]:
-    """The computations that an instruction calls in a role."""
+    """Return the computations that an instruction calls in this role."""
     if several := re.search(rf"{role}=\{{([^}}]*)\}}", instruction):
         yield from (one.strip().lstrip("%") for one in several[1].split(","))
     elif one := re.search(rf"{role}=%?([\w.\-]+)", instruction):
@@ -83,7 +83,7 @@ def named(instruction: str, role: str) -> Iterator[str]:
 
 
 def count(computations: dict[str, list[str]], name: str) -> tuple[int, int]:
-    """(launched operations, loop iterations) of a computation and of everything that it calls."""
+    """Count the operations that a computation and everything it calls launch, and the iterations of their loops."""
     launched = rounds = 0
     for instruction in computations[name]:
         operation = operation_of(instruction)
@@ -108,7 +108,7 @@ def count(computations: dict[str, list[str]], name: str) -> tuple[int, int]:
 
 
 def kernels() -> dict[str, int]:
-    """The operations that an iteration of eight vmapped seeds launches."""
+    """Count the operations that an iteration of eight vmapped seeds launches."""
     config = configure("jax:CartPole-v1", is_continuous=False, use_preset=False, seeds=SEEDS, **SETTINGS)
     task = task_of(config, make("jax:CartPole-v1"))
     with patch.object(compiled, "is_vmapped", lambda _: True), patch.object(iteration, "is_vmapped", lambda _: True):
@@ -121,7 +121,7 @@ def kernels() -> dict[str, int]:
 
 
 def waiting() -> dict[str, float]:
-    """Milliseconds that a dispatch takes, and milliseconds between two dispatches."""
+    """Measure how long a dispatch takes, and the time between two dispatches, in milliseconds."""
     dispatched: list[tuple[float, float]] = []
     dispatch = Program.__call__
 
@@ -135,7 +135,7 @@ def waiting() -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder, patch.object(Program, "__call__", slow):
         options: dict[str, Any] = {"seeds": SEEDS, "steps": steps, "quiet": True, "preset": False, **SETTINGS}
         upslope.train("jax:CartPole-v1", folder=folder, **options)
-    later = dispatched[ITERATIONS // 10 :]  # the first ones include compilation
+    later = dispatched[ITERATIONS // 10 :]  # the first dispatches include compilation
     gaps = [after[0] - before[1] for before, after in pairwise(later)]
     return {
         "dispatch, ms": round(1e3 * statistics.median(end - start for start, end in later), 2),
@@ -145,7 +145,7 @@ def waiting() -> dict[str, float]:
 
 
 def table(stored: dict[str, Any]) -> str:
-    """A Markdown table of both measurements."""
+    """Format both measurements as a Markdown table."""
     lines = ["| an iteration of 8 seeds × 64 environments × 128 steps | before | after |", "|---|---:|---:|"]
     words = {
         "operations": "operations launched by the vmapped program, compiled for the CPU",

@@ -1,7 +1,7 @@
-"""Run the full lab, store its results, and write them into docs/lab.md.
+"""Run every experiment of the lab, store the results, and write them into docs/lab.md.
 
 python benchmarks/lab.py            # minutes
-python benchmarks/lab.py groups     # only these experiments; the stored results of the others are kept
+python benchmarks/lab.py groups     # only these experiments; other stored results are kept
 python benchmarks/lab.py --table    # write docs/lab.md from the stored results
 """
 
@@ -25,7 +25,8 @@ HEADING = "| claim | number | predicted | measured | verdict |\n|---|---|---|---
 
 
 def run(names: list[str]) -> None:
-    """Run `upslope lab --json`, and store its output. If names are given, only these experiments are replaced."""
+    """Run `upslope lab --json`, and store its output. If names are given, only the results of these experiments are
+    replaced."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-c", "from upslope.cli.main import main; main()", "lab", "--json", "--output"]
         command += [f"{folder}/lab.html", *(["--only", *names] if names else [])]
@@ -45,7 +46,8 @@ def write_page() -> None:
 
 
 def findings(found: dict[str, Any]) -> str:
-    """Each experiment with its question and a table. The texts are the current ones; only the numbers are stored."""
+    """Format each experiment as its question and a table. Only numbers come from the stored results; texts are the
+    current ones."""
     parts = []
     for experiment in found["experiments"]:
         words, numbers = texts("en")["experiments"][experiment["name"]], experiment["numbers"]
@@ -58,7 +60,7 @@ def findings(found: dict[str, Any]) -> str:
 
 
 def row(finding: dict[str, Any], words: dict[str, str], numbers: dict[str, float]) -> str:
-    """One row of the table."""
+    """Format one row of the table."""
     low, high = finding["interval"]
     least, most = finding["predicted"]
     predicted = (float("-inf") if least is None else least, float("inf") if most is None else most)
@@ -69,7 +71,7 @@ def row(finding: dict[str, Any], words: dict[str, str], numbers: dict[str, float
 
 
 def main() -> None:
-    """Measure, unless only the table is requested, and write the page."""
+    """Run the experiments, unless only the table is requested, and write the page."""
     if sys.argv[1:] != ["--table"]:
         run(sys.argv[1:])
     write_page()

@@ -1,13 +1,13 @@
-"""Measure how well upslope learns: each case trains several seeds and stores their scores next to a published one.
+"""Measure how well upslope learns. Each case trains several seeds and stores their scores next to a published score.
 
     python benchmarks/learning.py                 # every case (hours)
     python benchmarks/learning.py cartpole_ppo …  # only these cases
     python benchmarks/learning.py hopper_zoo --folder DIR   # keep the run there, and resume it if it was stopped
     python benchmarks/learning.py --table         # write docs/learning.md from the stored results
 
-The score of a seed is its mean return over the last 100 training episodes, with the exploring policy. `evaluation`
-holds the returns of fresh episodes in both modes with the last checkpoint, never the best one. The interval is
-Student's t over seeds.
+A seed's score is its mean return over the last 100 training episodes, with the exploring policy. `evaluation` holds the
+returns of fresh episodes in both modes, always with the last checkpoint and never with the best one. Intervals are
+Student-t intervals over seeds.
 """
 
 import argparse
@@ -31,7 +31,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "learning.md"
 
 @dataclass(frozen=True)
 class Case:
-    """A learning task, and the published result."""
+    """A learning task, with its target and the published score."""
 
     environment: str
     algorithm: str
@@ -61,7 +61,7 @@ TRPO: dict[str, Any] = {
     **{"conjugate_gradient_iterations": 15, "backtracks": 10, "learning_rate_schedule": "constant"},
     **{"entropy_coefficient": 0.0, "max_grad_norm": math.inf},
 }
-"""Settings that `TRPO_ZOO` shares with the defaults of its library (sb3-contrib)."""
+"""Base settings of the cases from `TRPO_ZOO`, including the defaults of its library (sb3-contrib)."""
 TRPO_MUJOCO: dict[str, Any] = {
     **TRPO,
     **{"rollout_steps": 1024, "minibatches": 16, "critic_epochs": 20, "conjugate_gradient_iterations": 25},
@@ -96,7 +96,7 @@ TRPO_SCORES: tuple[tuple[str, int, dict[str, Any]], ...] = (
 
 
 def without_velocities(environment: str, steps: int, target: str, published: str) -> dict[str, Case]:
-    """The cases of an environment without its velocities, compiled and on the host."""
+    """Return the cases of an environment without velocities, compiled and on the host."""
     name = environment.split("-")[0].lower() + "_no_velocity"
     return {
         f"{name}_{where}": Case(prefix + environment, "ppo", steps, target, published, preset="no_velocity")
@@ -109,7 +109,7 @@ CASES: dict[str, Case] = {
         "CartPole-v1", "ppo", 500_000, "≥ 475", f"497.5 ± 4.0, 3 seeds ({CLEANRL}, Huang et al. 2022)", preset=False
     ),
     "cartpole_ppo_preset": Case("CartPole-v1", "ppo", 100_000, "≥ 475", f"500 ({ZOO})"),
-    "cartpole_compiled_preset": Case("jax:CartPole-v1", "ppo", 73_728, "≥ 475", "500, the most there is", seeds=20),
+    "cartpole_compiled_preset": Case("jax:CartPole-v1", "ppo", 73_728, "≥ 475", "500, the maximum", seeds=20),
     **{
         f"cartpole_{name}": Case("jax:CartPole-v1", name, 500_000, "learns clearly", seeds=10, preset=False)
         for name in CARTPOLE_RUNGS
@@ -124,13 +124,13 @@ CASES: dict[str, Case] = {
     ),
     "lunarlander_ppo": Case("LunarLander-v3", "ppo", 1_000_000, "≥ 200", f"242.1 on v2 ({ZOO})"),
     "mountaincarcontinuous_ppo": Case(
-        "jax:MountainCarContinuous-v0", "ppo", 1_000_000, "≥ 90", "solved at 90 (Gymnasium); 94 is the zoo's", seeds=10
+        "jax:MountainCarContinuous-v0", "ppo", 1_000_000, "≥ 90", "solved at 90 (Gymnasium); the zoo reports 94", seeds=10
     ),
     "halfcheetah_ppo": Case(
         "HalfCheetah-v5",
         "ppo",
         1_000_000,
-        "1400 to 2300 or above",
+        "≥ 1400 (expected 1400 to 2300)",
         f"1442.6 ± 46.0 on v4, 3 seeds ({CLEANRL})",
         preset="paper",
     ),
@@ -163,7 +163,7 @@ CASES: dict[str, Case] = {
     "spaceinvaders_minatar": Case("gymnax:SpaceInvaders-MinAtar", "ppo", 10_000_000, "≥ 120", BLINES % "128–132"),
     "freeway_minatar": Case("gymnax:Freeway-MinAtar", "ppo", 10_000_000, "≥ 56", BLINES % "57–59"),
     "cartpole_trpo_zoo": Case(
-        "jax:CartPole-v1", "trpo", 100_000, "≥ 475", f"the most there is 500; settings of {TRPO_ZOO}", TRPO_CARTPOLE
+        "jax:CartPole-v1", "trpo", 100_000, "≥ 475", f"the maximum is 500; settings from {TRPO_ZOO}", TRPO_CARTPOLE
     ),
     "pendulum_trpo_zoo": Case(
         "jax:Pendulum-v1", "trpo", 100_000, "learns", f"settings of {TRPO_ZOO}, without gSDE", TRPO_PENDULUM
@@ -184,7 +184,7 @@ CASES: dict[str, Case] = {
 
 
 def measure(name: str, case: Case, kept: Path | None = None) -> dict[str, Any]:
-    """Train a case, or resume its run in the folder `kept`; evaluate it, and describe the result."""
+    """Train a case, or resume its run in the folder `kept`, then evaluate it and describe the result."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = kept or Path(temporary)
         if (folder / name).exists():
@@ -198,7 +198,7 @@ def measure(name: str, case: Case, kept: Path | None = None) -> dict[str, Any]:
 
 
 def describe(run: upslope.Run, target: str, published: str) -> dict[str, Any]:
-    """The scores of a run with their interval."""
+    """Evaluate a run, and return its scores with their intervals."""
     evaluation = upslope.evaluate(run.path, episodes=20)
     seconds = run.metrics()[-1]["time/elapsed"]
     return {
@@ -218,14 +218,15 @@ def describe(run: upslope.Run, target: str, published: str) -> dict[str, Any]:
 
 
 def summary(scores: np.ndarray) -> dict[str, Any]:
-    """Each seed's score, their mean, and half the width of its 95 % interval."""
+    """Return each seed's score, the mean, and half the width of the mean's 95 % interval."""
     n = len(scores)
     half = float(student_t.ppf(0.975, n - 1) * np.std(scores, ddof=1) / np.sqrt(n)) if n > 1 else None
     return {"mean": float(np.mean(scores)), "half_interval": half, "each": [round(float(x), 2) for x in scores]}
 
 
 def imitation() -> dict[str, Any]:
-    """Cases on CartPole: off_policy with a mediocre teacher, and clone with a good one."""
+    """Measure two cases that learn from a teacher on CartPole: off_policy with a mediocre teacher, and clone with a
+    good one."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for rung, teacher_steps in (("off_policy", 20_000), ("clone", 100_000)):
@@ -265,7 +266,7 @@ def write_page() -> None:
 
 
 def every_seed() -> str:
-    """The rows for a hundred seeds on CartPole, from `cartpole_seeds.py`."""
+    """Format the rows for a hundred seeds on CartPole, from the results of `cartpole_seeds.py`."""
     lines = []
     for name, found in json.loads((RESULTS.parent / "cartpole_seeds.json").read_text("utf-8")).items():
         summary = found["summary"]
@@ -278,7 +279,7 @@ def every_seed() -> str:
 
 
 def tabular_worlds() -> str:
-    """The rows for tabular environments, from `tabular.py`."""
+    """Format the rows for tabular environments, from the results of `tabular.py`."""
     lines = []
     for name, found in json.loads((RESULTS.parent / "tabular.json").read_text("utf-8")).items():
         cells = [name, found["asked_for"], number(found["optimum"]["endless"])]
@@ -292,23 +293,23 @@ def tabular_worlds() -> str:
 
 
 def number(value: float | None) -> str:
-    """Format with two decimals; None stands for −∞."""
+    """Format a number with two decimals. None stands for −∞."""
     return "−∞" if value is None else f"{value:.2f}"
 
 
 def words(score: dict[str, Any] | None) -> str:
-    """Format as mean ± half interval, or as a dash if training had no episodes."""
+    """Format a score as mean ± half the width of its interval, or as a dash if training had no episodes."""
     return "–" if score is None else f"{score['mean']:.1f} ± {score['half_interval']:.1f}"
 
 
 HEADER = """# How well it learns
 
 `python benchmarks/learning.py` stores its results in `benchmarks/results/learning/`, and `python benchmarks/learning.py
---table` writes this page from them. Scores are means over seeds, and ± is half the width of the 95 % Student-t
-interval. *Training* is the mean return of the last 100 training episodes, with the exploring policy. *Stochastic* and
-*deterministic* are means over 20 fresh episodes per seed (100 for recorded data) with the last checkpoint. Published
-scores often come from one agent, another version of the environment, or the best point of training, so treat them as a
-rough guide.
+--table` writes this page from them. Scores are means over seeds, and the number after ± is half the width of the 95 %
+Student-t interval. *Training* is the mean return of the last 100 training episodes, in which the policy explores.
+*Stochastic* and *deterministic* are means over 20 fresh episodes per seed (100 for recorded data) with the last
+checkpoint. Published scores often come from a single agent, another version of the environment, or the best point in
+training, so treat them as a rough guide.
 
 | case | environment | rung | steps | seeds | training | stochastic | deterministic | goal | published |
 |---|---|---|---|---|---|---|---|---|---|"""
@@ -318,53 +319,56 @@ EVERY_SEED = """## Every seed
 `python benchmarks/cartpole_seeds.py` trains a hundred seeds with CartPole's preset and stores the results in
 `benchmarks/results/cartpole_seeds.json`. The last checkpoint of each seed is evaluated in 100 fresh episodes per mode.
 The preset was tuned on seeds 0 to 99 of the compiled version and evaluated once, on seeds 1000 to 1099. A seed counts
-as solved if its mean return is 475 or more. The seconds were measured on two busy cores, so they say little about
-speed. A row with fewer than a hundred seeds is unfinished.
+as solved if its mean return is 475 or more. The times were measured on two busy cores, so they say little about speed.
+A row with fewer than a hundred seeds is incomplete.
 
 | environment, seeds, Python | s per seed | stochastic: solved | mean | lowest | deterministic: solved | mean | lowest |
 |---|---|---|---|---|---|---|---|
 %s
 
-Tuning showed how a policy that has solved CartPole can get worse again (in one seed of sixty, with these settings
-except γ = 0.99 and 100,000 steps). Once every return is 500, the critic predicts a constant, and the advantages are
-only its rounding errors. After standardisation they move the policy at random, until the cart drifts off at a time when
-the learning rate is too small for the policy to recover. The preset therefore has batches eight times as large as the
-zoo's (`--preset zoo`) and a budget that ends soon after the slowest seed has learned. The last 100 training episodes,
-whose mean `train` shows, begin before that point, so a seed that evaluates at 500 may show 460.
+Tuning showed how a policy that has solved CartPole can get worse again. (This happened to one seed in sixty, with the
+same settings except γ = 0.99 and 100,000 steps.) Once every return is 500, the critic predicts a constant, and the
+advantages consist only of its rounding errors. After standardisation, these errors move the policy at random until the
+cart drifts off. By then, the learning rate is too small for the policy to recover. The preset therefore uses batches
+eight times as large as the zoo's (`--preset zoo`) and a budget that ends soon after the slowest seed has learned. The
+last 100 training episodes, whose mean return `train` shows, begin before that point, so `train` may show 460 for a seed
+that scores 500 in evaluation.
 """
 TABULAR = """## Tabular environments
 
-`python benchmarks/tabular.py` trains 500,000 steps per seed, without action masks, and stores the results in
+`python benchmarks/tabular.py` trains for 500,000 steps per seed, without action masks, and stores the results in
 `benchmarks/results/tabular.json`. The table shows the expected return of each seed's last policy, computed exactly from
-`env.unwrapped.P` by solving the linear system. It is given without a time limit (−∞: an episode may never end) and, if
-the environment has a limit, also within that limit. The goal applies to the stochastic policy without a time limit.
-Presets were tuned on seeds 0 to 4. Environments missing from the table have not been measured; FrozenLake has no
-preset.
+`env.unwrapped.P` by solving a linear system. The return is given without a time limit (−∞ means that an episode may
+never end) and, if the environment has a limit, also within that limit. The goal applies to the stochastic policy
+without a time limit. Presets were tuned on seeds 0 to 4. Environments missing from the table have not been measured;
+FrozenLake has no preset.
 
 | world, settings, seeds | goal | optimum | stochastic | deterministic | stochastic, limit | deterministic, limit |
 |---|---|---|---|---|---|---|
 %s
 
-These results required three changes to the settings, the same for Taxi and CliffWalking. First, the learning rate is
-0.01 instead of 0.00025, since a weight of the first layer changes only when its state is visited. Second, the entropy
-coefficient is 0.1 instead of 0.01: nearly every pickup and drop-off costs 10, and a policy that avoids them too soon
-never tries them where they are right. Third, batches have 2,048 steps from 32 environments instead of 1,024 steps from
-8. These settings are a good starting point for other environments whose observation is a single number:
-`--learning-rate 0.01 --entropy-coefficient 0.1 --num-envs 32 --rollout-steps 64`. FrozenLake keeps the defaults.
+These results required three changes to the default settings. The changes are the same for Taxi and CliffWalking. First,
+the learning rate is 0.01 instead of 0.00025, since a weight in the first layer changes only when its state is visited.
+Second, the entropy coefficient is 0.1 instead of 0.01: early in training, nearly every pickup and drop-off costs 10,
+and a policy that starts to avoid them too soon never tries them where they are right. Third, batches have 2,048 steps
+from 32 environments instead of 1,024 steps from 8. These settings are a good starting point for other environments
+whose observation is a single number: `--learning-rate 0.01 --entropy-coefficient 0.1 --num-envs 32 --rollout-steps 64`.
+FrozenLake keeps the defaults.
 """
 MUJOCO = """## MuJoCo: which settings
 
-The preset `paper` holds the PPO paper's settings for its seven tasks. The preset `zoo` holds rl-baselines3-zoo's tuned
-settings for HalfCheetah, Hopper, Swimmer and Walker2d, and is the only preset for Ant. The zoo's published scores, at
-1M steps on version 3 with one deterministic agent each, are HalfCheetah 5,819, Hopper 2,410, Swimmer 282, Walker2d
-3,479 and Ant 1,327. The default for each task is the preset that scores higher here. For HalfCheetah and Swimmer it is
-`zoo`. HalfCheetah comes close to its published score but takes longer to train, since `zoo` has wide networks and many
-epochs; Swimmer exceeds its published score (for the paper's settings, see [the lab's table](lab.md)). For Hopper and
-Walker2d the default is `paper`. On Hopper, `zoo` falls far short of its published score. On Walker2d it comes close,
-but its last training episodes earn less than with the paper's settings, 2,745 on average against 3,531 in [the lab's
-table](lab.md). Ant, whose settings are the library's defaults and were never tuned, stays far below its published
-score. The published task has neither the contact forces in version 5's observations nor their cost. `python
-benchmarks/learning.py ant_zoo --folder DIR` measures one case, and continues if it was interrupted.
+The preset `paper` contains the PPO paper's settings for its seven tasks. The preset `zoo` contains rl-baselines3-zoo's
+tuned settings for HalfCheetah, Hopper, Swimmer and Walker2d, and is the only preset for Ant. The zoo's published
+scores, at 1M steps on version 3 with one deterministic agent each, are HalfCheetah 5,819, Hopper 2,410, Swimmer 282,
+Walker2d 3,479 and Ant 1,327. The default for each task is the preset that scores higher here. For HalfCheetah and
+Swimmer, it is `zoo`. On HalfCheetah, `zoo` comes close to its published score but takes longer to train, since it has
+wide networks and many epochs. On Swimmer, it exceeds its published score (for the scores of the paper's settings, see
+[the lab's table](lab.md)). For Hopper and Walker2d, the default is `paper`. On Hopper, `zoo` falls far short of its
+published score. On Walker2d, it comes close, but the mean return of its last training episodes is lower than with the
+paper's settings: 2,745, compared with 3,531 in [the lab's table](lab.md). On Ant, where the zoo uses its library's
+defaults without tuning, the score stays far below the published one. The published task has neither the contact forces
+in version 5's observations nor their cost. `python benchmarks/learning.py ant_zoo --folder DIR` measures a single case,
+and continues an interrupted measurement.
 """
 
 

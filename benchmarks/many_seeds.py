@@ -5,9 +5,8 @@ Stores benchmarks/results/many_seeds.json, and fills in its table in docs/scale.
     python benchmarks/many_seeds.py            # 10, 100 and 1,000 seeds (a few minutes)
     python benchmarks/many_seeds.py --table    # only the table, from the stored results
 
-For each number of seeds, two runs, PPO and A2C on the compiled CartPole, are trained, reported on one page and
-compared. Each of these commands runs in its own process. The memory is the peak of that process as counted by the
-system.
+For each number of seeds, a PPO run and an A2C run on the compiled CartPole are trained, reported on one page and
+compared. Each of these commands runs in its own process. The memory is that process's peak, as reported by the system.
 """
 
 import argparse
@@ -34,7 +33,7 @@ import resource, subprocess, sys
 subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
-"""Starts a command through an intermediate process, because Linux includes the memory of the parent process in the peak
+"""Code that starts a command through a small intermediate process, because Linux counts the parent's memory in the peak
 memory of its child."""
 ABOUT = """
 import json
@@ -54,7 +53,7 @@ def command(folder: Path, *words: str) -> dict[str, float]:
 
 
 def measure(seeds: int) -> dict[str, Any]:
-    """Measure two runs with this number of seeds."""
+    """Train, report and compare two runs with this number of seeds."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         given = ["--seeds", str(seeds), "--steps", str(STEPS), "--folder", ".", "--quiet"]
@@ -73,7 +72,7 @@ def measure(seeds: int) -> dict[str, Any]:
 
 
 def table(found: dict[str, dict[str, Any]]) -> str:
-    """The results as a Markdown table for the page."""
+    """Format the results as a Markdown table for the page."""
     rows = [
         "| seeds | train one run | files | run on disk | report of both | page | compare both |",
         "|---:|---:|---:|---:|---:|---:|---:|",

@@ -1,10 +1,10 @@
-"""How much of its speed does a compiled run of several seeds keep alongside a process that keeps one core busy?
+"""How much of its speed does a compiled run of several seeds keep while another process occupies one core?
 
     python benchmarks/neighbour.py      # a minute or two; stores benchmarks/results/neighbour.json
 
-Seeds are distributed among the cores, so the slowest core determines the duration of a chunk. Alongside one busy
-process, the fair share of a run that may use C cores is C / (C + 1) of them, which is the rate to compare with. Rounds
-with and without the process alternate.
+Seeds are distributed among the cores, so the slowest core determines the duration of a chunk. If a run that may use C
+cores competes with one busy process, its fair share is C / (C + 1) of its usual rate, which is the value to compare
+with. In each round, the run is timed with and without the other process.
 """
 
 import json
@@ -29,14 +29,14 @@ CASES = {"8 seeds": (8, 400_000), "1 seed": (1, 1_500_000)}
 
 
 def spin() -> None:
-    """Keep a core busy."""
+    """Keep one core busy forever."""
     while True:
         pass
 
 
 @contextmanager
 def neighbour(is_there: bool) -> Any:
-    """A process that keeps a core busy during a `with` block."""
+    """A context during which another process keeps one core busy."""
     process = multiprocessing.Process(target=spin, daemon=True)
     if is_there:
         process.start()
@@ -49,7 +49,7 @@ def neighbour(is_there: bool) -> Any:
 
 
 def rate(seeds: int, steps: int, has_neighbour: bool) -> float:
-    """The steps per second of a run, after compilation."""
+    """Measure a run's steps per second after compilation."""
     arguments = ["jax:CartPole-v1", str(seeds), str(steps), json.dumps(SETTINGS)]
     with neighbour(has_neighbour):
         command = [sys.executable, HERE / "peers" / "measure_upslope.py", *arguments]

@@ -3,9 +3,10 @@
     python benchmarks/off_policy.py          # simulate and store (a few minutes)
     python benchmarks/off_policy.py --table  # write the tables in docs/judge.md from the stored results
 
-A recorder μ and a policy π are softmax tables. π's logits are μ's plus `distance` times normal noise. Each case draws
-200 recordings of N episodes for each of 5 pairs of policies, and compares every estimator with the exact V^π. The
-doubly robust estimators use a tabular Q that is fitted to the other half of the episodes, as in `upslope judge`.
+The recording policy μ and the judged policy π are softmax tables. π's logits are those of μ plus `distance` times
+normal noise. Each case draws 200 recordings of N episodes for each of 5 pairs of policies, and compares every estimator
+with the exact V^π. The doubly robust estimators use a tabular Q that is fitted to the other half of the episodes, as in
+`upslope judge`.
 """
 
 import json
@@ -30,14 +31,14 @@ WORLDS: dict[str, tuple[Tabular, float, int]] = {
     "key, 8 steps": (delayed_key(8), 1.0, 8),
     "corridor": (short_corridor(), 0.95, 20),
 }
-"""Name → the world, γ, and the number of steps after which its episodes are truncated."""
+"""Name → the world, γ, and the number of steps after which episodes are truncated."""
 DISTANCES = (0.2, 0.5, 1.0)
 EPISODES = (30, 100, 300)
 PAIRS, SAMPLES = 5, 200
 EDGES = (0, 5, 10, 20, 50, 100, 1e9)
 """Edges of the bins of the effective number of episodes."""
 OFTEN = 1 / 3
-"""The worst case is chosen among those in which an estimate is reported at least this often."""
+"""The worst case is chosen among those in which at least this share of the recordings yields an estimate."""
 
 
 def main() -> None:
@@ -55,13 +56,13 @@ def main() -> None:
 
 
 Row = tuple[str, float, int, str, float, bool, float, float]
-"""(world, distance, episodes, estimator, effective number, covered, half width, error) of one recording."""
+"""One recording: (world, distance, episodes, estimator, effective number of episodes, covered, half width, error)."""
 
 
 def one_pair(
     name: str, world: Tabular, gamma: float, limit: int, distance: float, episodes: int, random: np.random.Generator
 ) -> list[Row]:
-    """The results of every estimator on 200 recordings of one recorder, for one policy."""
+    """Apply every estimator to 200 recordings, for one pair of a recording and a judged policy."""
     shape = (int(world.observation_of.max()) + 1, world.transition.shape[1])
     logits = random.normal(size=shape)
     behaviour = softmax(logits, axis=-1)
@@ -88,7 +89,7 @@ def one_pair(
 def play(
     world: Tabular, policy: np.ndarray, limit: int, episodes: int, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The state, action, reward and validity [T, N] of episodes with up to `limit` steps."""
+    """Play episodes of up to `limit` steps, and return their states, actions, rewards and validity flags [T, N]."""
     state = random.choice(len(world.start), episodes, p=world.start)
     shape = (limit, episodes)
     found = np.zeros(shape, int), np.zeros(shape, int), np.zeros(shape), np.zeros(shape, bool)
@@ -104,7 +105,7 @@ def play(
 
 
 def drawn(probability: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """One index for each row of probabilities."""
+    """Draw one index for each row of probabilities."""
     return (random.random((len(probability), 1)) >= np.cumsum(probability, axis=-1)[:, :-1]).sum(axis=-1)
 
 
@@ -119,7 +120,7 @@ def surprise(
     valid: np.ndarray,
     random: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """δ_t and V̂(s_0) of every episode, with the Q that was fitted to the other half of the episodes."""
+    """Return δ_t and V̂(s_0) of every episode, computed with a Q that was fitted to the other half of the episodes."""
     fold = random.permutation(seen.shape[1]) % 2
     delta, start = np.zeros(reward.shape), np.zeros(reward.shape[1])
     for half in range(2):
@@ -144,8 +145,8 @@ def fitted(
     reward: np.ndarray,
     valid: np.ndarray,
 ) -> np.ndarray:
-    """Tabular fitted Q evaluation: Q [T, O, A] by steps to go, from a regression on the recorded steps. If an action
-    was never recorded, its value is the mean of the others."""
+    """Run tabular fitted Q evaluation on the recorded steps, and return Q [T, O, A] for each time step. An action that
+    was never recorded gets the mean value of all recorded steps."""
     shape = target.shape
     following = np.concatenate([seen[1:], seen[-1:]])
     goes_on = np.concatenate([valid[1:], np.zeros_like(valid[:1])])
@@ -161,7 +162,7 @@ def fitted(
 
 
 def binned(rows: list[Row]) -> dict[str, Any]:
-    """Estimator → coverage and number of recordings, by effective number of episodes."""
+    """Return each estimator's coverage and number of recordings, by effective number of episodes."""
     found: dict[str, Any] = {}
     for estimator in ("is", "wis", "pdis", "wpdis", "dr", "wdr"):
         mine = [row for row in rows if row[3] == estimator]
@@ -175,7 +176,8 @@ def binned(rows: list[Row]) -> dict[str, Any]:
 
 
 def by_case(rows: list[Row]) -> list[dict[str, Any]]:
-    """For each case: how often each estimator reports a value and covers the true value, and its median half width."""
+    """Return, for each case and estimator, how often it reports a value and covers the true one, and its median half
+    width."""
     cases: dict[tuple[str, float, int, str], list[Row]] = {}
     for row in rows:
         cases.setdefault(row[:4], []).append(row)
@@ -197,17 +199,17 @@ def by_case(rows: list[Row]) -> list[dict[str, Any]]:
 
 
 def share(x: np.ndarray) -> float | None:
-    """The share of true flags, with three decimals."""
+    """Return the share of true flags, rounded to three decimals."""
     return round(float(x.mean()), 3) if len(x) else None
 
 
 def percent(x: float | None) -> str:
-    """A share as text."""
+    """Format a share in percent."""
     return "–" if x is None else f"{100 * x:.1f} %"
 
 
 def tables(found: dict[str, Any]) -> str:
-    """The table of coverage by effective number, and the worst case."""
+    """Format the table of coverage by effective number of episodes, and the worst case."""
     edges = [f"{low:g} to {high:g}" for low, high in pairwise(EDGES[:-1])] + [f"over {EDGES[-2]:g}"]
     lines = [f"| effective episodes | {' | '.join(edges)} |", f"|---|{'---|' * len(edges)}"]
     for estimator, cells in found["by effective number"].items():
@@ -220,7 +222,7 @@ def tables(found: dict[str, Any]) -> str:
 
 
 def words(case: dict[str, Any]) -> str:
-    """A case and its coverage."""
+    """Describe a case and its coverage."""
     where = f"{case['world']}, {case['episodes']} episodes, a distance of {case['distance']:g}"
     return f"{percent(case['coverage'])} ({LABELS[case['estimator']]}; {where})"
 

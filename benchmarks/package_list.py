@@ -1,7 +1,7 @@
 """The environments from third-party packages on which `packages.py` trains.
 
-The list was chosen and committed before any of them was tried. It includes dictionaries, images, goals, robots, games,
-text and vector rewards. An entry contains what a user would type.
+The list was chosen and committed before any of the environments was tried. It covers dictionary, image and text
+observations, goals, robots, games and vector rewards. An entry contains what a user would type.
 """
 
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ class Entry:
     environment: str
     install: tuple[str, ...]
     steps: int = 20_000
-    """The number of training steps; fewer if an environment is slow or its observations are images."""
+    """The number of training steps, reduced if the environment is slow or its observations are images."""
     flags: tuple[str, ...] = ()
     """Flags that the environment requires."""
     no_dependencies: tuple[str, ...] = ()
-    """Packages that are installed without their dependencies, because these are pinned to older versions than upslope
-    needs."""
+    """Packages that are installed without their dependencies, because they pin versions that are too old for
+    upslope."""
     remedy: tuple[str, ...] = ()
-    """Flags that an error message suggests; the command is tried again with them."""
+    """Flags that an error message suggests. If the command is refused, it is tried again with them."""
 
 
 ENTRIES = (

@@ -1,13 +1,13 @@
-"""Train, resume and evaluate on environments from third-party packages, with one command each and no additional file.
+"""Train, resume and evaluate on environments from third-party packages, with a single command each and no extra files.
 
     python benchmarks/packages.py FOLDER             # all of package_list.py, each in a virtual environment in FOLDER
-    python benchmarks/packages.py FOLDER ID …        # some of them; the other stored results are kept
+    python benchmarks/packages.py FOLDER ID …        # some of them; other stored results are kept
     python benchmarks/packages.py --table            # write docs/host_packages.md's table from the stored results
 
-Training is stopped by Ctrl-C after its first iterations, so that `upslope resume` has something left to do. If a
-command is refused, its message is stored. If the list contains the remedy that the message suggests, the command is
-tried again with this remedy. Stores benchmarks/results/packages.json. Virtual environments are created with uv if it is
-installed, and otherwise with venv and pip.
+Training is interrupted with Ctrl-C after its first iterations, so that `upslope resume` has something left to do. If
+upslope refuses a command, its message is stored; if the list contains the remedy that the message suggests, the command
+is tried again with this remedy. Stores benchmarks/results/packages.json. Virtual environments are created with uv if it
+is installed, and otherwise with venv and pip.
 """
 
 import json
@@ -30,12 +30,13 @@ from pages import fill
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "results" / "packages.json", HERE.parent / "docs" / "host_packages.md"
 LIMIT = 1_200
-"""Seconds after which a command counts as hanging."""
+"""Seconds after which a command is considered to hang."""
 PROGRAM = "import sys; from upslope.cli.main import main; main(sys.argv[1:])"
 
 
 def python_of(entry: Entry, folder: Path) -> Path:
-    """The interpreter of the virtual environment with this entry's packages, which is created if necessary."""
+    """Return the interpreter of a virtual environment with this entry's packages, creating the environment if
+    necessary."""
     name = re.sub(r"\W+", "-", (entry.no_dependencies or entry.install)[0]).strip("-")
     python = folder / name / "bin" / "python"
     if (folder / name / "ok").exists():
@@ -54,8 +55,8 @@ def python_of(entry: Entry, folder: Path) -> Path:
 
 
 def command(python: Path, words: list[str], folder: Path, *, stop_at: Path | None = None) -> tuple[int, str]:
-    """Run an upslope command, and return its exit status and its output. Once the file `stop_at` has rows, the command
-    is stopped by Ctrl-C."""
+    """Run an upslope command, and return its exit status and its output. It is interrupted with Ctrl-C once the file
+    `stop_at` has rows."""
     log = folder / f"{words[0]}.txt"
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -102,13 +103,13 @@ def trained(entry: Entry, python: Path, flags: tuple[str, ...]) -> dict[str, Any
 
 
 def is_choice(line: str) -> bool:
-    """Whether a line of the output reports a choice that training made."""
+    """Whether a line of the output reports a choice that upslope made."""
     starts = ("preset:", "networks:", "masks:", "training in", "a batch")
     return line.startswith(starts) or "imported because of its id" in line or "frames" in line[:40]
 
 
 def returns_in(path: Path) -> dict[str, float]:
-    """The mean return of the evaluation episodes in each mode."""
+    """Return the mean return of the evaluation episodes in each mode."""
     names, *rows = (line.split(",") for line in path.read_text().splitlines())
     mode, value = names.index("mode"), names.index("return")
     found: dict[str, list[float]] = {}
@@ -118,7 +119,7 @@ def returns_in(path: Path) -> dict[str, float]:
 
 
 def version_of(entry: Entry, python: Path) -> str:
-    """The version of the entry's package."""
+    """Return the name and version of the entry's first package."""
     name = re.split(r"[\[<>=]", (entry.no_dependencies or entry.install)[0])[0]
     ask = f"from importlib.metadata import version; print(version({name!r}))"
     done = subprocess.run([str(python), "-c", ask], capture_output=True, text=True)
@@ -126,7 +127,7 @@ def version_of(entry: Entry, python: Path) -> str:
 
 
 def attempt(entry: Entry, folder: Path) -> dict[str, Any]:
-    """Try an entry, and return everything that is stored about it."""
+    """Try an entry, and return everything to be stored about it."""
     row: dict[str, Any] = {"environment": entry.environment, "steps": entry.steps, "entry": asdict(entry)}
     try:
         python = python_of(entry, folder)
@@ -139,7 +140,7 @@ def attempt(entry: Entry, folder: Path) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]], date: str) -> str:
-    """The Markdown table for the page."""
+    """Format the Markdown table for the page."""
     lines = ["| environment | package | steps | result |", "|---|---|---|---|"]
     for row in rows:
         lines.append(f"| `{row['environment']}` | {row.get('package', '')} | {row['steps']:,} | {result_of(row)} |")
@@ -158,7 +159,7 @@ def table(rows: list[dict[str, Any]], date: str) -> str:
 
 
 def result_of(row: dict[str, Any]) -> str:
-    """The cell of the table that describes the result."""
+    """Format the table cell that describes the result."""
     if row["result"] == "works":
         shown = ", ".join(f"{mode} {value:g}" for mode, value in row["evaluate"].items())
         return f"works; evaluated {shown}"

@@ -2,9 +2,9 @@
 
     python benchmarks/phases.py
 
-The compiled loop is one program, so its parts are compiled and timed separately, for one seed on one core. The results
-are the median of 15 calls of each part, of the whole loop, and of a hidden layer's matrix product for a minibatch. On
-the host, the shares are those shown by the live display.
+The compiled loop is a single program, so its parts are compiled and timed separately, for one seed on one core. Each
+result is the median time of 15 calls, for each part, for a whole iteration, and for a hidden layer's matrix product
+with a minibatch. For the host, the shares of the phases are those that the live display shows.
 """
 
 import json
@@ -39,7 +39,7 @@ WIDE = {"num_envs": 8, "rollout_steps": 256, "epochs": 4, "minibatches": 4}
 
 
 def milliseconds(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
-    """The result of a function, and the median time of a call in milliseconds."""
+    """Compile and call a function; return its result and the median time of a call in milliseconds."""
     compiled = jax.jit(function, compiler_options=QUICK)
     answer = jax.block_until_ready(compiled(*arguments))
     times = []
@@ -51,7 +51,7 @@ def milliseconds(function: Callable[..., Any], *arguments: Any) -> tuple[Any, fl
 
 
 def compiled() -> dict[str, float]:
-    """The phases on CartPole with 64 environments × 128 steps and 4 epochs × 4 minibatches."""
+    """Time the phases on the compiled CartPole with 64 environments × 128 steps and 4 epochs × 4 minibatches."""
     world: Any = make("jax:CartPole-v1")
     settings = {"num_envs": 64, "rollout_steps": 128, "normalize_rewards": False}
     task = task_of(configure("jax:CartPole-v1", is_continuous=False, use_preset=False, **settings), world)
@@ -70,7 +70,7 @@ def compiled() -> dict[str, float]:
 
 
 def products(rows: int = 2048, width: int = 64, times: int = 500) -> int:
-    """Billions of operations per second in the product of a minibatch and a hidden layer's weights."""
+    """Measure the billions of operations per second in the product of a minibatch and a hidden layer's weights."""
 
     def again(x: Array, _: None) -> tuple[Array, None]:
         return x @ weight, None
@@ -83,7 +83,7 @@ def products(rows: int = 2048, width: int = 64, times: int = 500) -> int:
 def host(
     environment: str, is_continuous: bool, seconds: float = 10.0, seeds: int = 8, **settings: Any
 ) -> dict[str, float]:
-    """The share of each phase in an iteration of the seeds, measured in one process like a worker's."""
+    """Measure each phase's share of an iteration, with all seeds in one process that is set up like a worker."""
     world = make(environment)
     assert isinstance(world, HostEnvironment)
     config = configure(environment, is_continuous=is_continuous, use_preset=False, seeds=seeds, steps=10**9, **settings)
@@ -104,7 +104,7 @@ def host(
 
 
 def stopwatch(environment: str) -> dict[str, float]:
-    """The time of a step with random actions, with and without MuJoCo's timer, each in its own process."""
+    """Time a step with random actions, with and without MuJoCo's stopwatch, each in its own process."""
     found = {}
     for name, how in {"as it comes": [], "its stopwatch stopped": ["still"]}.items():
         command = [sys.executable, HERE / "peers" / "measure_raw.py", environment, "1", *how]

@@ -1,13 +1,13 @@
 """How do 16-bit products affect learning? Stores benchmarks/results/precision.json.
 
     python benchmarks/precision.py          # trains, in a few minutes on two cores
-    python benchmarks/precision.py table    # docs/performance.md's table from the result
+    python benchmarks/precision.py table    # write docs/performance.md's table from the stored results
 
-The same seeds are trained with `--precision float32` and `bfloat16`, with the environment's preset. A CPU rounds the
-same operands, so it shows the effect on learning; only an accelerator shows the effect on speed. Each seed gives two
-numbers: the mean return of its last 100 training episodes, and the mean return of all its training episodes, which
-indicates how fast it learned. Seeds are paired only by their initial networks, since runs that round differently soon
-act differently.
+The same seeds are trained with `--precision float32` and with `bfloat16`, using the environment's preset. A CPU rounds
+the same operands as an accelerator, so it shows the effect on learning, but only an accelerator shows the effect on
+speed. Each seed yields two numbers: the mean return of its last 100 training episodes, and the mean return of all its
+training episodes, which indicates how fast it learned. The two runs of a seed share only their initial networks, since
+runs that round differently soon act differently.
 """
 
 import json
@@ -31,7 +31,7 @@ PRECISIONS = ("float32", "bfloat16")
 
 
 def measure(environment: str, precision: str) -> dict[str, list[float]]:
-    """The two numbers for each seed."""
+    """Train all seeds, and return the two numbers for each."""
     with tempfile.TemporaryDirectory() as folder:
         run = upslope.train(environment, folder=folder, seeds=SEEDS, precision=precision, quiet=True)
         episodes = run.episodes()
@@ -40,7 +40,7 @@ def measure(environment: str, precision: str) -> dict[str, list[float]]:
 
 
 def table(stored: dict[str, Any]) -> str:
-    """A Markdown table of the means over seeds."""
+    """Format the means over seeds as a Markdown table."""
     lines = [
         "| mean return over 20 seeds, with 95 % intervals | float32 | bfloat16 | difference |",
         "|---|---:|---:|---:|",

@@ -1,10 +1,11 @@
-"""Does every rung solve the probe environments that it can solve in theory?
+"""Does every rung solve the probe environments that it should be able to solve?
 
     python benchmarks/probes.py            # all
     python benchmarks/probes.py ppo gae …  # only these; other stored results are kept
 
-Each rung is trained with five seeds. The criteria are those of `upslope probe`: the deterministic return of every seed
-must be within 5 % of the best, and the critic's values within 10 % of the exact ones. The result is stored.
+Each rung is trained with five seeds. The criteria are those of `upslope probe`: for every seed, the deterministic
+return must be within 5 % of the best possible, and the critic's values within 10 % of the exact ones. The results are
+stored.
 """
 
 import json
@@ -22,7 +23,7 @@ STEPS = 100_000
 
 
 def main(only: list[str]) -> None:
-    """Run every rung, or the named ones, on every probe."""
+    """Run all rungs, or those named, on every probe."""
     results: dict[str, dict[str, Any]] = json.loads(RESULTS.read_text("utf-8")) if only and RESULTS.exists() else {}
     for rung in only or RUNGS:
         found = upslope.probe(rung, seeds=5, steps=STEPS)
@@ -34,7 +35,7 @@ def main(only: list[str]) -> None:
 
 
 def kept(probed: dict[str, Any]) -> dict[str, Any]:
-    """The result of a probe in the form in which it is stored."""
+    """Convert the result of a probe to the form that is stored."""
     rounded = {name: None if probed[name] is None else round(probed[name], 4) for name in ("return_gap", "value_error")}
     return rounded | {"solved": probed["solved"]}
 

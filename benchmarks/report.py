@@ -5,9 +5,9 @@ Stores benchmarks/results/report.json.
     python benchmarks/report.py          # train the runs first (a few minutes)
     python benchmarks/report.py FOLDER   # keep the runs there, and reuse those that exist
 
-The runs are those of the ladder on the compiled CartPole with 50,000 steps per seed, and `ppo` again with λ = 0.8.
-There are 20 evaluation episodes per seed in both modes, and the credit view of one episode of one run. Timings of the
-whole command alternate with timings of writing only the page, in a process that has already imported everything.
+The runs are the rungs of the ladder on the compiled CartPole with 50,000 steps per seed, and `ppo` again with λ = 0.8.
+The report contains 20 evaluation episodes per seed in both modes, and the credit view of one episode. Timings of the
+whole command alternate with timings of only writing the page, in a process that has already imported everything.
 """
 
 import json
@@ -33,7 +33,7 @@ UPSLOPE = [sys.executable, "-c", "from upslope.cli.main import main; main()"]
 
 
 def train(folder: Path) -> list[Path]:
-    """Train and evaluate ten runs of ten seeds, and add a credit view to one of them."""
+    """Train and evaluate ten runs with ten seeds each, and add a credit view to one of them."""
     race = upslope.ladder(WORLD, seeds=SEEDS, steps=STEPS, folder=folder, name="race", resume=True, quiet=True).path
     if not (race / "ppo_short_credit").exists():
         upslope.train(
@@ -48,7 +48,7 @@ def train(folder: Path) -> list[Path]:
 
 
 def timed(runs: Sequence[Path], page: Path) -> dict[str, float]:
-    """Seconds for the whole command, and for writing only the page."""
+    """Measure the seconds for the whole command, and for only writing the page."""
     started = perf_counter()
     subprocess.run([*UPSLOPE, "report", *map(str, runs), "-o", str(page)], check=True, stdout=subprocess.DEVNULL)
     command = perf_counter() - started
@@ -58,7 +58,7 @@ def timed(runs: Sequence[Path], page: Path) -> dict[str, float]:
 
 
 def measure(folder: Path) -> dict[str, Any]:
-    """Measure everything that is stored."""
+    """Take all measurements."""
     runs, page = train(folder), folder / "report.html"
     seconds = [timed(runs, page) for _ in range(TIMES)]
     return {

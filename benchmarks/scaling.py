@@ -1,11 +1,11 @@
-"""How does the compiled rate grow with seeds, environments, width and cores? Stores benchmarks/results/scaling.json.
+"""How does compiled speed scale with seeds, environments, width and cores? Stores benchmarks/results/scaling.json.
 
     python benchmarks/scaling.py          # a few minutes
-    python benchmarks/scaling.py --plot   # docs/images/scaling.svg from the stored result (needs Matplotlib)
+    python benchmarks/scaling.py --plot   # write docs/images/scaling.svg from the stored results (needs Matplotlib)
 
 The environment is CartPole, with 128 steps per iteration and 4 epochs × 4 minibatches. One setting is varied at a time,
-starting from 8 seeds, 64 environments, 64-64 networks and all cores. Each point is the best and the median of seven
-chunks of iterations, after compilation.
+starting from 8 seeds, 64 environments, 64-64 networks and all cores. Each point gives the best and the median rate of
+seven chunks of iterations, after compilation.
 """
 
 import json
@@ -28,11 +28,11 @@ VARIED = {
 }
 CHUNKS, ROLLOUT = 7, 128
 ENOUGH = 400_000
-"""A number of environment steps per chunk that makes its overhead negligible."""
+"""Enough environment steps per chunk to make its overhead negligible."""
 
 
 def measure(point: dict[str, int]) -> dict[str, float]:
-    """Steps per second, summed over seeds."""
+    """Measure the steps per second, summed over seeds."""
     from upslope.config.config import configure
     from upslope.config.task import task_of
     from upslope.engines.compiled import CompiledEngine

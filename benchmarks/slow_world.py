@@ -1,9 +1,9 @@
-"""One seed in a slow environment: compare a single process with slices of its environments in one process per core.
+"""How much faster does one seed train in a slow environment if one process per core steps a slice of its environments?
 
     python benchmarks/slow_world.py
 
-Each environment step computes for 2 ms, like a simulator. The two variants are timed alternately, and each ratio
-compares neighbouring timings. Stores benchmarks/results/slow_world.json.
+Each environment step computes for 2 ms, as a simulator would. A single process and one process per core are timed
+alternately, and each ratio is between two consecutive timings. Stores benchmarks/results/slow_world.json.
 """
 
 import json
@@ -24,7 +24,7 @@ SECONDS, ROUNDS, STEPS = 2e-3, 5, 8192
 
 
 class Slow(Sleeping):
-    """Computes for a fixed time at each step; an episode has 100 steps."""
+    """An environment that computes for a fixed time at each step. An episode has 100 steps."""
 
     def pass_time(self) -> None:
         end = perf_counter() + SECONDS
@@ -33,7 +33,7 @@ class Slow(Sleeping):
 
 
 def steps_per_second(folder: str, name: str, workers: int | None) -> float:
-    """Steps per second of training, without the first iteration."""
+    """Measure the steps per second of training after the first iteration."""
     settings: dict[str, Any] = {"num_envs": 8, "rollout_steps": 64, "steps": STEPS}
     environment = f"{Path(__file__).stem}:Slow"
     run = upslope.train(environment, quiet=True, folder=folder, name=name, workers=workers, **settings)

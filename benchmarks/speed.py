@@ -2,16 +2,16 @@
 
     python benchmarks/speed.py --environments FOLDER            # every case (about 90 min on two cores)
     python benchmarks/speed.py --environments FOLDER compiled_8 # only these cases
-    python benchmarks/speed.py --environments FOLDER compiled_8 --rounds 1  # a quick look, which is not stored
-    python benchmarks/speed.py --table                          # docs/performance.md from the stored results
+    python benchmarks/speed.py --environments FOLDER compiled_8 --rounds 1  # a quick check that stores nothing
+    python benchmarks/speed.py --table                          # write docs/performance.md from the stored results
     python benchmarks/speed.py --against COMMIT                 # this tree and an older one in pairs, without peers
-    python benchmarks/speed.py --against COMMIT compiled a2c    # the same for only these cases
+    python benchmarks/speed.py --against COMMIT compiled a2c    # the same for these cases only
 
-FOLDER holds the peers' virtual environments, and is created on the first run. Peers that are not packages must be
-cloned into it, and RLtools needs g++ and OpenBLAS (`speed_cases.py` lists everything). In each of five rounds, every
-contender of a case runs once, one after another, so that all run under the same conditions. Ratios are computed within
-a round. A rate counts the environment steps of all seeds, without compilation and the first update, which are reported
-separately. A case "from the shell" counts everything from the start of the command. In a case on one core, all
+FOLDER holds the peers' virtual environments and is created on the first run. Peers that are not packages must be cloned
+into it, and RLtools needs g++ and OpenBLAS (`speed_cases.py` lists everything). In each of five rounds, the contenders
+of a case run once, one after another, so that all face the same conditions. Ratios are computed within a round. A rate
+counts the environment steps of all seeds. It excludes compilation and the first update, whose time is reported
+separately. A case "from the shell" includes everything from the start of the command. In a case on one core, all
 contenders run on the same core. The plot needs Matplotlib.
 """
 
@@ -34,11 +34,11 @@ from speed_table import RESULTS, Rounds, write_page
 HERE = Path(__file__).parent
 ROUNDS = 5
 LISTED = ("jax", "flax", "torch", "numpy", "gymna", "stable", "sbx", "sb3", "rejax", "mujoco", "rltools")
-"""Prefixes of the names of packages whose versions are stored."""
+"""Versions are stored for packages whose names start with these prefixes."""
 
 
 def python_of(environment: str, folder: Path) -> Path:
-    """The Python interpreter of a contender. A peer's virtual environment is created or completed if necessary."""
+    """Return a contender's Python interpreter, creating or updating a peer's virtual environment if necessary."""
     if environment == "upslope":
         return Path(sys.executable)
     place = folder / environment
@@ -53,7 +53,7 @@ def python_of(environment: str, folder: Path) -> Path:
 
 
 def clone_of(name: str, folder: Path) -> Path:
-    """The folder of a repository that is not a package."""
+    """Return the folder into which a peer that is not a package was cloned."""
     address, commit = CLONES[name]
     place = folder / name
     if not place.exists():
@@ -63,7 +63,7 @@ def clone_of(name: str, folder: Path) -> Path:
 
 @contextmanager
 def one_core(is_pinned: bool) -> Iterator[None]:
-    """Inside this block, if `is_pinned`, new processes may use only the first of this process's cores."""
+    """A context in which, if `is_pinned`, new processes may use only the first of this process's cores."""
     if not is_pinned:
         yield
         return
@@ -78,8 +78,7 @@ def one_core(is_pinned: bool) -> Iterator[None]:
 
 
 def with_bytecode() -> None:
-    """Compile upslope's source to bytecode, as pip does for installed packages, and let all contenders use their
-    bytecode."""
+    """Compile upslope's source to bytecode, as pip does for installed packages, and let all contenders use theirs."""
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     compileall.compile_dir(HERE.parent / "src", quiet=2)
 
@@ -95,12 +94,12 @@ def run(contender: Contender, folder: Path) -> dict[str, float]:
 
 
 def written(argument: object) -> str:
-    """An argument in the form in which it is written on a command line."""
+    """Format an argument for a command line."""
     return json.dumps(argument) if isinstance(argument, dict) else str(argument)
 
 
 def versions(case: Case, folder: Path) -> dict[str, list[str]]:
-    """The package versions in each virtual environment of the case."""
+    """Return the package versions in each of the case's virtual environments."""
     found = {}
     for environment in dict.fromkeys(contender.environment for contender in case.contenders):
         command = [python_of(environment, folder), "-m", "pip", "list", "--format=freeze"]
@@ -110,12 +109,12 @@ def versions(case: Case, folder: Path) -> dict[str, list[str]]:
 
 
 VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2"}
-"""The system's name for a processor's vector instructions → their usual name, starting with the widest."""
+"""The system's name for a set of vector instructions → its usual name, widest first."""
 
 
 def processor() -> str:
-    """The processor's name, generation and vector instructions, as far as the system reports them. The name alone may
-    stand for several processors."""
+    """Describe the processor by name, generation and vector instructions, as far as the system reports them. The name
+    alone may refer to several processors."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []
     known = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
@@ -130,7 +129,7 @@ def measure(name: str, folder: Path, count: int) -> None:
     """Measure the rounds of a case, and store them unless fewer rounds than usual were requested."""
     case = CASES[name]
     for environment in {contender.environment for contender in case.contenders}:
-        python_of(environment, folder)  # prepares all environments before anything is measured
+        python_of(environment, folder)  # this prepares all virtual environments before anything is measured
     rounds: Rounds = []
     with one_core(case.is_pinned):
         for number in range(count):

@@ -1,11 +1,11 @@
 """Is this tree as fast as an older one? Used by `speed.py --against COMMIT`; measures only upslope, in pairs.
 
 In a pair, both trees train the same case once, each in its own process, one directly after the other. The order
-alternates between pairs, so that other load on the machine affects both equally. A pair gives one ratio of steady
-rates, new / old. The reported result is the median ratio, with an interval between two of the ratios that covers the
-true median with a probability of at least 95 %. The interval is based on order statistics, which are exact for any
-distribution. With nine pairs, it extends from the second smallest to the second largest ratio, so that a single
-disturbed pair has no effect.
+alternates between pairs, so that other load on the machine affects both trees equally. Each pair yields one ratio of
+steady rates, new / old. The reported result is the median ratio, with an interval whose ends are two of the ratios and
+that covers the true median with a probability of at least 95 %. It is based on order statistics and holds for any
+distribution. With nine pairs, the interval extends from the second smallest to the second largest ratio, so a single
+disturbed pair does not widen it.
 """
 
 import json
@@ -37,14 +37,14 @@ PLAIN = {"normalize_rewards": False, "normalize_observations": False}
 
 @dataclass(frozen=True)
 class Pairing:
-    """One case. Its steps take several seconds on two cores after compilation."""
+    """A case, whose steps take several seconds on two cores after compilation."""
 
     environment: str
     algorithm: str
     steps: int
     settings: dict[str, Any] = field(default_factory=dict)
     needs: str | None = None
-    """A package that the case needs; without it, the case is left out."""
+    """A package that the case needs. If it is not installed, the case is skipped."""
 
 
 PAIRINGS = {
@@ -90,7 +90,7 @@ def checked_out(commit: str) -> Iterator[Path]:
 
 
 def rate_of(tree: Path, case: Pairing) -> float:
-    """The steady rate of a tree, in steps per second."""
+    """Measure a tree's steady rate, in steps per second."""
     arguments = (case.environment, case.algorithm, str(case.steps), json.dumps(case.settings))
     done = subprocess.run(
         [sys.executable, HERE / "peers" / "measure_steady.py", *arguments],
@@ -105,9 +105,9 @@ def rate_of(tree: Path, case: Pairing) -> float:
 
 
 def median_interval(ratios: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """The two values between which the true median lies with at least this probability."""
+    """Return two of the values between which the true median lies with at least this probability."""
     ordered, n = sorted(ratios), len(ratios)
-    # Drop as many values at each end as the allowed probability of a median beyond them permits.
+    # Drop the most values at each end that the allowed error probability permits.
     cut = max((k for k in range(n // 2) if 2 * binom.cdf(k, n, 0.5) <= 1 - level), default=0)
     return ordered[cut], ordered[n - 1 - cut]
 

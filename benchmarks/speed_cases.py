@@ -1,8 +1,8 @@
-"""The cases of `speed.py`, in which upslope and its peers do the same work, and the sources of the peers.
+"""The cases of `speed.py`, in which upslope and its peers do the same work, and where to get the peers.
 
-A contender whose name begins with "upslope" is upslope itself. One whose name begins with "raw" learns nothing and is
-only a bound. All others are rivals. Every contender of a case does the same work: the same environment, batch, epochs,
-minibatches and widths, on the same cores.
+A contender whose name begins with "upslope" is upslope itself. One whose name begins with "raw" learns nothing and only
+serves as an upper bound. All others are rivals. All contenders in a case do the same work: the same environment, batch,
+epochs, minibatches and widths, on the same cores.
 """
 
 from dataclasses import dataclass
@@ -21,79 +21,79 @@ CLONES = {
     "purejaxrl-clone": ("https://github.com/luchris429/purejaxrl", "31756b1"),
     "cleanrl-clone": ("https://github.com/vwxyzjn/cleanrl", "fe8d8a0"),
 }
-"""Peers that are not packages: folder next to the virtual environments → repository, commit."""
+"""Peers that are not packages. Name of the folder next to the virtual environments → repository, commit."""
 PUREJAXRL, CLEANRL = CLONES
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One implementation of the work of a case."""
+    """A library that does the work of a case."""
 
     name: str
     environment: str
-    """The name of its virtual environment."""
+    """The name of the contender's virtual environment."""
     script: str
     arguments: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
 class Case:
-    """Work that all contenders of the case do, one after another in each round."""
+    """A piece of work that all contenders do, one after another, in each round."""
 
     title: str
     contenders: tuple[Contender, ...]
     is_pinned: bool = False
-    """Whether each contender has only one core; otherwise each has all of them."""
+    """Whether each contender gets only one core. Otherwise, each gets all of them."""
     unit: Unit = "steps_per_second"
-    """The measured quantity: a rate, or the duration of the whole work in seconds."""
+    """The measured quantity: a rate, or the duration of all the work in seconds."""
 
 
 def upslope(name: str, environment: str, seeds: int, steps: int, settings: dict[str, Any]) -> Contender:
-    """A contender with upslope, run as a user would run it."""
+    """Return a contender that runs upslope the way a user would."""
     return Contender(name, "upslope", "measure_upslope.py", (environment, seeds, steps, settings))
 
 
 def baselines(name: str, library: str, environment: str, processes: int, steps: int, settings: Any) -> Contender:
-    """A contender with Stable-Baselines3 or SBX."""
+    """Return a contender that runs Stable-Baselines3 or SBX."""
     return Contender(name, "baselines", "measure_baselines.py", (library, environment, processes, steps, settings))
 
 
 def rejax(name: str, seeds: int, steps: int, *more: Any) -> Contender:
-    """A contender with rejax."""
+    """Return a contender that runs rejax."""
     return Contender(name, "rejax", "measure_rejax.py", (seeds, steps, *more))
 
 
 def purejaxrl(name: str, file: str, environment: str, steps: int, processes: int, settings: Any) -> Contender:
-    """A contender with PureJaxRL, from its clone."""
+    """Return a contender that runs PureJaxRL from its clone."""
     arguments = (PUREJAXRL, file, environment, steps, processes, settings)
     return Contender(name, "purejaxrl", "measure_purejaxrl.py", arguments)
 
 
 def cleanrl(name: str, environment: str, processes: int, steps: int, num_envs: int, num_steps: int) -> Contender:
-    """A contender with CleanRL's PPO from its clone, with networks compiled by PyTorch."""
+    """Return a contender that runs CleanRL's PPO from its clone, with networks compiled by PyTorch."""
     return Contender(
         name, "baselines", "measure_cleanrl.py", (CLEANRL, environment, processes, steps, num_envs, num_steps)
     )
 
 
 def rltools(name: str, steps: int, shape: dict[str, Any]) -> Contender:
-    """A contender with RLtools' C++ library on its own Pendulum."""
+    """Return a contender that runs RLtools' C++ library on its own Pendulum."""
     return Contender(name, "rltools", "measure_rltools.py", (steps, shape))
 
 
 def rltools_gymnasium(name: str, environment: str, processes: int, steps: int, settings: dict[str, Any]) -> Contender:
-    """A contender with RLtools' Python interface, which steps Gymnasium's environments."""
+    """Return a contender that runs RLtools through its Python interface, which steps Gymnasium's environments."""
     return Contender(name, "rltools", "measure_rltools_gymnasium.py", (environment, processes, steps, settings))
 
 
 def raw(name: str, environment: str, processes: int) -> Contender:
-    """A contender that only steps a Gymnasium environment, without learning."""
+    """Return a contender that only steps a Gymnasium environment, without learning."""
     return Contender(name, "upslope", "measure_raw.py", (environment, processes))
 
 
 def shell(name: str, environment: str, cache: str, score: float | str, *command: Any) -> Contender:
-    """A contender that is timed as a whole command, from the shell to its end, with a cold or a warm cache of compiled
-    programs. The command must end with a policy that reaches this score, unless the score is "any"."""
+    """Return a contender whose whole shell command is timed, with a cold or a warm cache of compiled programs. The
+    command must produce a policy that reaches this score, unless the score is "any"."""
     return Contender(name, environment, "measure_shell.py", (cache, score, *command))
 
 
@@ -119,8 +119,8 @@ CHEETAH = "HalfCheetah-v5"
 def on_pendulum(
     title: str, here: int, there: int, activation: str, settings: dict[str, Any], shape: dict[str, int]
 ) -> Case:
-    """Pendulum on one core, with this number of steps for upslope and for RLtools. RLtools is also measured with its
-    faster replacement of tanh."""
+    """Return the case of Pendulum on one core, with these numbers of steps for upslope and for RLtools. RLtools is also
+    measured with its faster approximation of tanh."""
     ours = settings | {"num_envs": shape["envs"], "rollout_steps": shape["steps"], "activation": activation}
     quotients = [("RLtools, its fast tanh", "FAST_TANH")] if activation == "tanh" else []
     theirs = [*quotients, ("RLtools", activation.upper())]
@@ -135,7 +135,7 @@ def on_pendulum(
 
 
 def ppo_on_pendulum(title: str, here: int, there: int, activation: str, shape: dict[str, int]) -> Case:
-    """The same case with PPO, with RLtools' number of epochs and its minibatch size."""
+    """Return a Pendulum case with PPO, in which upslope's epochs and minibatches match RLtools' shape."""
     minibatches = shape["envs"] * shape["steps"] // shape["batch"]
     settings = SAME | {"epochs": shape["epochs"], "minibatches": minibatches}
     return on_pendulum(title, here, there, activation, settings, shape)
@@ -303,12 +303,12 @@ GYMNASIUM: dict[str, Case] = {
 
 
 def from_shell(cache: str) -> dict[str, Case]:
-    """The cases from the shell to a policy that reaches a score, with a cold or a warm cache.
+    """Return the cases that time the shell command until its policy reaches a score, with a cold or a warm cache.
 
-    A run ends as soon as the mean return of its last 100 training episodes reaches the score, or when its budget is
+    A run stops as soon as the mean return of its last 100 training episodes reaches the score, or when its budget is
     spent. In either case, the mean return of its last 20 episodes must reach the score. upslope uses its presets,
-    PureJaxRL the same numbers on CartPole, SB3 the settings of its zoo, and RLtools those of its example. SB3 compiles
-    nothing, so its second run takes as long as its first.
+    PureJaxRL the numbers of upslope's preset for CartPole, SB3 the settings of its zoo, and RLtools those of its
+    example. SB3 compiles nothing, so its second run takes as long as its first.
     """
     state = {"cold": "nothing compiled before", "warm": "the second time"}[cache]
     rltools_name = {"cold": "RLtools with g++", "warm": "RLtools, compiled before"}[cache]

@@ -1,8 +1,7 @@
 """Turn the results of `speed.py` into the tables and the plot of docs/performance.md.
 
-A ratio states how many times as fast upslope is as another contender. For rates, it is upslope's rate divided by the
-other's; for durations, it is the other's divided by upslope's. It is always computed within a round, and is below 1 if
-upslope is slower.
+A ratio states how many times as fast upslope is as another contender: upslope's rate divided by the other's, or the
+other's duration divided by upslope's. It is always computed within a round and is below 1 if upslope is slower.
 """
 
 import json
@@ -26,12 +25,12 @@ def is_ours(name: str) -> bool:
 
 
 def is_bound(name: str) -> bool:
-    """Whether this contender only steps the environment, so that it is not a rival."""
+    """Whether this contender only steps the environment and is therefore not a rival."""
     return name.startswith("raw")
 
 
 def spread(values: list[float], digits: int = 0) -> str:
-    """Median and range as text, or a single value."""
+    """Format the median and range of several values, or a single value."""
     if len(values) == 1:
         return f"{values[0]:,.{digits}f}"
     return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f} – {max(values):,.{digits}f})"
@@ -49,43 +48,43 @@ class Result:
         self.case = case
 
     def values(self, who: str) -> list[float]:
-        """The measured values of a contender, one per round."""
+        """Return a contender's measured values, one per round."""
         return [r[who][self.unit] for r in self.rounds]
 
     def shown(self, who: str) -> str:
-        """The median and range of these values as text, with the unit."""
+        """Format the median and range of a contender's values."""
         return f"{spread(self.values(who), 1)} s" if self.unit == "seconds" else spread(self.values(who))
 
     def median_of(self, who: str, key: str) -> str:
-        """The median of another measurement as text, or a dash."""
+        """Format the median of another measurement, or a dash if there is none."""
         found = [r[who][key] for r in self.rounds if key in r[who]]
         return f"{statistics.median(found):,.1f}" if found else "–"
 
     def ratios(self, ours: str, other: str) -> list[float]:
-        """How many times as fast the first contender is as the second, in every round."""
+        """Return how many times as fast the first contender is as the second, for every round."""
         pairs = zip(self.values(ours), self.values(other), strict=True)
         return [b / a if self.unit == "seconds" else a / b for a, b in pairs]
 
     def ratio_shown(self, ours: str, other: str) -> str:
-        """The ratios as text, in bold if upslope is slower."""
+        """Format the ratios, in bold if upslope is slower."""
         ratios = self.ratios(ours, other)
         return spread(ratios, 2) if statistics.median(ratios) >= 1 else f"**{spread(ratios, 2)}**"
 
     def best_other(self) -> str | None:
-        """The fastest rival by its median, if there is one."""
+        """Return the rival with the fastest median, if there is a rival."""
         rivals = [n for n in self.names if not is_ours(n) and not is_bound(n)]
         sign = -1 if self.unit == "seconds" else 1
         return max(rivals, key=lambda n: sign * statistics.median(self.values(n)), default=None)
 
 
 def stored_results() -> list[Result]:
-    """The results of every measured case, in the order of the cases."""
+    """Read the results of every measured case, in the order of the cases."""
     paths = {case: RESULTS / f"{case}.json" for case in CASES}
     return [Result(c, json.loads(p.read_text("utf-8"))) for c, p in paths.items() if p.exists()]
 
 
 def against_the_best() -> str:
-    """A Markdown table that compares upslope with the fastest rival of each case, and with raw stepping."""
+    """Format a Markdown table that compares upslope with the fastest rival in each case, and with raw stepping."""
     lines = [
         "| work | upslope | steps/s, or s | fastest peer | steps/s, or s | times as fast | of raw stepping | on |",
         "|---|---|---|---|---|---|---|---|",
@@ -103,7 +102,7 @@ def against_the_best() -> str:
 
 
 def contenders() -> str:
-    """A Markdown table of the contenders of every case, with their start-up times and peak memory."""
+    """Format a Markdown table of all contenders in every case, with their start-up times and peak memory."""
     lines = [
         "| work | who | steps/s, or s: median (range) | until the first update, s | peak memory, MB |",
         "|---|---|---|---|---|",
@@ -143,7 +142,7 @@ def plot() -> None:
 
 
 def phases() -> str:
-    """The stored results of `benchmarks/phases.py` as a Markdown table."""
+    """Format the stored results of `benchmarks/phases.py` as a Markdown table."""
     stored = json.loads((HERE / "results" / "phases.json").read_text("utf-8"))
     lines = ["| case | parts |", "|---|---|"]
     for case, parts in stored.items():

@@ -3,12 +3,13 @@
     python benchmarks/stress.py kills               # 100 kills, compiled and host (about 13 minutes on two cores)
     python benchmarks/stress.py kills --count 12    # fewer; stored cases are not repeated
     python benchmarks/stress.py malformed           # thousands of malformed files, with tests/runs/test_loaders.py
-    python benchmarks/stress.py table               # the page's table from the stored results
+    python benchmarks/stress.py table               # write the page's table from the stored results
 
-The command line trains a run in its own process group, which is killed at a moment drawn from a seed: at any time, or
-while a checkpoint is half written. The run is resumed and killed again, and finally left to finish. Every array, row
-and setting is then compared with those of an uninterrupted run. Checkpoints are written every few tenths of a second
-instead of every ten seconds, so that even short runs have many of them.
+A run is trained through the command line in its own process group, which is killed at a random moment (from a seeded
+generator), sometimes deliberately while a checkpoint is half written. The run is resumed and killed several more times,
+and finally left to finish. Every array, row and setting is then compared with those of an uninterrupted run.
+Checkpoints are written every few tenths of a second instead of every ten seconds, so that even short runs have many of
+them.
 """
 
 import argparse
@@ -46,7 +47,7 @@ KILLS_OF_A_RUN = 4
 
 
 def kills(count: int, seed: int, folder: Path, only: str | None) -> None:
-    """Kill each case the same number of times. A finished case is stored and not repeated."""
+    """Distribute the kills evenly over the cases. A finished case is stored and not repeated."""
     for k, name in enumerate(CASES):
         share, done = (count + k) // len(CASES), stored().get("kills", {}).get(name, {})
         if (only is not None and only not in name) or done.get("kills", 0) >= share:
@@ -66,14 +67,14 @@ def kills(count: int, seed: int, folder: Path, only: str | None) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """A description of the machine."""
+    """Describe the machine."""
     from upslope.runs.directory import versions
 
     return {"cores": len(os.sched_getaffinity(0)), "system": platform.system(), **versions()}
 
 
 def stored() -> dict[str, Any]:
-    """The stored results so far."""
+    """Read the stored results."""
     return json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
 
 
@@ -83,7 +84,7 @@ def store(**parts: Any) -> None:
 
 
 def malformed(examples: int) -> None:
-    """Test each loader with this number of malformed files."""
+    """Give each loader this number of malformed files."""
     with tempfile.TemporaryDirectory() as folder:
         counts = Path(folder) / "counts.json"
         chosen = {"UPSLOPE_EXAMPLES": str(examples), "UPSLOPE_COUNTS": str(counts)}

@@ -1,6 +1,6 @@
 """Kill a training run repeatedly, and compare its result with that of an uninterrupted run.
 
-`benchmarks/stress.py` does this many times, and the tests do it a few times.
+`benchmarks/stress.py` does this for many kills, and the tests do it for a few.
 """
 
 import contextlib
@@ -22,9 +22,9 @@ import numpy as np
 
 COMMAND = "from upslope.runs import loop; loop.CHECKPOINT_SECONDS = 0.2; from upslope.cli.main import main; main()"
 MOMENTS = ("any", "writing", "any", "starting", "writing")
-"""The kinds of moments, which are drawn in turn."""
+"""The kinds of moments at which a process is killed. One is drawn for each kill."""
 LONGEST = 900.0
-"""Seconds after which an unfinished process counts as a failure."""
+"""Seconds after which a process that is still running counts as a failure."""
 
 
 @dataclass
@@ -35,13 +35,13 @@ class Case:
     arguments: list[str]
     folder: Path
     began: float = 0.0
-    """Seconds until the run directory existed."""
+    """Seconds until the run's config was on disk."""
     took: float = 0.0
 
 
 @dataclass
 class Tally:
-    """Counts of the events in a case."""
+    """What happened in a case: counts of events, and descriptions of faults."""
 
     counts: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
@@ -55,7 +55,7 @@ def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
 
 
 def kill(process: subprocess.Popen[bytes]) -> bool:
-    """Send SIGKILL to the whole group; return whether it was still alive."""
+    """Send SIGKILL to the whole process group; return whether the process was still alive."""
     is_alive = process.poll() is None
     try:
         os.killpg(process.pid, signal.SIGKILL)
@@ -76,7 +76,7 @@ def wait_until(process: subprocess.Popen[bytes], is_so: Any, seconds: float = LO
 
 
 def listing(folder: Path) -> list[str]:
-    """The names in a folder; empty if it does not exist."""
+    """Return the names of the files in a folder, or an empty list if it does not exist."""
     try:
         return [path.name for path in folder.iterdir()]
     except OSError:
@@ -84,23 +84,24 @@ def listing(folder: Path) -> list[str]:
 
 
 def stamps(run: Path) -> set[tuple[str, int]]:
-    """The files in the checkpoint folder, and when each was last modified."""
+    """Return the files in the checkpoint folder, and when each was last modified."""
     found = set()
     for name in listing(run / "checkpoints"):
-        with contextlib.suppress(OSError):  # the file has been moved in the meantime
+        with contextlib.suppress(OSError):  # the file may have been moved in the meantime
             found.add((name, (run / "checkpoints" / name).stat().st_mtime_ns))
     return found
 
 
 class Growth:
-    """Detects whether a file has grown. A resumed run first removes rows, and appends new ones only after training."""
+    """Detects whether a file has grown. A resumed run first removes some rows, and appends new ones only after
+    training."""
 
     def __init__(self, path: Path):
         self.path = path
         self.least = self.size()
 
     def size(self) -> int:
-        """The size in bytes; 0 if the file does not exist."""
+        """Return the size in bytes, or 0 if the file does not exist."""
         return self.path.stat().st_size if self.path.exists() else 0
 
     def __call__(self) -> bool:
@@ -110,8 +111,8 @@ class Growth:
 
 
 def kill_at(moment: str, process: subprocess.Popen[bytes], case: Case, run: Path, draw: np.random.Generator) -> str:
-    """Kill a process at a moment of this kind; return the actual kind, which is `ended` if the process finished
-    first."""
+    """Kill a process at a moment of this kind, and return the kind of moment at which it was killed, or `ended` if the
+    process finished first."""
     left_over = set(listing(run / "checkpoints"))
     if moment == "starting":
         time.sleep(draw.uniform(0, case.began * 1.5))
@@ -130,7 +131,7 @@ def kill_at(moment: str, process: subprocess.Popen[bytes], case: Case, run: Path
 
 
 def rows_of(run: Path) -> list[str]:
-    """Every complete row on disk, of metrics and episodes, without the timing columns."""
+    """Return every complete row on disk, of metrics and episodes, without the timing columns."""
     found = []
     for name in ("metrics.jsonl", "episodes.csv"):
         path = run / name
@@ -140,8 +141,8 @@ def rows_of(run: Path) -> list[str]:
 
 
 def faults_of(run: Path) -> Iterator[str]:
-    """Files that standard readers reject: a checkpoint must be a zip file with checksums, and config.json must be
-    JSON."""
+    """Yield the files that standard readers reject: a checkpoint must be a zip file with valid checksums, and
+    config.json must be valid JSON."""
     for path in run.rglob("*"):
         try:
             if path.suffix == ".npz":
@@ -154,7 +155,8 @@ def faults_of(run: Path) -> Iterator[str]:
 
 
 def saved_step(run: Path) -> int:
-    """The step of the last checkpoint; −1 if there is none or it is damaged, which `faults_of` reports."""
+    """Return the step of the last checkpoint, or −1 if there is none or it is damaged; `faults_of` reports the
+    damage."""
     try:
         with np.load(run / "checkpoints" / "last.npz") as archive:
             return max(json.loads(str(archive["meta"][()]))["steps"])
@@ -163,7 +165,8 @@ def saved_step(run: Path) -> int:
 
 
 def everything(run: Path) -> dict[str, Any]:
-    """Everything that must be equal: every array, the other contents of checkpoints, all rows, and the config."""
+    """Return everything that must be equal: every array, the other contents of checkpoints, all rows, and the
+    config."""
     found: dict[str, Any] = {"rows": rows_of(run)}
     for name in ("last", "best"):
         with np.load(run / "checkpoints" / f"{name}.npz") as archive:
@@ -177,7 +180,7 @@ def everything(run: Path) -> dict[str, Any]:
 
 
 def train_uninterrupted(case: Case, names: Sequence[str] = ("warm", "straight")) -> None:
-    """Train the uninterrupted run, after training it once before to fill the cache of compiled programs."""
+    """Train the uninterrupted run twice: the first time only fills the cache of compiled programs."""
     for name in names:
         run, begun = case.folder / name, time.monotonic()
         process = start([*case.arguments, "--name", name], case.folder / f"{name}.log")
@@ -222,7 +225,7 @@ def train_through_kills(case: Case, number: int, kills: int, draw: np.random.Gen
 
 
 def note(case: Case, run: Path, moment: str, reached: int, on_disk: set[str], tally: Tally) -> None:
-    """Count what a kill left behind."""
+    """Record what a kill left behind."""
     tally.counts["kills"] += 1
     other = "before the first checkpoint" if saved_step(run) < 0 else "at any other moment"
     tally.counts["while a checkpoint was written" if moment == "writing" else other] += 1

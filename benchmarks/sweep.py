@@ -1,12 +1,13 @@
-"""Is a sweep worth it? Measure trials per hour in one program, and whether 64 trials beat the defaults on fresh seeds.
+"""Is a sweep worth it? Measures trials per hour in one program, and whether 64 trials beat the defaults on fresh seeds.
 
     python benchmarks/sweep.py throughput    # one program, and one process per trial with one core each; minutes
     python benchmarks/sweep.py cartpole      # 64 trials on jax:CartPole-v1, 50,000 steps each; minutes
     python benchmarks/sweep.py halfcheetah   # 64 trials on HalfCheetah-v5, 200,000 steps each; hours on two cores
 
-The defaults are those of the action space, as for an environment without tuned settings. Cases that end in _preset
-compare the sweep with the environment's tuned settings. Each result replaces its entry in results/sweep.json. The same
-command continues a sweep that was stopped (--folder keeps it). --dry runs a small version of a case and stores nothing.
+The defaults are those for the action space, as in an environment without tuned settings. Cases whose names end in
+_preset compare the sweep with the environment's tuned settings. Each result replaces its entry in results/sweep.json.
+Running the same command again continues an interrupted sweep, whose runs are kept in --folder. --dry runs a small
+version of a case and stores nothing.
 """
 
 import argparse
@@ -39,9 +40,9 @@ CASES: dict[str, dict[str, Any]] = {
 }
 TRIALS, SEEDS, FRESH = 64, 3, 10
 SMALL = {"trials": 4, "seeds": 2, "fresh_seeds": 2, "steps": 4096}
-"""Settings for a small version of a case, to check that it works."""
+"""Settings for a small version of a case, which only checks that it works."""
 ALONE = 8
-"""Number of trials that are trained in separate processes; their rate does not depend on this number."""
+"""Number of trials that are trained in separate processes. Their rate does not depend on this number."""
 STEPS = 50_000
 
 
@@ -64,7 +65,7 @@ def main() -> None:
 
 
 def worth(case: str, folder: Path, small: Mapping[str, int]) -> dict[str, Any]:
-    """Run a sweep, and report how the winner performs on fresh seeds. `small` overrides the case's settings."""
+    """Run a sweep, and return how its winner performs on fresh seeds. `small` overrides the case's settings."""
     started = time.perf_counter()
     name = f"sweep-of-{case}" + ("-dry" if small else "")
     is_whole = not (folder / name).exists()
@@ -73,7 +74,7 @@ def worth(case: str, folder: Path, small: Mapping[str, int]) -> dict[str, Any]:
     confirmation = found.confirmation
     return {
         **{key: options[key] for key in CASES[case]},
-        "seconds": round(time.perf_counter() - started, 1) if is_whole else None,  # otherwise it was interrupted
+        "seconds": round(time.perf_counter() - started, 1) if is_whole else None,  # None if it was interrupted
         "seconds of trials": round(sum(t.seconds for t in found.trials if math.isfinite(t.seconds)), 1),
         "trials": counts(found.trials),
         "winner": None if found.winner is None else {"score": found.winner.score, **found.winner.drawn},
@@ -89,8 +90,9 @@ def worth(case: str, folder: Path, small: Mapping[str, int]) -> dict[str, Any]:
 
 
 def throughput() -> dict[str, Any]:
-    """The throughput of trials in one program, and of trials in separate processes. Everything is included: starting
-    Python, compiling, training and writing. Nothing is pruned, and no compiled programs are cached at the start."""
+    """Compare the throughput of trials in one program with that of trials in separate processes. Everything is
+    included: starting Python, compiling, training and writing. Nothing is pruned, and the caches of compiled programs
+    start empty."""
     with tempfile.TemporaryDirectory() as folder:
         together = sweep_seconds(Path(folder), TRIALS)
         alone = process_seconds(Path(folder), ALONE)
@@ -107,7 +109,7 @@ def throughput() -> dict[str, Any]:
 
 
 def sweep_seconds(folder: Path, trials: int) -> float:
-    """The duration in seconds of one `upslope sweep` without pruning and without fresh seeds."""
+    """Time one `upslope sweep` without pruning and without fresh seeds, in seconds."""
     words = ["sweep", "jax:CartPole-v1", "--trials", trials, "--steps", STEPS, "--seeds", SEEDS, "--fresh-seeds", 0]
     words += ["--sampler", "random", "--pruner", "none", "--folder", folder, "--quiet"]
     started = time.perf_counter()
@@ -116,8 +118,8 @@ def sweep_seconds(folder: Path, trials: int) -> float:
 
 
 def process_seconds(folder: Path, trials: int) -> float:
-    """The duration in seconds of the same number of `upslope train` commands, each with different numbers, with one
-    running on each core."""
+    """Time this number of `upslope train` commands in seconds. Each has different numeric settings, and one runs on
+    each core at a time."""
     generator, cores = random.Random(0), Queue()
     for core in sorted(os.sched_getaffinity(0)):
         cores.put(core)
@@ -138,7 +140,7 @@ def process_seconds(folder: Path, trials: int) -> float:
 
 
 def command(words: list[str], cache: Path, core: int | None = None) -> None:
-    """Run an upslope command with its own compilation cache, optionally on one core."""
+    """Run an upslope command with this compilation cache, optionally on one core."""
     pinned = [] if core is None else ["taskset", "-c", str(core)]
     call = [*pinned, sys.executable, "-c", "from upslope.cli.main import main; main()", *words]
     subprocess.run(call, check=True, env={**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)})

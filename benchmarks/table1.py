@@ -4,10 +4,10 @@
     python benchmarks/table1.py HalfCheetah-v5     # only these tasks
     python benchmarks/table1.py --table            # print the stored results as tables, and write docs/lab.md
 
-Each task has a file in `benchmarks/results/table1/`. Stored settings are not trained again, so the script can be
-stopped and restarted at any time. Settings are the defaults for continuous actions: Table 3 of the paper (horizon 2048,
-10 epochs, minibatches of 64, γ 0.99, λ 0.95), with normalised observations and rewards. The paper used version -v1
-of the tasks, with a different MuJoCo version.
+Each task has a file in `benchmarks/results/table1/`. Objectives whose results are stored are not trained again, so the
+script can be stopped and restarted at any time. The settings are the defaults for continuous actions, which are those
+in Table 3 of the paper (horizon 2048, 10 epochs, minibatches of 64, γ 0.99, λ 0.95), with normalised observations and
+rewards. The paper used version -v1 of the tasks and a different MuJoCo version.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
-import mujoco  # noqa: F401  imported so that its stopwatch can be stopped before the first environment is created
+import mujoco  # noqa: F401  imported so that MuJoCo's stopwatch can be stopped before the first environment is created
 import numpy as np
 from cores import stay_on_next_core
 from pages import fill
@@ -49,7 +49,7 @@ EPISODES_OF_CHANCE = 100
 
 
 def chance(task: str) -> float:
-    """The mean return of uniformly random actions, which the paper normalises to 0."""
+    """Return the mean return of uniformly random actions, which corresponds to a score of 0 in the paper."""
     environment = gymnasium.make(task)
     environment.action_space.seed(0)
     returns = []
@@ -65,7 +65,8 @@ def chance(task: str) -> float:
 
 
 def measure(tasks: Sequence[str], steps: int, seeds: int, folder: Path) -> None:
-    """Train the settings that are not stored yet, task by task, with one on each core; store each when it finishes."""
+    """Train the objectives whose results are not stored yet, task by task and one on each core. Store each when it
+    finishes."""
     for task in tasks:
         begin(task, steps, seeds, folder)
     jobs = itertools.product(tasks, SURROGATES)
@@ -81,14 +82,14 @@ def measure(tasks: Sequence[str], steps: int, seeds: int, folder: Path) -> None:
                 task, name = running[done]
                 store(folder / f"{task}.json", name, done.result())
         except BaseException:
-            # Otherwise the pool would wait for running jobs and start the next ones in its queue.
+            # Otherwise, the pool would wait for the running jobs and start the next ones in its queue.
             for process in multiprocessing.active_children():
                 process.kill()
             raise
 
 
 def store(path: Path, name: str, scores: list[float]) -> None:
-    """Add the result of a setting to its task's file."""
+    """Add an objective's scores to its task's file."""
     stored = read(path)
     stored["scores"][name] = scores
     write(path, stored)
@@ -106,9 +107,9 @@ def begin(task: str, steps: int, seeds: int, folder: Path) -> None:
 
 
 def train(task: str, name: str, steps: int, seeds: int) -> list[float]:
-    """Each seed's mean return over its last 100 training episodes, as in the paper.
+    """Train all seeds, and return each seed's mean return over its last 100 training episodes, as in the paper.
 
-    All seeds train in one process, which computes their actions together.
+    A single process trains all seeds and computes their actions together.
     """
     settings = dict(SURROGATES[name].settings)
     stop_stopwatch()
@@ -133,7 +134,8 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def table(folder: Path) -> str:
-    """Tables for the finished tasks: average normalised scores next to the paper's, and the mean return per task."""
+    """Format two tables for the finished tasks: average normalised scores next to the paper's, and the mean return per
+    task."""
     files = [read(folder / f"{task}.json") for task in TASKS if (folder / f"{task}.json").exists()]
     complete = [stored for stored in files if len(stored["scores"]) == len(SURROGATES)]
     if not complete:
@@ -143,7 +145,7 @@ def table(folder: Path) -> str:
 
 
 def averages(complete: Sequence[dict[str, Any]]) -> str:
-    """Average normalised scores, with intervals that are based on the seeds of each task."""
+    """Format the average normalised scores, with intervals based on the seeds of each task."""
     by_task = [normalised(stored) for stored in complete]
     found = [stratified_mean([scores[place] for scores in by_task]) for place in range(len(SURROGATES))]
     rows = [
@@ -158,13 +160,13 @@ def averages(complete: Sequence[dict[str, Any]]) -> str:
 
 
 def normalised(stored: dict[str, Any]) -> np.ndarray:
-    """Normalised scores [settings, seeds] of a task: 0 is random actions, and 1 is the best run."""
+    """Return the normalised scores [objectives, seeds] of a task: random actions score 0, and the best run scores 1."""
     scores = np.array([stored["scores"][name] for name in SURROGATES])
     return (scores - stored["chance"]) / (scores.max() - stored["chance"])
 
 
 def returns(complete: Sequence[dict[str, Any]]) -> str:
-    """The mean return in each task, and the mean return of random actions."""
+    """Format the mean return in each task, and the mean return of random actions."""
     digits = [1 if np.ptp([*stored["scores"].values()]) < 100 else 0 for stored in complete]
     chances = [Estimate(stored["chance"], None) for stored in complete]
     rows = [["random actions", *map(shown, chances, digits)]]
@@ -175,20 +177,20 @@ def returns(complete: Sequence[dict[str, Any]]) -> str:
 
 
 def shown(estimate: Estimate, digits: int = 2) -> str:
-    """Format as `0.82 [0.75, 0.89]`."""
+    """Format an estimate, for example as `0.82 [0.75, 0.89]`."""
     interval = estimate.interval
     ends = f" [{interval.low:.{digits}f}, {interval.high:.{digits}f}]" if interval else ""
     return f"{estimate.value:.{digits}f}{ends}".replace("-", "−")
 
 
 def markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
+    """Format a Markdown table."""
     lines = [heading, ["---"] * len(heading), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def main() -> None:
-    """Train the missing settings, then print the tables."""
+    """Train what is missing, then print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="*", default=TASKS, metavar="TASK")
     parser.add_argument("--steps", type=int, default=1_000_000)

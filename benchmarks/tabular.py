@@ -6,9 +6,9 @@
     python benchmarks/tabular.py --no-preset         # with the default settings
     python benchmarks/tabular.py --folder DIR        # keep the runs there, and resume those that were stopped
 
-Observations are integers, so every policy is a table, and `env.unwrapped.P` contains all transitions. The expected
-return without a discount and without a time limit is therefore the solution of a linear system. It is −∞ if an episode
-may never end. With the environment's own time limit, it is computed by backward induction.
+Observations are integers, so every policy is a table, and `env.unwrapped.P` contains all transitions. Without a
+discount or a time limit, the expected return is therefore the solution of a linear system, or −∞ if an episode may
+never end. With the environment's own time limit, it is computed by backward induction.
 """
 
 import argparse
@@ -86,7 +86,7 @@ def measure(name: str, first: int, seeds: int, preset: bool, kept: Path | None) 
 
 
 def world_of(name: str) -> Tabular:
-    """Gymnasium's transition table `P` as arrays."""
+    """Convert Gymnasium's transition table `P` to arrays."""
     with gymnasium.make(name) as env:
         inner: Any = env.unwrapped
         limit = env.spec.max_episode_steps if env.spec else None
@@ -104,7 +104,7 @@ def world_of(name: str) -> Tabular:
 
 
 def masks_of(name: str) -> np.ndarray | None:
-    """The actions allowed in each state [states, actions]; None if the environment has no masks."""
+    """Return the actions allowed in each state [states, actions], or None if the environment has no masks."""
     with gymnasium.make(name) as env:
         inner: Any = env.unwrapped
         if not hasattr(inner, "action_mask"):
@@ -113,7 +113,7 @@ def masks_of(name: str) -> np.ndarray | None:
 
 
 def returns_of(world: Tabular, policy: np.ndarray) -> dict[str, float | None]:
-    """The expected return without a time limit (None for −∞), and within the environment's own limit."""
+    """Return the expected return without a time limit (None for −∞), and within the environment's own limit."""
     value = endless(world, policy)
     limit = world.max_episode_steps
     return {
@@ -123,7 +123,8 @@ def returns_of(world: Tabular, policy: np.ndarray) -> dict[str, float | None]:
 
 
 def endless(world: Tabular, policy: np.ndarray) -> float:
-    """(I − P_π)⁻¹ r_π over the reachable states; −∞ if an episode may never end from one of them."""
+    """Return the expected return without a time limit, from (I − P_π)⁻¹ r_π over the reachable states, or −∞ if an
+    episode that reaches one of them may never end."""
     chain = np.einsum("sa,sat->st", policy, world.transition)
     reward = np.einsum("sa,sat,sat->s", policy, world.transition, world.reward)
     reached = world.start > 0
@@ -143,7 +144,8 @@ def endless(world: Tabular, policy: np.ndarray) -> float:
 
 
 def optimum_of(world: Tabular) -> np.ndarray:
-    """An optimal policy without a time limit, by value iteration with a discount too close to 1 to change it."""
+    """Return an optimal policy without a time limit, found by value iteration with a discount so close to 1 that it
+    does not change the policy."""
     gain = np.einsum("sat,sat->sa", world.transition, world.reward)
     going_on = world.transition * ~world.terminal
     value, change = np.zeros(len(world.start)), 1.0

@@ -3,9 +3,9 @@
     python benchmarks/vtrace.py              # store benchmarks/results/vtrace.json
     python benchmarks/vtrace.py --steps N    # only these numbers of recorded steps; other stored results are kept
 
-Both learn from the same 200 episodes on CartPole with the same seeds: once with the settings of `off_policy`, and once
-with `--estimator vtrace --objective policy_gradient` in addition. Each seed's last policy is evaluated in 100 fresh
-episodes with sampled actions. The interval of the difference is Welch's, at 95 %.
+Both learners are trained on the same 200 episodes of CartPole with the same seeds. Importance sampling uses the
+settings of `off_policy`; V-trace adds `--estimator vtrace --objective policy_gradient`. Each seed's last policy is
+evaluated in 100 fresh episodes with sampled actions. The difference comes with Welch's 95 % interval.
 """
 
 import argparse
@@ -24,7 +24,7 @@ LEARNERS = {"off_policy": {}, "vtrace": {"estimator": "vtrace", "objective": "po
 
 
 def measure(steps: int, seeds: int) -> dict[str, object]:
-    """The return of each learner by seed, and the difference with its interval."""
+    """Train both learners, and return each one's return by seed, and the difference with its interval."""
     with tempfile.TemporaryDirectory() as folder:
         teacher = upslope.train("jax:CartPole-v1", steps=20_000, folder=folder, name="teacher", preset=False)
         data = str(upslope.record(teacher.path, episodes=200))

@@ -1,8 +1,8 @@
-"""Draw the README's credit picture: an episode in which a half-trained agent took the key, as in `upslope credit`.
+"""Create the README's credit picture: `upslope credit` for an episode in which a half-trained agent took the key.
 
 python docs/credit_picture.py
 
-It needs the extra `report`, Selenium, Chromium and its driver.
+This script needs the extra `report`, Selenium, Chromium and ChromeDriver.
 """
 
 import base64
@@ -27,7 +27,7 @@ COLOURS = 64
 
 
 def main() -> None:
-    """Train, find an episode in which the key was taken, and take a screenshot of its page."""
+    """Train an agent, find an episode in which the key was taken, and take a screenshot of its page."""
     with tempfile.TemporaryDirectory() as folder:
         run = upslope.train("jax:Key-v0", "gae", steps=STEPS, num_envs=8, folder=folder, preset=False, quiet=True)
         episode = next(k for k in range(100) if credit_of(run.path, episode_seed=k).reward.sum() > 0)

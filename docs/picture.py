@@ -1,4 +1,4 @@
-"""Draw the README's picture: the live display of a real run, in its final state.
+"""Draw the picture in the README: the final state of the live display of a real run.
 
 python docs/picture.py
 """
@@ -16,7 +16,7 @@ PICTURE = Path(__file__).parent / "images" / "live.svg"
 
 
 def main() -> None:
-    """Train five seeds on Gymnasium's CartPole-v1, and draw the live display."""
+    """Train five seeds on Gymnasium's CartPole-v1, and save a picture of the live display."""
     display = LiveDisplay(Console(width=92, height=40, file=io.StringIO(), force_terminal=True))
     api.choose = lambda quiet: display
     with tempfile.TemporaryDirectory() as folder:

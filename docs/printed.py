@@ -1,10 +1,10 @@
-"""Run the how-to pages and update the output that they show.
+"""Run the code in the how-to pages and update the output that the pages show.
 
     python docs/printed.py                # all pages (minutes)
     python docs/printed.py recorded_data  # only these pages
 
-A page's blocks run in order, in a temporary folder that contains examples/. A text block after a comment
-`<!-- printed: REGEX -->` is replaced by the matching lines of the previous block's output.
+The blocks of a page run in order, in a temporary folder that contains examples/. A text block after a comment
+`<!-- printed: REGEX -->` is replaced with the matching lines of the previous block's output.
 """
 
 import os
@@ -25,7 +25,7 @@ WIDTH = "100"
 
 
 def rewritten(page: str, folder: Path) -> str:
-    """Return the page with the current output of its commands."""
+    """Run the commands of a page, and return the page with their current output."""
     printed: list[str] = []
 
     def visit(block: re.Match[str]) -> str:
@@ -39,7 +39,7 @@ def rewritten(page: str, folder: Path) -> str:
 
 
 def output(language: str, code: str, folder: Path) -> list[str]:
-    """Return what each command of a block prints."""
+    """Run a block, and return what each of its commands prints."""
     program = [sys.executable, "-c", code]
     if language == "bash":
         lines = code.replace("\\\n", " ").splitlines()
@@ -54,7 +54,7 @@ def output(language: str, code: str, folder: Path) -> list[str]:
 
 
 def kept(printed: list[str], pattern: str) -> str:
-    """Return the matching lines, with an empty line between commands."""
+    """Return the printed lines that match the pattern, with an empty line between commands."""
     matching = ["\n".join(line.rstrip() for line in text.splitlines() if re.search(pattern, line)) for text in printed]
     shown = "\n\n".join(text for text in matching if text)
     if not shown:

@@ -2,9 +2,9 @@
 
     python docs/refresh_links.py
 
-A link such as [`GAE`](../src/upslope/core/estimators.py#L1-L2) names a symbol and gets the lines on which the symbol is
-defined. Dots refer to nested names: `GAE.__call__`, `descend_both.actor_loss`. A Python block after a comment
-`<!-- file: PATH -->` is replaced by the text of that file. Paths are relative to the page.
+A link such as [`GAE`](../src/upslope/core/estimators.py#L1-L2) names a symbol, and its line numbers are set to those of
+the symbol's definition. Nested names are written with dots: `GAE.__call__`, `descend_both.actor_loss`. A Python block
+after a comment `<!-- file: PATH -->` is replaced with the text of that file. Paths are relative to the page.
 """
 
 import ast
@@ -39,7 +39,7 @@ def definitions(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[str, i
 
 
 def lines_of(file: Path, symbol: str) -> tuple[int, int] | None:
-    """Return the first and last line of a symbol's definition, decorators included, or None if there is none."""
+    """Return the first and last line of a symbol's definition, including decorators, or None if it is not defined."""
     for name, first, last in definitions(ast.parse(file.read_text("utf-8")).body):
         if name == symbol:
             return first, last
@@ -47,7 +47,7 @@ def lines_of(file: Path, symbol: str) -> tuple[int, int] | None:
 
 
 def find(file: Path, symbol: str) -> tuple[Path, int, int]:
-    """Find a symbol's definition: in this file or, since code moves, in the only other file that defines it."""
+    """Find the definition of a symbol in this file or, since code may have moved, in the only other file with one."""
     others = [other for other in sorted(ROOT.glob("src/**/*.py")) if other != file]
     for candidates in ([file] if file.is_file() else [], others):
         found = [(path, *lines) for path in candidates if (lines := lines_of(path, symbol)) is not None]
@@ -74,7 +74,7 @@ def refreshed(page: Path, text: str) -> str:
 
 
 def main() -> None:
-    """Update all pages, and print which ones changed."""
+    """Update all pages, and print the names of those that changed."""
     for page in pages():
         before = page.read_text("utf-8")
         after = refreshed(page, before)

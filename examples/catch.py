@@ -21,7 +21,8 @@ class State(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Catch(upslope.CompiledEnvironment):
-    """Observation: ball, paddle and height of the ball, each from 0 to 1. Actions: left, stay, right."""
+    """Observation: column of the ball, column of the paddle and height of the ball, each scaled to the range 0 to 1.
+    Actions: left, stay, right."""
 
     columns: int = 5
     rows: int = 10

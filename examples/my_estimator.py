@@ -1,8 +1,8 @@
 """An estimator of your own: leave-one-out, a baseline that needs no critic.
 
-The baseline of an action is what the *other* episodes of the batch collect from the same step on. They do not depend on
-the action, so the gradient stays unbiased, and rewards that every episode gets cancel out. After Kool, van Hoof &
-Welling 2019, "Buy 4 REINFORCE samples, get a baseline for free!".
+An action's baseline is the mean return of the *other* episodes in the batch, counted from the same step on. It does not
+depend on the action, so the gradient stays unbiased, and rewards that every episode receives cancel out. Based on Kool,
+van Hoof & Welling 2019, "Buy 4 REINFORCE samples, get a baseline for free!".
 
     python my_estimator.py
     upslope train jax:CartPole-v1 --algorithm reinforce --estimator my_estimator:LeaveOneOut
@@ -19,7 +19,7 @@ from upslope.core.estimators import reward_to_go
 
 @dataclass(frozen=True)
 class LeaveOneOut(upslope.Estimator):
-    """Ψ_t = R_t − mean of R_t over the other episodes that are still in progress at step t; 0 where there are none."""
+    """Ψ_t = R_t − mean of R_t over the other episodes still in progress at step t (0 if there are none)."""
 
     needs_critic: ClassVar[bool] = False
     whole_episodes: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""A model of your own: an Equinox module with a trunk that policy and critic share."""
+"""A model of your own: an Equinox module with a trunk shared by policy and critic."""
 
 import equinox as eqx
 import jax
@@ -7,7 +7,7 @@ import upslope
 
 
 class Shared(eqx.Module):
-    """One hidden layer, from which the policy's outputs and the value are computed."""
+    """One hidden layer, whose output is used for both the policy and the value."""
 
     trunk: eqx.nn.Linear
     policy: eqx.nn.Linear
@@ -23,13 +23,13 @@ class Shared(eqx.Module):
         self.value = eqx.nn.Linear(width, 1, key=keys[2])
         self.log_std = jax.numpy.zeros(self.head.num_scales)  # empty unless actions are real vectors
 
-    def prepare(self, observation):  # whatever needs no parameters, computed once for a whole batch
+    def prepare(self, observation):  # anything that needs no parameters; computed once per batch
         return observation
 
-    def start(self, num):  # the initial memory of `num` episodes: none
+    def start(self, num):  # the initial memory of `num` episodes; this model has none
         return ()
 
-    def step(self, features, carry, fresh):  # N observations → π(·|s) and V(s) of each
+    def step(self, features, carry, fresh):  # π(·|s) and V(s) for each of N observations
         hidden = jax.nn.tanh(jax.vmap(self.trunk)(features))
         policy = self.head.distribution(jax.vmap(self.policy)(hidden), self.log_std)
         return upslope.Outputs(policy, jax.vmap(self.value)(hidden)[:, 0]), carry

@@ -1,7 +1,7 @@
 """PPO from scratch: generalised advantage estimation and the clipped ratio, in one file.
 
-A batch is used for several epochs. After the first step, the policy π_θ is no longer the μ that acted, so the weight
-is corrected by the ratio ρ = π_θ(a|s)/μ(a|s), and moving ρ outside [1−ε, 1+ε] gains nothing:
+Each batch is used for several epochs. After the first update, the policy π_θ differs from the policy μ that acted, so
+the weights are corrected by the ratio ρ = π_θ(a|s)/μ(a|s). Moving ρ outside [1−ε, 1+ε] brings no further gain:
 
     Loss = −1/B Σ min(ρ A, clip(ρ, 1−ε, 1+ε) A),   A_t = Σ_b (γλ)^b δ_{t+b},   δ_t = r_t + γ V(s_{t+1}) − V(s_t)
 
@@ -21,66 +21,66 @@ GAMMA, LAMBDA, EPSILON, ENTROPY_COEFFICIENT, LEARNING_RATE = 0.99, 0.95, 0.2, 0.
 
 
 def initialise(key, sizes, last_gain):
-    """(weight, bias) of each layer; orthogonal, with √2 for the hidden ones."""
+    """Return (weight, bias) of each layer. Weights are orthogonal, with gain √2 in the hidden layers."""
     gains = [2**0.5] * (len(sizes) - 2) + [last_gain]
     layers = zip(jax.random.split(key, len(gains)), gains, sizes, sizes[1:], strict=False)
     return [(jax.nn.initializers.orthogonal(g)(k, (i, o)), jnp.zeros(o)) for k, g, i, o in layers]
 
 
 def network(layers, x):
-    """tanh between the layers, nothing after the last."""
+    """Apply the layers, with tanh between them and nothing after the last."""
     for weight, bias in layers[:-1]:
         x = jnp.tanh(x @ weight + bias)
     return x @ layers[-1][0] + layers[-1][1]
 
 
 def log_probability(parameters, observation, action):
-    """log π_θ(a|s), and the entropy of π_θ(·|s)."""
+    """Return log π_θ(a|s) and the entropy of π_θ(·|s)."""
     table = jax.nn.log_softmax(network(parameters["actor"], observation))
     return jnp.take_along_axis(table, action[..., None], axis=-1)[..., 0], -jnp.sum(jnp.exp(table) * table, axis=-1)
 
 
 def generalised_advantage(reward, terminated, truncated, values, next_values):
-    """A_t = δ_t + γλ A_{t+1}, [T, N]. `next_values` is V of the true successor, even at an episode's end."""
-    # Only a termination makes the future worthless. A truncation merely stops the observation, so V still counts.
+    """Return A_t = δ_t + γλ A_{t+1}, [T, N]. `next_values` is V of the true successor, even at an episode's end."""
+    # Only after termination is the future worth 0. An episode that is truncated could have continued, so V counts.
     delta = reward + GAMMA * next_values * ~terminated - values
     advantage, following = np.zeros_like(delta), np.zeros_like(delta[0])
     for t in reversed(range(len(delta))):
-        going_on = ~(terminated[t] | truncated[t])  # what follows an end belongs to another episode
+        going_on = ~(terminated[t] | truncated[t])  # the row after an end belongs to another episode
         advantage[t] = following = delta[t] + GAMMA * LAMBDA * going_on * following
     return advantage
 
 
 def weigh(parameters, observation, action, log_mu, reward, terminated, truncated, successor):
-    """Facts [T, N] → a batch [T·N]: observation, action, log μ(a|s), advantage, the critic's target."""
+    """Turn a rollout [T, N] into a batch [T·N] of observation, action, log μ(a|s), advantage and critic target."""
     values, next_values = (np.asarray(network(parameters["critic"], x))[..., 0] for x in (observation, successor))
     advantage = generalised_advantage(reward, terminated, truncated, values, next_values)
     scaled = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-    batch = (observation, action, log_mu, scaled, advantage + values)  # the target stays in units of reward
+    batch = (observation, action, log_mu, scaled, advantage + values)  # the target keeps the units of the reward
     return [x.reshape(-1, *x.shape[2:]) for x in batch]
 
 
 def loss(parameters, batch):
-    """The loss of the policy, the critic and the entropy; actor and critic share no parameters."""
+    """Return policy loss + critic loss − entropy bonus. Actor and critic share no parameters."""
     observation, action, log_mu, advantage, target = batch
     log_pi, entropy = log_probability(parameters, observation, action)
     ratio = jnp.exp(log_pi - log_mu)  # ρ = π_θ/μ
     clipped = jnp.clip(ratio, 1 - EPSILON, 1 + EPSILON)
     policy_loss = -jnp.mean(jnp.minimum(ratio * advantage, clipped * advantage))
     critic_loss = 0.5 * jnp.mean((network(parameters["critic"], observation)[..., 0] - target) ** 2)
-    return policy_loss + critic_loss - ENTROPY_COEFFICIENT * jnp.mean(entropy)  # entropy: keep exploring
+    return policy_loss + critic_loss - ENTROPY_COEFFICIENT * jnp.mean(entropy)  # the bonus favours exploration
 
 
 @jax.jit
 def act(parameters, observation, key):
-    """a ~ π_θ(·|s), and its log-probability."""
+    """Sample a ~ π_θ(·|s) and return it with its log-probability."""
     action = jax.random.categorical(key, network(parameters["actor"], observation))
     return action, log_probability(parameters, observation, action)[0]
 
 
 def collect(worlds, now, parameters, key):
-    """Take NUM_STEPS steps in every environment, continuing from the observations `now`. Also give the returns of
-    finished episodes."""
+    """Take NUM_STEPS steps in every environment, continuing from the observations `now`. The last value returned is a
+    list of the returns of finished episodes."""
     rows, returns = [], []
     for step_key in jax.random.split(key, NUM_STEPS):
         action, log_mu = (np.asarray(x) for x in act(parameters, now, step_key))
@@ -88,14 +88,14 @@ def collect(worlds, now, parameters, key):
         successor, reward, terminated, truncated = (np.asarray(fact) for fact in facts)
         rows.append((now, action, log_mu, reward.astype(np.float32), terminated, truncated, successor))
         returns += [float(x["episode"]["r"]) for x in information if "episode" in x]
-        # Acting continues from the next episode's first observation, which is never the successor of this one's last.
+        # After an end, acting continues from a new episode's first observation, which is not stored as the successor.
         ended = terminated | truncated
         now = np.stack([w.reset()[0] if e else s for w, e, s in zip(worlds, ended, successor, strict=True)])
     return now, [np.stack(column) for column in zip(*rows, strict=True)], returns
 
 
 def train(steps: int = 100_000, seed: int = 0):
-    """Act, weigh and move until the steps are spent. Returns the mean return of the episodes in each batch."""
+    """Collect batches and learn from them until all steps are used. Returns the mean episode return of each batch."""
     actor_key, critic_key, key = jax.random.split(jax.random.key(seed), 3)
     parameters = {"actor": initialise(actor_key, SIZES, 0.01), "critic": initialise(critic_key, (*SIZES[:-1], 1), 1.0)}
     worlds = [RecordEpisodeStatistics(gymnasium.make("CartPole-v1")) for _ in range(NUM_ENVS)]

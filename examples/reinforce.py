@@ -1,13 +1,13 @@
-"""REINFORCE from scratch: the policy gradient, in one file that hides nothing.
+"""REINFORCE from scratch: the plain policy gradient in a single file.
 
-The goal is a policy π_θ whose expected return E_{τ~P_θ}[R(τ)] is large. Its gradient is estimated from N episodes:
+The goal is a policy π_θ with a large expected return E_{τ~P_θ}[R(τ)], whose gradient is estimated from N episodes:
 
     ∇E[R(τ)] ≈ 1/N Σ_n Σ_t R(τ_n) ∇log π_θ(a_t|s_t)
 
 Run it (about a minute on a CPU):
 
     python examples/reinforce.py                   weight every action by the return of its whole episode
-    python examples/reinforce.py --reward-to-go    weight it only by the rewards after it: one line, less variance
+    python examples/reinforce.py --reward-to-go    weight it only by the rewards that follow: less variance
 """
 
 from typing import NamedTuple
@@ -24,7 +24,7 @@ GAMMA, LEARNING_RATE, HIDDEN_SIZES = 0.99, 3e-3, (64, 64)
 
 
 class Batch(NamedTuple):
-    """Steps of N episodes, one per column [T, N]; `valid` marks those that happened; the rest is padding."""
+    """Steps of N episodes [T, N], one episode per column. `valid` marks the actual steps; the rest is padding."""
 
     observation: np.ndarray
     action: np.ndarray
@@ -33,14 +33,14 @@ class Batch(NamedTuple):
 
 
 def initialise(key, sizes):
-    """(weight, bias) of each layer. The last one is small, so that the initial policy has no preference."""
+    """Return (weight, bias) of each layer. The last weights are small, so the initial policy is nearly uniform."""
     gains = [2**0.5] * (len(sizes) - 2) + [0.01]
     layers = zip(jax.random.split(key, len(gains)), gains, sizes, sizes[1:], strict=False)
     return [(jax.nn.initializers.orthogonal(g)(k, (i, o)), jnp.zeros(o)) for k, g, i, o in layers]
 
 
 def logits(parameters, observation):
-    """The policy network: π_θ(a|s) = softmax(logits)_a."""
+    """Apply the policy network: π_θ(a|s) = softmax(logits)_a."""
     *hidden, (last_weight, last_bias) = parameters
     for weight, bias in hidden:
         observation = jnp.tanh(observation @ weight + bias)
@@ -48,13 +48,13 @@ def logits(parameters, observation):
 
 
 def log_probability(parameters, observation, action):
-    """log π_θ(a|s)."""
+    """Return log π_θ(a|s)."""
     table = jax.nn.log_softmax(logits(parameters, observation))
     return jnp.take_along_axis(table, action[..., None], axis=-1)[..., 0]
 
 
 def weigh(reward, gamma, reward_to_go):
-    """Ψ_t = R_t = Σ_{t'≥t} γ^(t'−t) r_t', or Ψ_t = R(τ) = R_0 for all t. Padding has reward 0 and adds nothing."""
+    """Return Ψ_t = R_t = Σ_{t'≥t} γ^(t'−t) r_t', or Ψ_t = R(τ) = R_0 for all t. In padding, the reward is 0."""
     weight, following = np.zeros_like(reward), np.zeros_like(reward[0])
     for t in reversed(range(len(reward))):
         weight[t] = following = reward[t] + gamma * following  # R_t = r_t + γ R_{t+1}
@@ -62,9 +62,9 @@ def weigh(reward, gamma, reward_to_go):
 
 
 def loss(parameters, batch):
-    """−mean of Ψ log π_θ(a|s): an optimiser descends, and descending −E[R] means ascending E[R].
+    """Return −mean of Ψ log π_θ(a|s). The optimiser minimises this loss and thereby maximises E[R].
 
-    The mean is over steps, whereas the formula divides by episodes: the same direction, with a different length.
+    The mean is taken over steps, not over episodes as in the formula, which rescales the gradient but does not turn it.
     """
     terms = batch.weight * log_probability(parameters, batch.observation, batch.action)
     return -jnp.sum(terms * batch.valid) / jnp.sum(batch.valid)
@@ -72,14 +72,14 @@ def loss(parameters, batch):
 
 @jax.jit
 def act(parameters, observation, key):
-    """a ~ π_θ(·|s)."""
+    """Sample a ~ π_θ(·|s)."""
     return jax.random.categorical(key, logits(parameters, observation))
 
 
 def collect(worlds, parameters, key):
-    """One whole episode in each environment: observation, action, reward, valid.
+    """Collect one whole episode in each environment; return observation, action, reward and valid.
 
-    Terminated (the pole fell) or truncated (time is up): either way R sums the rewards that were collected.
+    Whether an episode terminates (the pole falls) or is truncated (time is up), R sums the rewards collected.
     """
     shape = (MAX_STEPS, len(worlds))
     observation, action = np.zeros((*shape, 4), np.float32), np.zeros(shape, np.int32)
@@ -97,7 +97,7 @@ def collect(worlds, parameters, key):
 
 
 def train(steps: int = 200_000, seed: int = 0, reward_to_go: bool = False):
-    """Act, weigh and move until the steps are spent. Returns the mean return of each batch of episodes."""
+    """Collect episodes and learn from them until all steps are used. Returns the mean return of each batch."""
     key = jax.random.key(seed)
     parameters = initialise(key, (4, *HIDDEN_SIZES, 2))
     worlds = [gymnasium.make("CartPole-v1") for _ in range(NUM_EPISODES)]

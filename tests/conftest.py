@@ -19,12 +19,12 @@ from weekly_cases import is_weekly
 from upslope.learning.devices import one_blas_thread
 
 os.environ.setdefault("MUJOCO_GL", "egl")
-# Otherwise each of the hundreds of commands and workers would compile the whole source again.
+# Write bytecode: otherwise each of the hundreds of commands and workers would compile all source files again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 
-# The slowest files, slowest first. If one of them started last, it would keep a single core busy at the end.
+# The slowest test files, slowest first. If one of them started last, all other cores would be idle while it finished.
 LONGEST = (
     "test_whole_way",
     "test_structured_observations", "test_workers", "test_hybrid_actions", "test_masks", "test_closing", "test_probe",
@@ -39,7 +39,7 @@ LONGEST = (
 
 @pytest.hookimpl(tryfirst=True)  # before tests are selected by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the weekly tests, and hand out the slowest files first (this needs `--no-loadscope-reorder`)."""
+    """Mark the weekly tests, and schedule the slowest files first (this needs `--no-loadscope-reorder`)."""
     for item in items:
         file = item.path.relative_to(Path(__file__).parent).as_posix()
         function, _, case = item.name.partition("[")
@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Freeze the objects of libraries and tests: tracing triggers the collector often, and it need not scan them."""
+    """Exempt existing objects from garbage collection: tracing triggers it often, and scanning them wastes time."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
@@ -58,7 +58,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep compiled programs on disk during the session, because runs compile the same few programs repeatedly."""
+    """Cache compiled programs on disk during the session, because runs compile the same few programs repeatedly."""
     folder = Path(tmp_path_factory.getbasetemp())
     shared = folder.parent if os.environ.get("PYTEST_XDIST_WORKER") else folder
     jax.config.update("jax_compilation_cache_dir", str(shared / "compiled"))
@@ -76,19 +76,19 @@ def one_thread_each() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def ctrl_c_interrupts() -> None:
-    """Let tests that press Ctrl-C also pass in a background job, in which the shell ignores the signal."""
+    """Install Python's handler for SIGINT, which background jobs would otherwise ignore, so that Ctrl-C tests pass."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def trust_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep trust that tests grant out of the user's own folder."""
+    """Keep the trust that tests grant from being stored in the user's own folder."""
     os.environ["UPSLOPE_STATE"] = str(tmp_path_factory.mktemp("state"))
 
 
 @contextmanager
 def users_options() -> Iterator[None]:
-    """Within this context, programs in this process are compiled as they are for users."""
+    """Compile programs in this process with the options that users get, for as long as the context lasts."""
     from upslope.learning.iteration import PREFERRED, QUICK
 
     with pytest.MonkeyPatch.context() as patch:
@@ -99,32 +99,32 @@ def users_options() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def compiled_for_users() -> Iterator[None]:
-    """Compile programs as for users, for tests that compare exact bits of a file."""
+    """Compile programs with the options that users get, for tests that compare files bit for bit."""
     with users_options():
         yield
 
 
 @pytest.fixture
 def trains_for_long() -> Iterator[None]:
-    """Compile programs as for users, for a test that trains for much longer than it compiles."""
+    """Compile programs with the options that users get, for a test that trains for much longer than it compiles."""
     with users_options():
         yield
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for runs that the tests of one file share."""
+    """A folder for runs, shared by the tests of one file."""
     return tmp_path_factory.mktemp("runs")
 
 
 @pytest.fixture
 def run_of(tmp_path: Path) -> Callable[..., Path]:
-    """Write run directories by hand: `run_of(episodes={seed: [(step, return), …]})`, with rows up to the budget."""
+    """Return a function that writes a synthetic run directory: `run_of(episodes={seed: [(step, return), …]}, …)`."""
     return partial(write_run, tmp_path)
 
 
 @pytest.fixture
 def curse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file that tells `Cursed` how to fail; it does not exist at first."""
+    """The path of the file that tells `Cursed` how to fail. The file does not exist at first."""
     monkeypatch.setenv("CURSE", str(tmp_path / "curse"))
     return tmp_path / "curse"

@@ -1,4 +1,4 @@
-"""Runs with hand-written metrics for the doctor, and what it finds in them."""
+"""Helpers for tests of the doctor: they write runs with synthetic metrics and collect its findings."""
 
 import json
 
@@ -42,9 +42,10 @@ def write_run(
     episodes=None,
     **settings,
 ):
-    """Write a run with the metrics of `HEALTHY`, except for changes: numbers, or functions of the share of the run.
+    """Write a run with the metrics in `HEALTHY`, some of which are overridden by `changes`.
 
-    `episodes(share, generator)` gives the (return, length) pairs of an iteration.
+    Each change is a number or a function of `share`, the fraction of the run that is already over.
+    `episodes(share, generator)` returns the (return, length) pairs of an iteration.
     """
     config = configure(world, "ppo", is_continuous=box, use_preset=False, seeds=SEEDS, **settings)
     directory, generator = RunDirectory(folder / "run"), np.random.default_rng(0)

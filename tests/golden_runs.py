@@ -1,12 +1,15 @@
 """Twenty-four short runs whose metric rows and final parameters are stored in `golden/`.
 
-They pin behaviour across structural changes: on the machine and with the versions that stored them, the numbers must
-be identical bit for bit. Elsewhere rounding differs. Sooner or later a near-tie between two actions then falls
-differently, after which the two runs have nothing in common. There, only the leading rows are compared, to within a
-tolerance. Store the runs again only in a commit that changes numbers on purpose and says so:
+They ensure that refactoring does not change behaviour: on the machine that stored them, and with the same package
+versions, the numbers must be identical bit for bit. On other machines, rounding differs. Sooner or later, a near-tie
+between two actions is then resolved differently, and from that point on the two runs have nothing in common. Therefore
+only the leading rows are compared there, within a tolerance. Store the runs again only in a commit that changes numbers
+on purpose and says so:
 
-    python tests/golden_runs.py              # trains and writes golden/runs.npz (--to FILE --only CASE …: elsewhere)
-    python tests/golden_runs.py --tolerance  # trains on a narrower instruction set and stores how much agrees there
+    python tests/golden_runs.py                          # train all cases and write golden/runs.npz
+    python tests/golden_runs.py --to FILE --only CASE …  # train only these cases and write FILE
+    python tests/golden_runs.py --tolerance              # retrain with a narrower instruction set, and store how many
+                                                         # leading rows of each case still agree
 """
 
 import json
@@ -66,11 +69,11 @@ TEACHERS = {
     "recorded discrete off_policy": "compiled discrete ppo",
     "recorded box clone": "host box ppo",
 }
-"""The run whose recorded episodes a case learns from."""
+"""For each case that learns from recorded episodes, the case whose run records them."""
 
 
 def fingerprint() -> dict[str, str]:
-    """What determines how numbers are rounded: the versions and the processor."""
+    """Return everything that affects rounding: the package versions and the processor."""
     found = {name: version(name) for name in ("jax", "jaxlib", "numpy", "optax", "gymnasium")}
     found["python"] = ".".join(platform.python_version_tuple()[:2])
     path = Path("/proc/cpuinfo")
@@ -89,7 +92,7 @@ def train_all(folder: Path, chosen: Sequence[str] = tuple(CASES)) -> dict[str, A
 
 
 def train_case(name: str, folder: Path, done: dict[str, Any]) -> Any:
-    """Return the run of a case from `done`; if it is missing, train it first, after the run from which it learns."""
+    """Return the run of a case from `done`. If it is missing, train it first, along with any run it learns from."""
     import upslope
 
     if name not in done:
@@ -103,14 +106,14 @@ def train_case(name: str, folder: Path, done: dict[str, Any]) -> Any:
 
 
 def facts_of(run: Any) -> dict[str, Any]:
-    """The rows of a run without time columns, and the parameters of every seed's last agent."""
+    """Return the metric rows of a run without their time columns, and the final parameters of every seed."""
     rows = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in run.metrics()]
     parameters = [parameters_of(run.load(seed=seed, checkpoint="last")) for seed in run.seeds]
     return {"rows": rows, "parameters": np.concatenate(parameters)}
 
 
 def parameters_of(policy: Any) -> np.ndarray:
-    """Policy, log σ, critic and normalisers as one vector, independent of the agent's structure."""
+    """Flatten policy, log σ, critic and normalisers into one vector that does not depend on the agent's structure."""
     agent, model = policy.agent, policy.agent.model
     seen = agent.normaliser or RunningStatistics.start((policy.encoder.num_features,))
     parts = [*model.actor.network.weights, *model.actor.network.biases, model.actor.log_std]
@@ -119,7 +122,7 @@ def parameters_of(policy: Any) -> np.ndarray:
 
 
 def save(found: dict[str, Any], elsewhere: dict[str, Any], path: Path = STORED, made_on: Any = None) -> None:
-    """Write all results; `elsewhere` gives the number of leading rows of each case that agree on other machines."""
+    """Write all results; `elsewhere` gives, for each case, how many leading rows agree on other machines."""
     arrays = {f"parameters/{name}": facts["parameters"] for name, facts in found.items()}
     rows = {name: facts["rows"] for name, facts in found.items()}
     meta = json.dumps({"fingerprint": made_on or fingerprint(), "rows": rows, "elsewhere": elsewhere})
@@ -127,7 +130,7 @@ def save(found: dict[str, Any], elsewhere: dict[str, Any], path: Path = STORED, 
 
 
 def stored(path: Path = STORED) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return (the facts of each case, the rest: `fingerprint`, `elsewhere`)."""
+    """Return the facts of each case, and the metadata with `fingerprint` and `elsewhere`."""
     with np.load(path) as archive:
         meta = json.loads(str(archive["meta"][()]))
         facts = {
@@ -137,11 +140,11 @@ def stored(path: Path = STORED) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 TOLERANCE = 1e-4
-"""The largest allowed |a − b| / (1 + |b|) between two machines that took the same actions; 2e-6 was measured."""
+"""The largest |a − b| / (1 + |b|) allowed between two machines that took the same actions (2e-6 was measured)."""
 
 
 def distances(found: dict[str, Any], expected: dict[str, Any]) -> list[float]:
-    """The largest |a − b| / (1 + |b|) of each expected row; infinite if the row or one of its columns is missing."""
+    """Return the largest |a − b| / (1 + |b|) in each expected row, or infinity if the row or a column is missing."""
     gaps = [float("inf")] * len(expected["rows"])
     for place, (mine, theirs) in enumerate(zip(found["rows"], expected["rows"], strict=False)):
         if set(theirs) <= set(mine):  # a metric may be added, but none may be missing
@@ -151,12 +154,12 @@ def distances(found: dict[str, Any], expected: dict[str, Any]) -> list[float]:
 
 
 def num_agreeing(found: dict[str, Any], expected: dict[str, Any]) -> int:
-    """The number of leading rows within the tolerance."""
+    """Count the leading rows that agree within the tolerance."""
     return next((n for n, gap in enumerate(distances(found, expected)) if gap > TOLERANCE), len(expected["rows"]))
 
 
 def main() -> None:
-    """Store the runs, or the number of their rows that agree on a narrower instruction set."""
+    """Store the runs or, with --tolerance, how many rows agree when a narrower instruction set is used."""
     sys.path.insert(0, str(Path(__file__).parent))
     if "--compare" in sys.argv:
         with tempfile.TemporaryDirectory() as folder:

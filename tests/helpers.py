@@ -1,4 +1,4 @@
-"""Builders shared by the tests: rollouts with given ends, agents with given logits, small tasks."""
+"""Helpers shared by the tests, mainly to build rollouts with given ends, agents with given logits, and small tasks."""
 
 import json
 from dataclasses import replace
@@ -30,19 +30,19 @@ from upslope.models.perceptrons import Actor, Perceptrons
 from upslope.runs.directory import ENGINES, RunDirectory
 from upslope.runs.policy import described_spaces
 
-# Use the same examples in every run: a law that holds up to rounding must not fail once in a thousand runs.
+# Use the same examples every time: a law that holds only up to rounding could otherwise fail once in a thousand runs.
 LAWS = settings(deadline=None, max_examples=20, derandomize=True, database=None)
 SEEDS = st.integers(0, 2**32 - 1)
 DISTRIBUTIONS = ("categorical", "multi_categorical", "bernoulli", "gaussian")
 NUM_STEPS, NUM_ENVS = 8, 8
-# A small program spends most of its time in XLA, half of it on optimising code that runs once.
+# For a small program, most of the time is spent in XLA, and half of that on optimising code that runs only once.
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-# Compiled with JAX's defaults, whatever conftest.py sets, for numbers in which rounding errors grow.
+# Use JAX's default options, whatever conftest.py sets, for computations in which rounding errors grow.
 users_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3} | FUSION_EMITTERS)
 
 
 def rollout_of(reward, terminated=None, truncated=None, valid=None):
-    """Facts with these rewards [T, N] and ends; by default nothing ends, and every step is valid."""
+    """Return a rollout with these rewards [T, N] and ends. By default, no episode ends and every step is valid."""
     reward = jnp.asarray(reward, jnp.float32)
     no = np.zeros(reward.shape, bool)
     return Rollout(
@@ -58,7 +58,7 @@ def rollout_of(reward, terminated=None, truncated=None, valid=None):
 
 
 def values_of(value, next_value=None):
-    """Estimates [T, N]; by default V(s_{t+1}) is V in the next row, and zero after the last row."""
+    """Return value estimates [T, N]. By default, V(s_{t+1}) is V in the next row, and zero after the last row."""
     value = np.asarray(value, np.float32)
     if next_value is None:
         next_value = np.concatenate([value[1:], np.zeros_like(value[:1])])
@@ -66,7 +66,7 @@ def values_of(value, next_value=None):
 
 
 def segments(seed, terminating=0.15, truncating=0.15, padding=0.1):
-    """Fixed segments with ends anywhere: some steps terminate, some are truncated, some are both, some are padding."""
+    """Return segments with ends anywhere: a step may be terminated, truncated, both, or padding."""
     generator = np.random.default_rng(seed)
     shape = (NUM_STEPS, NUM_ENVS)
     terminated, truncated = generator.random(shape) < terminating, generator.random(shape) < truncating
@@ -77,7 +77,7 @@ def segments(seed, terminating=0.15, truncating=0.15, padding=0.1):
 
 
 def whole_episodes(seed, truncating=0.5):
-    """One episode per column, of any length up to T, which terminates or is truncated; the rest is padding."""
+    """Return one episode per column. It has any length up to T and terminates or is truncated; the rest is padding."""
     generator = np.random.default_rng(seed)
     length = generator.integers(1, NUM_STEPS + 1, NUM_ENVS)
     time = np.arange(NUM_STEPS)[:, None]
@@ -88,14 +88,14 @@ def whole_episodes(seed, truncating=0.5):
 
 
 def random_values(generator, end):
-    """V(s_{t+1}) is the next row's V(s_t), except after an end, where it is V of the true final observation."""
+    """Return values with V(s_{t+1}) from the next row or, at an end, V of the true final observation."""
     value, final = generator.normal(size=(2, *end.shape))
     following = np.concatenate([value[1:], final[-1:]])
     return values_of(value, np.where(end, final, following))
 
 
 def softmax_agent(logits, value=None):
-    """An agent over Discrete observations with π = softmax(logits[o]) and V = value[o]: a table, no hidden layer."""
+    """Return a tabular agent for Discrete observations, with π = softmax(logits[o]) and V = value[o]."""
     logits = jnp.asarray(logits, jnp.float32)
     num_observations, num_actions = logits.shape
     value = jnp.zeros(num_observations) if value is None else jnp.asarray(value, jnp.float32)
@@ -112,42 +112,42 @@ def softmax_agent(logits, value=None):
 
 
 def actor_of(agent):
-    """The policy network with its head."""
+    """Return the policy network with its head."""
     return agent.model.actor
 
 
 def critic_of(agent):
-    """The critic network."""
+    """Return the critic network."""
     return agent.model.critic
 
 
 def with_networks(agent, actor=None, critic=None):
-    """The agent with these networks."""
+    """Return a copy of the agent with these networks."""
     model = replace(agent.model, actor=actor or agent.model.actor, critic=critic or agent.model.critic)
     return replace(agent, model=model)
 
 
 def fresh_agent(key, observation_space, action_space, *, normalize=(), head=None, **settings):
-    """An untrained agent of two perceptrons; `normalize` names what to normalise: observations, rewards."""
+    """Return an untrained agent with two perceptrons; `normalize` may contain "observations" and "rewards"."""
     spec = ModelSpec(encoder_of(observation_space, "world"), head or head_of(action_space, "world"), settings)
     return initialise_agent(key, spec, **{f"normalize_{name}": True for name in normalize})
 
 
 def with_logits(agent, logits):
-    """The same table with other logits, to take a gradient with respect to them."""
+    """Return a copy of a tabular agent with other logits, so that gradients can be taken with respect to them."""
     actor = actor_of(agent)
     return with_networks(agent, replace(actor, network=replace(actor.network, weights=(logits,))))
 
 
 @partial(quick_jit, static_argnums=0)
 def improve_once(update, learner, rollout, credit, key, rate, bonus=0.0, imitate=False, memory=None):
-    """One update with this learning rate and entropy coefficient."""
+    """Perform one update with this learning rate and entropy coefficient."""
     pace = Pace(jnp.float32(rate), jnp.float32(bonus), update.objective, jnp.bool_(imitate))
     return improve(update, learner, rollout, credit, key, pace, memory)
 
 
 def random_policy(kind, seed, batch=5):
-    """A batch of random policies of one kind, far from uniform."""
+    """Return a batch of random policies of one kind, all far from uniform."""
     generator = np.random.default_rng(seed)
     draw = lambda *shape: jnp.asarray(generator.normal(size=(batch, *shape)) * 1.5, jnp.float32)  # noqa: E731 - a named expression
     if kind == "categorical":
@@ -160,7 +160,7 @@ def random_policy(kind, seed, batch=5):
 
 
 def task_of(world, update=None, network=None, **changes):
-    """A small task in a compiled environment: 8 columns of 32 steps."""
+    """Return a small task in a compiled environment: 8 columns of 32 steps."""
     estimator = changes.pop("estimator", GAE())
     fields = {
         "environment": world,
@@ -182,13 +182,13 @@ def task_of(world, update=None, network=None, **changes):
 
 
 def train_case(cases, case, folder, name, **options):
-    """Train one of these cases (environment, rung, settings) with `options` added; return the run's path."""
+    """Train a case, an (environment, rung, settings) tuple, with `options` added; return the run's path."""
     environment, algorithm, settings = cases[case]
     return upslope.train(environment, algorithm, folder=folder, name=name, **(settings | options)).path
 
 
 def same(left, right):
-    """Whether two pytrees are equal bit for bit."""
+    """Return whether two pytrees are equal bit for bit."""
     leaves = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
     return all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in leaves)
 
@@ -197,7 +197,7 @@ def write_run(
     folder, name="run", *, episodes, steps, environment="CartPole-v1", algorithm="ppo", reached=None, evaluations=(),
     versions=None, **settings,
 ):  # fmt: skip
-    """Write a run directory as training would leave it, with these episodes {seed: [(step, return), …]}."""
+    """Write a run directory as training would leave it. `episodes` has the form {seed: [(step, return), …]}."""
     seeds = sorted(episodes)
     settings |= {"seed": seeds[0], "seeds": len(seeds), "steps": steps}
     config = configure(environment, algorithm, is_continuous=False, use_preset=False, **settings)
@@ -215,14 +215,14 @@ def write_run(
     if evaluations:
         directory.add_evaluation(evaluations)
     description = directory.read()
-    # Whatever other tests have loaded into this process, this run used only the engines it is given.
+    # Other tests may have loaded further engines into this process, but this run uses only those in `versions`.
     used = {name: number for name, number in description["versions"].items() if name not in ENGINES}
     (directory.path / "config.json").write_text(json.dumps(description | {"versions": used | (versions or {})}))
     return directory.path
 
 
 def ending(*scores, first=0, step=100):
-    """Seeds with one episode each, whose return is the seed's score."""
+    """Return `episodes` for `write_run`: one episode per seed, whose return is the seed's score."""
     return {first + i: [(step, score)] for i, score in enumerate(scores)}
 
 

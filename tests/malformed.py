@@ -1,4 +1,4 @@
-"""Malformed files, drawn by Hypothesis: what a crash, a bad disk, another program or an attacker could leave behind."""
+"""Hypothesis strategies for files that a crash, a bad disk, another program or an attacker could have corrupted."""
 
 import io
 import json
@@ -17,12 +17,12 @@ NUMBERS = st.one_of(
 )  # fmt: skip
 SCALARS = st.one_of(st.none(), st.booleans(), NUMBERS, WORDS, st.sampled_from(["best", "../../x", "\x1b[31m", "nan"]))
 VALUES = st.recursive(SCALARS, lambda x: st.lists(x, max_size=3) | st.dictionaries(WORDS, x, max_size=3), max_leaves=6)
-"""JSON values, and Python's NaN and Infinity, which are not valid JSON."""
+"""JSON values, along with NaN and Infinity, which Python writes although they are not valid JSON."""
 TYPES = ("?", "i1", "u8", ">i4", "f2", "f4", "f8", "c8", "U3", "S2", "M8[s]", "V4", "O")
 
 
 class Payload:
-    """Writes a file if it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, planted: Path):
         self.planted = planted
@@ -33,7 +33,7 @@ class Payload:
 
 @st.composite
 def spoiled_bytes(draw: Any, content: bytes) -> bytes:
-    """Bytes that are cut, flipped, overwritten, doubled, or replaced by something else."""
+    """Draw a corrupted version of `content`: truncated, modified, replaced, or with bytes inserted or repeated."""
     how = draw(st.sampled_from(("cut", "flip", "overwrite", "double", "insert", "foreign")))
     if how == "foreign" or not content:
         return draw(st.binary(max_size=300))
@@ -55,7 +55,7 @@ def spoiled_bytes(draw: Any, content: bytes) -> bytes:
 
 @st.composite
 def spoiled_json(draw: Any, value: Any) -> Any:
-    """A JSON value in which one place, at any depth, is replaced, removed or added."""
+    """Draw a copy of a JSON value in which one entry, at any depth, is replaced, removed, added or duplicated."""
     if not isinstance(value, dict | list) or not value or draw(st.integers(0, 5)) == 0:
         return draw(VALUES)
     keys = list(value) if isinstance(value, dict) else list(range(len(value)))
@@ -75,7 +75,7 @@ def spoiled_json(draw: Any, value: Any) -> Any:
 
 @st.composite
 def spoiled_rows(draw: Any, text: str) -> bytes:
-    """Rows of text in which a cell or a row is replaced, missing or strange."""
+    """Draw a copy of a table in which a cell or a row is replaced, missing or malformed."""
     rows = text.split("\n")
     k = draw(st.integers(0, len(rows) - 1))
     cells = rows[k].split(",")
@@ -97,7 +97,7 @@ def spoiled_rows(draw: Any, text: str) -> bytes:
 
 
 def spoiled_lines(text: str) -> st.SearchStrategy[bytes]:
-    """JSON rows, one of which is malformed inside."""
+    """Return a strategy for JSON lines, one of which has malformed content."""
     rows = text.splitlines()
 
     @st.composite
@@ -110,20 +110,20 @@ def spoiled_lines(text: str) -> st.SearchStrategy[bytes]:
 
 
 def npy(array: np.ndarray) -> bytes:
-    """An array as the content of an .npy file."""
+    """Return an array in the .npy format."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=True)
     return buffer.getvalue()
 
 
 def declaring(descr: str, shape: str, held: bytes = b"") -> bytes:
-    """The content of an .npy file whose header declares any type and shape."""
+    """Return the content of an .npy file whose header declares this type and shape, whatever follows it."""
     text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}".encode("latin1", "replace")
     return b"\x93NUMPY\x01\x00" + (len(text) + 1).to_bytes(2, "little") + text + b"\n" + held
 
 
 def packed(members: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
-    """An archive of these files."""
+    """Return an archive that contains these files."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", method) as archive:
         for name, content in members.items():
@@ -132,14 +132,14 @@ def packed(members: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes
 
 
 def unpacked(content: bytes) -> dict[str, bytes]:
-    """The files of an archive."""
+    """Return the files in an archive."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
 @st.composite
 def spoiled_array(draw: Any, content: bytes, planted: Path) -> bytes:
-    """An array of another type, shape or size, with other values, or no array at all."""
+    """Draw an array with another type, shape or size, an array with other values, or bytes that are no valid array."""
     array = np.load(io.BytesIO(content))
     how = draw(st.sampled_from(("type", "shape", "header", "values", "values", "objects", "pickle", "bytes", "end")))
     if how == "type":
@@ -180,7 +180,7 @@ def spoiled_array(draw: Any, content: bytes, planted: Path) -> bytes:
 
 @st.composite
 def spoiled_npz(draw: Any, content: bytes, planted: Path) -> bytes:
-    """An archive with a malformed, missing or added member, or with other metadata."""
+    """Draw an archive with a malformed, missing or added member, with other metadata, or with a corrupted container."""
     members = unpacked(content)
     name = draw(st.sampled_from(["meta.npy", *members]))
     how = draw(st.sampled_from(("array", "array", "meta", "meta", "gone", "added", "bytes", "pickle", "compressed")))

@@ -17,7 +17,7 @@ def over_columns(layer: Any, *arrays: Any) -> Any:
 
 
 class Recurrent(equinox.Module):
-    """A GRU and a linear layer for the policy, and the same for the value; both see where episodes begin."""
+    """Separate GRUs and linear layers for policy and value; each GRU also receives a flag that marks episode starts."""
 
     policy_cell: GRUCell
     value_cell: GRUCell
@@ -37,7 +37,7 @@ class Recurrent(equinox.Module):
         return observation.astype(jnp.float32)
 
     def start(self, num: int) -> Any:
-        # Not 0, so that a restart is visible.
+        # These values are not 0, so that a restart is visible.
         return {"policy": jnp.full((num, self.hidden), 0.5), "value": jnp.full((num, self.hidden), -0.5)}
 
     def step(self, features: Any, carry: Any, fresh: Any) -> tuple[Outputs, Any]:
@@ -52,7 +52,7 @@ class Recurrent(equinox.Module):
 
 
 class SharedTrunk(equinox.Module):
-    """A single GRU, from which policy and value are computed."""
+    """A single GRU whose output is used for both policy and value."""
 
     cell: GRUCell
     policy_layer: Linear
@@ -107,7 +107,7 @@ class Forgetful(equinox.Module):
 
 
 class Memoryless(Forgetful):
-    """The same without the carried number."""
+    """`Forgetful` without the number that it carries."""
 
     def start(self, num: int) -> Any:
         return ()
@@ -124,21 +124,21 @@ class Overlapping(Forgetful):
 
 
 class Missing(Forgetful):
-    """Assigns one parameter to no group."""
+    """Leaves one parameter out of all groups."""
 
     def groups(self) -> dict[str, Any]:
         return {"policy": self.policy_layer, "value": self.value_layer.weight}
 
 
 class Unknown(Forgetful):
-    """Has a group with no known loss."""
+    """Has a group whose name does not belong to any known loss."""
 
     def groups(self) -> dict[str, Any]:
         return {"policy": self.policy_layer, "critic": self.value_layer}
 
 
 class WithoutStart(equinox.Module):
-    """Lacks methods that a model needs."""
+    """Lacks some of the methods that a model needs."""
 
     def __init__(self, observation_space: Any, action_space: Any, *, key: Any):
         pass
@@ -148,7 +148,7 @@ class WithoutStart(equinox.Module):
 
 
 class OtherCarry(Forgetful):
-    """Its step returns a carry that differs from the one it takes."""
+    """Returns a carry from `step` whose shape differs from that of the carry it received."""
 
     def step(self, features: Any, carry: Any, fresh: Any) -> tuple[Outputs, Any]:
         outputs, carry = super().step(features, carry, fresh)
@@ -156,7 +156,7 @@ class OtherCarry(Forgetful):
 
 
 class TwoValues(Forgetful):
-    """Its values are not one number per column."""
+    """Returns values with an extra axis instead of one number per column."""
 
     def step(self, features: Any, carry: Any, fresh: Any) -> tuple[Outputs, Any]:
         outputs, carry = super().step(features, carry, fresh)

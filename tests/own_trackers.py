@@ -1,4 +1,4 @@
-"""Trackers that tests name: one that records its calls in a file, and several that fail."""
+"""Custom trackers that tests select by name: one records its calls in a file, and several fail."""
 
 import json
 import os
@@ -33,7 +33,7 @@ class FailingAtOnce(Noting):
 
 
 class FailingLater(Noting):
-    """Accepts one call with rows and fails at the second."""
+    """Accepts the first call to `log` and fails on the second."""
 
     calls = 0
 
@@ -58,7 +58,7 @@ class Hanging(Noting):
 
 
 class HangingAtTheEnd(Noting):
-    """Accepts all rows but never finishes."""
+    """Accepts all rows but hangs in `end`."""
 
     def end(self, is_finished):
         super().end(is_finished)

@@ -1,4 +1,4 @@
-"""Helpers for tests of runs: small settings, stops at a given chunk, and comparisons of equal runs."""
+"""Helpers for tests of runs: small settings, interruptions at a given chunk, and checks that two runs are equal."""
 
 import contextlib
 import itertools
@@ -25,7 +25,7 @@ TINY: dict[str, Any] = {"num_envs": 2, "rollout_steps": 8, "minibatches": 2, "ep
 
 
 def tiny_run(folder: Path) -> Path:
-    """A run of two iterations in a compiled environment."""
+    """Train for two iterations in a compiled environment; return the run's path."""
     options = {"preset": False, "quiet": True, "steps": 32, "max_episode_steps": 9, **TINY}
     return upslope.train("jax:CartPole-v1", name="run", folder=folder, **options).path
 
@@ -39,17 +39,17 @@ def rewrite_config(run: Path, **settings: Any) -> None:
 
 
 def config_of(words: list[str]) -> Config:
-    """The config that `upslope train` uses."""
+    """Return the config that `upslope train` creates from these arguments."""
     return prepare(**prepare_arguments(parse_train(words)[1]))[0]
 
 
 class Killed(BaseException):
-    """As abrupt as kill -9: nothing catches it, so nothing is saved."""
+    """Simulates `kill -9`: nothing catches this exception, so nothing is saved."""
 
 
 @contextlib.contextmanager
 def before_chunk(number: int, do: Callable[[], None]) -> Iterator[None]:
-    """Call `do` when an engine is asked for chunk `number`, counted from 0."""
+    """Call `do` just before an engine computes chunk `number`, counted from 0."""
     count = itertools.count()
     with pytest.MonkeyPatch.context() as patch:
         for kind in (ProgramEngine, HostEngine):
@@ -64,13 +64,13 @@ def before_chunk(number: int, do: Callable[[], None]) -> Iterator[None]:
 
 
 def arrays_of(path: Path) -> dict[str, bytes]:
-    """Every array of a checkpoint as bytes."""
+    """Return every array in a checkpoint as bytes."""
     with np.load(path) as archive:
         return {name: archive[name].tobytes() for name in archive.files if name != "meta"}
 
 
 def metrics_of(run: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl without time columns."""
+    """Return the rows of metrics.jsonl without their time columns."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
 
@@ -84,7 +84,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 def assert_stops_and_resumes(environment: Any, whole: Path, **settings: Any) -> None:
-    """A run that is stopped in its tenth chunk and then resumed equals the uninterrupted run."""
+    """Check that a run stopped in its tenth chunk and then resumed equals the uninterrupted run."""
     stopped = whole.with_name(f"{whole.name} stopped")
     stop_here = before_chunk(9, lambda: signal.raise_signal(signal.SIGINT))
     with stop_here, pytest.raises(KeyboardInterrupt, match="upslope resume"):
@@ -95,7 +95,7 @@ def assert_stops_and_resumes(environment: Any, whole: Path, **settings: Any) -> 
 
 
 def make_snapshot(returns=(10.0, 12.0, 14.0, 16.0, 18.0), **changes) -> Snapshot:
-    """The state of a run after a quarter of its budget, for displays."""
+    """Return the state of a run after a quarter of its budget, as a display receives it."""
     returns = list(returns)
     fields = {
         "iteration": 7,

@@ -1,8 +1,8 @@
-"""How the tests check types; import this before upslope, because jaxtyping's import hook wraps upslope's functions.
+"""Faster type checks. Import this before upslope, because jaxtyping's import hook wraps upslope's functions.
 
-`jaxtyped` binds the arguments of every call and checks them twice, so that the axes of all arrays in a call agree.
-Functions whose annotations name no array use beartype's own wrapper instead. It checks the same in a fraction of the
-time; jaxtyping's wrapper would add a third to the CPU time of a short run on the host.
+`jaxtyping.jaxtyped` binds the arguments of every call and checks them twice to ensure that the axes of all arrays
+agree. Functions without arrays in their annotations use beartype's own wrapper instead, which performs the same checks
+in a fraction of the time. For them, jaxtyping's wrapper would add a third to the CPU time of a short run on the host.
 """
 
 import inspect
@@ -16,7 +16,7 @@ JAXTYPED = jaxtyping.jaxtyped
 
 
 def may_name_arrays(annotation: Any) -> bool:
-    """Whether jaxtyping may have something to check; unevaluated annotations always count."""
+    """Return whether an annotation may contain arrays. This is assumed of unevaluated annotations."""
     if isinstance(annotation, str | typing.ForwardRef):
         return True
     if isinstance(annotation, list | tuple):  # a `Callable`'s arguments
@@ -29,7 +29,7 @@ def may_name_arrays(annotation: Any) -> bool:
 
 
 def jaxtyped(function: Any = None, *, typechecker: Any = None) -> Any:
-    """`jaxtyping.jaxtyped`, or only the type checker where it checks just as much."""
+    """Apply `jaxtyping.jaxtyped`, or only the type checker if the annotations contain no arrays."""
     if function is None:
         return partial(jaxtyped, typechecker=typechecker)
     if inspect.isfunction(function) and not any(map(may_name_arrays, function.__annotations__.values())):

@@ -44,7 +44,7 @@ class Walk(gymnasium.Env):
 
 
 class Faulty(Walk):
-    """A walk that fails at step `at` of each instance, in the way that `kind` names; None repairs it."""
+    """A walk in which each instance fails at its step number `at`. `kind` selects the failure, if any."""
 
     kind: ClassVar[str | None] = None
     at: ClassVar[int] = 0
@@ -69,7 +69,7 @@ class Faulty(Walk):
 
 
 class OwnRandomness(Walk):
-    """Draws from a generator that the reset seed does not control, so it does not repeat itself."""
+    """A walk that also draws from a generator not controlled by the reset seed, so episodes are not reproducible."""
 
     generator = np.random.default_rng()
 
@@ -90,7 +90,7 @@ class TwoAxes(Walk):
 
 
 class Counting(gymnasium.Env):
-    """Observes (episode number, step), so that a fake transition or a wrong successor is visible.
+    """The observation is (episode number, step), which makes fake transitions and wrong successors visible.
 
     The reward of step t is t. Every episode that terminates is added to `finished` as (return, length).
     """
@@ -117,7 +117,7 @@ class Counting(gymnasium.Env):
 
 
 class Spaced(Walk):
-    """A walk that claims other spaces and returns samples of them."""
+    """A walk that declares other spaces and returns samples of its observation space."""
 
     def __init__(self, observation_space: spaces.Space | None = None, action_space: spaces.Space | None = None):
         super().__init__()
@@ -142,7 +142,7 @@ def several_choices() -> Spaced:
 
 
 class Levers(Walk):
-    """A walk pushed by several levers, each to the right when set and to the left otherwise; repeatable."""
+    """A reproducible walk with several levers: it moves right if their settings have an odd sum, and left otherwise."""
 
     def __init__(self, action_space: spaces.Space):
         super().__init__()
@@ -181,9 +181,9 @@ def cannot_be_made() -> Walk:
 
 
 class Cursed(Walk):
-    """A walk that fails on the second step of seed 1's fourth episode while a file exists.
+    """A walk that fails in the second step of seed 1's fourth episode if a file exists.
 
-    The file names the kind of failure; it occurs in the first environment or, with "elsewhere", in the fourth.
+    The file contains the kind of failure, which occurs in the first environment or, with "elsewhere", in the fourth.
     """
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
@@ -209,7 +209,7 @@ class Cursed(Walk):
 
 
 class Still(gymnasium.Env):
-    """Shows zeros, pays for action 1, and never ends; its subclasses each change one thing."""
+    """Returns zeros as observations, rewards action 1, and never ends; most subclasses change one of these."""
 
     observation_space: spaces.Space = spaces.Box(-1.0, 1.0, (2,), np.float32)
     action_space: spaces.Space = spaces.Discrete(2)
@@ -226,7 +226,7 @@ class Still(gymnasium.Env):
 
 
 class Shows(Still):
-    """Claims a space and shows what a function of its random generator returns."""
+    """Declares an observation space and returns `draw(generator)` as its observations."""
 
     def __init__(self, space: spaces.Space, draw: Any):
         self.observation_space, self.draw = space, draw
@@ -236,7 +236,7 @@ class Shows(Still):
 
 
 class Answers(Still):
-    """Returns the correct answer after a function has changed it."""
+    """Passes the correct results of `reset` and `step` through functions that may change them."""
 
     def __init__(self, change: Any, change_reset: Any = lambda answer: answer):
         self.change, self.change_reset = change, change_reset
@@ -249,7 +249,7 @@ class Answers(Still):
 
 
 class Strict(Still):
-    """Accepts only actions that its space contains, and never modifies them."""
+    """Accepts only actions that its action space contains, and does not modify them."""
 
     def __init__(self, action_space: spaces.Space):
         self.action_space = action_space
@@ -276,9 +276,9 @@ def scalar() -> Strict:
 
 
 class Simulated(Still):
-    """Keeps a program running until it is closed.
+    """Starts another program, which runs until the environment is closed.
 
-    Events are recorded in the file $SIMULATIONS; $FAILS names the place where it fails.
+    Events are recorded in the file $SIMULATIONS. $FAILS selects where the environment fails: init, step or close.
     """
 
     def __init__(self, reads: bool = False) -> None:
@@ -320,7 +320,7 @@ def reads_its_input() -> Simulated:
 
 
 class Senses(Walk):
-    """A walk that shows its position as a dictionary with arrays of every kind, some of them nested."""
+    """A walk whose observation is a dictionary of arrays of every kind, some of them nested."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -342,7 +342,7 @@ class Senses(Walk):
 
 
 class Told(Senses):
-    """The same with text that no network can read, at the top level and inside."""
+    """`Senses` with two more entries that no network can read: one at the top level, and one in a nested space."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -359,7 +359,7 @@ class Told(Senses):
 
 
 class Pictures(Walk):
-    """A walk that shows its position as a bright bar in a small picture, and a number."""
+    """A walk whose observation is a picture with a bright bar, a board with a mark, and the number of steps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -377,7 +377,7 @@ class Pictures(Walk):
 
 
 class CompiledPictures(CompiledEnvironment):
-    """A corridor in which going right pays. It shows the position on a board of bytes, and a number."""
+    """A corridor in which moving right is rewarded. The observation is a board with the position, and a flag."""
 
     observation_space = spaces.Tuple([spaces.Box(0, 255, (6, 6, 2), np.uint8), spaces.Discrete(2)])
     action_space = spaces.Discrete(2)
@@ -398,7 +398,7 @@ class CompiledPictures(CompiledEnvironment):
 
 
 class CompiledSenses(CompiledEnvironment):
-    """A corridor in which going right pays. Its observation is a dictionary of arrays of several kinds."""
+    """A corridor in which moving right is rewarded. The observation is a dictionary of arrays of several kinds."""
 
     observation_space = spaces.Dict(
         {
@@ -427,9 +427,9 @@ class CompiledSenses(CompiledEnvironment):
 
 
 class Fenced(Walk):
-    """A walk with three actions; each step forbids one of them, a step away from the centre or the third action.
+    """A walk with three actions. In each step, either the move away from the centre or the third action is forbidden.
 
-    A forbidden action raises. `info["action_mask"]` reports the mask, except at the end of an episode.
+    A forbidden action raises an error. `info["action_mask"]` contains the mask, except at the end of an episode.
     """
 
     def __init__(self) -> None:
@@ -451,7 +451,7 @@ class Fenced(Walk):
 
 
 class FencedByMethod(Fenced):
-    """The same, with the mask provided as sb3-contrib expects it."""
+    """`Fenced` with the mask provided by a method, as sb3-contrib expects it."""
 
     def reset(self, **options: Any) -> tuple[Any, dict]:
         return super().reset(**options)[0], {}
@@ -464,7 +464,7 @@ class FencedByMethod(Fenced):
 
 
 class FencedByKey(Fenced):
-    """The same, with the mask among the observations."""
+    """`Fenced` with the mask as part of the observation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -488,7 +488,7 @@ class Stuck(Fenced):
 
 
 class Walk3(Walk):
-    """A walk with a third action, which is never forbidden."""
+    """A walk with three actions and no mask."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -496,7 +496,7 @@ class Walk3(Walk):
 
 
 class Nothing(Walk):
-    """A walk that shows an array without numbers."""
+    """A walk whose observation space contains only an empty array."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -504,7 +504,7 @@ class Nothing(Walk):
 
 
 class CompiledFenced(CompiledPictures):
-    """The same corridor, whose ends each forbid one action: 0 at the left end, 1 at the right end."""
+    """`CompiledPictures` with masks: action 0 is forbidden at the left end, and action 1 at the right end."""
 
     def action_mask(self, state: Any) -> Any:
         return jnp.stack([state > 0, state < 5])
@@ -517,11 +517,11 @@ HYBRID: spaces.Dict = spaces.Dict(
         "keys": spaces.MultiDiscrete([2, 3]),
     }
 )
-"""Actions of every kind, in a Dict with a Tuple inside."""
+"""An action space with parts of every kind, in a Dict with a nested Tuple."""
 
 
 class Hybrid(Walk):
-    """A walk pushed by actions with several parts; it forbids the tool that was used last; repeatable."""
+    """A reproducible walk whose actions have several parts; the tool used in the previous step is forbidden."""
 
     def __init__(self, masks: bool = True) -> None:
         super().__init__()
@@ -540,7 +540,7 @@ class Hybrid(Walk):
         self.last = int(action["tool"])
         push = arm.sum() + action["tool"] + bits.sum() + action["keys"].sum()
         observation, reward, terminated, truncated, _ = super().step(int(push > 4))
-        action["arm"][0][:] = 0  # changing its own copy has no effect
+        action["arm"][0][:] = 0  # the environment has its own copy, so this must have no effect elsewhere
         return observation, reward, terminated, truncated, self.allowed()
 
     def allowed(self) -> dict[str, Any]:
@@ -554,7 +554,7 @@ class Hybrid(Walk):
 
 
 class CompiledHybrid(CompiledEnvironment):
-    """A corridor whose reward depends on actions with several parts; the tool used last is forbidden."""
+    """A corridor whose actions have several parts that affect the reward; the tool used last is forbidden."""
 
     observation_space: spaces.Space = spaces.Box(-10.0, 10.0, (2,), np.float32)
     action_space: spaces.Space = HYBRID
@@ -579,7 +579,7 @@ class CompiledHybrid(CompiledEnvironment):
 
 
 class Amount(Still):
-    """One step: the reward is highest at fixed amounts; the bounds are not centred on 0."""
+    """Has episodes of one step. Two fixed amounts give the highest reward; their bounds are not centred on 0."""
 
     action_space: spaces.Space = spaces.Box(np.array([-1.0, 0.0]), np.array([1.0, 10.0]), (2,), np.float64)
 
@@ -589,7 +589,7 @@ class Amount(Still):
 
 
 class Endless(Still):
-    """Takes a Dict with an unbounded amount."""
+    """Has a Dict action space in which one amount is unbounded."""
 
     action_space: spaces.Space = spaces.Dict(
         {"far": spaces.Box(-np.inf, np.inf, (1,), np.float32), "near": spaces.Discrete(2)}
@@ -601,11 +601,11 @@ def only_choices() -> Spaced:
 
 
 class Panic(BaseException):
-    """Like exceptions of Rust libraries or test frameworks, which `except Exception` does not catch."""
+    """Stands in for exceptions that `except Exception` does not catch, such as those of some Rust libraries."""
 
 
 class Panics(Still):
-    """Panics, or raises SystemExit or KeyboardInterrupt, in one place."""
+    """Raises `Panic`, SystemExit or KeyboardInterrupt in one given place."""
 
     def __init__(self, place: str, kind: str = "Panic") -> None:
         self.place, self.kind = place, kind
@@ -643,7 +643,7 @@ class Loud(Still):
 
 
 class LeavesThread(Still):
-    """Starts a thread that does not end, and an idle thread in a pool."""
+    """Starts a thread that keeps running for `seconds`, and a pool with an idle thread."""
 
     def __init__(self, seconds: float = 600.0) -> None:
         self.pool = ThreadPoolExecutor(1)
@@ -659,7 +659,7 @@ class ClosesOutput(Still):
 
 
 class ChangesFolder(Still):
-    """Changes the current folder, at creation or later, and needs the changed folder afterwards."""
+    """Changes the current folder, on creation or in a later step, and relies on the new folder from then on."""
 
     def __init__(self, at: int = 0) -> None:
         self.at, self.steps = at, 0

@@ -14,13 +14,14 @@ from upslope.models.encoders import encoder_of
 from upslope.models.heads import head_of
 
 LENGTHS = (3, 4, 5)
-"""Lengths of the episodes in each column, repeated."""
+"""The episode length in each column; further columns repeat the pattern."""
 
 
 class Counting(VectorEnv):
-    """Shows (episode, step) of each column; the reward of a step is its number.
+    """The observation is (episode number, step) in each column; the reward of a step is its number.
 
-    Even columns terminate and odd ones are truncated. Action 1 is forbidden in even steps, as info reports.
+    Episodes terminate in even columns and are truncated in odd ones. `info` contains masks that forbid action 1 in
+    even steps.
     """
 
     def __init__(self, num_envs: int, mode: str = "NextStep"):
@@ -65,11 +66,11 @@ class Counting(VectorEnv):
         return self.seen(), reward, terminated, ended & ~terminated, info | self.info()
 
     def seen(self) -> Any:
-        """The observations of all columns."""
+        """Return the observations of all columns."""
         return np.stack([self.episode, self.count], axis=1).astype(np.float32)
 
     def info(self) -> dict[str, Any]:
-        """The masks of all columns."""
+        """Return the masks of all columns."""
         return {"action_mask": np.stack([np.ones(self.num_envs), self.count % 2], axis=1).astype(np.int8)}
 
 
@@ -79,19 +80,19 @@ def counting(num_envs: int, mode: str = "NextStep") -> Counting:
 
 
 def fixed() -> Counting:
-    """Has no argument for the number of environments."""
+    """Make a counting environment without an argument for the number of columns."""
     return Counting(4)
 
 
 def silent(num_envs: int) -> Counting:
-    """Does not declare its autoreset mode."""
+    """Make a counting environment that does not declare its autoreset mode."""
     made = Counting(num_envs)
     made.metadata = {}
     return made
 
 
 def forgetful(num_envs: int) -> VectorEnv:
-    """Loses the final observation."""
+    """Make a counting environment that loses final observations."""
 
     class Forgetful(Counting):
         def step(self, actions: Any) -> tuple[Any, ...]:
@@ -102,7 +103,7 @@ def forgetful(num_envs: int) -> VectorEnv:
 
 
 class Script:
-    """Chooses actions by a function of the step, and records restarts."""
+    """Chooses actions with a function of observation, mask and step, and records restarts."""
 
     memory: Any = None
 
@@ -118,7 +119,7 @@ class Script:
 
 
 def columns_of(name: str, num_envs: int, seeds: tuple[int, ...] = (7,), **kwargs: Any) -> BatchedColumns:
-    """The columns of a vector environment."""
+    """Return the columns of a vector environment."""
     world: Any = make(name, kwargs)
     encoder, head = encoder_of(world.observation_space, name), head_of(world.action_space, name)
     return BatchedColumns(world, encoder, head, seeds, num_envs, world.max_episode_steps)

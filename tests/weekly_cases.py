@@ -1,7 +1,7 @@
-"""Tests that run weekly: long tests that each add a further case to what quicker tests cover in every run.
+"""Tests that run only weekly: long tests that add further cases to what quicker tests cover in every CI run.
 
-`.ci/run` has to stay below 25 minutes on two cores. A test is listed by its file, its function and, if only some of its
-cases are meant, their names; `.ci/weekly` runs all of them.
+`.ci/run`, which must finish within 25 minutes on two cores, skips them, and `.ci/weekly` runs them. Each test is listed
+under its file and function. An empty tuple stands for all cases of the test; otherwise, the tuple names the cases.
 """
 
 WEEKLY: dict[str, dict[str, tuple[str, ...]]] = {
@@ -179,6 +179,6 @@ WEEKLY: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 def is_weekly(file: str, function: str, case: str) -> bool:
-    """Whether a test of a file, relative to `tests/`, is listed; `case` is the text in its brackets."""
+    """Return whether a test is listed. `file` is relative to `tests/`; `case` is the text in the test's brackets."""
     cases = WEEKLY.get(file, {}).get(function)
     return cases is not None and (not cases or case in cases)

@@ -1,4 +1,4 @@
-"""Functions that all measurements share; they need only Python's standard library."""
+"""Functions that all measurements share. They need only Python's standard library."""
 
 import json
 import resource
@@ -16,6 +16,6 @@ def at_once(processes: int, *command: str) -> list[dict[str, Any]]:
 
 
 def peak_memory() -> float:
-    """The peak resident memory of this process, or of a process that it waited for, in MB."""
+    """Return the peak resident memory in MB of this process, or of a process that it waited for."""
     who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     return round(max(resource.getrusage(w).ru_maxrss for w in who) / 1024, 1)

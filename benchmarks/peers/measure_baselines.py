@@ -1,4 +1,4 @@
-"""Measure Stable-Baselines3 and its relatives on a Gymnasium environment, in one or more processes; prints a JSON line.
+"""Measure Stable-Baselines3 or a relative on a Gymnasium environment in one or more processes; print a JSON line.
 
 python measure_baselines.py sb3|a2c|sbx|recurrent ENVIRONMENT PROCESSES STEPS '{"n_envs": 8, "n_steps": 128, …}'
 
@@ -16,7 +16,7 @@ HIDDEN = {"net_arch": {"pi": [64, 64], "vf": [64, 64]}}
 
 
 def one(library: str, environment: str, steps: int, settings: dict) -> dict:
-    """Train in this process: first a warm-up of two iterations, then the measured ones."""
+    """Train in this process: first two iterations as a warm-up, then the measured ones."""
     import gymnasium
     from stable_baselines3.common.vec_env import DummyVecEnv
 

@@ -1,10 +1,10 @@
-"""Measure CleanRL's ppo.py with torch.compile, in one or more simultaneous processes; prints a JSON line.
+"""Measure CleanRL's ppo.py with torch.compile in one or more simultaneous processes; print a JSON line.
 
     python measure_cleanrl.py CLONE ENVIRONMENT PROCESSES STEPS ENVIRONMENTS ROLLOUT
 
-CLONE is a clone of github.com/vwxyzjn/cleanrl (fe8d8a0). Its file is run unchanged, except for two lines: the agent's
-functions are compiled, and instead of printing the rate since the start, it reports the time of every iteration. Its
-TensorBoard files go to a temporary folder.
+CLONE is a clone of github.com/vwxyzjn/cleanrl (fe8d8a0). Its `ppo.py` runs unchanged except in two places: the agent's
+functions are compiled, and the time of every iteration is reported instead of the rate since the start. Its TensorBoard
+files go to a temporary folder.
 """
 
 import json
@@ -25,11 +25,11 @@ CHANGES = {
     'print("SPS:", int(global_step / (time.time() - start_time)))': "iteration_ended(global_step)",
 }
 NOT_COUNTED = 3
-"""Number of iterations at the start during which PyTorch compiles."""
+"""Number of iterations at the start, during which PyTorch compiles."""
 
 
 def one(clone: Path, environment: str, steps: int, num_envs: int, rollout: int) -> dict[str, float]:
-    """Train in this process; the rate excludes the first iterations."""
+    """Train in this process, and return the rate, excluding the first iterations."""
     import torch
 
     torch.set_num_threads(1)

@@ -1,12 +1,12 @@
-"""Measure PureJaxRL's PPO, with or without memory, on gymnax; prints a JSON line.
+"""Measure PureJaxRL's PPO, feed-forward or recurrent, on gymnax; print a JSON line.
 
     python measure_purejaxrl.py CLONE ppo|ppo_rnn ENVIRONMENT STEPS PROCESSES '{"NUM_ENVS": 64, …}'
 
-CLONE is a clone of github.com/luchris429/purejaxrl (31756b1). It is not a package, so its file is imported unchanged,
-except for two lines that current Flax rejects, because a GRU now gets its width when it is created. Brax and Navix,
-which its wrappers import for environments that are not measured here, are replaced by empty modules. The settings
-replace those at the end of the file. WIDTH is the width of ppo's hidden layers, which the file fixes at 64. Each
-process trains one seed, since one program uses one core.
+CLONE is a clone of github.com/luchris429/purejaxrl (31756b1). It is not a package, so its file is imported. The file is
+unchanged except for two lines that current Flax rejects, because a GRU's width must now be given when it is created.
+Brax and Navix, which its wrappers import for environments that are not measured here, are replaced by empty modules.
+The settings replace those at the end of the file. WIDTH is the width of ppo's hidden layers, which the file fixes at
+64. Each process trains one seed, since a program uses only one core.
 """
 
 import json
@@ -36,11 +36,11 @@ UNUSED = {
     "brax.envs.wrappers.training": ("EpisodeWrapper", "AutoResetWrapper"),
     "navix": (),
 }
-"""Module that PureJaxRL's wrappers import → the names that they import from it."""
+"""Unused module that PureJaxRL's wrappers import → the names that they import from it."""
 
 
 def replace_unused() -> None:
-    """Replace libraries that PureJaxRL imports but that are not measured by empty modules."""
+    """Install empty modules in place of libraries that PureJaxRL imports but that are not needed here."""
     for name, wanted in UNUSED.items():
         module = ModuleType(name)
         for attribute in wanted:
@@ -49,7 +49,7 @@ def replace_unused() -> None:
 
 
 def imported(clone: Path, name: str, width: int = 64) -> ModuleType:
-    """The module with this name in the clone, with layers of this width."""
+    """Import the module with this name from the clone, with hidden layers of this width."""
     replace_unused()
     folder = clone / "purejaxrl"
     sys.path.insert(0, str(folder))
@@ -64,7 +64,7 @@ def imported(clone: Path, name: str, width: int = 64) -> ModuleType:
 
 
 def one(clone: Path, name: str, environment: str, steps: int, settings: dict[str, Any]) -> dict[str, float]:
-    """Train twice in this process: the first time measures compilation, and the second time measures the rate."""
+    """Train twice in this process. The first time includes compilation, and the second time measures the rate."""
     import jax
 
     config = DEFAULTS | {"ENV_NAME": environment, "TOTAL_TIMESTEPS": steps} | settings

@@ -1,4 +1,4 @@
-"""Measure how fast Gymnasium steps an environment with random actions and nothing else; prints a JSON line.
+"""Measure how fast Gymnasium steps an environment with random actions and no learning; print a JSON line.
 
 python measure_raw.py ENVIRONMENT PROCESSES          # unchanged
 python measure_raw.py ENVIRONMENT PROCESSES still    # with MuJoCo's stopwatch stopped
@@ -19,7 +19,7 @@ SECONDS = 5.0
 
 
 def one(environment: str, is_still: bool) -> float:
-    """The steps per second of this process."""
+    """Return the steps per second of this process."""
     if package := package_of(environment):
         import_module(package.module)
     env = gymnasium.make(environment, disable_env_checker=True)

@@ -1,9 +1,9 @@
-"""Measure rejax's PPO on a compiled gymnax environment, with vmapped seeds; prints a JSON line.
+"""Measure rejax's PPO on a compiled gymnax environment, with vmapped seeds; print a JSON line.
 
     python measure_rejax.py SEEDS STEPS [ENVIRONMENTS [ID [MINIBATCHES [WIDTH]]]]
 
-The defaults are CartPole, a batch of 64 × 128, 4 epochs × 4 minibatches, and separate 64-64 tanh networks like
-upslope's. There is no evaluation.
+The defaults are CartPole, a batch of 64 × 128, 4 epochs × 4 minibatches, and separate 64-64 tanh networks, as in
+upslope. rejax's evaluation is turned off.
 """
 
 import json

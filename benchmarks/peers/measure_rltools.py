@@ -1,9 +1,9 @@
-"""Compile and measure RLtools' PPO in C++ on its own Pendulum; prints a JSON line.
+"""Compile and measure RLtools' PPO in C++ on its own Pendulum; print a JSON line.
 
     python measure_rltools.py STEPS '{"envs": 64, "steps": 128, "batch": 2048, "epochs": 4, "activation": "TANH"}'
 
-Needs g++ and OpenBLAS. The headers come from the installed package `rltools`. RLtools' FAST_TANH is a quotient of
-polynomials with an error of up to 0.024.
+Needs g++ and OpenBLAS. The headers come from the installed package `rltools`. RLtools' FAST_TANH approximates tanh by a
+quotient of polynomials, with an error of up to 0.024.
 """
 
 import json
@@ -24,7 +24,7 @@ FLAGS = (
 
 
 def headers() -> Path:
-    """The folder of RLtools' C++ headers in its package. The package is not imported, since importing it starts a
+    """Return the folder with RLtools' C++ headers in its package. The package is not imported, since that would start a
     compilation."""
     found = find_spec("rltools")
     if found is None or found.origin is None:
@@ -33,7 +33,7 @@ def headers() -> Path:
 
 
 def compiled(shape: dict[str, Any], folder: Path) -> Path:
-    """The program for this shape in the folder, which is compiled if it is missing."""
+    """Return the program for this shape in the folder. Compile it if it is missing."""
     values = {"width": 64, **shape}
     program = folder / "_".join(["rltools_ppo", *(str(value) for value in values.values())])
     if not program.exists():
@@ -45,8 +45,8 @@ def compiled(shape: dict[str, Any], folder: Path) -> Path:
 
 
 def run(program: Path, *arguments: Any) -> dict[str, Any]:
-    """Run the program, and return its output. BLAS uses one thread, since at these sizes several threads would only
-    wait for each other."""
+    """Run the program, and return its output. BLAS is limited to one thread, since at these sizes several threads would
+    mostly wait for each other."""
     command = [str(program), *(str(argument) for argument in arguments)]
     done = subprocess.run(command, env=os.environ | {"OPENBLAS_NUM_THREADS": "1"}, capture_output=True, text=True)
     if done.returncode:

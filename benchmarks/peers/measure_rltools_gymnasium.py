@@ -1,9 +1,9 @@
-"""Measure RLtools' PPO through its Python interface on a Gymnasium environment; prints a JSON line.
+"""Measure RLtools' PPO through its Python interface on a Gymnasium environment; print a JSON line.
 
     python measure_rltools_gymnasium.py ENVIRONMENT PROCESSES STEPS '{"N_ENVIRONMENTS": 8, …}'
 
-It runs in one or more processes. The interface compiles itself with g++, and uses a BLAS library that the linker finds.
-The networks use RLtools' fast tanh.
+The measurement runs in one or more processes. The interface compiles itself with g++ and uses a BLAS library that the
+linker finds. The networks use RLtools' fast tanh.
 """
 
 import json
@@ -17,7 +17,7 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 
 def one(environment: str, steps: int, settings: dict) -> dict[str, float]:
-    """Train in this process: first two updates that are not counted, then the measured ones."""
+    """Train in this process: first two updates as a warm-up, then the measured ones."""
     import gymnasium
     from rltools import PPO
 
@@ -47,7 +47,7 @@ if __name__ == "__main__":
     if int(processes) == 1:
         answer = one(environment, int(steps), json.loads(settings))
     else:
-        at_once(1, __file__, environment, "1", "1", settings)  # compiles once for all processes
+        at_once(1, __file__, environment, "1", "1", settings)  # this compiles once for all processes
         answers = at_once(int(processes), __file__, environment, "1", steps, settings)
         answer = {
             "steps_per_second": sum(a["steps_per_second"] for a in answers),

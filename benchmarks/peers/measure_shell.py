@@ -1,11 +1,11 @@
-"""Measure a whole command, from its start in the shell to its end; prints a JSON line.
+"""Measure a whole command, from its start in the shell to its end; print a JSON line.
 
     python measure_shell.py cold|warm SCORE upslope jax:CartPole-v1 …        # `upslope train` with these arguments
     python measure_shell.py cold|warm SCORE solve_sb3.py CartPole-v1 475     # a script in the same folder
 
 cold: the cache folder is empty. warm: the same command has run once before with the same folder. SCORE is the mean
-return that the last 20 training episodes must reach, or "any". The last line that a script prints is a JSON object with
-the environment steps ("steps"), the updates ("updates"), and that mean return ("return").
+return that the last 20 training episodes must reach, or "any". The last line that a script prints must be a JSON object
+with the number of environment steps ("steps"), the number of updates ("updates"), and that mean return ("return").
 """
 
 import csv
@@ -23,11 +23,11 @@ from measure import peak_memory
 HERE = Path(__file__).parent
 UPSLOPE = "from upslope.cli.main import main; main()"
 LAST = 20
-"""Number of last training episodes whose mean return must reach the score."""
+"""How many training episodes, counted from the end, are averaged and compared with the score."""
 
 
 def told_by(run: Path) -> dict[str, Any]:
-    """The steps, updates and final return, read from a run directory."""
+    """Read the steps, updates and final return from a run directory."""
     row = json.loads((run / "metrics.jsonl").read_text("utf-8").splitlines()[-1])
     with (run / "episodes.csv").open(encoding="utf-8") as file:
         returns = [float(episode["return"]) for episode in csv.DictReader(file)][-LAST:]

@@ -1,9 +1,9 @@
-"""Measure the steady rate of one run with whichever version of upslope is on the path; prints a JSON line.
+"""Measure the steady rate of one run with whichever version of upslope is on the path; print a JSON line.
 
 python measure_steady.py ENVIRONMENT ALGORITHM STEPS '{"num_envs": 64, …}'
 
-Only features that all versions have are used: `upslope.train`, and the column of times in the run's rows. The rate is
-that of all seeds together, from the end of the first chunk, in which programs are compiled, to the end of the run.
+Only features that all versions have are used: `upslope.train`, and the times in the run's rows. The rate covers all
+seeds together, from the end of the first chunk (which includes compilation) to the end of the run.
 """
 
 import json
@@ -16,7 +16,8 @@ import upslope
 
 
 def steady_rate(rows: list[dict[str, Any]]) -> float:
-    """Environment steps per second after the first chunk, which consists of the rows that share the first time."""
+    """Return the environment steps per second after the first chunk, whose rows all have the same time as the first
+    row."""
     first, last = rows[0]["time/elapsed"], rows[-1]["time/elapsed"]
     if last <= first:
         raise SystemExit("The run ended after its first chunk, so there is no steady rate. Give it more steps.")

@@ -1,4 +1,4 @@
-"""Measure one run of upslope, started as a user would start it; prints a JSON line.
+"""Measure one run of upslope, started the way a user would start it; print a JSON line.
 
 python measure_upslope.py ENVIRONMENT SEEDS STEPS '{"num_envs": 64, …}'
 """
@@ -16,6 +16,6 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         run = upslope.train(environment, seeds=seeds, steps=steps, folder=folder, quiet=True, preset=False, **settings)
         rows = run.metrics()
-    # The rate is that of all seeds together, without the first chunk, in which programs are compiled.
+    # The rate covers all seeds together and excludes the first chunk, which includes compilation.
     answer = {"steps_per_second": rows[-1]["time/steps_per_second"], "first_update": rows[0]["time/elapsed"]}
     print(json.dumps(answer | {"peak_memory_mb": peak_memory()}))

@@ -1,4 +1,4 @@
-"""Train REINFORCE as in PyTorch's example on Gymnasium's CartPole for a number of steps; prints a JSON line.
+"""Train REINFORCE as in PyTorch's example on Gymnasium's CartPole for a number of steps; print a JSON line.
 
     python reinforce_torch.py STEPS
 
@@ -18,7 +18,7 @@ GAMMA = 0.99
 
 
 def to_go(rewards: list[float]) -> torch.Tensor:
-    """Discounted rewards to go, with mean 0 and standard deviation 1."""
+    """Return the discounted rewards to go, standardised to mean 0 and standard deviation 1."""
     returns, total = [], 0.0
     for reward in reversed(rewards):
         total = reward + GAMMA * total

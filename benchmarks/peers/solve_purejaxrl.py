@@ -1,9 +1,10 @@
-"""Train PureJaxRL's PPO on gymnax's CartPole with the numbers of upslope's preset; prints a JSON line.
+"""Train PureJaxRL's PPO on gymnax's CartPole with the numbers of upslope's preset; print a JSON line.
 
     python solve_purejaxrl.py CLONE
 
-It has twice the preset's budget, since with the same budget it does not always reach the score, and spends all of it,
-since PureJaxRL cannot stop at a score. Compiled programs are kept in the cache folder, $XDG_CACHE_HOME.
+The budget is twice the preset's, since PureJaxRL does not always reach the score within the preset's budget. The run
+always spends all of it, since PureJaxRL cannot stop at a score. Compiled programs are kept in the cache folder,
+$XDG_CACHE_HOME.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Train RLtools on its Pendulum, in the shape of its own example, until a score is reached; prints a JSON line.
+"""Train RLtools on its Pendulum, with the settings of its own example, until a score is reached; print a JSON line.
 
     python solve_rltools.py SCORE
 

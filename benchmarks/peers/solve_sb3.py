@@ -1,9 +1,9 @@
-"""Train Stable-Baselines3's PPO with its zoo's settings until a score is reached; prints a JSON line.
+"""Train Stable-Baselines3's PPO with its zoo's settings until a score is reached; print a JSON line.
 
     python solve_sb3.py CartPole-v1|Pendulum-v1 SCORE
 
-The run ends when the zoo's budget is spent, or as soon as the mean return of the last 100 training episodes reaches the
-score. The settings are those of DLR-RM/rl-baselines3-zoo@22e3ff2, hyperparams/ppo.yml.
+The run stops when the zoo's budget is spent, or as soon as the mean return of the last 100 training episodes reaches
+the score. The settings are those of DLR-RM/rl-baselines3-zoo@22e3ff2, hyperparams/ppo.yml.
 """
 
 import json
@@ -32,7 +32,7 @@ ZOO: dict[str, dict[str, Any]] = {
 
 
 class Stop(BaseCallback):
-    """Ends the run when the mean return of the last 100 episodes reaches the score."""
+    """Stops the run when the mean return of the last 100 episodes reaches the score."""
 
     def __init__(self, score: float) -> None:
         super().__init__()

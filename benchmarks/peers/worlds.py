@@ -1,4 +1,4 @@
-"""Variants of CartPole that do the same work in Python, with vector or Dict observations, with or without a mask."""
+"""CartPole variants that do the same work in Python but return vector or Dict observations, with or without a mask."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ NOTHING_FORBIDDEN = np.ones(2, np.int8)
 
 
 class Parted(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """CartPole that splits its observation, and returns either the parts or the recombined vector."""
+    """CartPole that splits its observation and returns either the parts or the recombined vector."""
 
     shows_parts = False
     gives_mask = False
@@ -23,12 +23,12 @@ class Parted(gymnasium.Wrapper[Any, Any, Any, Any]):
         self.observation_space = spaces.Dict(boxes) if self.shows_parts else whole
 
     def seen(self, observation: np.ndarray) -> Any:
-        """The observation that is returned."""
+        """Return the observation as parts or as a vector."""
         parts = {name: observation[part] for name, part in PARTS.items()}
         return parts if self.shows_parts else np.concatenate([parts["position"], parts["angle"]])
 
     def told(self, info: dict[str, Any]) -> dict[str, Any]:
-        """The info, with a mask either under the usual name or under one without meaning."""
+        """Add a mask to the info, either under the usual name or under a name that means nothing."""
         return info | {"action_mask" if self.gives_mask else "other": NOTHING_FORBIDDEN}
 
     def reset(self, **options: Any) -> Any:
@@ -41,12 +41,12 @@ class Parted(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 class Dicts(Parted):
-    """Observations are a Dict of two vectors."""
+    """CartPole whose observations are a Dict of two vectors."""
 
     shows_parts = True
 
 
 class Masked(Parted):
-    """Every step returns a mask that forbids nothing."""
+    """CartPole whose steps return a mask that forbids nothing."""
 
     gives_mask = True

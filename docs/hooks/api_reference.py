@@ -9,11 +9,11 @@ from code_of import SOURCE
 import upslope
 
 FIELDS = ("core.types", "environments.base", "models.model")
-"""Modules whose names are shown with every field, even if a field has no docstring."""
+"""Modules whose classes are shown with all fields, including fields without a docstring."""
 
 
 def all_names(_: str, language: str = "en") -> str:
-    """Return one section for each module with public names: a description of the module, and each name."""
+    """Return one section for each module with public names, with a description of the module and of each name."""
     return "\n".join(section(room, names) for room, names in upslope.PUBLIC_NAMES.items())
 
 

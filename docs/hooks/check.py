@@ -1,4 +1,4 @@
-"""Check that the built site is self-contained: no internal link is dead, and nothing is fetched from elsewhere."""
+"""Check that the built site is self-contained: no internal link is dead, and nothing is loaded from other sites."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FETCHED = {("script", "src"), ("img", "src"), ("iframe", "src"), ("link", "href"
 
 
 class Page(HTMLParser):
-    """Parser that collects the anchors and links of a page."""
+    """A parser that collects the anchors and links of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

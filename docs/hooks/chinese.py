@@ -16,16 +16,16 @@ WORDS = {
     "Back to top": "回到顶部",
     "Search": "搜索",
 }
-"""Translations for the theme, which is built in only one language."""
+"""Translations for the theme's interface, since the theme is built in only one language."""
 
 
 def joined(markdown: str) -> str:
-    """Join the lines of a paragraph if both sides are Chinese; a browser would show a space between them."""
+    """Join lines of a paragraph where both sides of the break are Chinese. A browser would show a space there."""
     return outside_fences(markdown, partial(LINE_END.sub, ""))
 
 
 def interface(html: str) -> str:
-    """Set the page's language, for hyphenation, fonts and screen readers, and translate the theme's interface."""
+    """Set the language of the page (for hyphenation, fonts and screen readers) and translate the theme's interface."""
     html = html.replace('<html lang="en"', '<html lang="zh-CN"', 1)
     for english, chinese in WORDS.items():
         html = re.sub(rf'(>\s*|(?:aria-label|placeholder|title)="){english}(?=\s*<|"|:)', rf"\g<1>{chinese}", html)

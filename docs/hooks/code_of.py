@@ -1,4 +1,4 @@
-"""Find the source of a dotted name, with its file and lines."""
+"""Find the source code of a dotted name, with its file and line numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SOURCE = Path(__file__).resolve().parents[2] / "src"
 
 
 def block(name: str, language: str = "en") -> str:
-    """Return a fenced block with the source of `upslope.module.Name`, decorators included."""
+    """Return a fenced block with the source code of `upslope.module.Name`, including decorators."""
     path, symbol = split(name)
     lines = lines_of(path, symbol)
     if lines is None:
@@ -25,7 +25,7 @@ def block(name: str, language: str = "en") -> str:
 
 
 def split(name: str) -> tuple[Path, str]:
-    """Split a dotted name into the file and the name inside it."""
+    """Split a dotted name into the path of the file and the name inside the file."""
     parts = name.split(".")
     for length in range(len(parts) - 1, 0, -1):
         path = SOURCE.joinpath(*parts[:length]).with_suffix(".py")

@@ -15,12 +15,12 @@ ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def all_commands(_: str, language: str = "en") -> str:
-    """Return one section for each command."""
+    """Return one section with the help text of each command."""
     return "\n".join(f"## upslope {name}\n\n```text\n{help_of(name)}\n```\n" for name in cli.COMMANDS)
 
 
 def help_of(name: str) -> str:
-    """Return what `upslope NAME --help` prints on a terminal of fixed width."""
+    """Return what `upslope NAME --help` prints on a terminal with a fixed width."""
     printed = io.StringIO()
     with (
         mock.patch.dict(os.environ, {"COLUMNS": COLUMNS, "TERM": "dumb", "NO_COLOR": "1"}),

@@ -1,12 +1,12 @@
-"""Insert content from the source into pages when the site is built, so that it is never out of date.
+"""Insert content from the source code into pages when the site is built, so that pages are never out of date.
 
-    <!-- source: upslope.core.estimators.GAE.__call__ -->   the code of that name
-    <!-- lab: variance -->                             the lab's verdicts and figures
-    <!-- metrics: analysis.metrics.METRICS -->         the meaning of each metric
+    <!-- source: upslope.core.estimators.GAE.__call__ -->   the source code of that name
+    <!-- lab: variance -->                             the verdicts and figures of a lab experiment
+    <!-- metrics: analysis.metrics.METRICS -->         a description of each metric
     <!-- help -->                                      the --help output of every command
     <!-- api -->                                       the public names
 
-A name that does not exist fails the build.
+The build fails if a name does not exist.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FILL: dict[str, Callable[[str, str], str]] = {
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Replace the directives in a page by their content."""
+    """Replace each directive in a page with its content."""
 
     def fill(found: re.Match[str]) -> str:
         try:
@@ -49,12 +49,12 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def language_of(uri: str) -> str:
-    """Return the language of a page: Chinese in the folder zh, and English elsewhere."""
+    """Return the language of a page: Chinese for pages in the folder zh, and English for all others."""
     return "zh" if uri.startswith("zh/") else "en"
 
 
 def on_page_content(html: str, page: Any, **_: Any) -> str:
-    """Load Plotly on pages that have a figure of the lab."""
+    """Load Plotly on pages that show figures from the lab."""
     if 'class="lab"' not in html:
         return html
     scripts = (get_relative_url(script, page.url) for script in (lab_figures.SCRIPT, "assets/figures.js"))
@@ -67,5 +67,5 @@ def on_post_page(output: str, page: Any, **_: Any) -> str:
 
 
 def on_post_build(config: Any, **_: Any) -> None:
-    """Write Plotly into the site, for the lab's figures."""
+    """Copy Plotly's script into the site, for the lab's figures."""
     lab_figures.write_script(Path(config.site_dir))

@@ -1,4 +1,4 @@
-"""Render the lab's verdicts and figures for an experiment, from the stored result of `python benchmarks/lab.py`."""
+"""Render the verdicts and figures of a lab experiment from the stored results of `python benchmarks/lab.py`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HEADING = {"en": "The lab: ", "zh": "实验室："}
 
 
 def section(name: str, language: str = "en") -> str:
-    """Return the section of an experiment: its question, the claims with their verdicts, and the figures."""
+    """Return the section for an experiment: its question, the claims with their verdicts, and the figures."""
     if name not in [experiment.name for experiment in EXPERIMENTS]:
         raise LookupError(f'the lab has no experiment "{name}"')
     words: dict[str, Any] = texts(language)  # type: ignore[arg-type]  # both languages have pages
@@ -43,14 +43,14 @@ def section(name: str, language: str = "en") -> str:
 
 
 def plot(name: str, figure: dict[str, Any]) -> Html:
-    """Render a figure as HTML, with a fixed id, so that the same findings give the same page."""
+    """Render a figure as HTML. The id is fixed, so that the same findings give the same page."""
     options = {"displayModeBar": False, "responsive": True}
     return Html(to_html(figure, full_html=False, include_plotlyjs=False, config=options, div_id=name))
 
 
 @cache
 def stored() -> dict[str, Outcome]:
-    """Return the stored outcomes by experiment; empty if there is no stored result."""
+    """Return the stored outcome of each experiment. The dictionary is empty if there are no stored results."""
     if not STORED.is_file():
         return {}
     return {found["name"]: outcome(found) for found in json.loads(STORED.read_text("utf-8"))["experiments"]}
@@ -73,15 +73,15 @@ def outcome(found: dict[str, Any]) -> Outcome:
 
 
 def number(value: float | None) -> float:
-    """Convert a stored number; null stands for nan, which JSON does not have."""
+    """Convert a stored number. JSON has no nan, so it is stored as null."""
     return math.nan if value is None else value
 
 
 def bound(value: float | None, endless: float) -> float:
-    """Convert a stored bound; null stands for infinity, which JSON does not have."""
+    """Convert a stored bound. JSON has no infinity, so it is stored as null."""
     return endless if value is None else value
 
 
 def write_script(site: Path) -> None:
-    """Write Plotly's script from the installed package into the site."""
+    """Copy Plotly's script from the installed package into the site."""
     (site / SCRIPT).write_text(get_plotlyjs(), "utf-8")

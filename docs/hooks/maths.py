@@ -13,15 +13,16 @@ from markdown.inlinepatterns import InlineProcessor
 
 INLINE = r"(?<![\\$])\$(?P<formula>[^$\n]+)\$(?!\$)"
 ABOVE_ESCAPES = 185
-"""Below code (190), so that `$HOME` in code stays; above the backslash (180), which LaTeX needs."""
+"""Priority of inline formulas: below that of code (190), so that `$HOME` in code is left alone, and above that of
+backslash escapes (180), since LaTeX needs its backslashes."""
 
 
 def mathml(formula: str, display: str) -> str:
-    """Convert LaTeX to MathML; a formula that cannot be parsed fails the build."""
-    # The converter does not support `aligned`, but supports `align*`, which has the same layout.
+    """Convert LaTeX to MathML. The build fails if a formula cannot be parsed."""
+    # The converter does not support `aligned`, but it does support `align*`, which has the same layout.
     known = formula.strip().replace("{aligned}", "{align*}")
     drawn = convert(known, display=display)
-    # A superscript prime inside an index is too small to see; the plain character is already raised.
+    # A superscript prime inside an index is too small to read, and the plain character is already raised.
     drawn = re.sub(r"<msup>(<mi>[^<]*</mi>)<mi>&#x02032;</mi></msup>", r"<mrow>\1<mtext>′</mtext></mrow>", drawn)
     drawn = re.sub(r"<mi>log</mi>(?!<mo stretchy)", '<mi>log</mi><mspace width="0.17em"/>', drawn)
     ElementTree.fromstring(drawn)
@@ -31,19 +32,19 @@ def mathml(formula: str, display: str) -> str:
 
 
 def block(source: str, *_: Any, **__: Any) -> str:
-    """Format a fenced block, as called by superfences."""
+    """Format a fenced block with a formula. Superfences calls this function."""
     return f'<div class="formula">{mathml(source, "block")}</div>'
 
 
 class Inline(InlineProcessor):
-    """Processor for `$…$` in running text and in tables."""
+    """A processor for `$…$` in running text and in tables."""
 
     def handleMatch(self, m: Any, data: str) -> tuple[str, int, int]:  # noqa: N802 - Markdown's name
         return self.md.htmlStash.store(mathml(m["formula"], "inline")), m.start(0), m.end(0)
 
 
 class Formulas(Extension):
-    """Markdown extension for inline formulas."""
+    """A Markdown extension for inline formulas."""
 
     def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802 - Markdown's name
         md.inlinePatterns.register(Inline(INLINE, md), "formula", ABOVE_ESCAPES)

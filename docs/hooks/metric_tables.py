@@ -1,4 +1,4 @@
-"""Describe each metric: its meaning comes from the tables in analysis/, and the advice from the doctor's rules."""
+"""Describe each metric. The meaning comes from the tables in analysis/, and the advice from the doctor's rules."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DERIVED = {
     "truncation_bootstrap / |V|": "health/truncation_bootstrap",
     "share of the rise lost": "episode/return",
 }
-"""Quantities that rules compute from a metric, with that metric."""
+"""Quantities that rules compute from a metric, mapped to that metric."""
 STANDS_FOR = {
     "key": "",
     "flag": "--learning-rate or the limit that is strict",
@@ -47,11 +47,11 @@ STANDS_FOR = {
     "rates[-1]": "fewer",
     "steps": "thousands of",
 }
-"""Replacements for a run's own numbers in the texts of the rules."""
+"""General words that replace the numbers of a particular run in the texts of the rules."""
 
 
 class Rule(NamedTuple):
-    """The texts of a rule of the doctor, and the metrics on which it is based."""
+    """The texts of one of the doctor's rules, and the metrics on which the rule is based."""
 
     metrics: frozenset[str]
     symptom: str
@@ -69,7 +69,7 @@ def tables(name: str, language: str = "en") -> str:
 
 
 def section(metric: str, explanation: Explanation) -> str:
-    """Return a metric's section: its name and unit, its meaning, healthy values, and what to do otherwise."""
+    """Return the section for a metric: its name, unit and meaning, its healthy values, and advice for other values."""
     advice = [f"    - {rule.symptom} {rule.likely} *{rule.remedy}*" for rule in rules() if metric in rule.metrics]
     advice += [f"    - {OTHERWISE[metric]}"] if metric in OTHERWISE else []
     if not advice:
@@ -84,7 +84,7 @@ def section(metric: str, explanation: Explanation) -> str:
 
 @cache
 def rules() -> tuple[Rule, ...]:
-    """Return all rules of the doctor, parsed instead of run, so that their advice is independent of any run's flags."""
+    """Return the doctor's rules. They are parsed, not called, so the advice does not depend on the flags of a run."""
     functions = [
         node
         for path in sorted(RULES.glob("rules_*.py"))
@@ -95,7 +95,7 @@ def rules() -> tuple[Rule, ...]:
 
 
 def rules_of(function: ast.FunctionDef) -> Iterator[Rule]:
-    """Yield the findings that a rule can return."""
+    """Yield each finding that the function of a rule can return."""
     assigned = [node for node in ast.walk(function) if isinstance(node, ast.Assign)]
     known = {node.targets[0].id: node.value for node in assigned if isinstance(node.targets[0], ast.Name)}
     for call in calls_of("Finding", function):
@@ -112,7 +112,7 @@ def calls_of(name: str, node: ast.AST) -> list[ast.Call]:
 
 
 def metrics_in(*nodes: ast.AST) -> frozenset[str]:
-    """Return the metrics that a piece of source names."""
+    """Return the metrics whose names occur in these pieces of source code."""
     constants = (n.value for node in nodes for n in ast.walk(node) if isinstance(n, ast.Constant))
     found = {name for name in constants if isinstance(name, str)}
     full = {x for name in found for x in (name, f"health/{name}", DERIVED.get(name, ""))}
@@ -120,14 +120,17 @@ def metrics_in(*nodes: ast.AST) -> frozenset[str]:
 
 
 def part_in_words(part: ast.expr) -> str:
-    """Return text unchanged, and words for a run's number; … if there are none, which is allowed only in brackets."""
+    """Return text unchanged, and replace a number of a run with words.
+
+    If there are no words for the number, the result is "…", which is allowed only in brackets.
+    """
     if isinstance(part, ast.FormattedValue):
         return STANDS_FOR.get(ast.unparse(part.value), "…")
     return str(part.value) if isinstance(part, ast.Constant) else "…"
 
 
 def words(node: ast.AST, known: dict[str, ast.expr]) -> str:
-    """Return the text of an expression in the source, without the numbers of a run."""
+    """Return the text of an expression in the source code, without the numbers of a particular run."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.JoinedStr):

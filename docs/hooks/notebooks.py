@@ -1,6 +1,6 @@
-"""Execute the notebooks of docs/ when the site is built: `NAME.ipynb` becomes the page `NAME.md` with its outputs.
+"""Execute the notebooks in docs/ when the site is built: `NAME.ipynb` becomes the page `NAME.md` with all outputs.
 
-A failing cell fails the build. `mkdocs serve` executes a notebook again only if it has changed.
+If a cell fails, the build fails. `mkdocs serve` executes a notebook again only if it has changed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nbclient.exceptions import CellExecutionError
 DOCS = Path(__file__).resolve().parents[1]
 SOURCE = DOCS.parent / "src"
 CELL_SECONDS = 300
-"""Time limit for a cell in seconds."""
+"""Time limit for each cell, in seconds."""
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -33,7 +33,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 @cache
 def page_of(text: str, name: str) -> str:
-    """Execute a notebook and return its page."""
+    """Execute a notebook, and return its page as Markdown."""
     notebook = nbformat.reads(text, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(notebook, timeout=CELL_SECONDS, resources={"metadata": {"path": folder}})

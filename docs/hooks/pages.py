@@ -1,6 +1,7 @@
-"""Add pages from outside docs/: the repository's own pages, and a listing of every code file that a page links to.
+"""Add pages from outside docs/: the pages in the root of the repository, and a listing of every code file that a page
+links to.
 
-This makes the site self-contained: links that lead out of docs/ are rewritten to pages of the site.
+This makes the site self-contained: links that lead out of docs/ are rewritten so that they lead to pages of the site.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ LANGUAGES = {".py": "python", ".yaml": "yaml", ".json": "json"}
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the repository's pages and the code files that any page links to."""
+    """Add the pages in the root of the repository, and the code files that any page links to."""
     wanted = {page: DOCS / page for page in files.src_uris if page.endswith(".md")}
     for name, uri in ROOT_PAGES.items():
         wanted[uri] = ROOT / name
@@ -54,7 +55,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def with_counterpart(markdown: str, uri: str) -> str:
-    """Add a link to the same page in the other language below the heading."""
+    """Below the heading, add a link to the same page in the other language."""
     other, name = (uri.removeprefix("zh/"), "English") if uri.startswith("zh/") else (f"zh/{uri}", "中文")
     if not (DOCS / other).is_file():
         return markdown
@@ -69,7 +70,7 @@ def rewrite(markdown: str, uri: str, source: Path, linked: set[Path]) -> str:
 
 
 def outside_fences(markdown: str, change: Callable[[str], str]) -> str:
-    """Apply `change` to a page's text, leaving its fenced blocks unchanged."""
+    """Apply `change` to the text of a page, but leave its fenced blocks unchanged."""
     parts = FENCE.split(markdown)
     return "".join(part if place % 2 else change(part) for place, part in enumerate(parts))
 
@@ -88,7 +89,7 @@ def link(found: re.Match[str], uri: str, source: Path, linked: set[Path]) -> str
 
 
 def site_uri(target: Path, linked: set[Path]) -> str:
-    """Return the path of a file's page in the site; code files are added to `linked`."""
+    """Return the path of a file's page in the site. Code files are added to `linked`."""
     if target.parent == ROOT and target.name in ROOT_PAGES:
         return ROOT_PAGES[target.name]
     if target.is_relative_to(DOCS) and target.suffix != ".py":
@@ -98,12 +99,12 @@ def site_uri(target: Path, linked: set[Path]) -> str:
 
 
 def code_uri(path: Path) -> str:
-    """Map `src/upslope/core/estimators.py` to `code/src/upslope/core/estimators.py.md`."""
+    """Return the path of a code file's page: `code/src/a.py.md` for `src/a.py`."""
     return f"code/{path.relative_to(ROOT).as_posix()}.md"
 
 
 def listing(path: Path) -> str:
-    """Return a page that lists a file's lines, each with an anchor."""
+    """Return a page that lists the lines of a file, each with an anchor."""
     name = path.relative_to(ROOT).as_posix()
     language = LANGUAGES.get(path.suffix, "text")
     text = path.read_text("utf-8").rstrip()

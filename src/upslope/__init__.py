@@ -1,7 +1,7 @@
 """upslope: policy gradients from REINFORCE to PPO.
 
 `upslope.train("CartPole-v1", seeds=5)` trains an agent, and `upslope.load(run.path)` loads its policy. Names are
-imported when they are first used, so that `import upslope` is fast.
+imported on first use, which keeps `import upslope` fast.
 """
 
 from importlib import import_module

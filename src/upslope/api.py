@@ -55,40 +55,41 @@ def train(
             of that run.
         algorithm: a rung of the ladder; see `upslope list`. The default is `ppo`, or the algorithm of the run in
             `start_from`.
-        start_from: start from this run's agent, with its normalisers and optimiser state: a run or its directory, or
-            "RUN@best" for its best checkpoint. Omitted settings are then taken from that run, except that a different
-            algorithm uses its own defaults. `from_seed`, `fresh_normalisers` and `fresh_optimiser` adjust what is
-            inherited.
+        start_from: a run whose agent, normalisers and optimiser state the new run starts with: a `Run`, its directory,
+            or "RUN@best" for its best checkpoint. Omitted settings are then taken from that run, except that a
+            different algorithm uses its own defaults. `from_seed`, `fresh_normalisers` and `fresh_optimiser` adjust
+            what is inherited.
         estimator: the estimator (axis 1) that replaces the rung's: a name, or any `Estimator`.
         objective: the objective (axis 2) that replaces the rung's: a name, or any `Objective`.
         bonus: exploration bonus: `none`, `count`, `rnd`, `noveld`, `icm`, or any `Bonus`.
         model: your own model's class or factory, model(observation_space, action_space, *, key, **model_kwargs), or
             its name `module:Name`; see `upslope.Model`.
-        optimiser: `adam`, `adamw`, `rmsprop`, `sgd`, or any complete Optax chain. The updates of a chain are added
+        optimiser: `adam`, `adamw`, `rmsprop`, `sgd`, or any complete Optax chain. The updates of a chain are applied
             unchanged, and `learning_rate` and `max_grad_norm` are not used.
-        schedules: your own schedules by setting (`learning_rate`, `epsilon`, `entropy_coefficient`). A schedule is a
-            function that maps the fraction of the budget spent, 0 to 1, to a factor.
-        name: name of the run, by default derived from environment and algorithm. An existing name is refused.
+        schedules: your own schedules, keyed by setting name (`learning_rate`, `epsilon`, `entropy_coefficient`). A
+            schedule is a function that maps the fraction of the budget spent so far, from 0 to 1, to a factor.
+        name: the name of the run; by default, it is derived from the environment and algorithm. A name that already
+            exists is refused.
         preset: the environment's tuned settings: True for its default preset if it has one, False for none, or a
             preset's name, e.g. "paper".
-        track: experiment trackers to which the run is sent during training: `wandb`, `trackio`, `mlflow`, `tensorboard`
-            or your own `module:Name`; one or several. Each tracker runs in its own process, so a tracker that fails or
+        track: one or more experiment trackers that receive the run during training: `wandb`, `trackio`, `mlflow`,
+            `tensorboard` or your own `module:Name`. Each tracker runs in its own process, so a tracker that fails or
             hangs does not affect the run; see `upslope.track`.
         track_project: the trackers' project (MLflow: experiment); by default the one in their own configuration.
-        workers: number of processes that share the seeds of a Gymnasium environment; by default one per core, if the
-            run is so long that starting them is worthwhile. The result does not depend on this number.
+        workers: the number of processes that share the seeds of a Gymnasium environment; by default, one per core if
+            the run is long enough to justify starting them. Results do not depend on this number.
         cluster: where the workers run (extra `ray`): the address of a Ray cluster, "auto" for the cluster running on
-            this machine or else this machine alone, or an `upslope.Placement`, which also sets a worker's resources.
-            Results do not depend on it.
+            this machine or, if there is none, this machine alone, or an `upslope.Placement`, which also sets each
+            worker's resources. Results do not depend on where workers run.
         on_iteration: a function called between chunks with the state of the run (`upslope.Following`). It can read the
-            newest metrics, call methods of the environments, or stop the run. If it raises an exception, everything is
+            newest metrics, call methods of the environments, or stop the run. If it raises an exception, the run is
             saved first.
         trust: allow the code named in the config.json of the run in `start_from`.
         settings: any field of `Config`, e.g. `steps=100_000, seeds=5, lambda_=0.9`.
 
     Raises:
         UpslopeError: a setting is invalid or has no effect, or training failed. The last checkpoint is kept.
-        KeyboardInterrupt: Ctrl-C was pressed. Everything is saved first.
+        KeyboardInterrupt: Ctrl-C was pressed. The run is saved first.
     """
     if name is not None:
         check_name(name)
@@ -140,7 +141,7 @@ def session_of(
 
 
 def run_directory(folder: str | Path, name: str | None, label: str) -> RunDirectory:
-    """Return the run directory `folder/name`, or one with a free name based on the label."""
+    """Return the run directory `folder/name`. Without a name, use an unused name based on the label."""
     if name is not None:
         check_name(name)
     return RunDirectory(Path(folder) / name if name is not None else free_name(Path(folder), label))
@@ -165,15 +166,16 @@ def resume(
     on_iteration: Callable[[Following], Any] | None = None,
     trust: bool = False,
 ) -> Run:
-    """Resume a stopped run. The result is the same as that of the uninterrupted run.
+    """Resume a stopped run. The result is the same as if the run had not been interrupted.
 
     `environment`, `estimator`, `objective`, `bonus`, `model`, `optimiser` and `schedules` are needed only if the run
     was started with objects that cannot be imported by name. Compiled environments continue bit for bit. On the host,
     episodes in progress are replayed, and a message is shown if the replay of an environment diverges.
 
-    `track` and `track_project` work as in `train`. A tracker that already has the run continues it.
+    `track` and `track_project` work as in `train`. A tracker that has already received part of the run continues it.
 
-    `on_iteration` is not stored with a run, so pass it again. The calls that it made are stored and repeated.
+    `on_iteration` is not stored with a run, so pass it again. The environment calls that it made earlier are stored and
+    repeated.
 
     `trust` allows the code named in the run's config.json, which a run from another machine may need. Objects passed
     here, registered Gymnasium ids, upslope's own names and runs trained on this machine need no trust.

@@ -1,4 +1,4 @@
-"""Comparisons of hand-written runs: groups, scores and warnings; nothing is averaged silently."""
+"""Comparisons of synthetic runs: groups, scores and warnings. Unlike runs are never averaged without a warning."""
 
 import json
 import math
@@ -41,7 +41,7 @@ def test_runs_that_share_everything_but_seeds_are_one_group(run_of):
     pooled = found.groups[0]
     assert pooled.runs == (a, b) and pooled.seeds == (0, 1, 2, 3, 4) and pooled.scores.tolist() == [1, 2, 3, 4, 5]
     assert pooled.differs["gamma"] == 0.99 and pooled.differs["objective"] == "clip"
-    assert "lambda" not in pooled.differs  # the same in both runs
+    assert "lambda" not in pooled.differs  # λ is the same in both runs
     assert all(i.is_paired for i in found.improvements)
 
 
@@ -57,7 +57,7 @@ def test_a_seed_that_is_there_twice_counts_once(run_of, tmp_path):
     assert again.groups[0].seeds == (0, 1, 2) and again.groups[0].scores.tolist() == [1.0, 2.0, 3.0]
     assert warned(again, f"left out: {a} is given more than once") and warned(again, f"left out: {tmp_path / 'c'}:")
 
-    # If several runs have the same seeds, prefer one trained to the end, then an evaluated one.
+    # Among runs with the same seeds, the comparison prefers one trained to the end, and among those an evaluated one.
     half = run_of("half", episodes=ending(10, 11), steps=100, gamma=0.5, reached=50)
     whole = run_of("whole", episodes=ending(20, 21), steps=100, gamma=0.5)
     judged = run_of("judged", episodes=ending(22, 23), steps=100, gamma=0.5, evaluations=[evaluation(0, 24.0)])
@@ -87,7 +87,7 @@ LINEAGE = {
 
 
 def described(run, **changes):
-    """Change the description of a run; a dict is merged into the existing entry."""
+    """Change the description of a run. A dictionary is merged into the existing entry."""
     path = run / "config.json"
     there = json.loads(path.read_text())
     merged = {k: there.get(k, {}) | x if isinstance(x, dict) and x else x for k, x in changes.items()}
@@ -173,7 +173,7 @@ def test_one_seed_has_no_interval_and_few_are_thin(run_of):
 def test_seeds_that_agree_have_no_interval_and_it_is_said_why(run_of):
     found = upslope.compare([run_of(episodes=ending(500, 500, 500, 500, 500), steps=100)])
     assert found.groups[0].mean.interval is None
-    # (1 − p)^5 = 0.05 at p = 45 %.
+    # (1 − p)^5 = 0.05 if p = 45 %.
     assert warned(found, "all 5 seeds have the same score", "45%")
 
 
@@ -193,7 +193,7 @@ def test_unequal_budgets_are_told_and_compared_at_the_smaller(run_of):
     assert first.steps == second.steps == (25, 50, 75, 100)
     assert [e.value for e in first.at] == [1, 1, 1, 3.0]  # the mean of 1 and 3 + s, averaged over s = 0 … 4
     assert [e.value for e in second.at][1:] == [2, 2, 2] and math.isnan(second.at[0].value)
-    # Read at the 200 points ½, 1, …, 100: the curve is 1 from step 20 on (160 points) and 3 at the last point.
+    # The curve is read at the 200 points ½, 1, …, 100. It is 1 from step 20 on (160 points) and 3 at the last point.
     assert first.area.value == pytest.approx((160 * 1 + 3) / 161)
 
 
@@ -215,7 +215,7 @@ def test_a_run_that_is_not_finished_is_told(run_of):
 
 
 def test_an_unfinished_run_is_judged_at_the_budget_that_all_have_spent(run_of):
-    """After 40 steps the unfinished run leads 5 to 1; at the end of each run it trails 5 to 9."""
+    """After 40 steps, the unfinished run leads 5 to 1. If each run were scored at its end, it would trail 5 to 9."""
     half = run_of("half", episodes=ending(5, 5, 6, step=40), steps=100, reached=40)
     whole = run_of("whole", episodes={s: [(30, 1.0 + s), (100, 9.0)] for s in range(3)}, steps=100, algorithm="a2c")
     found = upslope.compare([half, whole])
@@ -224,7 +224,7 @@ def test_an_unfinished_run_is_judged_at_the_budget_that_all_have_spent(run_of):
     (pair,) = found.improvements
     assert (pair.label, pair.other, pair.probability.value) == ("ppo", "a2c", 1.0)
     assert warned(found, "not every run in CartPole-v1 is finished", "within 40 steps")
-    # On its own, it is judged by all the steps it has.
+    # Compared alone, the unfinished run is scored at its last step.
     alone = upslope.compare([half])
     assert alone.groups[0].budget == 40 and not warned(alone, "not every run")
 
@@ -268,7 +268,7 @@ def test_the_score_of_training_is_that_of_the_last_hundred_episodes(run_of):
 
 
 def test_a_seed_that_has_no_row_yet_is_compared_as_far_as_it_got(run_of):
-    """A run that was interrupted during its first write."""
+    """The run was interrupted while it first wrote metrics."""
     run = run_of(episodes=ending(1, 2, 3), steps=100)
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run / "metrics.jsonl").write_text("".join(line for line in lines if '"seed": 2' not in line))

@@ -1,4 +1,4 @@
-"""Comparisons over several environments use one unit and equal weights, and average nothing silently."""
+"""Comparisons over several environments use one unit and equal weights, and warn if an average hides differences."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def test_pairs_say_whether_their_seeds_are_the_same(run_of):
 
 
 def test_what_an_average_over_environments_hides_is_told(run_of):
-    """The same label stands for different settings."""
+    """Here, the same label stands for different settings in the two environments."""
     a = run_of("a", episodes=ending(1, 2, 3), steps=100, gamma=0.5)
     b = run_of("b", episodes=ending(4, 4, 4), steps=200, environment="Acrobot-v1")
     c = run_of("c", episodes=ending(5, 6, 7), steps=200, environment="Acrobot-v1", algorithm="a2c")
@@ -67,10 +67,10 @@ def test_scores_in_one_unit_are_averaged(run_of):
     ppo, a2c = found.aggregates
     # Means by hand: (0.6 + 0.9) / 2 and (0.2 + 0.4) / 2.
     assert (ppo.mean.value, a2c.mean.value) == pytest.approx((0.75, 0.3))
-    # Pooled and sorted: 0.2 0.6 0.8 0.9 1 1; a quarter of six is 1.5, so 0.6 and the lower 1 count half.
+    # Pooled and sorted: 0.2 0.6 0.8 0.9 1 1. A quarter of six is 1.5, so 0.6 and one of the 1s have half the weight.
     assert ppo.iqm.value == pytest.approx((0.6 / 2 + 0.8 + 0.9 + 1 / 2) / 3)
     over = [i for i in found.improvements if len(i.environments) == 2]
-    # CartPole: 7.5 of 9 pairs are won (100 beats 0 and ties with 100; 300 and 500 beat all). Acrobot: 8.5.
+    # CartPole: ppo wins 7.5 of 9 pairs (100 beats 0 and ties with 100; 300 and 500 beat all three). Acrobot: 8.5.
     assert [(i.label, i.other) for i in over] == [("ppo", "a2c")]
     assert over[0].probability.value == pytest.approx((7.5 / 9 + 8.5 / 9) / 2)
     profile = found.profiles[0]
@@ -93,7 +93,7 @@ def test_the_reward_threshold_is_one_and_a_random_policy_zero(run_of):
 
 
 def test_a_seed_without_a_score_is_not_the_worst(run_of):
-    """The profile of its group is unknown, like the mean; the profiles of the other groups do not change."""
+    """The profile of the seed's group is unknown, like its mean. The profiles of the other groups do not change."""
     runs = [
         run_of("a", episodes=ending(1, 2, 3), steps=100),
         run_of("b", episodes=ending(4, 5, 6), steps=100, gamma=0.5),

@@ -1,5 +1,5 @@
-"""The credit of an episode: estimators rank the key action as theory predicts, and an episode of a trained run is
-weighed with that run's policy, values and units."""
+"""Credit assignment within an episode: estimators weight the key action as theory predicts, and the weights for an
+episode of a trained run use that run's policy, values and units."""
 
 import dataclasses
 import itertools
@@ -19,17 +19,18 @@ from upslope.core.types import Values, host_rollout
 from upslope.environments.tabular import Tabular
 
 LENGTH, PAYS, NOISE = 5, 3.0, 1.0
-"""Number of steps in the walk, reward for opening the door, and size of the random rewards on the way."""
+"""The number of steps in the walk, the reward for opening the door, and the size of the random rewards on the way."""
 TAKE = 0.3
 """π(take the key)."""
 ESTIMATORS = [TotalReturn(), RewardToGo(), Baseline(), NStep(1), NStep(5), GAE(0.0), GAE(0.95)]
 
 
 def key_and_door() -> Tabular:
-    """A walk of `LENGTH` steps.
+    """Return a walk of `LENGTH` steps.
 
-    Action 1 in the first step takes the key, and the last step pays `PAYS` if the key was taken. Every earlier step
-    tosses a coin for ±`NOISE`. The state is 4 · position + 2 · key + coin and is fully observed.
+    Action 1 in the first step takes the key, and the last step gives the reward `PAYS` if the key was taken. In every
+    earlier step, a coin toss decides whether the reward is +`NOISE` or −`NOISE`. The agent observes the full state,
+    4 · position + 2 · key + coin.
     """
     states = np.arange(4 * (LENGTH + 1))
     position, key = states // 4, states // 2 % 2
@@ -52,7 +53,10 @@ def key_and_door() -> Tabular:
 
 
 def every_episode(world: Tabular, has_key: int):
-    """All equally probable coin sequences, one per column, given the first action; later actions do not matter."""
+    """Return an episode for each of the equally likely coin sequences, one per column, after the given first action.
+
+    Later actions do not matter.
+    """
     coins = np.array(list(itertools.product(range(2), repeat=LENGTH))).T
     columns = coins.shape[1]
     action = np.zeros((LENGTH, columns), np.int32)
@@ -77,7 +81,7 @@ def every_episode(world: Tabular, has_key: int):
 
 
 def expected_weights(has_key: int, gamma: float = 1.0) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Mean [T] and standard deviation [T] of Ψ_t over the coins, using the exact values of the policy."""
+    """Return mean [T] and standard deviation [T] of Ψ_t over all coin sequences, with the policy's exact values."""
     world = key_and_door()
     policy = np.tile([1 - TAKE, TAKE], (len(world.start), 1))
     exact = world.state_values(policy, gamma)
@@ -91,7 +95,8 @@ def expected_weights(has_key: int, gamma: float = 1.0) -> tuple[dict[str, np.nda
 @pytest.mark.parametrize("name", ["NStep(1)", "NStep(5)", "GAE(0)", "GAE(0.95)", "Baseline"])
 def test_with_exact_values_the_key_action_alone_is_credited(name, has_key, advantage):
     # By hand, γ = 1: v(s_0) = 3 · 0.3; the reward is 3 with the key and 0 without it. So A(s_0, take) = 3 − 0.9 and
-    # A(s_0, leave) = −0.9. Later actions change nothing: A = 0. Every estimator with V is unbiased when V is exact.
+    # A(s_0, leave) = −0.9. Later actions change nothing, so A = 0. With an exact V, every estimator that uses V is
+    # unbiased.
     mean, _ = expected_weights(has_key)
     np.testing.assert_allclose(mean[name], [advantage, 0, 0, 0, 0], atol=1e-6)
 
@@ -100,15 +105,15 @@ def test_total_return_credits_every_action_alike_and_reward_to_go_all_before_the
     mean, deviation = expected_weights(has_key=1)
     np.testing.assert_allclose(mean["TotalReturn"], [PAYS] * LENGTH, atol=1e-6)
     np.testing.assert_allclose(mean["RewardToGo"], [PAYS] * LENGTH, atol=1e-6)
-    # The coins are tossed in the first four steps. TotalReturn gives every action the noise of all four: √4 = 2.
+    # Coins are tossed in the first four steps. With TotalReturn, every weight contains the noise of all four: √4 = 2.
     np.testing.assert_allclose(deviation["TotalReturn"], [2.0] * LENGTH, atol=1e-6)
-    # RewardToGo includes only the coins still to come: √4, √3, √2, √1, 0.
+    # RewardToGo includes only the coins that are still to be tossed: √4, √3, √2, √1, 0.
     np.testing.assert_allclose(deviation["RewardToGo"], np.sqrt([4, 3, 2, 1, 0]), atol=1e-6)
 
 
 def test_the_noise_of_gae_lies_between_the_td_error_and_monte_carlo():
     _, deviation = expected_weights(has_key=1)
-    # δ_t contains only the coin of its own step: 1, 1, 1, 1, 0. GAE adds later coins, each scaled by another λ = 0.95.
+    # δ_t contains only the coin of its own step: 1, 1, 1, 1, 0. GAE adds the coin b steps later, scaled by 0.95^b.
     np.testing.assert_allclose(deviation["NStep(1)"], [1, 1, 1, 1, 0], atol=1e-6)
     np.testing.assert_allclose(deviation["GAE(0)"], deviation["NStep(1)"])
     by_hand = [np.sqrt(sum(0.95 ** (2 * b) for b in range(left))) for left in (4, 3, 2, 1, 0)]
@@ -129,7 +134,7 @@ def test_values_are_in_the_worlds_units():
     state = np.array([[0], [1]])
     rollout = every_episode(key_and_door(), 1)._replace(observation=state, next_observation=state[::-1])
     values = critic_values(agent, rollout)
-    # The learner's rewards are divided by σ = 2, so the world's values are twice the critic's.
+    # The learner divides rewards by σ = 2, so values in the world's units are twice the critic's.
     np.testing.assert_allclose(values.value[:, 0], [6.0, 12.0], rtol=1e-5)
     assert isinstance(values, Values)
 
@@ -174,7 +179,7 @@ def test_a_run_without_a_critic_says_nothing_of_values(runs):
     credit = credit_of(runs["cartpole"])
     assert (credit.value, credit.td_error) == (None, None)
     assert list(credit.weights) == ["TotalReturn", "RewardToGo"]
-    # Every reward is 1 and γ = 1: the total return is the length and is shared equally; the reward-to-go counts down.
+    # Every reward is 1 and γ = 1, so the total return is the length at every step, and the reward-to-go counts down.
     n = credit.num_steps
     np.testing.assert_allclose(credit.weights["TotalReturn"], np.full(n, n))
     np.testing.assert_allclose(credit.weights["RewardToGo"], np.arange(n, 0, -1))
@@ -183,7 +188,7 @@ def test_a_run_without_a_critic_says_nothing_of_values(runs):
 
 
 def test_whom_an_estimator_blames(runs):
-    """By hand: (1 + 5)²/(1 + 25) actions share the credit, and the second is blamed although its weight is negative."""
+    """By hand: (1 + 5)²/(1 + 25) actions share the credit. The second is blamed although its weight is negative."""
     credit = credit_of(runs["key"])
     one = dataclasses.replace(credit, weights={"mine": np.asarray([1.0, -5.0]), "flat": np.asarray([2.0, -2.0])})
     assert one.spread("mine") == pytest.approx(36 / 26)

@@ -1,4 +1,4 @@
-"""A run with an image, a number, masks and a memory, followed from training to the pages."""
+"""A run with an image, a number, masks and a memory, tested from training to the report pages."""
 
 import dataclasses
 import json
@@ -33,8 +33,8 @@ def test_training_measures_the_health_of_its_parts(run):
     rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     names = {"health/forbidden_mass", "health/memory_saturated", "health/memory_dead", "health/encoder_dead"}
     assert names <= rows[0].keys() <= set(rows[0]) and names <= HEALTH.keys()
-    assert "health/key_share" not in rows[0]  # the image is convolved, which leaves only one other key
-    # One of the two actions is forbidden, but only at the two ends, and the policy is nearly uniform.
+    assert "health/key_share" not in rows[0]  # the image has a convolutional encoder, so only one key remains
+    # Only at the two ends is one of the two actions forbidden, and the policy is nearly uniform.
     assert 0 < rows[0]["health/forbidden_mass"] < 0.5
     unchecked = upslope.diagnose(run.path).unchecked
     assert "memory_dead" not in unchecked and "encoder_dead" not in unchecked and "key_drowns_others" in unchecked
@@ -43,7 +43,7 @@ def test_training_measures_the_health_of_its_parts(run):
 def test_credit_shows_what_the_agent_saw_may_do_and_kept(credit):
     steps = credit.num_steps
     assert credit.mask.shape == (steps, 2) and credit.mask.any(axis=1).all()
-    # The policy gives forbidden actions no probability.
+    # Forbidden actions have probability 0.
     assert (credit.policy["probability"][~credit.mask] == 0).all()
     assert list(credit.images) == ["0"] and len(credit.images["0"]) == steps == len(credit.image_steps)
     assert credit.influence.shape == (len(credit.influence_steps), steps) and (np.diag(credit.influence) > 0).all()

@@ -1,4 +1,4 @@
-"""Curves for pages: thinning keeps the extremes, and areas can have gaps."""
+"""Curves in reports: thinning keeps the extremes, and shaded areas can have gaps."""
 
 import numpy as np
 from helpers import LAWS, SEEDS

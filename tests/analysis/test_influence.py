@@ -1,4 +1,4 @@
-"""What a memory kept, and the images of an episode as pictures."""
+"""The influence of earlier observations through a memory, and the images of an episode as pictures."""
 
 import io
 
@@ -23,7 +23,7 @@ LENGTH, KEPT = 7, 0.5
 
 
 class Accumulates(equinox.Module):
-    """h_t = ½ h_{t−1} + w · o_t; the second of the two logits is h_t."""
+    """A model with h_t = ½ h_{t−1} + w · o_t, whose second logit (of two) is h_t."""
 
     weight: jax.Array
     value_weight: jax.Array

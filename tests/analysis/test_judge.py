@@ -1,4 +1,4 @@
-"""Judging a policy from recorded episodes: agreement with exact values in a finite world, refusals, and every head."""
+"""Off-policy evaluation from recorded episodes: agreement with exact values in a finite world, refusals, all heads."""
 
 import importlib
 import json
@@ -30,7 +30,7 @@ GAMMA, LIMIT = 0.9, 7
 
 @pytest.fixture(scope="module")
 def run(folder: Path) -> Path:
-    """A run of two briefly trained seeds in a world of nine states."""
+    """A run with two briefly trained seeds in a world with nine states."""
     settings: dict[str, Any] = {"steps": 384, "num_envs": 4, "rollout_steps": 32, "minibatches": 2, "epochs": 4}
     settings |= {"learning_rate": 0.1, "hidden_sizes": (), "gamma": GAMMA, "preset": False, "seeds": 2, "quiet": True}
     settings |= {"env_kwargs": WORLD, "max_episode_steps": LIMIT}
@@ -44,7 +44,7 @@ def data(run: Path) -> Path:
 
 
 def changed(data: Path, **changes: Any) -> Path:
-    """A copy of a dataset with some arrays replaced; None removes an array."""
+    """Copy a dataset, replacing some arrays; None removes an array."""
     arrays = dict(np.load(data)) | changes
     path = data.with_name(f"changed {len(list(data.parent.iterdir()))}.npz")
     np.savez(path, **{name: x for name, x in arrays.items() if x is not None})
@@ -52,7 +52,7 @@ def changed(data: Path, **changes: Any) -> Path:
 
 
 def exact(run: Path, seed: int, horizon: int | None = None, gamma: float = GAMMA) -> float:
-    """V^π of a seed's policy, from a linear system or backward induction."""
+    """Compute V^π of a seed's policy by solving a linear system or by backward induction."""
     world: Tabular = gridworld(**WORLD)
     agents, _ = load_agents(RunDirectory(run), RunDirectory(run).config(), "last")
     agent: Agent = jax.tree.map(lambda x: x[seed], agents)
@@ -63,7 +63,8 @@ def exact(run: Path, seed: int, horizon: int | None = None, gamma: float = GAMMA
 def test_every_estimator_agrees_with_the_exact_value(run: Path, data: Path, capsys: Any):
     found, truth = upslope.judge(run, data=data, seed=1), exact(run, 1)
     assert found.truncated > 20 and found.verdict == "wdr"
-    assert abs(found.recorded.value - truth) > 3 * found.recorded.half_width  # it does not merely repeat the recorder
+    # The recorded mean return clearly differs from the truth, so an estimator that only repeated it would fail below.
+    assert abs(found.recorded.value - truth) > 3 * found.recorded.half_width
     for name, judged in found.estimates.items():
         assert not judged.refusal, (name, judged.refusal)
         # Two half-widths are four standard errors.
@@ -80,7 +81,7 @@ def test_every_estimator_agrees_with_the_exact_value(run: Path, data: Path, caps
 
 
 def refusals(run: Path, data: Path, **options: Any) -> dict[str, str]:
-    """Estimator → the reason why it gives no number; a short fit suffices."""
+    """Map each estimator to the reason why it gives no number. A short fit is sufficient for this."""
     options = options if "horizon" in options else {"iterations": 200} | options
     return {name: x.refusal for name, x in upslope.judge(run, data=data, **options).estimates.items()}
 
@@ -110,7 +111,7 @@ def test_what_the_data_cannot_tell_is_refused(run: Path, data: Path, capsys: Any
     horizon = {"horizon": 5, "seed": 1}
     wrong = refusals(run, changed(data, behaviour_log_prob=np.minimum(log_prob + 0.3, 0)), **horizon)
     assert "not the recorder's" in wrong["wpdis"]
-    # A recorder that never moves down, although this policy does.
+    # The recording policy never moves down, although the judged policy does.
     never = np.where(action == 2, 1, action)
     why = refusals(run, changed(data, action=never, behaviour_log_prob=np.full(len(action), np.log(1 / 3))), seed=1)
     assert "never recorded" in why["fqe"] and "recorder's" in why["wis"] and "recorder's" in why["wdr"]
@@ -147,7 +148,7 @@ FURTHER = ("choices", "a dictionary of actions")
 
 
 def recording(agent: Agent, observation: spaces.Space, episodes: int = 400, steps: int = 1) -> Rollout:
-    """Random observations and this agent's actions; the reward is the mean of an action's components."""
+    """Return random observations with this agent's actions. The reward is the mean of an action's components."""
     observation.seed(0)
     drawn = [observation.sample() for _ in range(episodes * (steps + 1))]
     stacked = jax.tree.map(lambda *x: np.stack(x).reshape(steps + 1, episodes, *np.shape(x[0])), *drawn)
@@ -182,7 +183,7 @@ def recording(agent: Agent, observation: spaces.Space, episodes: int = 400, step
     "name", [pytest.param(name, marks=[pytest.mark.weekly] if name in FURTHER else []) for name in CASES]
 )
 def test_every_head_is_judged_as_it_acts(name: str):
-    """If π = μ, every weight is 1, so all estimators except the fitted Q give the mean return."""
+    """If π = μ, every weight is 1, so all estimators that do not use the fitted Q give the mean return."""
     observation, action, is_squashed = CASES[name]
     head = with_policy(head_of(action), "", kind="squashed" if is_squashed else "gaussian")
     agent = fresh_agent(jax.random.key(0), observation, action, head=head, hidden_sizes=(8,))
@@ -198,7 +199,7 @@ def test_every_head_is_judged_as_it_acts(name: str):
 
 
 def test_a_policy_with_memory_is_judged_by_weights_alone():
-    """Its probabilities equal those computed while acting step by step."""
+    """The probabilities used for the weights equal those computed while acting step by step."""
     spec = ModelSpec(encoder_of(NUMBERS, ""), head_of(spaces.Discrete(3)), {"memory": "gru", "memory_size": 4})
     agent = initialise_agent(jax.random.key(0), spec)
     plain = fresh_agent(jax.random.key(1), NUMBERS, spaces.Discrete(3), hidden_sizes=(4,))

@@ -1,4 +1,4 @@
-"""Analysis reads run directories, including unfinished ones, and refuses anything else."""
+"""Analysis reads run directories, including those of unfinished runs, and refuses anything else."""
 
 import json
 import tracemalloc
@@ -46,7 +46,7 @@ def test_the_rest_of_a_line_that_was_being_written_is_not_read_as_a_row(tmp_path
 
 
 def test_numbers_keep_all_their_bits(run, tmp_path):
-    """Metrics are stored in 32 bits only if no row needs more, not even a later one."""
+    """A metric is held in 32 bits only if no row needs more, not even a row in a later block."""
     values = {0: 0.5, 1: None, 2: float(np.float32(0.1)), 3: 0.1, 4: 2.0**24 + 1, 5: 1e39}
     rows = [
         {"iteration": k, "seed": 5, "step": 2**40 + k} | ({} if x is None else {"mine": x}) | {"half": k / 2}
@@ -97,7 +97,7 @@ def test_a_damaged_file_is_named(run, tmp_path, text):
 
 
 def with_rows(path, folder, rows, **settings):
-    """A copy of a run with other rows and other settings."""
+    """Copy a run, replacing its metric rows and some settings."""
     copy = copy_of(path, folder)
     (copy / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     description = json.loads((copy / "config.json").read_text())

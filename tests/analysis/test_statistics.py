@@ -1,4 +1,4 @@
-"""Statistics of a few seeds, checked against numbers worked by hand, SciPy, and simulated truth."""
+"""Statistics for small numbers of seeds, checked against calculations by hand, SciPy, and simulations."""
 
 import math
 
@@ -54,7 +54,7 @@ def test_where_there_is_no_telling_there_is_no_interval(estimate, x):
 
 def test_a_band_is_the_interval_at_every_point():
     x = np.random.default_rng(0).normal(size=(4, 6))
-    x[0, 0], x[:, 1], x[1:, 2] = np.nan, np.nan, np.nan  # one seed unknown, all unknown, only one known
+    x[0, 0], x[:, 1], x[1:, 2] = np.nan, np.nan, np.nan  # one seed missing, all missing, all but one missing
     x[:, 3] = 2.0
     band = mean_band(x)
     for i in (0, 4, 5):
@@ -77,8 +77,8 @@ def test_of_three_seeds_the_interquartile_mean_has_students_interval():
 
 
 def test_the_trimmed_interval_is_yuens():
-    """SciPy offers Yuen's test for two samples. For a sample and its mirror image, the test has √2 times the standard
-    error of the sample and twice its degrees of freedom."""
+    """SciPy provides Yuen's test for two samples. Applied to a sample and its negative, the test has √2 times the
+    standard error and twice the degrees of freedom of the sample alone."""
     x = np.random.default_rng(1).lognormal(size=12)
     test = stats.ttest_ind(x, -x, equal_var=False, trim=0.25)
     center = stats.trim_mean(x, 0.25)
@@ -88,17 +88,18 @@ def test_the_trimmed_interval_is_yuens():
     assert ends(iqm_of(x))[1] - center == pytest.approx(
         max(trimmed_half_width(x), calibrated("iqm", 12) * x.std(ddof=1))
     )
-    # Two distant clusters: the middle half is more spread out than the calibration for normal seeds assumes.
+    # With two distant clusters, the middle half is more spread out than the calibration with normal seeds assumes.
     y = np.concatenate([np.zeros(6), np.ones(6)]) + 0.001 * np.arange(12)
     assert trimmed_half_width(y) > calibrated("iqm", 12) * y.std(ddof=1)
     assert ends(iqm_of(y))[1] - iqm_of(y).value == pytest.approx(trimmed_half_width(y))
 
 
 def test_calibration_is_the_quantile_that_integration_gives():
-    """For three normal seeds, integrate over the direction of the residuals to find the quantile of the median given s.
+    """For three normal seeds, the coverage of the median's interval is an integral over the direction of the residuals.
 
-    Residuals of three seeds lie on a circle of radius s√2: x_k = x̄ + s·√(4/3)·cos(φ + 2πk/3), and x̄√3/s is Student's t
-    with 2 degrees of freedom, independent of φ. So P(|x̄ + s·m(φ)| ≤ c·s) is an integral over φ of t's distribution.
+    The residuals lie on a circle of radius s√2: x_k = x̄ + s·√(4/3)·cos(φ + 2πk/3). The ratio x̄√3/s has Student's t
+    distribution with 2 degrees of freedom and is independent of φ. So P(|x̄ + s·m(φ)| ≤ c·s) is the integral over φ of
+    probabilities under this distribution.
     """
     angles = np.linspace(0, 2 * np.pi, 20_001)[:-1]
     middle = np.median(math.sqrt(4 / 3) * np.cos(angles[:, None] + 2 * np.pi * np.arange(3) / 3), axis=1)
@@ -120,10 +121,11 @@ def test_the_median_of_six_or_more_lies_between_order_statistics():
 @pytest.mark.parametrize("n", [3, 5, 10])
 @pytest.mark.parametrize("name", ESTIMATES)
 def test_intervals_cover_normal_seeds(name, n):
-    """With 1,500 samples, an interval that covers 93.5 % fails this test, and so does one that is too wide for 95 %."""
+    """With 1,500 samples, this test rejects intervals that cover only 93.5 %, and also clearly too wide intervals."""
     samples = np.random.default_rng(n).normal(400.0, 50.0, (1500, n))
     covered = np.mean([low <= 400.0 <= high for low, high in (ends(ESTIMATES[name](x)) for x in samples)])
-    # For n = 10, the order statistics cover 97.9 %, and the wider interval of the interquartile mean covers about 97 %.
+    # For n = 10, the order statistics cover 97.9 %, and the wider of the two intervals of the interquartile mean covers
+    # about 97 %.
     assert 0.937 <= covered <= (0.99 if n == 10 else 0.965)
 
 
@@ -137,7 +139,7 @@ def test_a_percentile_bootstrap_would_not_pass_that():
 
 def test_probability_of_improvement_counts_ties_half():
     x, y = np.asarray([1.0, 2, 3]), np.asarray([2.0, 2, 0, 5])
-    # Pairs won: 1>0; 2>0; 3>2, 3>2, 3>0 = 5. Ties: 2=2 twice = 2 halves. (5 + 1) / 12.
+    # Five pairs are won: 1>0; 2>0; 3>2, 3>2, 3>0. Two pairs are tied: 2=2 twice. (5 + 2/2) / 12.
     assert probability_of_improvement(x, y).value == pytest.approx(0.5)
     assert probability_of_improvement(y, x).value == pytest.approx(0.5)
     assert probability_of_improvement(x, y - 10).value == 1.0
@@ -180,8 +182,8 @@ def test_one_stratum_is_one_sample():
 
 
 def test_an_environment_whose_seeds_agree_is_not_known_for_certain():
-    """By hand: three seeds that agree allow up to 1 − 0.05^(1/3) = 0.6316 of the scores to differ, so their variance is
-    s² = 0.6316 · 0.3684 = 0.23268. The other environment has s² = 0.01. The standard error is
+    """By hand: if three seeds agree, up to 1 − 0.05^(1/3) = 0.6316 of all scores may still differ, so the variance is
+    taken as s² = 0.6316 · 0.3684 = 0.23268. The other environment has s² = 0.01. The standard error is
     √(0.23268/3 + 0.01/3)/2 = 0.14222, and ν = 0.24268²/((0.23268² + 0.01²)/2)."""
     found = stratified_mean([np.ones(3), np.asarray([0.4, 0.5, 0.6])])
     freedom = 0.24268**2 / ((0.23268**2 + 0.01**2) / 2)
@@ -190,7 +192,7 @@ def test_an_environment_whose_seeds_agree_is_not_known_for_certain():
 
 
 def test_two_strata_have_welchs_standard_error():
-    """SciPy's Welch interval of x̄ − (−ȳ) is twice that of (x̄ + ȳ)/2."""
+    """SciPy's Welch interval for x̄ − (−ȳ) is twice the interval for (x̄ + ȳ)/2."""
     x, y = np.asarray([3.0, 1, 4, 1, 5]), np.asarray([90.0, 40, 65])
     expected = stats.ttest_ind(x, -y, equal_var=False).confidence_interval(0.95)
     assert ends(stratified_mean([x, y])) == pytest.approx((expected.low / 2, expected.high / 2))
@@ -199,14 +201,15 @@ def test_two_strata_have_welchs_standard_error():
 def test_the_interquartile_mean_of_strata_pools_them():
     strata = [np.asarray([0.0, 1.0]), np.asarray([2.0, 30.0])]
     assert stratified_iqm(strata).value == 1.5
-    # 1 and 2 are kept, each with half the weight: v = (1/2)² s²/2 = 0.0625 and 49; ν = 49.0625²/(0.0625² + 49²) =
-    # 1.00255. Winsorised at 1 and 2, neither stratum has any spread, so that variance is the smaller one.
+    # The scores 1 and 2 are kept, each with half the weight: v = (1/2)² s²/2 = 0.0625 and 49, and
+    # ν = 49.0625²/(0.0625² + 49²) = 1.00255. Winsorised at 1 and 2, neither stratum has any spread, so the winsorised
+    # variance is the smaller one and is not used.
     half = ends(stratified_iqm(strata))[1] - 1.5
     assert half == pytest.approx(stats.t.ppf(0.975, 1.00255) * math.sqrt(49.0625), rel=1e-4)
 
 
 def test_scores_on_a_quartile_count_in_part():
-    # With six scores, the quartiles lie at 1.5 and 4.5: weights (0, ½, 1, 1, ½, 0)/3.
+    # With six scores, the quartiles lie at 1.5 and 4.5, so the weights are (0, ½, 1, 1, ½, 0)/3.
     assert between_quartiles(np.full(6, 1 / 6)) == pytest.approx(np.asarray([0, 1, 2, 2, 1, 0]) / 6)
     assert between_quartiles(np.full(8, 1 / 8)) == pytest.approx(np.asarray([0, 0, 1, 1, 1, 1, 0, 0]) / 4)
     strata = [np.asarray([0.0, 6.0]), np.asarray([12.0, 18.0]), np.asarray([30.0, 99.0])]
@@ -214,19 +217,19 @@ def test_scores_on_a_quartile_count_in_part():
 
 
 def test_environments_weigh_the_same_whatever_their_seeds():
-    """With one environment at 0 and one at 1, the middle half takes half of each, whatever their numbers of seeds."""
+    """One environment scores about 0 and one about 1. Half of each is in the middle half, however many seeds it has."""
     low, high = np.asarray([0.0, 0.01, -0.01]), 1 + 0.001 * np.arange(10)
     for strata in ([low, high], [high, low]):
         found = stratified_iqm(strata)
-        # From `low` (share 1/6 each), the middle half takes half of the second score, 0, and all of the third, 0.01;
-        # from `high`, it takes the five lowest.
+        # Each score of `low` has a share of 1/6. The middle half contains half of the second one, 0, all of the third,
+        # 0.01, and the five lowest scores of `high`.
         assert found.value == pytest.approx((0.0 / 12 + 0.01 / 6 + np.sum(high[:5]) / 20) / 0.5)
 
 
 def test_seeds_outside_the_quartiles_count_by_their_winsorised_spread():
-    # The middle half has h = 3 scores: 1 and 8 with weight ½ each, and 3 and 4 with weight 1. The seeds 0 and 9 have no
-    # weight; winsorised at the ends (1, 8), their spread is s² = 24.5: v = 24.5/2 · (2/3)². The other strata have
-    # s² = 2 and 8, and weights (½ + 1)/3 each.
+    # The middle half has h = 3 scores: 1 and 8 with weight ½ each, and 3 and 4 with weight 1. The scores 0 and 9 have
+    # weight 0. Winsorised at the ends (1, 8), their variance is s² = 24.5, so v = 24.5/2 · (2/3)². The other strata
+    # have s² = 2 and 8, and a weight of (½ + 1)/3 each.
     strata = [np.asarray([1.0, 3.0]), np.asarray([4.0, 8.0]), np.asarray([0.0, 9.0])]
     parts = [max(1.0 * 0.25, 1.0 * 4 / 9), max(4.0 * 0.25, 4.0 * 4 / 9), 24.5 / 2 * 4 / 9]
     freedom = sum(parts) ** 2 / sum(v**2 for v in parts)
@@ -246,7 +249,8 @@ def test_strata_cover(n):
 
 @pytest.mark.parametrize("n", [3, 5, 10])
 def test_the_interquartile_mean_over_two_environments_covers(n):
-    """Forty pairs of widely different environments. Tukey and McLaughlin's variance alone covers only 90 %."""
+    """The test draws 40 pairs of widely different environments. With Tukey and McLaughlin's variance alone, intervals
+    would cover only 90 %."""
     random, held = np.random.default_rng(n), []
     for _ in range(40):
         level, spread = random.uniform(0.2, 1.0, 2), random.uniform(0.02, 0.3, 2)
@@ -270,7 +274,7 @@ def test_a_profile_is_the_share_above_with_its_interval():
     x = np.asarray([0.1, 0.5, 0.9, 0.9])
     band = profile([x], np.asarray([0.0, 0.5, 0.9]))
     assert band.mean.tolist() == [1.0, 0.5, 0.0]
-    # Clopper–Pearson: 0 of 4 excludes every share p that would give 0 of 4 with probability (1 − p)⁴ < 0.025.
+    # Clopper–Pearson: observing 0 of 4 excludes every share p for which that has probability (1 − p)⁴ < 0.025.
     assert (band.low[2], band.high[2]) == pytest.approx((0.0, 1 - 0.025**0.25))
     wilson = stats.binomtest(2, 4).proportion_ci(method="wilson")
     two = profile([x, x], np.asarray([0.5]))
@@ -279,7 +283,7 @@ def test_a_profile_is_the_share_above_with_its_interval():
 
 
 def test_a_learning_curve_is_what_was_known_at_each_step(run_of):
-    """In a hand-written run, the return at a step is the mean of the last 100 episodes that had ended by then."""
+    """The return at a step is the mean of the last 100 episodes that had ended by then."""
     path = run_of(episodes={0: [(10, 1.0), (20, 3.0), (90, 8.0)], 1: [(60, 5.0)]}, steps=100)
     record = read_record(path)
     steps, returns = curve(record, points=4)

@@ -44,7 +44,7 @@ class Impatient(upslope.Estimator):
 
 @pytest.fixture(scope="module")
 def trained(folder: Path) -> Path:
-    """A small run of two seeds, trained by the command in a separate folder; its output is saved next to it."""
+    """A small run with two seeds, trained by the command in a folder of its own. The output is saved there as well."""
     words = ["train", "jax:CartPole-v1", *FLAGS, "--seeds", "2", "--no-preset", "--name", "two"]
     done = shell(words, folder)
     assert done.returncode == 0, done.stderr
@@ -102,10 +102,10 @@ def test_help_has_headings_and_fits_80_columns(monkeypatch: pytest.MonkeyPatch, 
     flags = [line.removeprefix("-q, ").split()[0].strip(",") for line in lines if re.match("(-q, )?--[a-z]", line)]
     known = [flag_of(f.name) for f in fields(Train)]
     assert flags[:2] == ["--algorithm", "--estimator"]
-    # `preset_name` and `wrappers` are set by --preset and --wrapper.
+    # The flags --preset and --wrapper set `preset_name` and `wrappers`.
     assert set(flags) == set(known) - {"--environment", "--preset-name", "--wrappers"} | {"--wrapper"}
     assert max(map(len, shown.split("positional arguments")[1].splitlines())) <= 80
-    assert "learns to" not in lines and "are long" not in lines  # no line may end where a source line did
+    assert "learns to" not in lines and "are long" not in lines  # line breaks of the source must not survive
 
 
 def test_list_imports_only_what_it_shows(folder: Path):
@@ -194,7 +194,7 @@ def test_whole_numbers_may_have_an_exponent_or_underscores(written: str, here: P
 
 
 def test_a_file_may_write_numbers_with_an_exponent(here: Path):
-    # YAML parses 1e-3 as a string, which is never what the user means.
+    # YAML parses 1e-3 as a string, but users always mean the number.
     (here / "settings.yaml").write_text("learning-rate: 1e-3\nsteps: 1e5\n")
     config = config_of(["CartPole-v1", "--config", "settings.yaml"])
     assert (config.learning_rate, config.steps) == (0.001, 100_000)
@@ -252,7 +252,7 @@ def test_an_estimator_of_ones_own_trains(here: Path, monkeypatch, capsys):
     )
     main(["resume", str(here / "runs" / "shell"), "-q"])
 
-    # The name alone would imply a scale that differs from the run's.
+    # An object created from the name alone would have a different scale.
     with pytest.raises(upslope.UpslopeError, match=r"Impatient\(scale=3.0\).*Impatient\(scale=2.0\)"):
         upslope.resume(run.path, quiet=True)
     with pytest.raises(upslope.UpslopeError, match="Pass the same"):

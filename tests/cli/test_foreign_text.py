@@ -27,7 +27,7 @@ CONTROLS = "\x1b\x9b\u202e\u2066\x07\x7f\x00\ud800"
 
 
 def is_clean(text: str) -> bool:
-    """Whether the text contains no control characters."""
+    """Return whether the text is free of control characters."""
     return not set(text) & set(CONTROLS)
 
 
@@ -67,7 +67,7 @@ def test_json_for_programs_is_what_it_says_and_holds_no_escapes(capsys: pytest.C
 
 @pytest.fixture
 def hostile(run_of, tmp_path: Path) -> list[Path]:
-    """Runs with such text in their folder names and files."""
+    """Runs with malicious text in their folder names and files."""
     name = HOSTILE.replace("/", "|").replace("\x00", "").replace("\ud800", "")
     first = run_of(
         name="first", episodes=ending(1.0, 2.0), steps=100, evaluations=[(0, "stochastic", "last", 0, 1, 2, 1)]

@@ -1,4 +1,4 @@
-"""Beginners' mistakes at the command line: each is answered immediately with one message."""
+"""Beginners' mistakes on the command line: each immediately gets a single message as the answer."""
 
 import html
 import json
@@ -48,7 +48,7 @@ def command(script: str, words: list[str], folder: Path, **streams: Any) -> subp
 
 
 def refused(words: str, capsys: pytest.CaptureFixture) -> str:
-    """Return the message with which the command refuses."""
+    """Run a command that must fail with exit status 2; return its error message."""
     with pytest.raises(SystemExit) as end:
         main(shlex.split(words))
     assert end.value.code == 2
@@ -59,7 +59,7 @@ COUNTS = (
     *("epochs", "critic-epochs", "conjugate-gradient-iterations", "backtracks", "n", "group-size", "devices-per-seed"),
     *("max-episode-steps", "sequence-length", "noise-every", "imitation-iterations", "from-seed", "reference-seed"),
 )
-"""Flags that take a count and have no limit of their own."""
+"""Flags that take a count and have no specific upper limit."""
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_a_film_that_cannot_be_is_refused_before_anything_is_played(tmp_path: Pa
 
 
 def test_a_film_shows_an_episode_of_the_seed_that_is_evaluated(tmp_path: Path, monkeypatch, capsys):
-    """The video also uses all other options of the evaluation."""
+    """The video is also recorded with all other options of the evaluation."""
     filmed: list[dict[str, Any]] = []
 
     def film(run: Any, path: Any, checkpoint: Any = "last", environment_seed: int = 0, **more: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Environments change the process in which they run: its output, its threads and its current folder."""
+"""Commands cope with environments that change their process: its output, its threads and its current folder."""
 
 import json
 import os

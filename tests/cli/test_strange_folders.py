@@ -31,7 +31,7 @@ def folder(trained: Path, tmp_path: Path) -> Path:
 
 
 def given_in(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in this folder; like the installed script, it does not add the folder to the search path."""
+    """Run a command in this folder without adding the folder to the search path, as the installed script would do."""
     path = os.pathsep.join(p for p in sys.path if p)
     environment = os.environ | {"PYTHONPATH": path, "UPSLOPE_STATE": str(folder.parent / "state")}
     environment.pop(user_modules.FOLDER_VARIABLE, None)

@@ -1,4 +1,4 @@
-"""Settings from the command line, YAML, JSON and Python are all read by one parser."""
+"""Settings from the command line, YAML, JSON and Python all go through the same parser."""
 
 from typing import Any, Literal
 

@@ -39,7 +39,7 @@ class Fixed(upslope.Objective):
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """A module with user-defined parts."""
+    """A module with user-defined objectives."""
     (tmp_path / "own_parts.py").write_text(OWN)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield __import__("own_parts")
@@ -60,7 +60,7 @@ def refusal(*names: str, **settings: Any) -> str:
     ("names", "settings", "said"),
     [
         ((), {"n": 3}, "--n is read only by --estimator n_step."),
-        ((), {"n": 5}, "--n is read only by --estimator n_step."),  # even if it equals the default
+        ((), {"n": 5}, "--n is read only by --estimator n_step."),  # even the default value is refused
         (("jax:CartPole-v1", "a2c"), {"lambda": 0.9}, "--lambda is read only by --estimator gae, vtrace."),
         (
             (),
@@ -141,9 +141,9 @@ def test_an_own_part_receives_the_fields_it_declares(own):
 
 def test_an_own_parts_default_is_kept_and_written_down(own):
     for name, epsilon in (("own_parts:SPO", 0.3), ("own_parts:made", 0.4)):
-        config, task = asked("jax:Pendulum-v1", objective=name)  # whose preset sets a different ε
+        config, task = asked("jax:Pendulum-v1", objective=name)  # this environment's preset sets a different ε
         assert task.update.objective == own.SPO(epsilon) and config.epsilon == epsilon
-        assert objective_of(config) == own.SPO(epsilon)  # as `resume` builds it
+        assert objective_of(config) == own.SPO(epsilon)  # `resume` builds the objective in this way
 
 
 def test_an_own_part_shares_hyperparameters_only(own):

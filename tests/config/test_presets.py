@@ -1,4 +1,4 @@
-"""Tuned settings: every preset is valid and names its source, and named presets can be selected."""
+"""Presets of tuned settings: each is valid and names its source, and each can be selected by name."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +20,7 @@ PAPER = "Schulman et al. 2017"
 
 
 def config_of(arguments: list[str]) -> Any:
-    """The config that a command line produces."""
+    """Return the config that `upslope train` creates from these arguments."""
     return prepare(**prepare_arguments(parse_train(arguments)[1]))[0]
 
 

@@ -1,4 +1,4 @@
-"""Code named in files is neither imported nor called unless the user allows it."""
+"""Code that a file names is neither imported nor called unless the user allows it."""
 
 import re
 import shlex
@@ -26,7 +26,7 @@ MODULE = "from pathlib import Path\nPath('executed').touch()\ndef make(**_):\n  
 
 @pytest.fixture(autouse=True)
 def own_trust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Start every test without trust, in a separate folder that contains the module `planted`."""
+    """Start every test with nothing trusted, in a separate folder that contains the module `planted`."""
     monkeypatch.setenv(trust.STATE_VARIABLE, str(tmp_path / "state"))
     monkeypatch.setattr(trust, "GRANTED", set())
     (tmp_path / "planted.py").write_text(MODULE)
@@ -50,7 +50,7 @@ def run(trained: Path, tmp_path: Path) -> Path:
 
 
 def refusal(words: str, capsys: pytest.CaptureFixture) -> str:
-    """Return the message with which the command refuses."""
+    """Run a command that must fail with exit status 2; return its error message."""
     with pytest.raises(SystemExit) as end:
         main(shlex.split(words))
     assert end.value.code == 2
@@ -98,7 +98,7 @@ def test_an_axis_that_a_run_names_is_refused_where_it_would_be_used(role: str, r
     rewrite_config(run, **{role: "planted:make"})
     said = refusal("resume run", capsys)
     assert f"the {role} planted:make" in said and "--trust" in said
-    upslope.evaluate(run, episodes=1)  # evaluation needs neither
+    upslope.evaluate(run, episodes=1)  # evaluation uses neither estimator nor objective
     assert not Path("executed").exists() and "planted" not in sys.modules
 
 
@@ -160,7 +160,7 @@ def test_a_run_that_this_machine_trained_is_trusted_and_elsewhere_it_is_asked_fo
         upslope.evaluate(run, episodes=1)
     upslope.evaluate(run, episodes=1, trust=True)
     monkeypatch.setattr(trust, "GRANTED", set())
-    upslope.resume(run, quiet=True)  # trust persists
+    upslope.resume(run, quiet=True)  # the trust granted by training persists
     rewrite_config(run, env_kwargs={"word": "y"})
     with pytest.raises(UpslopeError, match=re.escape('the environment mine:make with {"word": "y"}')):
         upslope.resume(run, quiet=True)
@@ -236,7 +236,7 @@ def test_the_flag_allows_it(run: Path):
 
 
 def nested(depth: int) -> list[Any]:
-    """A list nested `depth` levels deep."""
+    """Return a list nested `depth` levels deep."""
     found: list[Any] = []
     for _ in range(depth - 1):
         found = [found]

@@ -1,4 +1,4 @@
-"""Clipping with a different ε above than below, at every corner."""
+"""Clipping with a larger ε above 1 than below, tested for weights of both signs."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from upslope.core.objectives import Clip, Sample
 from upslope.errors import UpslopeError
 from upslope.learning.update import policy_metrics
 
-# (Ψ, ρ, −loss, its slope in log ρ) for ε = 0.2 and ε high = 0.28.
+# Each row is (Ψ, ρ, −loss, slope of −loss in log ρ) for ε = 0.2 and ε high = 0.28.
 TABLE = [
     (1.0, 0.5, 0.5, 0.5),
     (1.0, 1.25, 1.25, 1.25),

@@ -1,4 +1,4 @@
-"""Policies checked against scipy, sums over all actions, exact quadrature, and sample counts."""
+"""Policies checked against SciPy, sums over all actions, exact quadrature, and sample frequencies."""
 
 import itertools
 
@@ -23,7 +23,7 @@ def float64(x):
 
 
 def joint_table(policy):
-    """Every action [actions, …], and its probability in each state of the batch [actions, B], from scipy."""
+    """Return all actions [actions, …] and, computed with SciPy, their probabilities in each state [actions, B]."""
     if isinstance(policy, Categorical):
         probability = scipy.special.softmax(float64(policy.logits), axis=-1)
         return np.arange(probability.shape[-1]), probability.T
@@ -48,7 +48,7 @@ def test_discrete_policies_equal_a_sum_over_all_actions(kind):
     np.testing.assert_allclose(policy.entropy(), entropy, rtol=1e-5, atol=1e-6)
     kl = scipy.stats.entropy(probability, joint_table(other)[1])
     np.testing.assert_allclose(policy.kl(other), kl, rtol=1e-4)
-    # Otherwise this test would not notice if the divergence were reversed.
+    # Without this difference, the test would not notice swapped arguments of the divergence.
     assert np.all(np.abs(scipy.stats.entropy(joint_table(other)[1], probability) / kl - 1) > 0.01)
     np.testing.assert_array_equal(policy.mode(), actions[probability.argmax(axis=0)])
 
@@ -148,7 +148,7 @@ def test_a_row_of_a_batch_is_a_policy_by_itself(kind):
 
 @pytest.mark.parametrize("scale", [1e2, 1e4])
 def test_a_policy_that_is_sure_stays_finite(scale):
-    # Logits drift apart in long training; 0 · log 0 must be 0 in both the value and the gradient.
+    # During long training, logits drift far apart. Then 0 · log 0 must be 0 in both the value and the gradient.
     for policy in (Categorical(jnp.asarray([[scale, 0.0, -scale]])), Bernoulli(jnp.asarray([[scale, -scale]]))):
         uniform = jax.tree.map(jnp.zeros_like, policy)
 
@@ -169,7 +169,7 @@ INFINITE = [
 
 
 def limits(p: np.ndarray, q: np.ndarray) -> tuple[float, float]:
-    """Entropy and divergence in 64 bits, summed outcome by outcome."""
+    """Return entropy and divergence, computed in 64 bits as sums over the outcomes."""
     entropy = -sum(x * np.log(x) for x in p.ravel() if x > 0)
     pairs = zip(p.ravel(), q.ravel(), strict=True)
     return entropy, sum(x * (np.log(x) - np.log(y)) if y > 0 else np.inf for x, y in pairs if x > 0)
@@ -196,7 +196,7 @@ def test_impossible_actions_have_their_limits(mine, other):
     assert_limits(Categorical, p, q, mine, other, [0, 1, 2])
     found = [float(Categorical(jnp.asarray(mine)).log_prob(jnp.int32(a))) for a in range(3)]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-    # The gradients are the limits of the gradients at small probabilities.
+    # The gradients are the limits of those for small probabilities.
     near = jax.grad(lambda x: Categorical(x).entropy())(jnp.maximum(jnp.asarray(mine), -30.0))
     np.testing.assert_allclose(jax.grad(lambda x: Categorical(x).entropy())(jnp.asarray(mine)), near, atol=1e-5)
 

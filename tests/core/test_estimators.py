@@ -1,4 +1,4 @@
-"""Axis 1 checked against hand-worked sums, RLax, a plain Python loop over episodes, and its own laws."""
+"""Estimators (axis 1) checked against sums by hand, RLax, a plain Python loop over episodes, and general laws."""
 
 from functools import partial
 
@@ -43,9 +43,9 @@ def episodes(rollout):
 
 
 def by_loop(rollout, values, gamma, weight):
-    """`weight(rewards, values, last)` for each step [T, N], given the rest of its episode.
+    """Evaluate `weight(rewards, values, last)` at each step [T, N], where rewards and values start at that step.
 
-    `last` is V of the true final observation, or 0 if the world terminated there; `values[0]` is V at the step itself.
+    `last` is V of the true final observation, or 0 if the episode terminated there.
     """
     result = np.zeros(rollout.reward.shape)
     for column, start, stop in episodes(rollout):
@@ -57,33 +57,34 @@ def by_loop(rollout, values, gamma, weight):
 
 
 def n_step(reward, value, last, gamma, n):
-    """A^n = r_0 + γ r_1 + … + γ^(n−1) r_(n−1) + γ^n V_n − V_0, with the sum cut at the episode's end."""
+    """Return A^n = r_0 + γ r_1 + … + γ^(n−1) r_(n−1) + γ^n V_n − V_0, where the sum stops at the episode's end."""
     n = min(n, len(reward))
     bootstrap = last if n == len(reward) else value[n]
     return sum(gamma**b * reward[b] for b in range(n)) + gamma**n * bootstrap - value[0]
 
 
 def mixture(reward, value, last, gamma, lambda_):
-    """(1−λ)(A¹ + λA² + …), where all A^n that reach past the last step are equal."""
+    """Return (1−λ)(A¹ + λA² + …), where all A^n that extend beyond the last step are equal."""
     rest = len(reward)
     parts = [(1 - lambda_) * lambda_ ** (n - 1) * n_step(reward, value, last, gamma, n) for n in range(1, rest)]
     return sum(parts) + lambda_ ** (rest - 1) * n_step(reward, value, last, gamma, rest)
 
 
 def constant_rewards(value, next_value=None, terminated=None):
-    """Four steps of r = 1 in one column."""
+    """Return a rollout with four steps of r = 1 in one column, and these values."""
     column = lambda x: None if x is None else np.reshape(x, (4, 1))  # noqa: E731
     return rollout_of(np.ones((4, 1)), column(terminated)), values_of(column(value), column(next_value))
 
 
 def test_gae_of_constant_errors_is_a_geometric_sum():
-    # V = 0: δ = 1 always, so A_t = (1 − (γλ)^(T−t)) / (1 − γλ) with γλ = 0.45.
+    # V = 0, so δ = 1 in every step and A_t = (1 − (γλ)^(T−t)) / (1 − γλ) with γλ = 0.45.
     rollout, values = constant_rewards(np.zeros(4))
     close(weights(GAE(0.5), rollout, values, 0.9)[:, 0], [1.743625, 1.6525, 1.45, 1.0])
 
 
 def test_gae_is_zero_where_the_critic_is_right_and_knows_when_the_world_ends():
-    # r = 1 forever at γ = 0.9 is worth 10. If the world ends there, δ_3 = 1 − 10, carried back by γλ = 0.855.
+    # With γ = 0.9, r = 1 forever is worth 10. If the episode terminates, δ_3 = 1 − 10, and earlier steps discount it by
+    # γλ = 0.855 per step.
     rollout, values = constant_rewards(np.full(4, 10.0), np.full(4, 10.0))
     close(weights(GAE(0.95), rollout, values, 0.9)[:, 0], np.zeros(4))
     rollout, values = constant_rewards(np.full(4, 10.0), np.full(4, 10.0), np.arange(4) == 3)
@@ -91,7 +92,8 @@ def test_gae_is_zero_where_the_critic_is_right_and_knows_when_the_world_ends():
 
 
 def test_a_truncated_episode_is_bootstrapped_from_its_own_final_observation():
-    # Two episodes in a column: the first is truncated after one step with V(s_1) = 7, and the next begins at V = 1000.
+    # There are two episodes in a column. The first is truncated after one step with V(s_1) = 7; the second starts with
+    # V = 1000.
     rollout = rollout_of([[1.0], [2.0]], truncated=[[True], [False]])
     values = values_of([[3.0], [1000.0]], [[7.0], [5.0]])
     expected = [[1 + 0.5 * 7 - 3], [2 + 0.5 * 5 - 1000]]
@@ -100,7 +102,7 @@ def test_a_truncated_episode_is_bootstrapped_from_its_own_final_observation():
 
 
 def test_the_sums_of_whole_episodes_by_hand():
-    # Rewards 1, 2, 4 at γ = 1/2: R = (1 + 1 + 1, 2 + 2, 4); the second column ends after one step.
+    # Rewards 1, 2, 4 with γ = 1/2 give R = (1 + 1 + 1, 2 + 2, 4). The second column ends after one step.
     reward, ended = [[1.0, 8.0], [2.0, 9.0], [4.0, 9.0]], [[False, True], [False, False], [True, False]]
     rollout = rollout_of(reward, ended, valid=[[True, True], [True, False], [True, False]])
     values = values_of(np.full((3, 2), 0.5))
@@ -112,7 +114,7 @@ def test_the_sums_of_whole_episodes_by_hand():
 
 @pytest.mark.parametrize("terminating", [0.0, 0.2])
 def test_advantages_and_targets_equal_rlax(terminating):
-    # RLax takes a single sequence of values and encodes an end in the discount: no truncation, no padding.
+    # RLax takes a single sequence of values and encodes an end as discount 0, so it has no truncation and no padding.
     rollout, values = segments(0, terminating, truncating=0.0, padding=0.0)
     sequence = jnp.concatenate([values.value, values.next_value[-1:]])
     discount = 0.9 * ~rollout.terminated
@@ -181,7 +183,7 @@ def test_the_baseline_is_gae_1_where_all_episodes_terminated(seed, gamma):
 @given(SEEDS)
 def test_gae_is_the_geometric_mixture_of_n_steps(seed):
     rollout, values = segments(seed)
-    # All A^n beyond the segment's length are equal, and their shares 0.3 · 0.7^(n−1) sum to 0.7^(T−1).
+    # All A^n with n ≥ T are equal, and their shares 0.3 · 0.7^(n−1) sum to 0.7^(T−1).
     shares = [0.3 * 0.7 ** (n - 1) for n in range(1, NUM_STEPS)] + [0.7 ** (NUM_STEPS - 1)]
     advantages = [weights(NStep(n), rollout, values, 0.9) for n in range(1, NUM_STEPS + 1)]
     close(weights(GAE(0.7), rollout, values, 0.9), np.tensordot(shares, advantages, axes=1))

@@ -1,4 +1,4 @@
-"""Group estimators checked against numbers by hand; their expected gradients, by enumerating every group."""
+"""Group estimators checked by hand, and their expected gradients checked by enumerating all groups."""
 
 import itertools
 
@@ -16,13 +16,13 @@ close = lambda found, expected: np.testing.assert_allclose(found, expected, rtol
 
 
 def episodes(returns, lengths):
-    """One episode per column, with these lengths; each pays its return at its end."""
+    """Return one episode per column, with these lengths; the last step's reward is the episode's return."""
     step, last = np.arange(max(lengths))[:, None], np.asarray(lengths) - 1
     return rollout_of(np.where(step == last, returns, 0.0), terminated=step == last, valid=step <= last)
 
 
 def weigh(estimator, returns, lengths):
-    """[T, N]: the weight of each step in the minimised loss, which is a mean over the steps of the batch."""
+    """Return each step's weight [T, N] in the loss, which is a mean over the steps of the batch."""
     rollout = episodes(returns, lengths)
     found = np.asarray(estimator(rollout, Values(rollout.reward, rollout.reward), 1.0).weight, np.float64)
     assert not found[~np.asarray(rollout.valid)].any()
@@ -35,7 +35,7 @@ RETURNS, LENGTHS = [1.0, 0.0, 0.0, 3.0], [1, 2, 2, 3]
 def test_each_episode_is_compared_with_the_others_of_its_group():
     # Groups (1, 0) and (0, 3): 1 − 0, 0 − 1, 0 − 3, 3 − 0, each with weight ¼ in the mean over episodes.
     close(weigh(LeaveOneOut(2), RETURNS, LENGTHS)[0], np.array([1, -1, -3, 3]) / 4)
-    # One group of four: the others' means are 1, 4/3, 4/3, 1/3.
+    # One group of four: the means of the other three episodes are 1, 4/3, 4/3, 1/3.
     close(weigh(LeaveOneOut(4), RETURNS, LENGTHS)[0], np.array([0, -4 / 3, -4 / 3, 8 / 3]) / 4)
     close(weigh(GroupMean(4), RETURNS, LENGTHS)[0], np.array([0, -1, -1, 2]) / 4)
 
@@ -56,7 +56,7 @@ def test_the_length_divides_an_episode_by_itself_or_all_together(division, expec
 
 
 def test_the_deviation_is_that_of_the_group_and_equal_returns_weigh_nothing():
-    # (1, 0): mean and deviation are 1/2. (0.1, 0.1): there is no deviation, and rounding must not create a weight.
+    # (1, 0): mean and deviation are 1/2. (0.1, 0.1): the deviation is 0, and rounding must not cause nonzero weights.
     returns, lengths = [1.0, 0.0, 0.1, 0.1], [1, 2, 3, 2]
     close(weigh(GroupMean(2, divide_by_deviation=True), returns, lengths)[0], [1 / 4, -1 / 4, 0, 0])
     skipping = GroupMean(2, divide_by_deviation=True, skip_equal_groups=True)
@@ -73,7 +73,8 @@ def test_fields_that_mean_nothing_are_refused():
         GroupMean(0)
 
 
-# A policy that continues with probability p₁, then p₂: three sequences, with scores ∇log π with respect to the logits.
+# This policy continues with probability p₁ and then with p₂. SCORE is ∇log π of its three sequences with respect to
+# the logits.
 P1, P2 = 0.3, 0.6
 PROBABILITY = np.array([1 - P1, P1 * (1 - P2), P1 * P2])
 SCORE = np.array([[-P1, 0.0], [1 - P1, -P2], [1 - P1, 1 - P2]])
@@ -84,7 +85,7 @@ GROUPS = np.array(list(itertools.product(range(3), repeat=3)))
 
 
 def expected_gradient(estimator):
-    """Σ over all 27 groups of three of P(group) · the gradient of a batch that consists of this group."""
+    """Sum P(group) · (gradient of a batch with only this group) over all 27 groups of three episodes."""
 
     def one(reward, terminated, valid):
         rollout = rollout_of(reward, terminated, valid=valid)
@@ -97,7 +98,7 @@ def expected_gradient(estimator):
 
 
 def by_formula(weight):
-    """The same from the published formula: `weight(returns, lengths)` [3] gives the weights of a group's episodes."""
+    """Compute the same sum from a published formula: `weight(returns, lengths)` [3] weights the episodes of a group."""
     rows = [(PROBABILITY[g].prod(), weight(RETURN[g], LENGTH[g]), SCORE[g]) for g in GROUPS]
     return sum(probability * factor @ score for probability, factor, score in rows)
 
@@ -127,7 +128,7 @@ def test_each_division_has_the_bias_of_its_formula(estimator, weight):
     found = expected_gradient(estimator)
     close(found, by_formula(weight))
     cosine = found @ GRADIENT / np.linalg.norm(found) / np.linalg.norm(GRADIENT)
-    assert cosine < 1 - 1e-5  # with three distinct returns, even the deviation turns the gradient
+    assert cosine < 1 - 1e-5  # with three distinct returns, dividing by the deviation also turns it
 
 
 BATCHES = np.array(list(itertools.product(range(3), repeat=4)))
@@ -136,10 +137,10 @@ BATCHES = np.array(list(itertools.product(range(3), repeat=4)))
 
 @pytest.mark.parametrize("division", ["none", "episode"])
 def test_leaving_equal_groups_out_is_drawing_until_one_differs(division):
-    """DAPO's dynamic sampling draws groups again until their returns differ.
+    """DAPO's dynamic sampling draws a group again until its returns differ.
 
-    The mean over the groups that differ has the same expectation, scaled by the share of batches in which any group
-    differs.
+    Skipping groups with equal returns gives the same expectation, times the probability that at least one group of the
+    batch is kept.
     """
 
     def update(chosen, estimator):
@@ -157,7 +158,7 @@ def test_leaving_equal_groups_out_is_drawing_until_one_differs(division):
 
 
 def test_rounding_in_the_sum_of_rewards_is_no_difference_between_episodes():
-    """The same rewards in a different order: the sums differ in the last of 32 bits."""
+    """The two episodes have the same rewards in a different order, so their 32-bit sums differ in the last bit."""
     reward = np.float32([[0.1, 0.6], [0.1, 0.1], [0.6, 0.1]])
     last = np.arange(3)[:, None] == np.full(2, 2)
     rollout = rollout_of(reward, terminated=last)

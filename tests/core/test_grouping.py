@@ -1,4 +1,4 @@
-"""Rows of several groups in one array."""
+"""Rows of several groups are arranged in one padded array."""
 
 import numpy as np
 from numpy.testing import assert_array_equal

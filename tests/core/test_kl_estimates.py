@@ -1,4 +1,4 @@
-"""Schulman's estimators of the KL divergence: values and mean gradients, from sums over all actions."""
+"""Schulman's estimators of the KL divergence: values and mean gradients, computed as sums over all actions."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ GRADIENT = POLICY * (np.log(POLICY / REFERENCE) - KL)
 
 
 def expected(estimator):
-    """Means over a ~ π of the estimate and of its gradient with respect to the logits, with a held fixed."""
+    """Return the means over a ~ π of the estimate and of its gradient with respect to the logits for fixed a."""
 
     def mean(logits):
         log_prob = Categorical(logits).log_probs()

@@ -1,4 +1,4 @@
-"""Axis 2 checked against hand-worked tables, RLax, exact sums over actions, and the law that all objectives obey."""
+"""Objectives (axis 2) checked against tables by hand, RLax, exact sums over actions, and the law that all obey."""
 
 from dataclasses import replace
 
@@ -30,7 +30,7 @@ from upslope.learning.batch import Batch
 from upslope.learning.update import critic_loss, plain_update, policy_metrics, sample_from, with_shifts
 from upslope.models.heads import head_of
 
-# (Ψ, ρ, the clipped surrogate, its slope in ρ where it has one) for ε = 0.2.
+# Each row is (Ψ, ρ, clipped surrogate, slope in ρ or None at a kink) for ε = 0.2.
 CLIP_TABLE = [
     (1.0, 0.5, 0.5, 1.0),
     (1.0, 0.8, 0.8, None),
@@ -47,7 +47,7 @@ OBJECTIVES = (PolicyGradient(), ImportanceSampled(), KLPenalty(beta=3.0), Clip(0
 
 
 def sample_at(ratio, weight, kl=0.0):
-    """One action whose probability is `ratio` times its probability under μ."""
+    """Return a sample of actions, each with `ratio` times its probability under μ."""
     column = lambda x: jnp.asarray(x, jnp.float32).reshape(-1)  # noqa: E731
     log_ratio, weight = jnp.log(column(ratio)), column(weight)
     behaviour = jnp.full_like(log_ratio, -1.3)
@@ -55,12 +55,12 @@ def sample_at(ratio, weight, kl=0.0):
 
 
 def bandit(probability):
-    """The policy of a bandit, repeated once for each action."""
+    """Return the policy of a bandit, repeated once for each action."""
     return Categorical(jnp.tile(jnp.log(jnp.asarray(probability, jnp.float32)), (len(probability), 1)))
 
 
 def gradient(objective, policy, action, weight, behaviour=None):
-    """∇ of −Σ loss with respect to the policy's parameters, one row per sample."""
+    """Return the gradient of −Σ loss with respect to the policy's parameters, one row per sample."""
     behaviour = policy if behaviour is None else behaviour
 
     def gain(current):
@@ -72,7 +72,7 @@ def gradient(objective, policy, action, weight, behaviour=None):
 
 @quick_jit
 def gradients_and_score(policy, key, weight):
-    """The gradient that each objective climbs, and Ψ∇log π alone."""
+    """Return the gradient that each objective ascends, and the plain Ψ∇log π."""
     action = policy.sample(key)
     score = jax.grad(lambda current: jnp.sum(weight * current.log_prob(action)))(policy)
     return [gradient(objective, policy, action, weight) for objective in OBJECTIVES], score
@@ -88,10 +88,10 @@ def test_the_clipped_surrogate_by_hand(weight, ratio, surrogate, slope):
         assert -jax.grad(loss)(sample.log_prob)[0] == pytest.approx(slope * ratio, rel=1e-5)
 
 
-# (Ψ, ρ, the surrogate, its slope in ρ): the bound c = 3 applies only for Ψ < 0 and ρ > 3.
+# Each row is (Ψ, ρ, surrogate, slope in ρ). The bound c = 3 takes effect only if Ψ < 0 and ρ > 3.
 DUAL_TABLE = [(-1.0, 2.0, -2.0, -1.0), (-1.0, 4.0, -3.0, 0.0), (-2.0, 4.0, -6.0, 0.0), (-1.0, 0.5, -0.8, 0.0)]
 DUAL_TABLE += [(1.0, 4.0, 1.2, 0.0), (1.0, 0.5, 0.5, 1.0)]
-# ε = 0.2: Ψ − |Ψ| (ρ − 1)/ε is 0 at 1 ± ε on the side favoured by Ψ, and pulls back beyond it.
+# For ε = 0.2, the slope Ψ − |Ψ| (ρ − 1)/ε is 0 at 1 ± ε on the side that Ψ favours, and changes its sign beyond it.
 PARABOLA_TABLE = [(1.0, 1.0, 1.0, 1.0), (1.0, 1.2, 1.1, 0.0), (1.0, 1.4, 1.0, -1.0), (1.0, 0.8, 0.7, 2.0)]
 PARABOLA_TABLE += [(-1.0, 1.0, -1.0, -1.0), (-1.0, 0.8, -0.9, 0.0), (-1.0, 0.6, -1.0, 1.0), (-2.0, 1.2, -2.6, -4.0)]
 
@@ -108,15 +108,15 @@ def test_the_variants_of_clip_by_hand(objective, weight, ratio, surrogate, slope
 
 
 def batch_with(**fields):
-    """A batch with only these fields."""
+    """Return a batch in which only these fields are set."""
     return Batch(**dict.fromkeys(Batch._fields) | fields)
 
 
-# ε = 0.5, V_old = 1: (V, target, loss, its slope). Past the clip, the slope is that of the larger error.
+# Each row is (V, target, loss, slope) for ε = 0.5 and V_old = 1. Outside the clip range, the larger error counts.
 VALUE_TABLE = [
-    (1.2, 3.0, 0.5 * 1.8**2, -1.8),  # within the clip: the plain error
-    (2.0, 3.0, 0.5 * 1.5**2, 0.0),  # moved past 1.5 towards the target: there is nothing more to gain
-    (2.0, 1.0, 0.5, 1.0),  # moved past 1.5, away from the target: the plain error pulls back
+    (1.2, 3.0, 0.5 * 1.8**2, -1.8),  # inside the clip range: the plain error
+    (2.0, 3.0, 0.5 * 1.5**2, 0.0),  # beyond 1.5, towards the target: no further gain
+    (2.0, 1.0, 0.5, 1.0),  # beyond 1.5, away from the target: the plain error pulls it back
     (0.0, -1.0, 0.5 * 1.5**2, 0.0),
     (0.0, 2.0, 2.0, -2.0),
 ]
@@ -131,7 +131,7 @@ def test_the_clipped_loss_of_the_critic_by_hand(value, target, expected, slope):
 
 
 def test_the_mean_is_shifted_in_the_ratio_and_nowhere_else():
-    """log N(a; μ + z, σ) has slope (a − μ − z)/σ² in μ; the KL and the entropy are those of the unshifted policy."""
+    """log N(a; μ + z, σ) has slope (a − μ − z)/σ² in μ. KL and entropy are computed for the unshifted policy."""
     policy = DiagonalGaussian(jnp.asarray([[0.5]]), jnp.log(jnp.asarray([[2.0]])))
     batch = batch_with(
         action=jnp.asarray([[1.5]]), behaviour_log_prob=jnp.zeros(1), weight=jnp.ones(1), old_policy=policy,
@@ -206,7 +206,7 @@ def test_the_penalty_uses_the_beta_of_its_state():
 
 
 def test_importance_sampling_under_another_policy_climbs_the_same_hill():
-    # Σ_a μ(a) ∇[π(a)/μ(a) Ψ(a)] = Σ_a π(a) Ψ(a) ∇log π(a), exactly, for any μ that tries every action.
+    # Σ_a μ(a) ∇[π(a)/μ(a) Ψ(a)] = Σ_a π(a) Ψ(a) ∇log π(a) holds exactly for any μ that gives no action probability 0.
     rewards = jnp.asarray([1.0, -2.0, 4.0])
     policy, behaviour = bandit([0.2, 0.3, 0.5]), bandit([0.6, 0.1, 0.3])
     actions = jnp.arange(3)
@@ -230,8 +230,8 @@ def test_one_step_of_importance_sampling_by_hand():
     assert metrics["policy/clip_fraction"] == 1.0
 
 
-# A bandit with p = (1/6, 1/3, 1/2) and r = (1, 2, 4): J = 17/6, ∇J = p (r − J), and the trace of the covariance
-# of (r − b)∇log π for b = 0, b = J, and the best b: E[r |∇log π|²] / E[|∇log π|²] = 155/66.
+# For a bandit with p = (1/6, 1/3, 1/2) and r = (1, 2, 4), J = 17/6 and ∇J = p (r − J). The variances below are traces
+# of the covariance of (r − b)∇log π for b = 0, b = J, and the best b = E[r |∇log π|²] / E[|∇log π|²] = 155/66.
 BANDIT = np.array([1 / 6, 1 / 3, 1 / 2])
 
 
@@ -256,8 +256,9 @@ def test_a_baseline_leaves_a_bandits_gradient_and_lowers_its_variance(estimator,
 
 @pytest.mark.parametrize(("estimator", "variance"), [(TotalReturn(), 87.0), (Baseline(), 42.0)])
 def test_a_gaussian_policy_on_a_parabola(estimator, variance):
-    # a ~ N(0, 1), r = −(a − 2)²: J = −5, ∂J/∂μ = 4, ∂J/∂log σ = −2, Var[(r − b)∂log π/∂μ] = 87, or 42 at b = J.
-    # Gauss–Hermite quadrature with 10 points is exact for polynomials up to degree 19; these have degree 6.
+    # For a ~ N(0, 1) and r = −(a − 2)²: J = −5, ∂J/∂μ = 4, ∂J/∂log σ = −2, and Var[(r − b)∂log π/∂μ] is 87 if b = 0,
+    # or 42 if b = J. Gauss–Hermite quadrature with 10 points is exact for polynomials up to degree 19; these have
+    # degree 6.
     action, share = roots_hermitenorm(10)
     share = share / share.sum()
     rollout = rollout_of(-((action - 2) ** 2)[None], terminated=np.ones((1, 10), bool))

@@ -1,4 +1,4 @@
-"""Off-policy estimators checked against exact values, by hand and by enumerating episodes of finite environments."""
+"""Off-policy estimators checked by hand, and against exact values by enumerating episodes of finite environments."""
 
 import itertools
 from collections.abc import Iterator
@@ -59,7 +59,7 @@ def enumerated(world: Tabular, target: np.ndarray, behaviour: np.ndarray, horizo
 
 
 def some_policies(world: Tabular, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two policies that give every action a positive probability."""
+    """Return two random policies in which every action has a positive probability."""
     shape = (int(world.observation_of.max()) + 1, world.transition.shape[1])
     generator = np.random.default_rng(seed)
     first, second = generator.dirichlet(np.full(shape[1], 3.0), (2, shape[0]))
@@ -82,7 +82,7 @@ def case(request: pytest.FixtureRequest) -> tuple[Episodes, float, Tabular, np.n
 
 
 def expectation(episodes: Episodes, estimate: Estimated) -> float:
-    """Expectation of an estimate over one episode of μ: the sum of each episode's term times its probability."""
+    """Return the expectation of an estimate from one episode of μ by summing term · probability over all episodes."""
     return float(episodes.probability @ (estimate.influence + estimate.value))
 
 
@@ -92,19 +92,19 @@ def test_plain_importance_sampling_is_unbiased(case):
     for function in (by_trajectory, per_decision):
         found = expectation(episodes, function(episodes.reward, weights, GAMMA, weighted=False))
         assert found == pytest.approx(truth, abs=1e-9), function.__name__
-    # Weights other than the policy's give a different number, so the agreement is not an accident.
+    # Other weights give a different result, so the agreement is not a coincidence.
     assert abs(expectation(episodes, per_decision(episodes.reward, 0 * weights, GAMMA, weighted=False)) - truth) > 0.005
 
 
 def values_to_go(world: Tabular, target: np.ndarray, horizon: int) -> tuple[np.ndarray, np.ndarray]:
-    """Q [T, S, A] and V [T + 1, S] for the steps that remain at each time."""
+    """Return Q [T, S, A] and V [T + 1, S] for the number of steps that remain at each time."""
     q = [world.action_values(target, GAMMA, horizon - t) for t in range(horizon)]
     v = [world.state_values(target, GAMMA, horizon - t) for t in range(horizon + 1)]
     return np.stack(q), np.stack(v)
 
 
 def surprises(episodes: Episodes, q: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """δ_t [T, N] and V̂(s_0) [N], computed from the values at each time."""
+    """Return δ_t [T, N] and V̂(s_0) [N], computed from the values at each time."""
     time = np.arange(len(q))[:, None]
     now = np.where(episodes.valid, v[time, episodes.state], 0.0)
     after = np.concatenate([now[1:], np.zeros_like(now[:1])])
@@ -126,7 +126,7 @@ def test_doubly_robust_is_right_with_wrong_values_and_right_weights(case):
 
 
 def test_doubly_robust_is_right_with_right_values_and_wrong_weights():
-    # The worlds are deterministic, because only there is δ = 0 at every step.
+    # The world is deterministic, because otherwise δ would not be 0 in every step.
     world, horizon = short_corridor(), 6
     target, behaviour = some_policies(world, 0)
     target, behaviour = (np.repeat(x, 4, axis=0) for x in (target, behaviour))
@@ -141,7 +141,7 @@ def test_doubly_robust_is_right_with_right_values_and_wrong_weights():
 
 
 def test_every_estimator_tends_to_the_exact_value():
-    """With 20,000 simulated episodes, each error is below 4 of the claimed standard errors, which are small."""
+    """With 20,000 simulated episodes, each error is below four estimated standard errors, which are small."""
     world, horizon = WORLDS["slippery grid"]
     target, behaviour = some_policies(world, 3)
     episodes, truth = enumerated(world, target, behaviour, horizon), world.expected_return(target, GAMMA, horizon)
@@ -159,13 +159,13 @@ def test_every_estimator_tends_to_the_exact_value():
 
 
 def test_two_steps_by_hand():
-    """Two episodes: rewards 1, 2 with ratios 2, ½, and a one-step episode with reward 4 and ratio ½."""
+    """One of the episodes has rewards 1, 2 and ratios 2, ½; the other has one step with reward 4 and ratio ½."""
     reward = np.array([[1.0, 4.0], [2.0, 0.0]])
     valid = np.array([[True, True], [True, False]])
     weights = log_weights(np.log(np.array([[2.0, 0.5], [0.5, 7.0]])), valid)
     np.testing.assert_allclose(np.exp(weights), [[2, 0.5], [1, 0.5]])
     half = 0.5  # γ
-    # Returns 1 + ½·2 = 2 and 4, with whole-episode weights 1 and ½.
+    # The returns are 1 + ½·2 = 2 and 4, and the weights of the whole episodes are 1 and ½.
     assert by_trajectory(reward, weights, half, weighted=False).value == pytest.approx((1 * 2 + 0.5 * 4) / 2)
     assert by_trajectory(reward, weights, half, weighted=True).value == pytest.approx((1 * 2 + 0.5 * 4) / 1.5)
     # Per decision: 2·1 + ½·1·2 = 3, and ½·4 = 2.
@@ -173,7 +173,8 @@ def test_two_steps_by_hand():
     # Weighted: (2·1 + ½·4) / 2.5 + ½ (1·2 + ½·0) / 1.5.
     assert per_decision(reward, weights, half, weighted=True).value == pytest.approx(4 / 2.5 + 0.5 * 2 / 1.5)
     assert by_trajectory(reward, weights, half, weighted=True).effective == pytest.approx(1.5**2 / 1.25)
-    # V̂(s_0) = 1 and 3, Q̂ = V̂, V̂(s_1) = 2: δ = 1 + ½·2 − 1 = 1 and 2 − 2 = 0; 4 − 3 = 1.
+    # Let Q̂ = V̂. With V̂(s_0) = 1 and V̂(s_1) = 2, δ = 1 + ½·2 − 1 = 1 and 2 − 2 = 0 in the first episode. With
+    # V̂(s_0) = 3, δ = 4 − 3 = 1 in the second.
     delta, start = np.array([[1.0, 1.0], [0.0, 0.0]]), np.array([1.0, 3.0])
     assert doubly_robust(delta, start, weights, half, weighted=False).value == pytest.approx((1 + 2 + 3 + 0.5) / 2)
     assert doubly_robust(delta, start, weights, half, weighted=True).value == pytest.approx(2 + 2.5 / 2.5)
@@ -203,7 +204,7 @@ def test_effective_numbers_and_the_test_of_ratios():
     taken = generator.choice(3, (100, 50), p=behaviour)
     valid = np.ones(taken.shape, bool)
     assert abs(ratio_test(np.log(target / behaviour)[taken], valid).z) < 4
-    # A recorder that never takes action 2 misses what π does half the time.
+    # The behaviour policy here never takes action 2, which π takes half the time.
     seen = generator.choice(2, (100, 50), p=[0.6, 0.4])
     found = ratio_test(np.log(target[:2] / np.array([0.6, 0.4]))[seen], valid)
     assert found.mean == pytest.approx(0.5, abs=0.02) and found.z < -20

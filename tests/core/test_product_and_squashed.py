@@ -1,4 +1,4 @@
-"""Product policies checked against a sum over all actions; squashed Gaussians, against numerical integration."""
+"""Product policies checked against sums over all actions, and squashed Gaussians checked by numerical integration."""
 
 import itertools
 
@@ -17,13 +17,13 @@ BATCH = 5
 
 
 def choices(seed: int) -> Product:
-    """All discrete kinds, two of them in a nested product."""
+    """Return a product of all discrete kinds of policy, two of them in a nested product."""
     inner = Product((random_policy("multi_categorical", seed), random_policy("bernoulli", seed + 10)))
     return Product((random_policy("categorical", seed), inner))
 
 
 def table(policy: Product) -> tuple[np.ndarray, np.ndarray]:
-    """Every action [A, 6], and its probability in every state [A, B], computed by hand."""
+    """Return all actions [A, 6] and their probabilities in every state [A, B], computed independently."""
     one, inner = policy.parts
     several, switches = inner.parts
     heads = [scipy.special.softmax(np.asarray(x.logits, np.float64), axis=-1) for x in (one, *several.heads)]
@@ -49,7 +49,7 @@ def test_a_product_equals_a_sum_over_all_actions():
 
 def test_a_masked_product_is_the_conditional_probability():
     policy, (actions, probability) = choices(0), table(choices(0))
-    # Action 2 of the first part, choice 1 of the third, and 0 for the last switch are forbidden.
+    # The mask forbids action 2 in the first part, choice 1 in the third component, and 0 for the last switch.
     mask = np.array([1, 1, 0, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 0, 1], bool)
     allowed = (actions[:, 0] != 2) & (actions[:, 2] != 1) & (actions[:, 5] == 1)
     conditional = np.where(allowed[:, None], probability, 0)
@@ -74,14 +74,14 @@ def test_a_mixture_is_the_sum_of_its_parts_in_numpy_and_jax():
     np.testing.assert_allclose(
         policy.log_prob(action), one.log_prob(parts[0]) + two.log_prob(parts[1]) + three.log_prob(parts[2]), rtol=1e-6
     )
-    # Each part samples as it would alone with the same key.
+    # Each part gives the same sample as on its own with the same key.
     keys = jax.random.split(jax.random.key(0), 3)
     for mine, alone, key in zip(parts, (one, two, three), keys, strict=True):
         np.testing.assert_array_equal(mine, alone.sample(key))
     here = jax.tree.map(np.asarray, policy)
     np.testing.assert_allclose(here.choose(np.asarray(noise)), action, rtol=1e-6)
     np.testing.assert_allclose(here.log_prob(np.asarray(action)), policy.log_prob(action), rtol=1e-5)
-    # The mask has no entries for the Box, only for 4 choices and 3 switches.
+    # The mask has entries only for the 4 choices and the 3 switches, not for the Box.
     mask = jnp.ones((BATCH, 10), bool).at[:, 0].set(False).at[:, 5].set(False)
     masked = policy.masked(mask)
     np.testing.assert_array_equal(masked.parts[1].mean, two.mean)
@@ -98,7 +98,7 @@ def squashed(mean: float, log_std: float) -> SquashedGaussian:
 
 
 def integral(function, mean: float, log_std: float) -> float:
-    """∫ f(u) du over the range in which a normal distribution has noticeable probability."""
+    """Return ∫ f(u) du over 10 standard deviations of a normal distribution on either side of its mean."""
     u = mean + np.exp(log_std) * np.linspace(-10, 10, 4001)
     return scipy.integrate.trapezoid(function(u), u)
 
@@ -111,7 +111,7 @@ def test_a_squashed_density_is_one_of_the_environments_action(mean: float, log_s
     # Integrate over the interval of a, with a = centre + half tanh(u) and da = half / cosh²(u) du.
     total = integral(lambda u: density(u) * half / np.cosh(u) ** 2, mean, log_std)
     assert total == pytest.approx(1, rel=1e-4)
-    # The change of variables by hand, starting from points a in the interval.
+    # Change variables by hand at some points a in the interval.
     for a in (-0.5, 1.0, 4.5):
         u = np.arctanh((a - centre) / half)
         slope = 1 / (half * (1 - ((a - centre) / half) ** 2))  # du/da
@@ -126,7 +126,7 @@ def test_a_squashed_density_is_one_of_the_environments_action(mean: float, log_s
     other_mean, other_std = 0.3, 1.7
     other = squashed(other_mean, np.log(other_std))
 
-    def gap(u: float) -> float:  # log p(a) − log q(a): the Jacobian is the same on both sides
+    def gap(u: float) -> float:  # log p(a) − log q(a), in which the Jacobian cancels out
         return scipy.stats.norm(mean, std).logpdf(u) - scipy.stats.norm(other_mean, other_std).logpdf(u)
 
     kl = integral(lambda u: scipy.stats.norm(mean, std).pdf(u) * gap(u), mean, log_std)
@@ -164,7 +164,7 @@ def test_a_squashed_policy_stays_finite_at_extremes(mean: float, log_std: float)
 
 
 def test_far_out_the_log_density_grows_by_two_a_unit():
-    # log(1 − tanh² u) → 2 log 2 − 2|u|, where 1 − tanh² itself is 0 in 32 bits.
+    # log(1 − tanh² u) → 2 log 2 − 2|u|, although 1 − tanh² u rounds to 0 in 32 bits.
     flat = SquashedGaussian(jnp.zeros((1, 1)), jnp.zeros((1, 1)), (1.0,))
     for u in (-40.0, 40.0):
         jacobian = float(flat.normal.log_prob(jnp.asarray([[u]]))[0] - flat.log_prob(jnp.asarray([[u]]))[0])

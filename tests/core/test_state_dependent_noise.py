@@ -1,4 +1,4 @@
-"""State-dependent noise, checked against a sampled covariance and formulas written out in NumPy."""
+"""State-dependent noise checked against a sampled covariance and against formulas in NumPy."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ H, K, EVERY = 3, 2, 4
 DRAW = np.random.default_rng(0)
 OUTPUTS, PHI = DRAW.normal(size=(5, K)), DRAW.normal(size=(5, H))
 LOG_STD = DRAW.normal(size=(H, K)) - 1
-# Stable-Baselines3, StateDependentNoiseDistribution.proba_distribution: variance = mm(φ², σ²), and √(variance + 1e-6).
+# From Stable-Baselines3, StateDependentNoiseDistribution.proba_distribution: variance = mm(φ², σ²), √(variance + 1e-6).
 STD = np.sqrt(np.einsum("bi,ik->bk", PHI**2, np.exp(LOG_STD) ** 2) + 1e-6)
 
 
@@ -52,7 +52,7 @@ def test_samples_have_the_covariance_of_the_features_and_share_their_noise():
     drawn = np.asarray(jax.vmap(policy.sample)(jax.random.split(jax.random.key(0), 20_000)))
     np.testing.assert_allclose(drawn.mean(axis=0), CENTRE + HALF * OUTPUTS, atol=0.1)
     np.testing.assert_allclose(drawn.std(axis=0), HALF * STD, rtol=0.03)
-    # One Θ for two states: Cov(a_k(s), a_k(s')) = half² Σ_i φ_i(s) φ_i(s') σ_ik², and components are independent.
+    # If two states share one Θ, Cov(a_k(s), a_k(s')) = half² Σ_i φ_i(s) φ_i(s') σ_ik², and components are independent.
     noise = jax.random.normal(jax.random.key(1), (20_000, 1, H * K))
     together = np.asarray(jax.vmap(lambda x: policy.choose(jnp.broadcast_to(x, (5, H * K))))(noise))
     off = together - together.mean(axis=0)
@@ -96,7 +96,7 @@ def test_no_gradient_of_the_spread_reaches_the_features_but_the_mean_does():
 
     of_phi, of_std = jax.grad(log_prob, (0, 1))(as_float(PHI), as_float(LOG_STD).ravel())
     assert not np.asarray(of_phi).any()
-    # ∂/∂log σ_ik of Σ log N(a; m, s²) = Σ ((a − m)²/s² − 1) φ_i² σ_ik² / s², in units of the half range.
+    # ∂/∂log σ_ik of Σ log N(a; m, s²) = Σ ((a − m)²/s² − 1) φ_i² σ_ik² / s², in units of half the action range.
     off = ((1 - CENTRE - HALF * OUTPUTS) / HALF / STD) ** 2 - 1
     by_hand = np.einsum("bk,bi,ik->ik", off / STD**2, PHI**2, np.exp(2 * LOG_STD))
     np.testing.assert_allclose(of_std.reshape(H, K), by_hand, rtol=1e-3, atol=1e-4)

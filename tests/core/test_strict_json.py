@@ -1,4 +1,4 @@
-"""JSON must be unambiguous: anything that two readers could read differently is refused."""
+"""JSON must be unambiguous: anything that two parsers could read differently is refused."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""V-trace checked against RLax, the paper's sums, its enumerated fixed point, and the on-policy n-step advantage."""
+"""V-trace checked against RLax, the sums in the paper, its exact fixed point, and the on-policy n-step advantage."""
 
 import itertools
 from functools import partial
@@ -26,7 +26,7 @@ def weigh(estimator, rollout, values, gamma):
 
 @quick_jit
 def by_rlax(rollout, values):
-    """RLax's V-trace of each column, at γ = 0.9 and ρ̄ = 1.3."""
+    """Apply RLax's V-trace to each column, with γ = 0.9 and ρ̄ = 1.3."""
     vtrace = partial(rlax.vtrace_td_error_and_advantage, clip_rho_threshold=1.3, clip_pg_rho_threshold=1.3)
     ratio = jnp.exp(values.log_prob - rollout.behaviour_log_prob)
     over_columns = jax.vmap(vtrace, in_axes=1, out_axes=1)
@@ -34,7 +34,7 @@ def by_rlax(rollout, values):
 
 
 def off_policy(seed, **ends):
-    """Segments with log π − log μ of either sign, so that ratios lie on both sides of ρ̄ and c̄."""
+    """Return segments in which log π − log μ has either sign, so that ratios lie on both sides of ρ̄ and c̄."""
     rollout, values = segments(seed, **ends)
     generator = np.random.default_rng(seed + 1)
     mu, pi = (jnp.asarray(generator.normal(size=rollout.reward.shape) - 1, jnp.float32) for _ in range(2))
@@ -44,7 +44,7 @@ def off_policy(seed, **ends):
 @LAWS
 @given(SEEDS)
 def test_it_equals_rlax_where_episodes_end_by_termination(seed):
-    """RLax encodes a truncation as the same zero discount, so these segments contain none."""
+    """The segments contain no truncations, because RLax cannot distinguish them from terminations."""
     rollout, values = off_policy(seed % 1000, truncating=0.0, padding=0.0)
     credit = weigh(VTrace(rho_bar=1.3), rollout, values, 0.9)
     theirs = by_rlax(rollout, values)
@@ -55,7 +55,7 @@ def test_it_equals_rlax_where_episodes_end_by_termination(seed):
 @LAWS
 @given(SEEDS)
 def test_it_equals_the_papers_sums(seed):
-    """v_s = V_s + Σ_t γ^(t−s) (Π c_i) ρ_t δ_t within the episode, in NumPy, with arbitrary ends and a λ."""
+    """NumPy computes v_s = V_s + Σ_t γ^(t−s) (Π c_i) ρ_t δ_t within each episode, with arbitrary ends and λ = 0.7."""
     rollout, values = off_policy(seed % 1000)
     estimator, gamma = VTrace(0.8, 1.2, 0.7), 0.95
     credit = weigh(estimator, rollout, values, gamma)
@@ -81,7 +81,7 @@ def test_it_equals_the_papers_sums(seed):
     for n, s in itertools.product(range(value.shape[1]), range(NUM_STEPS)):
         if valid[s, n]:
             goes_on = s + 1 < NUM_STEPS and valid[s + 1, n] and not end[s, n]
-            # After an end, and after the last step of a segment, the critic judges the successor.
+            # At an end, and at the last step of a segment, the successor's value comes from the critic.
             gain = following[s, n] + (target[s + 1, n] - value[s + 1, n] if goes_on else 0.0)
             weight[s, n] = rho[s, n] * (reward[s, n] + gamma * gain - value[s, n])
     close(credit.target, target, rtol=1e-3, atol=1e-4)
@@ -99,9 +99,9 @@ def test_on_policy_it_is_the_n_step_advantage_of_the_segment(seed):
 
 
 def test_its_fixed_point_is_the_value_of_the_policy_between():
-    """Enumerate all sequences of 3 actions from every state, with their probability under μ; steps are deterministic.
+    """The test enumerates all sequences of 3 actions from every state, with their probabilities under μ.
 
-    The expected target is V if V = V^{π_ρ̄} with π_ρ̄ ∝ min(ρ̄μ, π), and differs from V if V = V^π.
+    Transitions are deterministic. The expected target is V if V = V^{π_ρ̄} with π_ρ̄ ∝ min(ρ̄μ, π), but not if V = V^π.
     """
     generator = np.random.default_rng(3)
     states, actions, steps, gamma, rho_bar = 4, 3, 3, 0.9, 0.7
@@ -117,7 +117,7 @@ def test_its_fixed_point_is_the_value_of_the_policy_between():
         return np.linalg.solve(np.eye(states) - gamma * chain, (policy * reward).sum(axis=1))
 
     def gap(value):
-        """The expected target minus V in each state."""
+        """Return the expected target minus V in each state."""
         begins = np.asarray([(s, *a) for s in range(states) for a in itertools.product(range(actions), repeat=steps)])
         state, probability, rows = begins[:, 0], np.ones(len(begins)), []
         for t in range(steps):
@@ -146,7 +146,7 @@ def test_hyperparameters_without_a_meaning_are_refused(make):
 
 
 def test_a_run_that_acts_for_itself_learns_as_n_step_does(tmp_path):
-    """The run has a memory, so the learner's log π comes from an unrolled network; every ratio is 1."""
+    """Every ratio is 1, although the run has a memory and the learner's log π comes from an unrolled network."""
     settings = {"num_envs": 4, "rollout_steps": 8, "hidden_sizes": (8,), "memory": "gru", "memory_size": 4, "steps": 96}
     settings |= {"objective": "policy_gradient", "preset": False, "quiet": True, "folder": tmp_path}
     traced = upslope.train("jax:CartPole-v1", "vtrace", name="vtrace", **settings).metrics()

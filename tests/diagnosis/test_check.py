@@ -1,4 +1,4 @@
-"""upslope check finds each fault of an environment with the check meant for it, and passes sound environments."""
+"""`upslope check` finds each kind of fault with the check meant for it, and finds no fault in sound environments."""
 
 import copy
 import json
@@ -32,7 +32,7 @@ class Leaks(Walk):
 
 
 class Shares(Walk):
-    """All instances affect one another."""
+    """Shares state among all instances, so they affect one another."""
 
     wind: ClassVar[list[float]] = [0.0]
 
@@ -64,7 +64,7 @@ class Liar(Walk):
 
 
 class Divides(Walk):
-    """Returns nan now and then."""
+    """Returns NaN in its fourth observation."""
 
     def observe(self):
         return np.array([np.nan if self.steps == 3 else self.position, 0.0], np.float32)
@@ -88,7 +88,7 @@ class Clockwork(Walk):
 
 
 class Huge(Walk):
-    """Observations and rewards are in the thousands."""
+    """Has observations and rewards in the thousands."""
 
     def observe(self):
         return np.array([1000 * self.position, self.steps / 10], np.float32)
@@ -99,7 +99,7 @@ class Huge(Walk):
 
 
 class Stingy(Walk):
-    """Pays nothing."""
+    """Gives no reward."""
 
     def step(self, action):
         observation, _, *rest = super().step(action)
@@ -107,7 +107,7 @@ class Stingy(Walk):
 
 
 class Breaks(Walk):
-    """Raises."""
+    """Raises an error in `step`."""
 
     def step(self, action):
         raise RuntimeError("no licence")
@@ -138,7 +138,7 @@ def test_a_fault_is_found_by_its_check(environment, name, status):
 
 
 class Fails(Walk):
-    """Sound except for the fault that `kind` names."""
+    """Has one fault, given by `kind`, and is otherwise sound."""
 
     kind = ""
 
@@ -177,7 +177,7 @@ class Fails(Walk):
 
 
 class Declares(Walk):
-    """Sound except for its spaces."""
+    """Declares the given spaces and is otherwise sound."""
 
     def __init__(self, observation_space, action_space):
         super().__init__()
@@ -185,14 +185,14 @@ class Declares(Walk):
 
 
 class TakesNoSeed(Walk):
-    """Takes no seed, as before Gymnasium 0.26."""
+    """Has a `reset` without a seed, as was usual before Gymnasium 0.26."""
 
     def reset(self):
         return super().reset(seed=0)
 
 
 class OnlyLooksLikeOne:
-    """Has the methods but is not a subclass."""
+    """Has the methods of an environment but is not a subclass of `gymnasium.Env`."""
 
     reset, step = Walk.reset, Walk.step
 
@@ -202,14 +202,14 @@ class NoSpaces(gymnasium.Env):
 
 
 class CannotBeMade(Walk):
-    """Raises in __init__."""
+    """Raises an error in `__init__`."""
 
     def __init__(self):
         raise RuntimeError("no licence")
 
 
 class WholeActions(Walk):
-    """Takes a Box of integers as actions."""
+    """Has a Box of integers as its action space."""
 
     def __init__(self):
         super().__init__()
@@ -319,14 +319,14 @@ class Masked(Walk):
 
 
 class ByMethod(Walk):
-    """Reports them through a method, as sb3-contrib expects."""
+    """Reports the allowed actions through a method, as sb3-contrib expects."""
 
     def action_masks(self):
         return [True, False]
 
 
 class Late(Walk):
-    """Reports them only after a step."""
+    """Reports the allowed actions only in `step`."""
 
     def step(self, action):
         return *super().step(action)[:-1], {"action_mask": np.ones(2, np.int8)}
@@ -356,12 +356,12 @@ def test_a_mask_is_recognised(environment, status, words):
     assert found["action mask"].status == status and words in found["action mask"].found
     assert "step" not in found or found["step"].status == "ok"
     if status == "ok":
-        # Random actions are drawn from the allowed ones, so that all other checks can run.
+        # Random actions are drawn only from the allowed ones, so all other checks can run.
         assert "random actions" not in found and found["repeats itself"].status == "ok" and checked.command
 
 
 class SameObject(Walk):
-    """Returns the same array every time, out of bounds at first, and ends as integers."""
+    """Always returns the same array, which is out of bounds at first, and reports terminations as integers."""
 
     def reset(self, **options):
         self.array = np.full(2, -10.1, np.float32)
@@ -382,14 +382,14 @@ def test_what_training_copes_with_is_a_warning():
 
 
 class FailsToClose(Walk):
-    """Raises when it is closed."""
+    """Raises an error in `close`."""
 
     def close(self):
         raise OSError("no such device")
 
 
 class CannotDraw(Walk):
-    """Promises pictures but cannot draw."""
+    """Declares a render mode but fails in `render`."""
 
     metadata: ClassVar[dict] = {"render_modes": ["rgb_array"]}
 
@@ -408,7 +408,7 @@ def test_errors_in_closing_and_drawing_are_warnings():
 
 
 class Mostly(Walk):
-    """Every third instance behaves differently from the others."""
+    """Behaves differently in one of every `every` instances."""
 
     made: ClassVar[int] = 0
 
@@ -480,7 +480,7 @@ def test_it_resets_and_acts_as_training_does():
         seeds.clear()
         actions.clear()
         upslope.check(environment)
-        # Seed 0 is used to look for a mask when the environment is made; 123 comes from Gymnasium's checker.
+        # On creation, the environment is reset with seed 0 to look for a mask. Seed 123 comes from Gymnasium's checker.
         ours = [seed for seed in seeds if seed not in (None, 0, 123)]
         assert ours[:2] == [reset_seed(0, 0, 0), reset_seed(0, 0, 0)] and reset_seed(0, 0, 1) in ours
         head = head_of(environment().action_space, "")

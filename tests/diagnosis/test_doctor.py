@@ -1,4 +1,4 @@
-"""The doctor on hand-written metrics: it finds each signature and reports no fault in a healthy run."""
+"""The doctor on synthetic metrics: it finds each signature and reports no fault in a healthy run."""
 
 import json
 
@@ -76,7 +76,7 @@ HOLDING = ({"learning_rate": 1e-6}, {"epsilon": 1e-3}, {"target_kl": 1e-6}, {"mi
 
 @pytest.mark.parametrize("settings", [{}, *HOLDING])
 def test_a_policy_that_stands_still_is_an_alarm_only_where_a_setting_holds_it(settings, tmp_path):
-    # With the usual settings, the run may have started where there was nothing left to gain.
+    # With the default settings, the explanation may be that the run started with an optimal policy.
     path = write_run(tmp_path, {"policy/kl": 1e-9}, rise=0.0, **settings)
     alarms, notes = alarms_and_notes(path)
     assert "update_too_small" in (alarms if settings else notes)

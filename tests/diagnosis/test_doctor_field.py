@@ -1,4 +1,4 @@
-"""The bank of `benchmarks/doctor_field.py`: its split by world, its labels, and what counts as harm."""
+"""The bank of runs in `benchmarks/doctor_field.py`: its split by world, its labels, and its definition of harm."""
 
 import json
 import sys
@@ -29,8 +29,8 @@ def test_the_halves_share_no_world_and_the_test_half_is_large_enough():
     [
         ([0.0, 1.0], [99.0, 101.0], True),
         ([99.0, 100.0], [99.0, 101.0], False),
-        ([80.0, 82.0], [99.0, 101.0], False),  # it lost only a fifth of the possible gain
-        ([-9.0, -8.0], [0.0, 2.0], False),  # its twin gained nothing either
+        ([80.0, 82.0], [99.0, 101.0], False),  # the run lost only a fifth of the possible gain
+        ([-9.0, -8.0], [0.0, 2.0], False),  # the run's twin gained nothing either
     ],
 )
 def test_a_fault_did_harm_if_the_run_lost_much_of_what_its_twin_gained(mine, theirs, is_harm, tmp_path):

@@ -1,5 +1,5 @@
-"""What the doctor got wrong in worlds it had never seen, as hand-written runs: each fault next to a similar run that
-has no fault."""
+"""Synthetic versions of runs that the doctor misjudged in unseen worlds. Most tests compare a run that has a fault with
+a similar one that has none."""
 
 import pytest
 from doctor_helpers import alarms_and_notes, write_run
@@ -15,7 +15,7 @@ def always(value, length, count=10):
 
 
 def going(start, stop, spread, length=40):
-    """Returns that move from one number to another."""
+    """Return a generator of episodes whose returns change from `start` to `stop` during the run."""
     return lambda share, generator: [
         (start + (stop - start) * share + spread * generator.normal(), int(generator.integers(length // 2, length)))
         for _ in range(10)
@@ -35,7 +35,7 @@ COSTS = {"health/reward_max": -1e-4, "health/reward_mean": -0.5, "health/reward_
     ("early", "found"), [(9.0, []), (3.2, ["no_reward_signal"])], ids=["a solved regulator", "a goal never found"]
 )
 def test_costs_that_fall_are_an_alarm_only_where_they_never_depended_on_the_state(early, found, tmp_path):
-    # Sums of costs that are purely random have 1/√(1 − (γλ)²) = 3.2 times the deviation of a single cost.
+    # If costs are purely random, the standard deviation of their sums is 1/√(1 − (γλ)²) = 3.2 times that of one cost.
     changes = COSTS | {"critic/explained_variance": 0.01, "health/reward_std": 0.3, "health/reward_scale": 1.0}
     changes["health/target_std"] = lambda share: 0.3 * (early if share < 0.1 else 3.0)
     assert first_alarms(write_run(tmp_path, changes, episodes=going(-100, -2, 5), box=True)) == found
@@ -60,7 +60,7 @@ def test_a_policy_that_only_waits_for_the_time_limit_has_not_found_the_goal(spre
 
 
 def collapses(share, generator):
-    """Long episodes for three quarters of the run, then many short ones."""
+    """Return long episodes in the first three quarters of the run, and many short ones after that."""
     count, value = (1, 20 + 480 * share / 0.7) if share < 0.75 else (60, 10)
     return [(value + generator.normal(), int(value)) for _ in range(count + 3)]
 
@@ -77,7 +77,7 @@ def test_a_return_that_falls_far_below_the_untrained_one_is_an_alarm(stop, is_al
 
 
 def coins(chance):
-    """A return of 0 or 1 whose probability rises a little, as in Blackjack and slow frozen lakes."""
+    """Return a generator of episodes whose return is 1 with probability `chance(share)` and otherwise 0."""
     return lambda share, generator: [(float(generator.random() < chance(share)), 3) for _ in range(60)]
 
 
@@ -182,7 +182,7 @@ def test_that_actions_have_no_effect_is_a_note_where_what_is_paid_is_rare(reward
 
 
 def test_rare_measurements_that_miss_all_ends_and_rewards_are_no_alarm(tmp_path):
-    """Episodes of 200 steps all end at the same time, in iterations in which health was not measured."""
+    """All episodes have 200 steps and end at the same time, in iterations in which health was not measured."""
     missed = {"health/end_share": lambda share: 0.0 if int(share * 40) % 8 == 0 else float("nan")}
     missed |= {"episode/count": lambda share: 0 if int(share * 40) % 8 == 0 else 16}
     missed |= {f"health/reward_{name}": 0.0 for name in ("nonzero", "mean", "std", "min", "max")}

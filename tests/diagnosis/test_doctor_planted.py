@@ -1,4 +1,4 @@
-"""The doctor on a few runs that are actually trained: planted faults of `benchmarks/doctor.py`, and a healthy run."""
+"""The doctor on runs that are actually trained: some have planted faults of `benchmarks/doctor.py`, one is healthy."""
 
 import subprocess
 import sys
@@ -27,7 +27,8 @@ bank = Path(sys.argv[1])
 doctor_bank.train(bank, len(chosen))
 print(*(f"{{job.cause}} {{doctor_bank.place(bank, job)}}" for job in chosen), sep="\\n")
 """
-"""Use one world, so that most runs share a program, and a separate process, because it replaces programs."""
+"""Trains the runs in one world, so that most share a compiled program. This needs its own process, because planting a
+fault replaces programs."""
 
 
 @pytest.mark.parametrize("runs", RUNS.values(), ids=RUNS)

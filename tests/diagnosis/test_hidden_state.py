@@ -1,4 +1,4 @@
-"""upslope check proposes a memory only if the past contains information that the current observation lacks."""
+"""`upslope check` proposes a memory only if the past contains information that the current observation lacks."""
 
 import gymnasium
 import numpy as np
@@ -32,7 +32,7 @@ def test_no_memory_is_proposed_where_the_observation_is_the_state(environment):
 
 
 def cue_that_vanishes(length=4):
-    """The first state shows one of two cues; a corridor then hides it, and its end pays for the cued action."""
+    """Return a corridor in which one of two cues is visible only at the start, and the cued action pays at the end."""
     place, cue = np.divmod(np.arange(2 * (length + 1)), 2)
     successor = np.minimum(place + 1, length) * 2 + cue
     transition = np.eye(len(place))[np.stack([successor, successor], axis=-1)]
@@ -44,7 +44,7 @@ def cue_that_vanishes(length=4):
 
 
 class Frames(gymnasium.ObservationWrapper):
-    """CartPole as single frames of a bright pole, which do not show its motion."""
+    """Shows CartPole as single frames with a bright pole, from which its motion cannot be seen."""
 
     def __init__(self):
         super().__init__(gymnasium.make("CartPole-v1"))
@@ -82,7 +82,7 @@ def test_the_share_that_a_past_resolves_is_that_of_a_hand_worked_case():
     assert resolved(group, past, past) == pytest.approx(1.0, abs=0.01)
     assert resolved(group, past, chance) == 0.0
     assert resolved(np.arange(400), past, past) == 0.0  # no group recurs
-    # The past decides half of the groups and chance the other half. Each has uncertainty ln 2, so half is resolved.
+    # The past determines one of the two groups, and chance the other. Each has entropy ln 2, so half is resolved.
     halves = np.repeat([0, 1], 200)
     assert resolved(halves, past, np.where(halves == 0, past, chance)) == pytest.approx(0.5, abs=0.01)
 

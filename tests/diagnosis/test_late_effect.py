@@ -1,4 +1,4 @@
-"""What distinguishes a cue from an ignored action: the action's effect given what was seen earlier in the episode."""
+"""The late effect takes earlier observations into account, so it detects actions that must match an earlier cue."""
 
 from types import SimpleNamespace
 
@@ -14,9 +14,10 @@ LENGTH, COLUMNS = 5, 60
 
 
 def played(generator, matters, pays_late=False, cost=0.0):
-    """(action_effect, late_effect) of episodes of five steps that show a cue, ±1, in the first step.
+    """Return (action_effect, late_effect) for random episodes of five steps that show a cue, ±1, in the first step.
 
-    They pay at the end if the last action matches the cue or, with `pays_late`, if the first action was 1.
+    The last step is rewarded if its action matches the cue or, with `pays_late`, if the first action was 1. Unless the
+    action `matters`, a random number replaces the cue in this comparison.
     """
     cue, action = generator.integers(0, 2, COLUMNS), generator.integers(0, 2, (LENGTH, COLUMNS))
     luck = generator.integers(0, 2, COLUMNS)

@@ -1,4 +1,4 @@
-"""The probe ladder: a sound pair solves it, and each mistake fails first at the probe designed to find it."""
+"""The probes: correct code solves all of them, and each mistake fails at the probe that is designed to find it."""
 
 import json
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class SumCutAtTerminatedOnly(upslope.GAE):
 
 @dataclass(frozen=True)
 class WrongSign(upslope.Objective):
-    """PPO that descends its objective."""
+    """PPO with the wrong sign, so it descends its objective."""
 
     def loss(self, state: Any, sample: Any) -> Any:
         return -upslope.Clip(0.2).loss(state, sample)

@@ -29,25 +29,25 @@ SHELLS = ("bash", "sh", "shell", "console")
 
 
 def blocks(text, *languages):
-    """The fenced blocks in any of these languages."""
+    """Return the fenced blocks in any of these languages."""
     return [code for language, code in BLOCK.findall(text) if language in languages]
 
 
 def commands(text):
-    """Every `upslope …` command shown on a page, as its list of arguments."""
+    """Return every `upslope …` command shown on a page, as a list of arguments."""
     lines = [line for code in blocks(text, *SHELLS) for line in code.replace("\\\n", " ").splitlines()]
     lines += [line for line in BLOCK.sub("", text).splitlines() if line.startswith("    ")]
     pieces = [
         piece.strip().removeprefix("$ ").removeprefix(".venv/bin/") for line in lines for piece in line.split("&&")
     ]
-    # In running text, a command without further arguments is only a mention of it.
+    # In running text, a command without further arguments is only a mention, not an example.
     pieces += [code for code in INLINE_CODE.findall(BLOCK.sub("", text)) if len(code.split()) > 2]
     found = [shlex.split(piece, comments=True)[1:] for piece in pieces if piece.startswith("upslope ")]
     return [words[: words.index(">")] if ">" in words else words for words in found]
 
 
 def cases(extract):
-    """Every item of every page, as a parameter with a readable id."""
+    """Return every item on every page as a test parameter with a readable id."""
     found = [(name, item) for name, page in PAGES.items() for item in extract(page.read_text("utf-8"))]
     return [pytest.param(item, id=f"{name}-{i}") for i, (name, item) in enumerate(found)]
 
@@ -68,13 +68,13 @@ def test_links_lead_somewhere(name):
 
 @pytest.mark.parametrize("name", PAGES)
 def test_inline_maths_survives_markdown(name):
-    """Markdown removes a backslash before punctuation in $…$; a ```math block keeps it."""
+    """In $…$, Markdown removes backslashes before punctuation. A ```math block keeps them."""
     prose = INLINE_CODE.sub("", BLOCK.sub("", PAGES[name].read_text("utf-8")))
     assert not [maths for maths in INLINE_MATHS.findall(prose) if re.search(r"\\[^A-Za-z]", maths)]
 
 
 def noted(command, parsed):
-    """A stand-in for a command that only records its arguments."""
+    """Return a stand-in for a command that only records its arguments."""
 
     @functools.wraps(command)
     def note(*arguments, **options):
@@ -104,7 +104,7 @@ def test_commands_parse(arguments, monkeypatch, capsys, tmp_path):
 
 
 def test_the_commands_of_the_readme_are_all_there_and_the_quick_one_runs(capsys):
-    """Only `list` is run, because it neither needs a run nor trains."""
+    """Only `list` is executed, because it is quick: it needs no trained run and does not train."""
     found = [words[0] for words in commands(PAGES["README.md"].read_text("utf-8"))]
     assert set(found) >= set(cli.COMMANDS) - {"table", "bundle", "completion"} and len(found) > 30
     cli.main(["list"])
@@ -118,7 +118,7 @@ def test_python_compiles(code):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.ipynb")), ids=lambda path: path.name)
 def test_a_notebook_is_stored_as_it_was_written(path):
-    """The outputs are created when the site is built."""
+    """Notebooks are stored without outputs, which are created when the site is built."""
     cells = [cell for cell in json.loads(path.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"]
     assert cells and not any(cell["outputs"] or cell["execution_count"] for cell in cells)
     for cell in cells:
@@ -141,7 +141,7 @@ def test_the_ladder_has_every_rung_in_order():
 
 
 def test_a_drifted_line_is_noticed(tmp_path, monkeypatch):
-    """In this file, `One` is on lines 4 to 6 including its decorator, `One.two` on line 6, and `THREE` on line 8."""
+    """In the file, `One` is on lines 4 to 6 (including its decorator), `One.two` on line 6, and `THREE` on line 8."""
     monkeypatch.setattr(refresh, "ROOT", tmp_path)
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "a.py").write_text(
@@ -163,7 +163,7 @@ def test_every_definition_is_found_at_any_depth():
 
 
 def test_the_coverage_in_the_page_is_what_is_stored(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")  # the benchmark imports its neighbours
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")  # the benchmark imports other files in its folder
     found = importlib.util.spec_from_file_location("coverage_benchmark", ROOT / "benchmarks" / "coverage.py")
     benchmark = importlib.util.module_from_spec(found)
     found.loader.exec_module(benchmark)

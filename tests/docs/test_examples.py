@@ -1,7 +1,8 @@
 """The examples: scripts that do not use upslope have the same gradients as upslope, and all examples learn.
 
-The two implementations share no code but agree on real CartPole data: the scripts' losses are differentiated directly,
-and the library's gradient is read from Adam's first moment after one step of `improve`, which training calls.
+The scripts share no code with the library. Both are applied to real CartPole data: the scripts' losses are
+differentiated directly, and the library's gradients are read from Adam's first moment after one step of `improve`, the
+function that training calls.
 """
 
 import dataclasses
@@ -37,7 +38,7 @@ TOLERANCE = 1e-5
 
 
 def load_example(name):
-    """Import examples/NAME.py by path."""
+    """Import examples/NAME.py from its path."""
     specification = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(specification)
     sys.modules[name] = module  # dataclasses and `module:Name` look it up there
@@ -49,20 +50,20 @@ REINFORCE, PPO, MY = (load_example(name) for name in ("reinforce", "ppo_clip", "
 
 
 def perceptron(layers):
-    """The library's network with an example's layers."""
+    """Return the library's network with an example's layers."""
     weights, biases = zip(*layers, strict=True)
     return Perceptron(tuple(weights), tuple(biases), "tanh")
 
 
 def agent_of(actor, critic=None):
-    """The library's agent for CartPole with these layers."""
+    """Return the library's agent for CartPole with these layers."""
     agent = fresh_agent(jax.random.key(0), Box(-1, 1, (4,)), Discrete(2))
     network = dataclasses.replace(actor_of(agent), network=perceptron(actor))
     return with_networks(agent, network, None if critic is None else perceptron(critic))
 
 
 def gradients(update, agent, rollout, credit, bonus=0.0):
-    """The library's gradients of actor and critic, from one call of `improve`."""
+    """Return the library's gradients of actor and critic, and its metrics, from one call to `improve`."""
     learner, key = begin_learning(update, agent), jax.random.key(0)
     moved, metrics = improve_once(update, learner, rollout, credit, key, 1e-3, bonus)
     (_, actor), (_, critic) = (moved.optimisers[name] for name in ("policy", "value"))
@@ -71,7 +72,7 @@ def gradients(update, agent, rollout, credit, bonus=0.0):
 
 
 def assert_same(layers, network):
-    """The gradients of each layer agree, relative to their largest entry, and none of them is zero."""
+    """Check that the gradients of each layer agree relative to their largest entry, and that none of them is zero."""
     for (weight, bias), mine, my_bias in zip(layers, network.weights, network.biases, strict=True):
         for expected, found in ((weight, mine), (bias, my_bias)):
             scale = float(jnp.abs(expected).max())
@@ -80,7 +81,7 @@ def assert_same(layers, network):
 
 
 def disturbed(layers, size, seed=1):
-    """The same layers with small random changes."""
+    """Return a copy of the layers with small random changes."""
     generator = np.random.default_rng(seed)
     return jax.tree.map(lambda x: x + size * generator.normal(size=x.shape).astype(np.float32), layers)
 
@@ -88,7 +89,7 @@ def disturbed(layers, size, seed=1):
 @pytest.mark.parametrize(("reward_to_go", "estimator"), [(False, TotalReturn()), (True, RewardToGo())])
 def test_reinforce_has_the_gradient_of_the_library(reward_to_go, estimator):
     layers = REINFORCE.initialise(jax.random.key(3), (4, 32, 32, 2))
-    layers[-1] = disturbed(layers[-1], 0.3)  # with equal logits, all gradients would look alike
+    layers[-1] = disturbed(layers[-1], 0.3)  # with equal logits, different gradients could look alike
     worlds = [gymnasium.make("CartPole-v1") for _ in range(4)]
     for n, world in enumerate(worlds):
         world.reset(seed=n)
@@ -112,7 +113,7 @@ def test_reinforce_has_the_gradient_of_the_library(reward_to_go, estimator):
 
 
 def test_ppo_has_the_gradient_of_the_library(monkeypatch):
-    """The policy differs from the behaviour policy, so some ratios are clipped; both kinds of end occur."""
+    """The policy differs from the behaviour policy, so some ratios are clipped. Both kinds of episode end occur."""
     monkeypatch.setattr(PPO, "NUM_STEPS", 64)
     sizes = (4, 32, 32)
     behaviour = {
@@ -125,7 +126,7 @@ def test_ppo_has_the_gradient_of_the_library(monkeypatch):
     _, facts, _ = PPO.collect(worlds, now, behaviour, jax.random.key(7))
     observation, action, log_mu, reward, terminated, truncated, successor = facts
     assert terminated.any() and truncated.any()
-    # The true successor of an episode's last step is not the next row, which starts another episode.
+    # After an episode's last step, the true successor is not in the next row, which starts another episode.
     ended = (terminated | truncated)[:-1]
     assert (successor[:-1] == observation[1:]).all(axis=-1)[~ended].all()
     assert (successor[:-1] != observation[1:]).any(axis=-1)[ended].all()
@@ -156,7 +157,7 @@ def as_arrays(rollout):
 
 
 def test_ppo_bootstraps_at_truncation_only():
-    """γ = 0.99, λ = 0.95, by hand: r = 1, V(s_t) = 2, V(s_{t+1}) = 10 everywhere; the first step ends an episode."""
+    """By hand, for γ = 0.99, λ = 0.95, r = 1, V(s_t) = 2, V(s_{t+1}) = 10: the first step may end an episode."""
     one, no = np.ones((2, 1), np.float32), np.zeros((2, 1), bool)
     first = np.array([[True], [False]])
     going_on = 1 + 0.99 * 10 - 2
@@ -185,10 +186,10 @@ def test_scripts_are_short_and_stand_alone(name):
 
 
 def test_my_estimator_is_unbiased():
-    """One step, two actions, three columns: the gradient averaged over all outcomes is that of the expected return."""
+    """With one step, two actions and three columns, the gradient averaged over all outcomes equals the exact one."""
     reward_of = np.asarray([1.0, 5.0])
     probability = np.asarray([0.3, 0.7])
-    score = np.eye(2) - probability  # ∇ log π(a) with respect to the logits, by row a
+    score = np.eye(2) - probability  # row a is ∇ log π(a) with respect to the logits
     total = np.zeros(2)
     for actions in itertools.product(range(2), repeat=3):
         chosen = list(actions)
@@ -208,6 +209,6 @@ def test_my_estimator_trains(tmp_path):
         "jax:CartPole-v1", "reinforce", estimator=MY.LeaveOneOut(), steps=20_000, folder=tmp_path, quiet=True
     )
     assert run.config.estimator == "my_estimator:LeaveOneOut"
-    assert run.returns[0] > 2 * RANDOM_RETURN  # over the last 100 episodes, most of them early in training
+    assert run.returns[0] > 2 * RANDOM_RETURN  # this mean includes many episodes from early training
     rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text("utf-8").splitlines()]
     assert all(row["policy/loss"] is not None for row in rows)

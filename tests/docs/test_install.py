@@ -1,4 +1,4 @@
-"""The wheel works in an empty folder, and shells complete its commands."""
+"""The wheel works in an empty folder, and shells can complete its commands."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ SOURCE = ROOT / "src" / "upslope"
 
 
 def bare(**more: str) -> dict[str, str]:
-    """The environment variables of this process without its module search path."""
+    """Return this process's environment variables without its module search path, plus the given ones."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | more
 
 

@@ -1,4 +1,4 @@
-"""Tests are laid out like the code they test, and share only helpers."""
+"""The folders of tests mirror the packages they test, and test files import only helpers, not each other."""
 
 import ast
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The tables of docs/performance.md match the stored results; rates and seconds are compared the right way round."""
+"""The tables in docs/performance.md match the stored results, and rates and times are compared the right way round."""
 
 import importlib
 from pathlib import Path
@@ -10,13 +10,13 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def speed_table(monkeypatch):
-    """The benchmark's module, which imports its neighbours."""
+    """The benchmark's module, which imports other files in its folder."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     return importlib.import_module("speed_table")
 
 
 def result(speed_table, unit, **measured):
-    """A stored case with two rounds."""
+    """Return a stored case with two rounds."""
     rounds = [{who: {unit: values[i]} for who, values in measured.items()} for i in range(2)]
     return speed_table.Result("case", {"title": "work", "unit": unit, "rounds": rounds})
 

@@ -1,4 +1,4 @@
-"""The page that leads from a sweep to a robot works as written."""
+"""The tutorial that leads from a sweep to a robot works as written."""
 
 import re
 import shutil
@@ -15,7 +15,7 @@ COMPILER = shutil.which("gcc")
 
 
 def blocks(language: str) -> list[str]:
-    """The code blocks of the page in one language."""
+    """Return the code blocks on the page in one language."""
     return re.findall(rf"```{language}\n(.*?)```", PAGE, flags=re.S)
 
 

@@ -1,4 +1,4 @@
-"""A separate thread dispatches chunks, so that a slow dispatch does not delay the creation of rows."""
+"""A separate thread dispatches chunks, so that slow dispatching does not delay the creation of metric rows."""
 
 import time
 from dataclasses import replace
@@ -30,7 +30,7 @@ def engine(task):
 
 
 def test_rows_are_made_while_the_next_chunk_is_dispatched(engine, monkeypatch):
-    # As on an accelerator, a call returns only after it has launched all kernels.
+    # This simulates an accelerator, on which a call returns only after it has launched all kernels.
     state = engine.start()
     for _ in range(2):  # this also compiles the programs
         state, _ = engine.advance(state, lambda: True)
@@ -87,7 +87,7 @@ def test_a_chunk_that_was_begun_for_another_state_is_not_used(engine):
 
 
 def test_on_an_accelerator_chunks_are_longer(task, monkeypatch):
-    # The budgets are 10, 1,000 and 100 iterations.
+    # The budgets of the three tasks are 10, 1,000 and 100 iterations.
     assert default_length(task) == 1
     monkeypatch.setattr(compiled, "has_accelerator", lambda: True)
     assert default_length(task) == 1

@@ -1,4 +1,4 @@
-"""Vector environments: in every autoreset mode, all recorded steps really happened, and no reset is a transition."""
+"""Vector environments: in every autoreset mode, all recorded steps were really taken, and no reset is a transition."""
 
 import sys
 from pathlib import Path
@@ -27,7 +27,7 @@ SMALL: dict[str, Any] = {"num_envs": 3, "rollout_steps": 8, "minibatches": 1, "e
 
 
 def allowed(observation: Any, mask: Any, t: int) -> Any:
-    """Choose action 1 where it is allowed."""
+    """Choose action 1 wherever it is allowed."""
     return mask[..., 1].astype(int)
 
 
@@ -55,7 +55,7 @@ def test_no_transition_is_made_up(mode: str):
     starts = dict.fromkeys(range(6), 0)
     for rows in script.restarted:
         starts |= {row: starts[row] + 1 for row in rows}
-    per_end = 2 if mode == "NextStep" else 1  # memory restarts after the end and after the resetting step
+    per_end = 2 if mode == "NextStep" else 1  # the memory restarts after the end and, in this mode, after the reset
     first = np.sum(np.asarray(rollout.truncated | rollout.terminated)[0, :, 0])
     assert per_end * first - 1 <= starts[0] <= per_end * first
     columns.close()
@@ -73,12 +73,12 @@ def test_whole_episodes_are_one_a_column(mode: str):
 
 
 def parts(observation: Any, n: int) -> Any:
-    """The observation of column `n`."""
+    """Return the observation of column `n`."""
     return tuple(x[n] for x in observation) if isinstance(observation, tuple) else observation[n]
 
 
 def by_hand(name: str, mode: str, num_envs: int, steps: int, action: Any) -> list[list[tuple[Any, ...]]]:
-    """The transitions of each column, stepped by Gymnasium's SyncVectorEnv without upslope."""
+    """Return the transitions of each column, generated with Gymnasium's SyncVectorEnv and without upslope."""
     envs = SyncVectorEnv([lambda: gymnasium.make(name) for _ in range(num_envs)], autoreset_mode=mode)
     observation, _ = envs.reset(seed=reset_seed(7, 0, 0))
     found: list[list[tuple[Any, ...]]] = [[] for _ in range(num_envs)]
@@ -118,11 +118,11 @@ def test_it_is_what_gymnasium_steps(name: str, mode: str):
 
 
 def test_training_resumes_with_new_episodes_and_says_so(tmp_path, monkeypatch, capsys):
-    """Each NEXT_STEP reset takes up one row of the rollout but does not count as a step."""
+    """In NEXT_STEP mode, each reset takes up one row of the rollout but does not count as a step."""
     stopped = train_until_stopped(tmp_path, monkeypatch)
     capsys.readouterr()
     run = upslope.resume(stopped)
-    said = " ".join("".join(capsys.readouterr()).split())  # ignoring line breaks
+    said = " ".join("".join(capsys.readouterr()).split())  # the message may contain line breaks
     assert "cannot restore the 3 episodes in progress" in said
     episodes = run.episodes()
     assert set(episodes["length"]) <= set(LENGTHS)
@@ -135,7 +135,7 @@ def test_training_resumes_with_new_episodes_and_says_so(tmp_path, monkeypatch, c
 
 
 def train_until_stopped(folder: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A run that was interrupted in its second iteration."""
+    """Start training, interrupt it, and return the path of the unfinished run."""
     from upslope.engines.host import HostEngine
     from upslope.runs import loop
 
@@ -203,7 +203,7 @@ def test_a_batched_id_needs_no_trust_and_a_factory_does():
 
 
 class Pool:
-    """EnvPool's documented interface for Gymnasium: single spaces, a reset without a seed, extra info."""
+    """Has EnvPool's documented Gymnasium interface: single-environment spaces, a reset without a seed, extra info."""
 
     def __init__(self, num_envs: int, seed: int = 42):
         from vector_environments import Counting
@@ -242,7 +242,7 @@ def test_envpool_is_stepped_by_its_documented_interface(monkeypatch: pytest.Monk
 
 
 def test_what_begins_afresh_remembers_nothing():
-    """This also covers environments that could not be replayed, whose memory and return come from another episode."""
+    """Environments that could not be replayed start new episodes, so memory and returns of the old ones are cleared."""
     settings: dict[str, Any] = {**SMALL, "memory": "gru", "memory_size": 8, "bonus": "rnd", "bonus_episodic": True}
     _, task = prepare("vector:vector_environments:counting", preset=False, settings=settings)
     state, fives = initialise_all(task, [0, 1]), np.full((2, 3), 5.0, np.float32)

@@ -1,4 +1,4 @@
-"""No value crosses the border between an environment and upslope through a silent cast."""
+"""Values that an environment returns to upslope are never cast silently if the cast would change them."""
 
 import shutil
 from functools import partial
@@ -28,7 +28,7 @@ SMALL |= {"quiet": True, "preset": False, "max_episode_steps": 20}
 
 
 def walked(create: Any, steps: int = 3) -> tuple[HostColumns, list[str]]:
-    """Step one environment with action 0; return its columns and the notices it caused."""
+    """Step one environment with action 0; return its columns and all notices."""
     said: list[str] = []
     world: Any = make(create)
     encoder, head = encoder_of(world.observation_space, "it"), head_of(world.action_space, "it")
@@ -155,7 +155,7 @@ def test_digits_that_floats_cannot_hold_are_told(draw: Any, dtype: Any, is_lost:
 
 
 class Unreadable:
-    """Neither NumPy nor an error message can read it."""
+    """Can neither be converted by NumPy nor be shown in an error message."""
 
     def __array__(self, *arguments: Any, **options: Any) -> Any:
         raise Panic
@@ -165,7 +165,7 @@ class Unreadable:
 
 
 class UnreadableError(Exception):
-    """An exception without text."""
+    """An exception that cannot be converted to text."""
 
     def __str__(self) -> str:
         raise ValueError("there is no text")

@@ -1,4 +1,4 @@
-"""Every opened environment is closed on every path, and a worker's pipes are not shared with its environments."""
+"""Environments are closed however a run ends, and programs that they start cannot read a worker's pipes."""
 
 import os
 import signal
@@ -40,7 +40,7 @@ def balance(log: Path) -> Any:
 
 
 WAYS = {"alone": (2, 1), "seeds": (2, 2), "slices": (1, 2)}
-"""Numbers of seeds and workers."""
+"""The number of seeds and the number of workers for each way of training."""
 
 
 def train(way: str, folder: Path, **settings: Any) -> Any:
@@ -58,7 +58,7 @@ def test_a_task_can_be_handed_to_another_process(schedule: str):
 @pytest.mark.parametrize("way", WAYS)
 def test_a_run_closes_its_environments(way: str, tmp_path: Path, capfd: Any):
     run = train(way, tmp_path)
-    # Workers must end without any output.
+    # Workers must exit without any output.
     assert capfd.readouterr() == ("", "")
     upslope.evaluate(run.path, episodes=2)
     upslope.record(run.path, episodes=2)
@@ -128,7 +128,7 @@ FURTHER_SIGNALS = {(signal.SIGTERM, "seeds"), (signal.SIGINT, "slices"), (signal
 )
 def test_environments_are_closed_by_a_signal(way: str, number: int, tmp_path: Path):
     if way == "alone" and number == signal.SIGKILL:
-        Simulated().close()  # no process is left to close it
+        Simulated().close()  # a killed process cannot close its own environment
         return
     seeds, workers = WAYS[way]
     process = command(tmp_path, f"train {NAME} --steps 500000 --seeds {seeds} --workers {workers}")

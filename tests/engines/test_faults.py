@@ -1,4 +1,4 @@
-"""Every error is reported in one message: what was requested, why it is impossible, and what to do."""
+"""Every error is reported in a single message that states what was requested, why it is impossible, and what to do."""
 
 import re
 import signal
@@ -31,7 +31,7 @@ Refused = Callable[[str], str]
 
 @pytest.fixture
 def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refused:
-    """Run a command that must exit with status 2 and one message; return the message."""
+    """A function that runs a command, checks that it fails with exit status 2, and returns its error message."""
     monkeypatch.chdir(tmp_path)
 
     def run(command: str) -> str:
@@ -104,7 +104,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 )
 def test_bad_input_is_refused_with_the_reason(command: str, words: str, refused: Refused, tmp_path: Path):
     said = refused(command)
-    # The terminal may break lines anywhere.
+    # Line breaks depend on the width of the terminal.
     assert re.search(words, " ".join(said.split())), said
     assert not (tmp_path / "runs").exists()
 
@@ -129,14 +129,14 @@ def test_a_settings_file_that_cannot_be_used(text: str, words: str, refused: Ref
 
 @pytest.fixture(scope="module")
 def faultless(folder: Path) -> Path:
-    """The run that the faulty environment would have produced without its fault."""
+    """A run in the faulty environment without its fault."""
     Faulty.kind = None
     return upslope.train(Faulty, steps=320, folder=folder, name="faultless", quiet=True, **SMALL).path
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fault_in_the_environment_is_placed_and_survived(kind: str, folder: Path, faultless: Path, monkeypatch):
-    # Each environment reaches step 83 in iteration 11 of 20, so there is something to lose.
+    # Each environment reaches step 83 in iteration 11 of 20, so the earlier iterations could be lost.
     monkeypatch.setattr(Faulty, "kind", kind)
     monkeypatch.setattr(Faulty, "at", 83)
     with pytest.raises(upslope.UpslopeError) as fault:
@@ -151,7 +151,7 @@ def test_a_fault_in_the_environment_is_placed_and_survived(kind: str, folder: Pa
         "wrong shape": r"shape \(3,\).*requires \(2,\).*Correct the environment",
     }
     assert re.search(essential[kind], said), said
-    # Everything learned before the fault is kept: ten iterations of sixteen steps.
+    # Everything learned before the fault, in ten iterations of 16 steps, is kept.
     assert RunDirectory(folder / kind).metrics()[-1]["step"] == 160
     assert upslope.load(folder / kind, checkpoint="last")(np.zeros(2, np.float32)) in (0, 1)
 
@@ -180,7 +180,7 @@ def test_a_repaired_environment_goes_on_as_if_nothing_had_been(
     monkeypatch.setattr(Faulty, "kind", None)
     capsys.readouterr()
     upslope.resume(folder / name, quiet=True)
-    # The environment does repeat itself, so no warning may appear, and no episode may be lost.
+    # The environment is reproducible, so no warning may appear and no episode may be lost.
     assert capsys.readouterr().err == ""
     assert_same_run(faultless, folder / name)
 
@@ -230,7 +230,7 @@ def test_a_diverged_seed_harms_neither_the_others_nor_the_files(environment, eng
 
 @pytest.mark.parametrize("part", ["estimator", "objective"])
 def test_a_class_instead_of_an_object_is_not_ignored(part: str, tmp_path: Path):
-    # Silently training with the rung's default part would be a different experiment from the one requested.
+    # Training silently with the default of the rung would not be the experiment that was requested.
     given: Any = {"estimator": upslope.NStep, "objective": upslope.KLPenalty}[part]
     train = getattr(upslope.train, "__wrapped__", upslope.train)
     with pytest.raises(Exception, match=part):
@@ -243,7 +243,7 @@ PLACES = ("__init__", "observation_space", "reset", "step", "close")
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("kind", ["Panic", "SystemExit"])
 def test_every_exception_of_an_environment_is_its_failure(kind: str, place: str, tmp_path: Path, capsys: Any):
-    """Some derive only from BaseException; they must not lose more than others do."""
+    """Some exceptions derive only from BaseException. They must not cause greater losses than others do."""
     environment = {"env_kwargs": {"place": place, "kind": kind}, "max_episode_steps": 20}
     train = partial(upslope.train, "user_environments:Panics", steps=32, folder=tmp_path, **SMALL, **environment)
     words = f"{kind}.*called unwrap"

@@ -1,4 +1,4 @@
-"""A training state as a flat list of arrays, and metrics as a single vector."""
+"""Conversion of a training state to a flat list of arrays, and of metrics to a single vector."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def take(tree: Any, s: int) -> Any:
 
 
 SMALL: dict[str, Any] = SEGMENTS | {"hidden_sizes": (8,), "seeds": 2}
-del SMALL["preset"]  # an argument, not a setting
+del SMALL["preset"]  # `prepare` takes it as a separate argument
 
 
 @pytest.mark.parametrize("settings", [{}, {"memory": "gru", "memory_size": 3}], ids=["plain", "memory"])

@@ -1,4 +1,4 @@
-"""Gymnasium environments on the host and compiled environments yield the same facts, and the facts are true."""
+"""Gymnasium environments on the host and compiled environments yield the same rollouts, and these are correct."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -31,14 +31,14 @@ SMALL: dict[str, Any] = {"num_envs": 2, "rollout_steps": 8, "minibatches": 2, "e
 
 
 class SameStart(CartPole):
-    """Every episode starts in the same state, so that the environment's own randomness plays no part."""
+    """CartPole in which every episode starts in the same state, so that the environment is deterministic."""
 
     def reset(self, key: Any) -> tuple[Any, Any]:
         return jnp.asarray(START), jnp.asarray(START)
 
 
 class OnTheHost(gymnasium.Env):
-    """The dynamics of the compiled environment as a Gymnasium environment."""
+    """A Gymnasium environment with the dynamics of the compiled environment."""
 
     world = SameStart()
     dynamics = staticmethod(users_jit(world.step))
@@ -54,7 +54,7 @@ class OnTheHost(gymnasium.Env):
 
 
 def decided_agent(weights: list[float]) -> Agent:
-    """An agent for CartPole that pushes right if weights · s > 0, so certainly that sampling keys do not matter."""
+    """Return a CartPole agent that pushes right, with a probability of practically 1, if weights · s > 0."""
     world = CartPole()
     agent = fresh_agent(jax.random.key(0), world.observation_space, world.action_space, hidden_sizes=(1,))
     layers = (jnp.asarray(weights)[:, None] * 1e6, jnp.asarray([[-1e6, 1e6]]))
@@ -94,7 +94,7 @@ def test_host_and_compiled_give_the_same_facts(weights: list[float], steps: int)
         np.testing.assert_allclose(getattr(host, name), getattr(compiled, name), atol=1e-5, err_msg=name)
     is_end = np.asarray(compiled.terminated | compiled.truncated)[:, 0]
     if weights is BALANCES:
-        # One episode of 500 steps, ended only by the limit, and then 20 steps of the next episode.
+        # The first episode has 500 steps and ends only because of the limit. The next one has 20 steps so far.
         assert np.flatnonzero(is_end).tolist() == [499]
         assert host.truncated[499, 0] and not host.terminated[499, 0]
     else:
@@ -102,7 +102,8 @@ def test_host_and_compiled_give_the_same_facts(weights: list[float], steps: int)
 
 
 def test_each_step_and_column_of_a_compiled_rollout_has_chances_of_its_own():
-    # Both pushes are equally likely, so unrelated pairs agree half the time; allow 5 deviations of 1/(2√n).
+    # Both pushes are equally likely, so independent pairs agree half of the time. The tolerance is five standard
+    # deviations, each 1/(2√n).
     world, undecided = CartPole(), decided_agent([0.0] * 4)
     start = begin(world, undecided, jax.random.key(0), 32)
     _, rollout, finished = collect(world, undecided, start, jax.random.key(2), 512, 5)
@@ -114,7 +115,7 @@ def test_each_step_and_column_of_a_compiled_rollout_has_chances_of_its_own():
 
 
 def test_the_compiled_cartpole_is_gymnasiums_step_by_step():
-    # Gymnasium computes in float64, so each step is compared starting from Gymnasium's state.
+    # Gymnasium computes in float64, so rounding errors would accumulate. Each step therefore starts from its state.
     world = make("CartPole-v1")
     assert isinstance(world, HostEnvironment)
     rollout = host_facts(world, decided_agent([0.0, 0.1, 0.3, 1.0]), 200, num_envs=3, limit=world.max_episode_steps)
@@ -137,7 +138,7 @@ def test_the_limit_of_gymnasium_truncates():
 def test_every_successor_is_the_true_one():
     agent = fresh_agent(jax.random.key(0), Counting().observation_space, Counting().action_space)
     rollout = host_facts(make(Counting), agent, 30, num_envs=2, limit=None)
-    # Episodes last 7 steps: step t of the rollout is step t mod 7 of episode t div 7, with no row in between.
+    # Episodes last 7 steps, so row t of the rollout must be step t mod 7 of episode t div 7.
     t = np.arange(30)
     for n in range(2):
         np.testing.assert_array_equal(rollout.observation[:, n], np.stack([t // 7, t % 7], axis=1))
@@ -166,7 +167,7 @@ def test_a_limit_truncates_before_the_end_only(limit: int):
 
 def test_columns_that_have_ended_wait_in_whole_episodes():
     def lengths() -> Iterator[int]:
-        yield from (9, 3, 3, 5)  # the first one is only made to read the spaces
+        yield from (9, 3, 3, 5)  # the first environment is created only to read its spaces
 
     take = lengths()
     agent = fresh_agent(jax.random.key(0), Counting().observation_space, Counting().action_space)
@@ -205,7 +206,7 @@ def test_episodes_are_what_the_environment_counted(algorithm: str, tmp_path):
     for seed in (0, 1):
         rows, last = episodes[episodes["seed"] == seed], run.metrics()[-1]["step"]
         assert (np.diff(rows["step"]) >= 0).all()
-        # Steps that are not in a finished episode are in one of the two running episodes.
+        # All other steps belong to one of the two unfinished episodes.
         assert 0 <= last - rows["length"].sum() < 2 * 7
         if algorithm == "reinforce":
             assert last == rows["length"].sum() == rows["step"][-1] == 224
@@ -220,7 +221,7 @@ def test_whole_episodes_add_up_to_the_steps(world: str, tmp_path):
     )
     episodes, metrics = run.episodes(), run.metrics()
     assert episodes["length"].sum() == metrics[-1]["step"] >= 300
-    np.testing.assert_array_equal(episodes["return"], episodes["length"])  # CartPole pays 1 per step
+    np.testing.assert_array_equal(episodes["return"], episodes["length"])  # CartPole gives a reward of 1 per step
     assert sum(row["episode/count"] for row in metrics) == episodes.size == 3 * len(metrics)
     for row, chosen in zip(metrics, episodes["return"].reshape(-1, 3), strict=True):
         assert row["episode/return"] == pytest.approx(chosen.mean())

@@ -1,4 +1,4 @@
-"""Action masks everywhere: where they come from, acting, learning, resuming, recording and loading."""
+"""Action masks: their sources, and their use in acting, learning, resuming, recording and loading."""
 
 from typing import Any
 
@@ -29,7 +29,10 @@ RECORDED: dict[str, Any] = dict.fromkeys(("num_envs", "rollout_steps", "max_epis
 
 
 class Halves(upslope.CompiledEnvironment):
-    """Three steps of two choices; masks depend on the step, a forbidden choice pays 100. `form` is the mask's form."""
+    """Episodes of three steps with two choices each. The mask depends on the step and has the given `form`.
+
+    An allowed action gives a reward of 1, and a forbidden one 100.
+    """
 
     observation_space = spaces.Box(0, 3, (1,), np.float32)
     action_space = spaces.MultiDiscrete([2, 3])
@@ -96,7 +99,7 @@ def test_every_place_of_a_mask_is_brought_to_one(kind):
 
 
 class Guarded(own.Fenced):
-    """Counts its resets, each of which draws from the process's random numbers."""
+    """Counts its resets, each of which draws from NumPy's global random generator."""
 
     resets = 0
 
@@ -107,11 +110,11 @@ class Guarded(own.Fenced):
 
 
 class GuardedByKey(own.FencedByKey, Guarded):
-    """The same, with the mask among its observations."""
+    """`Guarded` with the mask as part of the observation."""
 
 
 class Broken(own.Fenced):
-    """Cannot be reset."""
+    """Raises an error in `reset`."""
 
     def reset(self, **options: Any) -> Any:
         raise OSError("no device")
@@ -166,7 +169,7 @@ def test_a_compiled_environments_mask_is_read_in_every_form():
     [FENCED, pytest.param("user_environments:FencedByMethod", marks=pytest.mark.weekly), "test_masks:halves"],
 )
 def test_no_forbidden_action_is_taken_and_a_run_goes_through_all_its_life(environment, tmp_path):
-    """Train with two seeds, evaluate, record, learn from the recording, and load."""
+    """The test trains two seeds, evaluates, records, learns from the recording, and loads a policy."""
     run = train(environment, tmp_path, "run", seeds=2, steps=96)
     assert RunDirectory(run.path).read()["spaces"]["has_masks"] is True
     found = upslope.evaluate(run.path, episodes=3)
@@ -296,7 +299,7 @@ PLANTED: dict[str, Any] = {
 
 @pytest.mark.parametrize("fault", PLANTED)
 def test_a_mask_that_the_update_forgets_or_confuses_is_seen(fault, tmp_path, monkeypatch):
-    """The learner's policy then differs from the policy that acted, so log π before the update is not log μ."""
+    """With either fault, the learner's policy is not the policy that acted, so log π before the update is not log μ."""
     monkeypatch.setattr(batch, "allowed", PLANTED[fault])
     rows = train(FENCED, tmp_path, "run", steps=64, learning_rate=1e-9).metrics()
     is_right = [row.get("health/log_prob_mismatch", np.inf) < 1e-5 for row in rows]

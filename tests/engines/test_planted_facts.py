@@ -1,7 +1,7 @@
-"""Faults planted between acting and learning, with memory, masks, images and dictionaries; each of them is detected.
+"""Faults planted between acting and learning are detected, with memory, masks, images and dictionaries.
 
-Before it moves, the learner's policy is the policy that acted, so log π(a|s) equals the recorded log μ(a|s). The
-successor of an episode's last step is the observation at which the episode ended, not the next episode's first frame.
+Before the first update, the learner's policy is the policy that acted, so log π(a|s) equals the recorded log μ(a|s).
+The successor of an episode's last step is the observation that ended the episode, not the next episode's first frame.
 """
 
 from typing import Any
@@ -36,7 +36,7 @@ STEPS, COLUMNS = 20, 3
 
 
 class Turns(CompiledEnvironment):
-    """Shows one sign for all four steps; the three actions are forbidden in turn, one per step."""
+    """Shows the same random sign in all four steps of an episode. One action is forbidden in each step, in turn."""
 
     observation_space, action_space = spaces.Box(-1, 1, (1,), np.float32), spaces.Discrete(3)
     max_episode_steps = 4
@@ -59,7 +59,7 @@ def agent_for(world: Any, **settings: Any) -> Agent:
 
 
 def facts_of(world: Any, agent: Agent, limit: int) -> Any:
-    """A rollout [T, N] whose first row starts episodes and which contains several ends."""
+    """Return a rollout [T, N] that starts with new episodes and contains several ends."""
     if world.is_compiled:
         start = compiled.begin(world, agent, jax.random.key(1), COLUMNS)
         return compiled.collect(world, agent, start, jax.random.key(2), STEPS, limit)[1]
@@ -73,7 +73,7 @@ def facts_of(world: Any, agent: Agent, limit: int) -> Any:
 
 
 def forgotten_in_acting(patch: pytest.MonkeyPatch) -> None:
-    """When an episode starts, the carry of the previous one continues."""
+    """Plant a fault: at the start of an episode, keep the carry of the previous one."""
     patch.setattr(on_the_host.ActCompiled, "restart", lambda self, rows: None)
     whole = compiled.where_rows
     patch.setattr(
@@ -107,7 +107,7 @@ FAULTS: dict[str, Any] = {
 def test_the_policy_that_learns_is_the_one_that_acted_with_memory_and_masks(kind: str, fault: str):
     world = make(own.Fenced) if kind == "host" else Turns()
     agent = agent_for(world, hidden_sizes=(6,), memory="gru", memory_size=5)
-    # Large weights make the policy distinguish states, so that a different carry gives a different policy.
+    # With large weights, the policy depends strongly on its inputs, so a wrong carry gives a different policy.
     agent = jax.tree.map(lambda x: x * 3, agent)
     acting, learning = FAULTS[fault]
     with pytest.MonkeyPatch.context() as patch:
@@ -131,7 +131,7 @@ FRAMES = spaces.Dict({"count": spaces.Box(0, 1e6, (2,), np.float32), "frame": sp
 
 
 def shown(episode: Any, step: Any) -> Any:
-    """The observation at this step of this episode; no two are alike."""
+    """Return the observation at this step of this episode; no two observations are alike."""
     xp = np if isinstance(step, int) else jnp
     count = xp.stack([xp.asarray(episode, xp.float32), xp.asarray(step, xp.float32)])
     return {"count": count, "frame": xp.full((4, 5), 16 * episode + step, xp.uint8)}
@@ -153,7 +153,7 @@ class Frames(gymnasium.Env):
 
 
 class CompiledFrames(CompiledEnvironment):
-    """The same with a random episode number; odd episodes terminate."""
+    """A compiled `Frames` in which the episode number is random; episodes with odd numbers terminate."""
 
     observation_space, action_space, max_episode_steps = FRAMES, spaces.Discrete(2), 3
 
@@ -168,7 +168,7 @@ class CompiledFrames(CompiledEnvironment):
 
 
 def next_frame(patch: pytest.MonkeyPatch) -> None:
-    """Read the successor of an episode's last step only after the next episode has started."""
+    """Plant a fault: read the successor of an episode's last step only after the next episode has started."""
     writes = on_the_host.HostRollout.rollout
 
     def late(self: Any) -> Any:
@@ -226,6 +226,6 @@ def test_the_value_after_a_last_frame_is_the_last_frames(memory: str | None, mon
         _, carry = agent.step(now, carry, jnp.full(COLUMNS, t % 3 == 0))
         expected[t] = agent.step(after, carry, jnp.zeros(COLUMNS, bool))[0].value
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    if memory is None:  # planted fault: always use the value of the next row
+    if memory is None:  # plant a fault: always use the value of the next row
         monkeypatch.setattr(evaluation, "differs", lambda *seen: jnp.zeros((STEPS - 1, COLUMNS), bool))
         assert np.abs(following() - expected).max() > 1e-2

@@ -1,4 +1,4 @@
-"""Recorded episodes are read as they were written, and learning from them works as described."""
+"""Recorded episodes are read as they were written, and the algorithms that learn from them work as documented."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def teacher(request: pytest.FixtureRequest, folder: Path) -> Path:
 
 
 def hand_made(path: Path, **changes: Any) -> Path:
-    """Two episodes of three and two steps in CartPole's spaces: the first terminated, the second truncated."""
+    """Write two CartPole episodes: one with three steps that terminated, and one with two steps that was truncated."""
     observation = np.arange(20, dtype=np.float32).reshape(5, 4)
     arrays: dict[str, Any] = {
         "observation": observation,
@@ -83,7 +83,7 @@ def test_recorded_and_loaded_equals_the_rollouts(teacher: Path):
             assert rollout.action_mask is None and read.action_mask is None
             for name in set(Rollout._fields) - {"action_mask"}:
                 written, found = getattr(rollout, name)[:length, column], getattr(read, name)[:length, number]
-                # An environment may report an episode as both terminated and truncated; a file keeps only the former.
+                # If an environment reports an episode as both terminated and truncated, the file keeps only the former.
                 written = written & ~rollout.terminated[:length, column] if name == "truncated" else written
                 np.testing.assert_array_equal(written, found, err_msg=name)
             assert not read.valid[length:, number].any()
@@ -114,7 +114,7 @@ def test_off_policy_learns_and_logs_its_effective_sample_size(teacher: Path, fol
     metrics = run.metrics()
     assert [row["step"] for row in metrics] == [steps, 2 * steps, 3 * steps]
     for row in metrics:
-        # (Σρ)² ≤ n Σρ², so this share lies in (0, 1]; after one small update it is close to 1.
+        # (Σρ)² ≤ n Σρ², so this share is at most 1. After small updates, it is close to 1.
         assert 0.2 < row["policy/effective_sample_size"] <= 1 + 1e-6
         assert row["episode/count"] == 0
     assert run.episodes().size == 0
@@ -122,7 +122,7 @@ def test_off_policy_learns_and_logs_its_effective_sample_size(teacher: Path, fol
 
 def test_clone_learns_the_experts_action(folder: Path):
     generator = np.random.default_rng(0)
-    # The expert pushes in the direction in which the pole leans; there are 400 steps in episodes of 10.
+    # The expert pushes in the direction in which the pole leans. Its 400 steps form episodes of 10 steps.
     observation = generator.normal(size=(400, 4)).astype(np.float32)
     path = hand_made(
         folder / "expert.npz",
@@ -185,7 +185,7 @@ def test_a_dataset_that_does_not_fit_is_refused(changes: dict[str, Any], words: 
 
 
 def pictures_of(path: Path, lengths: list[int]) -> Path:
-    """Black images in episodes of these lengths; the file is small."""
+    """Write black images in episodes of these lengths; compression keeps the file small."""
     steps, episodes = sum(lengths), len(lengths)
     arrays: dict[str, Any] = {
         "observation": np.zeros((steps, 84, 84, 4), np.uint8),

@@ -1,4 +1,4 @@
-"""The environments of one seed in several processes: the same run, bit for bit, and only where it pays off."""
+"""The environments of one seed are split between processes only if this saves time, and the run does not change."""
 
 import itertools
 import os
@@ -51,7 +51,7 @@ def test_the_result_does_not_depend_on_the_slices(case: str, seeds: int, workers
 
 @pytest.fixture
 def joined(monkeypatch: Any) -> None:
-    """The main process steps the first slice and shares memory with the worker of the second one."""
+    """Let the main process step the first slice and share memory with the worker that steps the second one."""
     monkeypatch.setattr(selection, "slicing_of", lambda *arguments: Slicing(2, is_joined=True))
 
 
@@ -81,7 +81,7 @@ def test_shared_memory_that_has_no_room_is_not_needed(has_memory: bool, joined: 
 
     alone = train("segments", tmp_path, "joined")
     if has_memory:
-        monkeypatch.setattr(shared_steps, "SPIN", 0.0)  # it always sleeps until it is woken
+        monkeypatch.setattr(shared_steps, "SPIN", 0.0)  # waiting processes always sleep until they are woken
         monkeypatch.setattr(shared_steps, "PATIENCE", 0.0)
     else:
         monkeypatch.setattr(slices, "SharedSteps", full)
@@ -100,7 +100,7 @@ def test_a_fault_beside_the_main_process_is_named(kind: str, words: str, joined:
 
 
 def test_ctrl_c_while_the_own_slice_hangs_loses_nothing(joined: None, tmp_path: Path, monkeypatch: Any, curse: Path):
-    """The other slice's answer is still on its way, and must not be taken for the answer to the next request."""
+    """The other slice's answer has not arrived yet and must not be mistaken for the answer to the next request."""
     whole = train("cursed", tmp_path, "whole")
     monkeypatch.setattr(transport, "PATIENCE", 0.2)
     monkeypatch.setattr(transport, "BEAT", 0.1)
@@ -178,7 +178,7 @@ def test_environments_are_split_where_it_pays(seconds, seeds, asked, expected, m
 def test_a_slow_environment_is_measured(takes: float, expected_steps: int, monkeypatch: Any):
     """A fast environment is timed for a thousand steps, a slow one for a quarter of a second.
 
-    Only steps advance this clock. A busy core that makes a few steps last longer does not change the result.
+    Only steps advance the clock in this test. One step takes longer, as on a busy core, but the result is the same.
     """
     steps = itertools.count()
     now = 0.0

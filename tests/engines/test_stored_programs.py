@@ -1,4 +1,4 @@
-"""Programs stored between runs give the same bits, are found again, and are never used when other code is involved."""
+"""Programs stored between runs give the same bits and are found again. None is stored for user or library code."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ FLAGS = ["--num-envs=2", "--rollout-steps=8", "--minibatches=2", "--epochs=1", "
 
 @pytest.fixture
 def kept(tmp_path, monkeypatch):
-    """A folder for programs, used as commands use it; the override ends with the test."""
+    """A folder for stored programs that commands use during the test."""
     (tmp_path / "programs").mkdir()
     monkeypatch.setattr(stored_programs, "own_cache", lambda: tmp_path / "programs")
     monkeypatch.setattr(stored_programs, "is_command", False)
@@ -35,7 +35,7 @@ def equal(one, other):
 def test_a_program_that_is_read_gives_the_same_bits(tmp_path, kept, monkeypatch):
     first = train(tmp_path, "first", "--seeds", "3")
     found = {path: path.read_bytes() for path in kept.iterdir()}
-    assert len(found) == 2  # one for a seed on each device, one for the remaining seed on both
+    assert len(found) == 2  # one for one seed per device, and one for the remaining seed on both devices
     traced = []
     monkeypatch.setattr(stored_programs.export, "export", lambda *_: traced.append(1))
     second = train(tmp_path, "second", "--seeds", "3", "--seed", "0")
@@ -63,10 +63,10 @@ def test_what_programs_are_made_from(kept, monkeypatch):
         stored = stored_programs.stored_programs(config)
         return None if stored is None else stored.key("iterate", [], {})
 
-    assert key() == key(seed=7) == key(seeds=3)  # the state and its shapes depend on these
+    assert key() == key(seed=7) == key(seeds=3)  # only the state and its shapes depend on these settings
     others = [key(gamma=0.9), key(steps=10_000), key("jax:Acrobot-v1"), key(env_kwargs={"gravity": 3.7})]
     assert len({key(), *others}) == 5
-    # The hash does not cover code of a user or of a library.
+    # Programs that involve user code or other libraries are not stored, because the hash does not cover such code.
     assert key("CartPole-v1") is key("gymnax:Breakout-MinAtar") is key("worlds:Own") is None
     assert key(estimator="mine:Estimator") is key(learning_rate_schedule="mine:schedule") is None
     monkeypatch.setattr(stored_programs, "source_digest", lambda: "another source")

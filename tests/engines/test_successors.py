@@ -1,4 +1,4 @@
-"""Large observations are stored once: a successor that the next row contains is not stored again."""
+"""Large observations are stored only once: a successor that is also in the next row is not stored again."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ SMALL: dict[str, Any] = {"num_envs": 3, "rollout_steps": 20, "minibatches": 2, "
 
 
 def facts(monkeypatch: pytest.MonkeyPatch, large: int, seeds: list[int], algorithm: str = "ppo", **settings: Any):
-    """The first rollout and the agent of each seed; observations of at least `large` bytes count as large."""
+    """Return the first rollout and the agent of each seed. Observations of at least `large` bytes count as large."""
     monkeypatch.setattr(collect, "LARGE", large)
     preset = settings.pop("preset")
     _, task = prepare(Counting, algorithm, preset=preset, settings={"seeds": len(seeds), **settings})
@@ -40,7 +40,7 @@ def test_a_rollout_without_its_repetitions_says_the_same(settings: dict[str, Any
     for short, long, agent in zip(compact, full, agents, strict=True):
         assert isinstance(short.next_observation, Successors) and not isinstance(long.next_observation, Successors)
         np.testing.assert_array_equal(successor_of(short), long.next_observation)
-        # Episodes last 7 steps; compare two of the three columns.
+        # Episodes last 7 steps. The next check covers two of the three columns.
         t = np.arange(20)
         some = successor_of(first_columns_of(short, 2))
         np.testing.assert_array_equal(np.asarray(some)[:, :, 1], np.stack([t % 7 + 1] * 2, axis=1))
@@ -55,7 +55,8 @@ def test_the_room_for_successors_does_not_depend_on_other_seeds(monkeypatch: pyt
     alone, _ = facts(monkeypatch, 0, [1], **SMALL)
     places = [np.asarray(rollout.next_observation.place) for rollout in (together[1], alone[0])]
     np.testing.assert_array_equal(*places)
-    # 60 steps have room for 3 successors, doubled as needed: each column ends twice, and its last row adds one more.
+    # For 60 steps, there is initially room for 3 successors, and this room is doubled as needed. Each column needs 3
+    # places: two for episode ends and one for its last row.
     assert len(places[0]) == 12 and (places[0] < 60).sum() == 9
 
 
@@ -68,7 +69,7 @@ def test_whole_episodes_keep_their_last_observations(monkeypatch: pytest.MonkeyP
 
 
 class Large(Counting):
-    """Counts, in an observation of more than 4 kB."""
+    """`Counting` with an observation of more than 4 kB."""
 
     def __init__(self) -> None:
         super().__init__()

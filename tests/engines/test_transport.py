@@ -1,4 +1,4 @@
-"""Code above the workers' channel does not depend on it: a cluster, here of local processes, trains the same run."""
+"""Training does not depend on the kind of channel to the workers: a cluster of local processes trains the same run."""
 
 import json
 import sys
@@ -25,7 +25,7 @@ SMALL: dict[str, Any] = {"preset": False, "num_envs": 2, "rollout_steps": 16, "m
 
 
 class LosableChannel(PipeChannel):
-    """A process that stands in for an actor."""
+    """A channel to a local process, which stands in for a remote actor."""
 
     error = WorkerLostError
 
@@ -40,12 +40,12 @@ class Nowhere(PipeChannel):
 
 
 class Processes:
-    """A cluster of processes on this machine."""
+    """Stands in for a cluster, with workers in processes on this machine."""
 
     more = 0
 
     def require(self, part: Any, environment: Any) -> None:
-        """Nothing to check, because every process is on this machine."""
+        """Check nothing, because every process is on this machine."""
 
     def capacity(self) -> int:
         return 2 + self.more
@@ -132,7 +132,7 @@ def test_other_versions_processors_and_missing_modules_are_told():
 
 
 class Lossy:
-    """Stands in for Ray: every other call, or its answer, is lost."""
+    """Stands in for Ray. About every other time, the call or its answer is lost."""
 
     class RayError(Exception):
         """Base class of Ray's errors."""
@@ -158,7 +158,7 @@ class Lossy:
 
 
 class CountingServer:
-    """Counts its requests and reports each one."""
+    """Counts requests and sends a notice for each."""
 
     count = 0
 

@@ -1,4 +1,4 @@
-"""Many trials in one program: each has, bit for bit, the numbers that it has alone."""
+"""Many trials in one program: each gives, bit for bit, the same numbers as on its own."""
 
 import jax
 import numpy as np
@@ -47,7 +47,7 @@ CASES = {
 
 
 def trained_alone(task):
-    """The final state of ordinary training."""
+    """Return the final state of ordinary training."""
     engine = CompiledEngine(task, SEEDS)
     state = engine.start()
     while (np.asarray(state.steps) < task.steps).any():
@@ -56,14 +56,14 @@ def trained_alone(task):
 
 
 def arrays(state):
-    """The learner's arrays as bytes."""
+    """Return the learner's arrays as bytes."""
     return [np.asarray(x).tobytes() for x in jax.tree.leaves(state.learner)]
 
 
 @pytest.mark.usefixtures("compiled_for_users")
 @pytest.mark.parametrize("algorithm", ["ppo", pytest.param("ppo_kl", marks=pytest.mark.weekly)])
 def test_trials_in_one_program_are_bit_for_bit_those_alone(algorithm):
-    # Three slots of one program, one of which starts late.
+    # The program has three slots, one of which starts late.
     name, *parts = CASES[algorithm]
     environment = make(name)
     settings = [SMALL | parts[0] | parts[2], SMALL | parts[1] | parts[3]]
@@ -90,7 +90,7 @@ def test_trials_in_one_program_are_bit_for_bit_those_alone(algorithm):
 
 
 def test_numbers_that_are_not_finite_are_seen_in_the_last_iteration_that_learned():
-    """The last chunk may be longer than the remaining budget; its extra iterations are idle."""
+    """If the last chunk is longer than the remaining budget, its extra iterations are idle and do not count."""
     loss = np.array([[1.0, np.nan, 0.0], [1.0, 1.0, 0.0], [np.nan, 1.0, 1.0], [np.nan, 0.0, 0.0]])
     before = np.array([[0, 8, 16], [0, 8, 16], [0, 8, 16], [16, 16, 16]])
     after = np.array([[8, 16, 16], [8, 16, 16], [8, 16, 24], [16, 16, 16]])

@@ -1,4 +1,4 @@
-"""Seeds trained in several processes match seeds trained in one, bit for bit, even after a fault."""
+"""Seeds trained in several processes match seeds trained in one process bit for bit, even after a fault."""
 
 import os
 import subprocess
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("curse")
 
 
 def train(case: str, folder: Path, name: str, **options: Any) -> Path:
-    """Three seeds divided unequally between two processes; in the `cursed` case, two seeds with one process each."""
+    """Train three seeds (two in the `cursed` case), which two workers share unequally; return the run's path."""
     options = {"seeds": 2 if case == "cursed" else 3, "hidden_sizes": (8,), "quiet": True} | options
     return train_case(CASES, case, folder, name, **options)
 
@@ -150,7 +150,7 @@ def test_workers_that_cannot_be(environment: str, count: int, folder: Path):
 
 
 def test_mujoco_measures_no_times_in_a_worker():
-    """MuJoCo's own timers show whether it measures time; the switch is global, so the test uses another process."""
+    """MuJoCo's own timers show whether it measures times. The switch is global, so the test uses a separate process."""
     script = (
         "import gymnasium\n"
         "from upslope.engines.mujoco_timer import stop_stopwatch\n"
@@ -182,7 +182,7 @@ def test_a_split_snapshot_holds_each_share():
 
 
 def test_the_sums_of_long_products_do_not_depend_on_the_workers(tmp_path: Path):
-    # XLA divides the sum over 4,096 rows among its threads, so workers need as many threads as the main process.
+    # XLA divides the sum over 4,096 rows among its threads, so workers must have as many threads as the main process.
     settings: dict[str, Any] = {"num_envs": 16, "rollout_steps": 256, "minibatches": 1, "epochs": 1, "steps": 4096}
     settings |= {"seeds": 2, "quiet": True, "preset": False, "folder": tmp_path}
     one, two = (upslope.train("CartPole-v1", workers=n, name=str(n), **settings).path for n in (1, 2))

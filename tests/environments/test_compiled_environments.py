@@ -1,4 +1,4 @@
-"""The classic environments checked against Gymnasium's own, and every compiled environment against the protocol."""
+"""The classic environments match Gymnasium's, and every compiled environment follows the protocol."""
 
 from functools import partial
 from typing import NamedTuple
@@ -12,16 +12,18 @@ import pytest
 from upslope.environments.compiled import COMPILED
 
 CLASSIC = ("CartPole-v1", "Pendulum-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0")
-# Ours use float32, Gymnasium's use float64 and round observations to float32 at the end. So a step cannot agree to
-# better than a few units of 6e-8 of the largest intermediate number (Pendulum's angle grows to tens): 1.8e-6 measured.
+# Our environments compute in float32. Gymnasium's compute in float64 and round only the observation to float32. A step
+# therefore agrees only up to a few multiples of 6e-8 of the largest intermediate number (Pendulum's angle grows to
+# tens); the largest measured difference is 1.8e-6.
 FLOAT32_TOLERANCE = 5e-6
-# In float64, only the order of the sums differs: 3e-12 measured, for Acrobot's 28 rad/s.
+# In float64, only the order of summation differs; the largest measured difference is 3e-12, at Acrobot's 28 rad/s.
 FLOAT64_TOLERANCE = 1e-11
 NUM_KEYS = 20_000
 
 
 class Recorded(NamedTuple):
-    """What Gymnasium's environment did, one row per step; `state` is before the step, `successor` after it."""
+    """What Gymnasium's environment did, with one row per step. `state` is the state before the step, `successor` the
+    one after it."""
 
     state: np.ndarray
     action: np.ndarray
@@ -38,7 +40,7 @@ def as_jax_action(action):
 
 
 def record(environment, num_steps, seed, choose=None, states=None):
-    """Run Gymnasium's environment; with `states`, start each step from the given state instead."""
+    """Run Gymnasium's environment. If `states` are given, start each step from the next of them."""
     environment.action_space.seed(seed)
     environment.reset(seed=seed)
     rows = []
@@ -50,7 +52,7 @@ def record(environment, num_steps, seed, choose=None, states=None):
         action = environment.action_space.sample() if choose is None else choose(state)
         observation, reward, terminated, truncated, _ = environment.step(action)
         successor = np.array(environment.unwrapped.state, np.float64)
-        # Gymnasium returns its own state array and may change it later.
+        # Gymnasium returns its internal state array, which it may modify later.
         rows.append((state, as_jax_action(action), observation.copy(), reward, terminated, successor))
         if terminated or truncated:
             environment.reset()
@@ -58,26 +60,27 @@ def record(environment, num_steps, seed, choose=None, states=None):
 
 
 def step_all(world, recorded, dtype=jnp.float32):
-    """Take one step in our environment from each recorded state."""
+    """Take one step from each recorded state in our environment."""
     state, action = jnp.asarray(recorded.state, dtype), jnp.asarray(recorded.action)
     return jax.jit(jax.vmap(partial(world.step, jax.random.key(0))))(state, action)
 
 
 def check_same(recorded, transition):
-    """Observation and reward agree within the tolerance at their own scale; `terminated` agrees exactly."""
+    """Assert that observations and rewards agree relative to their scale, and that `terminated` agrees exactly."""
     for ours, theirs in (
         (transition.observation, recorded.observation),
         (transition.reward[:, None], recorded.reward[:, None]),
     ):
         scale = np.maximum(1.0, np.abs(theirs).max(axis=0))
         assert np.max(np.abs(np.asarray(ours) - theirs) / scale) < FLOAT32_TOLERANCE
-    # A state within rounding error of a threshold could differ, but with these fixed seeds there is none.
+    # A state within rounding error of a threshold could differ, but these fixed seeds produce no such state.
     np.testing.assert_array_equal(transition.terminated, recorded.terminated)
     assert not np.any(transition.truncated)
 
 
 def states_everywhere(name, num_states):
-    """States drawn widely enough to reach every clip, wrap and termination, which random play rarely does."""
+    """Draw states from ranges wide enough to trigger every clip, wrap and termination, which random play rarely
+    does."""
     low, high = {
         "CartPole-v1": ([-2.5, -3, -0.22, -3], [2.5, 3, 0.22, 3]),
         "Pendulum-v1": ([-20, -8], [20, 8]),
@@ -86,7 +89,7 @@ def states_everywhere(name, num_states):
         "MountainCarContinuous-v0": ([-1.2, -0.07], [0.6, 0.07]),
     }[name]
     states = np.random.default_rng(0).uniform(low, high, (num_states, len(low)))
-    # Gymnasium's car uses float32 from its first step on.
+    # Gymnasium's car stores its state in float32 from the first step on.
     return states.astype(np.float32) if name == "MountainCarContinuous-v0" else states
 
 
@@ -112,7 +115,7 @@ def test_the_formulas_are_gymnasiums_everywhere_in_float64(name, arguments):
     recorded = record(gymnasium.make(name, **arguments), 2000, 0, states=states_everywhere(name, 2000))
     with jax.enable_x64(True):
         successor, transition = step_all(COMPILED[name](**arguments), recorded, jnp.float64)
-    # Gymnasium rounds the car's state to float32, at a scale of 1.
+    # Gymnasium rounds the car's state, which is of order 1, to float32.
     tolerance = 1e-7 if name == "MountainCarContinuous-v0" else FLOAT64_TOLERANCE
     np.testing.assert_allclose(successor, recorded.successor, atol=tolerance, rtol=0)
     check_same(recorded, transition)
@@ -123,7 +126,7 @@ def test_the_formulas_are_gymnasiums_everywhere_in_float64(name, arguments):
 @pytest.mark.parametrize("name", ["Pendulum-v1", "MountainCarContinuous-v0"])
 def test_an_action_beyond_the_bounds_is_treated_as_gymnasium_treats_it(name):
     remaining = iter(np.random.default_rng(0).uniform(-5, 5, (500, 1)).astype(np.float32))
-    # Gymnasium's checking wrappers refuse such an action; the environment itself does not.
+    # Gymnasium's checking wrappers reject such an action, but the environment itself does not.
     recorded = record(gymnasium.make(name).unwrapped, 500, 0, choose=lambda state: next(remaining))
     _, transition = step_all(COMPILED[name](), recorded)
     check_same(recorded, transition)
@@ -162,8 +165,8 @@ def test_a_whole_trajectory_equals_gymnasiums(name, choose, num_steps, arrives):
     first = jnp.asarray(recorded.state[0], jnp.float32)
     step = partial(COMPILED[name]().step, jax.random.key(0))
     _, transition = jax.lax.scan(step, first, jnp.asarray(recorded.action))
-    # Rounding errors grow along the trajectory, exponentially for a falling pole:
-    # 2e-6 measured, and 5e-6 for a reward of −10.
+    # Rounding errors grow along the trajectory, and exponentially so for a falling pole. The largest measured
+    # difference is 2e-6, or 5e-6 for a reward of −10.
     np.testing.assert_allclose(transition.observation, recorded.observation, atol=1e-5, rtol=0)
     np.testing.assert_allclose(transition.reward, recorded.reward, atol=1e-5, rtol=1e-5)
     np.testing.assert_array_equal(transition.terminated, recorded.terminated)
@@ -201,10 +204,12 @@ def test_the_first_state_is_drawn_as_gymnasium_draws_it(name, low, high):
     for seed in range(500):
         environment.reset(seed=seed)
         theirs.append(np.array(environment.unwrapped.state))
-    # Gymnasium's own draws pass the same test, which confirms that the bounds above are its bounds.
+    # Gymnasium's own draws pass the same test, which confirms that the bounds above are Gymnasium's.
     for drawn in (state, np.array(theirs)):
         assert (drawn >= low - 1e-6).all() and (drawn <= high + 1e-6).all()
-        deviation = (high - low) / np.sqrt(12)  # of a uniform draw; that of its square is √(1.8 − 1) times the variance
+        # The standard deviation of a uniform draw. The squared deviation from the mean has a standard deviation of
+        # √(1.8 − 1) times the variance.
+        deviation = (high - low) / np.sqrt(12)
         assert (np.abs(drawn.mean(0) - (low + high) / 2) <= 4 * deviation / np.sqrt(len(drawn)) + 1e-6).all()
         assert (np.abs(drawn.var(0) - deviation**2) <= 4 * deviation**2 * np.sqrt(0.8 / len(drawn)) + 1e-9).all()
     moving = state[:, high > low]
@@ -231,7 +236,7 @@ def test_spaces_and_time_limit_are_gymnasiums(name):
 
 
 def described(space):
-    """The shape and dtype of each array in a compiled environment's observations."""
+    """Return the shape and dtype of each array in a compiled environment's observations."""
     if isinstance(space, gymnasium.spaces.Dict):
         return {key: described(part) for key, part in space.items()}
     is_index = isinstance(space, gymnasium.spaces.Discrete)
@@ -239,7 +244,7 @@ def described(space):
 
 
 def as_gymnasium(space, observation):
-    """The observation as Gymnasium represents it."""
+    """Convert an observation to Gymnasium's representation."""
     if isinstance(space, gymnasium.spaces.Dict):
         return {key: as_gymnasium(part, observation[key]) for key, part in space.items()}
     return np.asarray(observation)
@@ -248,7 +253,7 @@ def as_gymnasium(space, observation):
 @pytest.mark.parametrize("name", COMPILED)
 @pytest.mark.parametrize("x64", [False, True])
 def test_shapes_and_dtypes_are_those_of_the_spaces_and_stay(name, x64):
-    # With 64 bits enabled, a forgotten dtype becomes visible; a weak type would break the carry of a scan.
+    # Enabling 64 bits exposes a forgotten dtype. A weak type would break the carry of a scan.
     with jax.enable_x64(x64):
         world, key = COMPILED[name](), jax.random.key(0)
         assert hash(world) == hash(world), "a world can be a static argument of jit"

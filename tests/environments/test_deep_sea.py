@@ -1,4 +1,4 @@
-"""DeepSea checked against its published rules, implemented again in plain Python."""
+"""DeepSea matches a second implementation of its published rules in plain Python."""
 
 from itertools import product
 
@@ -12,7 +12,7 @@ from upslope.errors import UpslopeError
 
 
 def by_hand(actions, right, cost):
-    """(cells, rewards) of an episode under the rules of Osband et al. (2020)."""
+    """Return the (cells, rewards) of an episode under the rules of Osband et al. (2020)."""
     size, column, cells, rewards = len(right), 0, [0], []
     for row, action in enumerate(actions):
         goes_right = action == right[row][column]
@@ -48,7 +48,7 @@ def test_every_episode_of_a_small_sea_follows_the_rules(world):
         assert np.asarray(found.observation[k]).tolist() == cells[1:]
         np.testing.assert_allclose(np.asarray(found.reward[k]), rewards, atol=1e-7)
     assert np.asarray(found.terminated).tolist() == [[False, False, False, True]] * 16
-    # Only one of the 2^4 episodes finds the treasure; its return is 1 − 0.01.
+    # Only one of the 2^4 action sequences finds the treasure; its return is 1 − 0.01.
     returns = np.asarray(found.reward).sum(axis=1)
     assert (returns > 0.5).sum() == 1 and returns.max() == pytest.approx(0.99)
 

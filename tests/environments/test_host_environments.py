@@ -1,4 +1,4 @@
-"""Gymnasium environments by name: wrappers, arguments, images, and names that are not registered."""
+"""Creating Gymnasium environments by name: wrappers, arguments, images, and unregistered names."""
 
 import importlib
 import json
@@ -136,7 +136,7 @@ def test_nothing_is_set_for_drawing_where_nothing_is_drawn(monkeypatch):
 
 
 class Drawn(Walk):
-    """Draws on request."""
+    """A walk that can be rendered."""
 
     def __init__(self, render_mode=None):
         super().__init__()
@@ -188,7 +188,7 @@ def test_a_name_that_is_not_registered_has_a_hint(name, words, tmp_path, monkeyp
 
 
 class Endless(Walk):
-    """Never ends."""
+    """A walk that never ends."""
 
     def step(self, action):
         observation, reward, _, truncated, info = super().step(action)

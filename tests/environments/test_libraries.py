@@ -1,6 +1,7 @@
-"""Environments of other libraries: found by prefix, imported only when needed, refused with install instructions.
+"""Environments of other libraries are found by prefix and imported only when needed. If a library is missing, the error
+says how to install it.
 
-tests/weekly tests the libraries themselves; here, a module of a few lines stands in for gymnax.
+The tests in tests/weekly use the real libraries; here, a module of a few lines stands in for gymnax.
 """
 
 import subprocess
@@ -36,7 +37,8 @@ class Params:
 
 
 class Counter:
-    """Counts to `end`, where it terminates, on a board of zeros and ones; the reward is the action."""
+    """An environment that counts to `end` on a board of zeros and ones and then terminates. The reward is the
+    action."""
 
     def __init__(self, end: int = 5):
         self.end = end
@@ -60,7 +62,7 @@ class Counter:
 
 @pytest.fixture
 def fake_gymnax(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fake module `gymnax` with one environment."""
+    """Install a fake module `gymnax` with one environment."""
 
     def made(name: str, **arguments: Any) -> Any:
         return Counter(**arguments), Params()

@@ -1,4 +1,4 @@
-"""Unusual user environments: each is either handled correctly or refused with a reason."""
+"""Each unusual user environment is either handled correctly or refused with a reason."""
 
 import subprocess
 import sys
@@ -27,7 +27,7 @@ def train(environment: Any, folder: Path, **options: Any) -> upslope.Run:
 
 
 class Lists(Walk):
-    """Observations are lists."""
+    """A walk whose observations are lists."""
 
     def reset(self, **options: Any) -> Any:
         observation, info = super().reset(**options)
@@ -50,7 +50,7 @@ def test_one_environment_for_all_columns_is_refused_also_inside_wrappers(tmp_pat
 
 
 def test_an_environment_instead_of_a_way_to_make_them_is_named():
-    # Use a separate process, because the types of arguments are checked in this one.
+    # Use a separate process, because this one checks the types of arguments.
     script = "import gymnasium, upslope; upslope.check(gymnasium.make('CartPole-v1'))"
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stderr
     assert "is one environment, but training needs several" in said
@@ -70,7 +70,7 @@ def test_a_policy_begins_within_the_bounds_that_there_are(low: float, high: floa
 
 
 class MaskOfReals(Still):
-    """One part of its observations is named like a mask, but its actions are not choices."""
+    """One part of the observation is named like an action mask, but the actions are continuous."""
 
     observation_space = spaces.Dict({"a": spaces.Box(-1, 1, (2,)), "action_mask": spaces.MultiBinary(3)})
     action_space = spaces.Box(-1, 1, (2,))
@@ -84,7 +84,7 @@ def test_a_key_is_a_mask_only_of_choices():
 
 
 class Later(Walk):
-    """Fails from the thirtieth step on, in the way that `kind` names."""
+    """Misbehaves from the thirtieth step on, in the way that `kind` names."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ def test_rewards_that_are_no_numbers_do_not_look_random():
 
 
 class OwnSpec(Walk):
-    """Has an attribute that Gymnasium uses too."""
+    """Has an attribute whose name Gymnasium uses too."""
 
     spec: Any = "mine"
 
@@ -140,7 +140,7 @@ class Unreadable:
 
 
 class Tensors(Walk):
-    """Its info or its observations contain objects that NumPy cannot read."""
+    """Puts objects that NumPy cannot read into its info or its observations."""
 
     def __init__(self, is_observed: bool) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ def test_an_attribute_of_the_users_may_be_called_spec(tmp_path: Path):
 
 
 class Wraps(Still):
-    """Returns 256 now and then, in 64-bit arrays, although its space has bytes."""
+    """Occasionally returns 256, in a 64-bit array, although its observation space consists of bytes."""
 
     observation_space = spaces.Box(0, 255, (2,), np.uint8)
     count = 0
@@ -179,7 +179,8 @@ def test_a_number_that_a_cast_would_change_is_refused_at_any_step(tmp_path: Path
 
 
 class Parts(Walk):
-    """A dictionary: one part has no numbers, one is text, and one has the wrong shape if `is_wrong`."""
+    """Observations are a dictionary in which one part is empty, one is text, and one has the wrong shape if
+    `is_wrong`."""
 
     def __init__(self, is_wrong: bool = False) -> None:
         super().__init__()
@@ -209,7 +210,7 @@ def test_parts_that_cannot_be_read_are_left_out_and_a_wrong_one_is_named(tmp_pat
 
 
 class Rewards(Still):
-    """Its reward is an array of this shape."""
+    """Returns rewards that are arrays of this shape."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.shape = shape
@@ -236,7 +237,7 @@ class OneAction(Still):
 
 
 class ActsByDict(Still):
-    """Its action is a dictionary, of which it uses only one part."""
+    """Takes dictionary actions but uses only one of their parts."""
 
     action_space = spaces.Dict({"push": spaces.Discrete(2), "wait": spaces.Discrete(3)})
 
@@ -245,7 +246,7 @@ class ActsByDict(Still):
 
 
 class ActsLate(Still):
-    """Its actions have no effect in the trials, but its episodes are longer than the trials."""
+    """Actions have no effect within the trials, but an episode lasts longer than a trial."""
 
     def step(self, action: Any) -> Any:
         return self.show(), 0.0, False, False, {}

@@ -1,4 +1,4 @@
-"""A user's own compiled environment: every command finds it, Python accepts it, and the protocol is checked."""
+"""Every command finds a user's own compiled environment, Python functions accept it, and the protocol is checked."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ QUICK: dict[str, Any] = {"steps": 512, "num_envs": 4, "rollout_steps": 64, "quie
 
 @pytest.fixture(autouse=True)
 def catch(monkeypatch):
-    """The module of the example, found as if from its own folder."""
+    """Import the example's module as if from its own folder."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
     import catch
 
@@ -127,7 +127,7 @@ def test_a_file_that_names_it_needs_trust(tmp_path, monkeypatch):
 
 
 def test_another_process_runs_it(tmp_path):
-    """Run from the shell, in the folder of the module."""
+    """The command runs in the shell, in the module's folder."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     words = ["train", "jax:catch:Catch", "--steps", "256", "--num-envs", "4", "--rollout-steps", "32"]
     command = [sys.executable, "-c", "from upslope.cli.main import main; main()", *words, "--folder", str(tmp_path)]
@@ -142,7 +142,7 @@ def test_it_learns(catch, tmp_path):
 
 @dataclass(frozen=True, eq=False)
 class Own(upslope.CompiledEnvironment):
-    """Sound unless `wrong` names a fault."""
+    """A correct environment, unless `wrong` names a fault."""
 
     wrong: str = ""
     observation_space = spaces.Box(-1, 1, (2,), np.float32)

@@ -1,4 +1,4 @@
-"""A fixed table maps a bare id to its package, and a preset prepares the environment."""
+"""A fixed table maps an environment's id to its package, and a preset prepares the environment."""
 
 import sys
 from pathlib import Path
@@ -31,7 +31,7 @@ gymnasium.register({id!r}, entry_point="user_environments:Walk", max_episode_ste
 
 
 class Told(Walk):
-    """A walk that also says in words where to go."""
+    """A walk whose observation also contains a text that says where to go."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Paid(Walk):
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a module that the table names and that registers `Hill-Walk-v0` when it is imported."""
+    """Create a module that is in the table and registers `Hill-Walk-v0` on import; return its folder."""
     monkeypatch.setattr(packages, "PACKAGES", (Package("hill_of_the_tests", "hill-of-the-tests", "Hill-"),))
     folder = tmp_path / "installed"
     folder.mkdir()
@@ -196,7 +196,8 @@ def test_a_preset_leaves_out_what_no_network_reads(tmp_path: Path, monkeypatch: 
 
 
 def test_clipped_rewards_are_the_learners_alone(tmp_path: Path):
-    """Rewards of ±100 clipped to 1 train exactly as rewards of ±1 do, bit for bit; returns stay 100 times as large."""
+    """Rewards of ±100 that are clipped to ±1 train bit for bit like rewards of ±1, but reported returns stay 100 times
+    as large."""
     same: dict[str, Any] = {**SMALL, "preset": False, "folder": tmp_path, "quiet": True, "max_episode_steps": 6}
     small = upslope.train(Paid, name="small", **same)
     large = upslope.train(Paid, name="large", clip_rewards=1, env_kwargs={"size": 100.0}, **same)
@@ -208,14 +209,14 @@ def test_clipped_rewards_are_the_learners_alone(tmp_path: Path):
 
 
 def parameters(run: Any) -> list[Any]:
-    """The arrays of the policy in a run's last checkpoint."""
+    """Return the model's arrays in a run's last checkpoint."""
     import jax
 
     return jax.tree.leaves(run.load(checkpoint="last").agent.model)
 
 
 class Parts(Walk):
-    """A walk with two rewards."""
+    """A walk with two reward components."""
 
     def step(self, action: Any) -> Any:
         observation, reward, *rest = super().step(action)

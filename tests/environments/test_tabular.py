@@ -1,4 +1,5 @@
-"""Environments with known values, finite ones by linear algebra and probes in closed form, compared with play."""
+"""Simulated play agrees with known values, which come from linear algebra for finite environments and from closed forms
+for probes."""
 
 from typing import Any
 
@@ -12,8 +13,8 @@ from upslope.environments.compiled import COMPILED
 from upslope.environments.tabular import Tabular, delayed_key, gridworld, short_corridor
 from upslope.errors import UpslopeError
 
-# Sutton & Barto (2018), example 13.1, solved independently. By hand at p = π(right) = 1/2: v₂ = −1 + v₁/2,
-# v₁ = −1 + (v₀ + v₂)/2 and v₀ = −1 + (v₀ + v₁)/2 give −6, −10, −12; the expected steps are −v₀; and
+# Sutton & Barto (2018), example 13.1, solved independently. By hand for p = π(right) = 1/2: v₂ = −1 + v₁/2,
+# v₁ = −1 + (v₀ + v₂)/2 and v₀ = −1 + (v₀ + v₁)/2 give −6, −10, −12; the expected number of steps is −v₀; and
 # dJ/dlogit = p (1 − p) dJ/dp = 8/4.
 SHORT_CORRIDOR = {
     # p: (v0, v1, v2, ∂J/∂logit of right)
@@ -27,7 +28,8 @@ SHORT_CORRIDOR = {
 
 
 def random_world(seed=0, num_states=6, num_actions=3, num_observations=4):
-    """A random environment: several states share an observation, several are initial, and two are terminal."""
+    """Create a random environment in which several states share an observation, several are initial, and two are
+    terminal."""
     generator = np.random.default_rng(seed)
     terminal = np.arange(num_states) >= num_states - 2
     start = generator.dirichlet(np.ones(num_states)) * ~terminal
@@ -46,9 +48,10 @@ def random_logits(world, seed=1):
 
 
 def play(world, choose, num_episodes, num_steps, gamma, seed=0):
-    """Discounted return of each episode, using only `reset` and `step`, and its first observation.
+    """Play episodes with only `reset` and `step`; return each one's discounted return and first observation.
 
-    `choose(key, observation)` selects the action. An episode counts until it terminates, for at most `num_steps`.
+    `choose(key, observation)` selects the action. Rewards count until an episode terminates, for at most `num_steps`
+    steps.
     """
 
     def episode(key):
@@ -59,7 +62,7 @@ def play(world, choose, num_episodes, num_steps, gamma, seed=0):
             state, observation, discount = carry
             action_key, world_key = jax.random.split(step_key)
             state, transition = world.step(world_key, state, choose(action_key, observation))
-            # Rewards after termination do not count.
+            # Ignore rewards after termination.
             following = gamma * discount * ~transition.terminated
             return (state, transition.observation, following), discount * transition.reward
 
@@ -71,7 +74,7 @@ def play(world, choose, num_episodes, num_steps, gamma, seed=0):
 
 
 def sampler(policy):
-    """Act according to a table π [O, A]."""
+    """Return a function that acts according to a table π [O, A]."""
     logits = jnp.log(jnp.asarray(policy, jnp.float32))
     return lambda key, observation: jax.random.categorical(key, logits[observation])
 
@@ -86,7 +89,7 @@ def test_short_corridor_equals_the_books(right):
 
 
 def test_the_best_corridor_policy_is_the_books():
-    # p* = 2 − √2 and J* = −(6 + 4√2): the gradient vanishes there, and both neighbours are worse.
+    # p* = 2 − √2 and J* = −(6 + 4√2): the gradient vanishes there, and neighbouring policies on both sides are worse.
     world, best = short_corridor(), 2 - np.sqrt(2)
     value_at = lambda right: world.expected_return(np.array([[1 - right, right]]), 1.0)  # noqa: E731
     assert value_at(best) == pytest.approx(-(6 + 4 * np.sqrt(2)), rel=1e-12)
@@ -108,7 +111,7 @@ def test_the_gradient_is_the_slope_of_the_expected_return(world, gamma, horizon)
         moved[1][index] -= step
         high, low = (world.expected_return(softmax(each, axis=-1), gamma, horizon) for each in moved)
         slope[index] = (high - low) / (2 * step)
-    # Central differences have errors of order step² and 1e-16 / step.
+    # The errors of central differences are of order step² and 1e-16 / step.
     np.testing.assert_allclose(world.policy_gradient(logits, gamma, horizon), slope, atol=1e-8, rtol=1e-6)
 
 
@@ -122,7 +125,7 @@ def test_state_values_are_the_policys_mean_of_action_values(horizon):
 
 
 def value_by_sweeps(policy, gamma, sweeps, rows=3, columns=5, step_cost=0.1, slip=0.2):
-    """The gridworld's values from its rules alone: a walk over cells that shares no arrays with `gridworld`."""
+    """Compute the gridworld's values from its rules alone, cell by cell and without any of `gridworld`'s arrays."""
     goal = (rows - 1, columns - 1)
     value = {(row, column): 0.0 for row in range(rows) for column in range(columns)}
 
@@ -177,7 +180,7 @@ def test_states_are_drawn_as_often_as_the_arrays_say():
 def test_the_key_alone_opens_the_end():
     world = delayed_key()
     policy = softmax(random_logits(world), axis=-1)
-    # Eight steps, so the reward is discounted seven times.
+    # The path has eight steps, so the reward is discounted seven times.
     assert world.expected_return(policy, 0.9) == pytest.approx(0.9**7 * policy[0, 1], rel=1e-12)
     assert world.expected_return(policy, 1.0, horizon=7) == 0
     gradient, slope = world.policy_gradient(np.log(policy), 1.0), policy[0, 0] * policy[0, 1]
@@ -222,13 +225,14 @@ PROBES = {
     "probe/multidiscrete": (lambda seen: jnp.stack([seen[:2].argmax(), seen[2:].argmax()]), 1 / 6, 6),
     "probe/multibinary": (lambda seen: seen.astype(jnp.int8), 0.5, 8),
     "probe/truncation": (lambda seen: jnp.int32(0), 7.0, 1),
-    # One of three actions is forbidden and pays 100; the others pay ±1.
+    # One of three actions is forbidden but would pay 100; the others pay ±1.
     "probe/mask": (lambda seen: jnp.where(seen[0] > 0, 1, 2), 100 / 3, 2),
-    # Half of the choices are right, and the amount costs the same as in probe/continuous.
+    # Half of the choices are right, and the amount costs as much as in probe/continuous.
     "probe/hybrid": (lambda seen: {"choice": jnp.int32(seen[0] > 0), "amount": 0.25 * seen[1:]}, 1 / 2 - 19 / 48, 4),
 }
 HIDDEN = {
-    # name: (the best return given what is seen, the return of random play): these do not show their state.
+    # Probes whose observations do not show the state. name: (the best action given what is seen, the return of random
+    # play)
     "probe/memory": (lambda seen, first: (first[0] + 1).astype(int), -1 / 3),
     "probe/image": (lambda seen, first: 2 * (jnp.argmax(seen.sum(1)) // 2) + jnp.argmax(seen.sum(0)) // 2, -1 / 2),
     "probe/dict": (lambda seen, first: 2 * seen["which"] + (seen["signs"][seen["which"]] > 0), -1 / 2),
@@ -238,7 +242,7 @@ HIDDEN = {
 
 @pytest.mark.parametrize("name", HIDDEN)
 def test_the_value_of_a_hidden_state_is_what_the_best_play_of_what_is_seen_returns(name):
-    """Play step by step and sum the discounted rewards; random play takes every action with equal probability."""
+    """Play step by step and sum the discounted rewards. Random play takes every action with equal probability."""
     world, (best, expected) = COMPILED[name](), HIDDEN[name]
     count = 400
 
@@ -262,7 +266,7 @@ def test_the_value_of_a_hidden_state_is_what_the_best_play_of_what_is_seen_retur
 
 
 NUM_EPISODES = 2000
-# Far longer than any probe, so that a probe that fails to end is noticed; 0.9³⁰⁰ is negligible.
+# Far more steps than any probe has, so that a probe that fails to end is noticed. 0.9³⁰⁰ is negligible.
 NUM_STEPS = 300
 
 
@@ -291,5 +295,5 @@ def test_a_probe_pays_random_play_what_chance_gives(name):
         return jax.tree.map(lambda x: x[row], samples)
 
     returns, _ = play(world, choose, NUM_EPISODES, NUM_STEPS, 0.9)
-    # The pool of actions and the episodes drawn from it are two separate samples.
+    # The pool of actions and the episodes played with them are both random samples, hence the factor 2.
     assert abs(returns.mean() - expected) <= 4 * returns.std() * np.sqrt(2 / NUM_EPISODES) + 1e-5

@@ -1,4 +1,4 @@
-"""The token environment checked against a verifier written here, and its exact values."""
+"""The token environment agrees with a verifier written here, and its exact values with counts by hand."""
 
 import itertools
 
@@ -12,7 +12,7 @@ from upslope.errors import UpslopeError
 
 
 def played(world, prompt, sequence):
-    """(rewards, observations, whether it is over) for a sequence of actions."""
+    """Play a sequence of actions; return the rewards, the observations, and whether the episode is over."""
     state, rewards, seen = np.int32(prompt * (len(world.start) // 2)), [], []
     for action in sequence:
         if world.terminal[state]:
@@ -34,13 +34,14 @@ def test_the_verifier_pays_for_the_sum_in_the_prompt():
         assert rewards == [0.0] * (len(rewards) - 1) + [float(is_right)]
         assert is_over and len(rewards) == min(len(written) + 1, 3)
         count += is_right
-        # 13 prefixes per prompt, in the order of a tree: the root, its 3 digits, and their 9.
+        # Each prompt has 13 prefixes, in breadth-first order: the root, its 3 children, and their 9 children.
         tree = [0]
         for digit in written[: len(rewards)]:
             tree.append(3 * tree[-1] + digit + 1)
         live = [13 * prompt + place for place in tree[1:] if place < 13]
         assert seen == [*live, 26]
-    # Count sequences of three actions: (1, end, any of 4); then (2, end, any of 4) and (1, 1, end).
+    # The right sequences of three actions are (1, end, any of 4) for one prompt, and (2, end, any of 4) and (1, 1, end)
+    # for the other.
     assert count == 4 + (4 + 1)
 
 

@@ -1,4 +1,4 @@
-"""The doctor's rules about a bonus, on runs with hand-written metrics and on runs with planted faults."""
+"""The doctor's rules for bonuses, applied to runs with hand-written metrics and to runs with planted faults."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,5 @@
-"""The lab: its rule for verdicts, small experiments, the detection of wrong claims, and the page in both languages."""
+"""The lab's rule for verdicts, its experiments at small size, the refutation of wrong claims, and the page in both
+languages."""
 
 import json
 import math
@@ -23,7 +24,7 @@ from upslope.lab.table1 import NONE
 from upslope.lab.texts import measured, region, texts, typeset
 
 QUICK = {experiment.name: experiment for experiment in EXPERIMENTS}
-# So certain that a small size suffices; which claims a small size leaves undecided is a matter of chance.
+# Claims that even a small experiment must support. Whether a small experiment decides the others is a matter of chance.
 SURE = {
     "expectation": {"mean", "rate"},
     "gradient": set(),
@@ -98,14 +99,14 @@ def test_a_wrong_mean_is_refuted():
 
 @pytest.mark.parametrize(("estimator", "gamma"), [(RewardToGo(), 0.5), (NStep(1), 0.5)])
 def test_a_biased_estimator_is_refuted_as_the_gradient(estimator, gamma):
-    # γ = 0.5 drops later rewards; the required gradient is that of the undiscounted return.
+    # With γ = 0.5, later rewards count for too little; the true gradient is that of the undiscounted return.
     outcome = gradients.gradient(repetitions=32, largest=512, estimator=estimator, gamma=gamma)
     verdicts = {f.name: f.verdict for f in outcome.findings}
     assert verdicts == {"along": "refuted", "rate": "refuted"}
 
 
 def test_what_is_predicted_is_what_theory_says(outcomes):
-    """Predicted regions of claims of equality, by hand: wider regions would support unequal values."""
+    """Regions predicted by claims of equality, worked by hand. Wider regions would support unequal values."""
     regions = {(name, f.name): f.predicted for name in ("expectation", "importance") for f in outcomes(name).findings}
     assert regions["expectation", "mean"] == pytest.approx((88 - 0.1, 88 + 0.1))
     assert regions["expectation", "rate"] == pytest.approx((-0.55, -0.45))
@@ -116,7 +117,7 @@ def test_what_is_predicted_is_what_theory_says(outcomes):
 
 @pytest.fixture(scope="module")
 def outcomes():
-    """Each experiment in its quick size, run when it is first requested."""
+    """Return a function that runs an experiment at its quick size, once."""
     found = {}
 
     def of(name):
@@ -175,7 +176,7 @@ def test_a_seed_that_cannot_be_gets_one_message(seed, tmp_path, capsys):
 
 
 def leaves(tree, path=()):
-    """Path → text of every leaf."""
+    """Map the path of every leaf to its text."""
     if not isinstance(tree, dict):
         return {path: tree}
     return {p: text for key, value in tree.items() for p, text in leaves(value, (*path, key)).items()}

@@ -1,4 +1,4 @@
-"""The experiment on groups: its sums over kinds of groups equal sums over all groups of sequences."""
+"""The experiment on groups sums over kinds of groups, which must equal the sum over all groups of sequences."""
 
 from itertools import product
 
@@ -19,7 +19,7 @@ def test_the_sequences_have_the_exact_gradient(sequences):
     begin, end = groups.begin_of(2), groups.begin_of(3)
     np.testing.assert_allclose(sequences.gradient, groups.PROMPTS * exact[begin:end].ravel(), atol=1e-12)
     assert sequences.probability.sum() == pytest.approx(1.0)
-    assert len(sequences.length) == 63  # 31 with an end and 32 without
+    assert len(sequences.length) == 63  # 31 sequences with an end and 32 without
 
 
 @pytest.mark.parametrize("estimator", [GroupMean(2, True, "episode"), GroupMean(2, False, "batch"), LeaveOneOut(2)])
@@ -36,9 +36,10 @@ def test_kinds_give_the_same_as_all_pairs_of_sequences(sequences, estimator):
 
 
 def test_a_prompt_weighs_as_its_deviation_says():
-    # In groups of two, mixed ones have deviation 1/2 and equal ones 0, so every prompt has the weight 2 · (R − mean).
+    # A group of two has deviation 1/2 if its rewards differ and 0 if they are equal, so the weight is 2 · (R − mean)
+    # for every prompt.
     weight = groups.weight_of_prompt(GroupMean(2, divide_by_deviation=True), np.array([0.1, 0.5, 0.9]))
     np.testing.assert_allclose(weight, 1.0, atol=1e-6)
-    # In infinitely large groups: 1/√(p (1 − p)).
+    # In infinitely large groups, the weight is 1/√(p (1 − p)).
     weight = groups.weight_of_prompt(GroupMean(256, divide_by_deviation=True), np.array([0.2, 0.5]))
     np.testing.assert_allclose(weight, [1 / 0.4, 1 / 0.5], rtol=0.02)

@@ -1,4 +1,4 @@
-"""What the lab measures with (environments, scales, shares and pools), checked against numbers worked by hand."""
+"""The lab's tools (environments, scales, shares and pools) agree with numbers worked by hand."""
 
 import math
 
@@ -50,7 +50,8 @@ def test_one_of_several_objectives_trains_as_it_does_alone():
 
 
 def test_how_scores_go_with_the_papers():
-    """One seed has twice the paper's scores plus an offset, another minus them; the row without a remedy is ignored."""
+    """One seed's scores are twice the paper's plus an offset, and another's are the paper's negated. The row without a
+    remedy is ignored."""
     paper = {"clip, ε = 0.1": 0.76, "clip, ε = 0.2": 0.82, "clip, ε = 0.3": 0.70, "fixed KL, β = 1": 0.71}
     found = {name: np.array([2 * score + 5, -score]) for name, score in paper.items()}
     np.testing.assert_allclose(slopes({NONE: np.array([-100.0, 100.0])} | found), [2.0, -1.0])
@@ -75,7 +76,7 @@ def test_the_papers_scale():
 
 
 def test_a_share_has_clopper_and_pearsons_interval():
-    """0 of 4 excludes every share p with (1 − p)⁴ < 0.025; 4 of 4 is not proof of certainty."""
+    """Observing 0 of 4 excludes every share p with (1 − p)⁴ < 0.025. Observing 4 of 4 does not prove certainty."""
     assert finding.share_of(np.zeros(4, bool)) == (0.0, pytest.approx((0.0, 1 - 0.025**0.25)))
     assert finding.share_of(np.ones(4, bool)).interval[0] == pytest.approx(0.025**0.25)
 
@@ -90,7 +91,7 @@ def test_how_often_the_wrong_one_wins_is_what_normal_pools_give(count):
 
 
 def test_small_pools_are_known_to_be_samples():
-    """If the pools were not resampled, the interval would shrink with the number of draws, whatever the pools."""
+    """If the pools were not resampled, the interval would shrink with the number of draws even for small pools."""
     pool = np.random.default_rng(1).normal(size=128)
     small, large = (np.std(seeds.resampled_shares(pool[:n] + 0.3, pool[-n:], [5], 0, 500), axis=0)[0] for n in (8, 128))
     assert small > 2 * large
@@ -105,7 +106,7 @@ def test_each_name_is_its_estimator_and_objective():
 
 
 def test_returns_after_reuse_are_those_of_the_finished_policies(monkeypatch):
-    """The policies get worse over time and differ between seeds."""
+    """The policies here get worse over time and differ between seeds."""
     logits = [[np.full((16, 4), 1.0) * np.eye(4)[a] * strength for strength in (9.0, 0.0)] for a in range(4)]
     policies = softmax(np.array([logits[k % 4] for k in range(6)]), axis=-1)
     monkeypatch.setattr(reuse, "train_policies", lambda *_: (policies, {"policy/kl": np.ones((6, 2))}))
@@ -115,7 +116,8 @@ def test_returns_after_reuse_are_those_of_the_finished_policies(monkeypatch):
 
 
 def test_bias_and_variance_of_one_step_are_those_of_the_arrays():
-    # Given (s, a), A¹ + V(s) = r + γ V(s'): both moments follow from P alone, weighted by how often (s, a) is visited.
+    # Given (s, a), A¹ + V(s) = r + γ V(s'). Both moments therefore follow from P and from how often each (s, a) is
+    # visited.
     world, critic = advantages.maze(), advantages.imperfect_critic()
     policy = softmax(advantages.some_policy(), axis=-1)
     agent = play.table_agent(advantages.some_policy(), critic)

@@ -1,4 +1,4 @@
-"""The ladder trains every rung that fits, with equal seeds and budgets, and loses nothing when it is stopped."""
+"""The ladder trains every suitable rung with the same seeds and budget, and loses nothing when it is stopped."""
 
 import io
 import json
@@ -60,7 +60,8 @@ def test_rungs_are_judged_by_fresh_episodes_and_once(race, tmp_path):
 
 
 def test_rungs_are_judged_by_as_many_episodes_as_are_asked_for(tmp_path):
-    """When a ladder is resumed with more episodes, rungs evaluated earlier must not keep their smaller number."""
+    """If a ladder is resumed with more evaluation episodes, rungs that were evaluated with fewer are evaluated
+    again."""
     options = {"algorithms": ["a2c"], "folder": tmp_path, "name": "x", "quiet": True} | SMALL
     upslope.ladder("jax:CartPole-v1", evaluation_episodes=2, **options)
     upslope.evaluate(tmp_path / "x" / "a2c", episodes=3, environment_seed=1)  # the user's own evaluation is kept
@@ -75,7 +76,7 @@ def test_rungs_are_judged_by_as_many_episodes_as_are_asked_for(tmp_path):
 
 
 def test_the_page_shows_who_is_blamed_by_a_critic_where_there_is_one(race):
-    """This holds although reinforce is named first and may have the better score."""
+    """Only a2c has a critic, so its credit view is shown even though reinforce is listed first and may score better."""
     kept = [p.parent.name for p in race.path.glob("*/credit.npz")]
     assert kept == ["a2c"]
 

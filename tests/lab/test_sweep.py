@@ -1,4 +1,4 @@
-"""A sweep: trials share their seeds, the winner is judged on fresh ones, and stopping it loses nothing."""
+"""The trials of a sweep share their seeds, the winner is judged on fresh ones, and stopping the sweep loses nothing."""
 
 import signal
 import sys
@@ -35,7 +35,7 @@ def found(folder):
 
 
 def by_rate(found):
-    """Map learning rates to trials."""
+    """Map each learning rate to its trial."""
     return {trial.drawn["learning_rate"]: trial for trial in found.trials}
 
 
@@ -197,6 +197,6 @@ def test_processes_of_this_machine_are_known_by_their_number():
     machine = this_process().rpartition(":")[0]
     assert is_gone({"process": f"{machine}:{2**22 + 1}"})
     assert is_gone({"process": "elsewhere:1", "alive": 0.0}) and not is_gone({"process": "elsewhere:1"})
-    # Another process may have this number by now, for example after a container restart.
+    # Another process may have the same number by now, for example after a container has restarted.
     assert is_gone({"process": this_process(), "alive": 0.0}) and is_gone({}, first_seen=0.0)
     assert not is_gone({"process": "elsewhere:1", "alive": time.time()}, first_seen=0.0)

@@ -18,12 +18,12 @@ HOST |= {"preset": False, "quiet": True, "fresh_seeds": 0, "name": "exp"}
 
 
 def sweep(folder: Path, **options: Any) -> Any:
-    """A sweep with one short trial, which is a run on the host."""
+    """Run a sweep, by default with one short trial on the host."""
     return upslope.sweep("CartPole-v1", folder=folder, **HOST | options)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder except databases, which change when they are read."""
+    """Return the content of every file below a folder, except databases, which change when they are read."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.suffix != ".db"}
 
 
@@ -58,7 +58,7 @@ def test_a_sweep_goes_on_in_its_own_folder_alone(tmp_path: Path):
     before = contents(tmp_path / "a")
     assert f"exp/{MARK}" in before and "exp/trials/0000/config.json" in before
     with pytest.raises(UpslopeError, match="pass the same --storage"):
-        sweep(tmp_path / "a")  # its trials would be numbered from 0 again
+        sweep(tmp_path / "a")  # the trials would be numbered from 0 again
     assert contents(tmp_path / "a") == before
     found = sweep(tmp_path / "b", **elsewhere, trials=2)  # another machine, with its own disk
     assert [trial.number for trial in found.trials] == [0, 1]
@@ -76,7 +76,7 @@ def test_a_sweep_of_an_earlier_version_goes_on(tmp_path: Path):
     (tmp_path / "exp" / MARK).unlink()
     (tmp_path / "exp" / "study.db").rename(tmp_path / "moved")
     (tmp_path / "exp" / "study.db").touch()
-    with pytest.raises(UpslopeError, match="do not belong to this sweep's study"):  # this study has only just begun
+    with pytest.raises(UpslopeError, match="do not belong to this sweep's study"):  # this study is new
         sweep(tmp_path)
     assert (tmp_path / "exp" / "trials" / "0001").exists()
 

@@ -1,4 +1,4 @@
-"""The search space of a sweep, and the names of Optuna's parts."""
+"""The search space of a sweep, and the names of Optuna's samplers and pruners."""
 
 import pytest
 
@@ -81,7 +81,7 @@ def test_shipped_spaces_hold_numbers_alone(is_continuous):
 def test_samplers_and_pruners_are_optunas():
     assert {"tpe", "random", "cmaes", "gp", "qmc", "nsgaii", "bruteforce"} <= set(samplers())
     assert {"median", "hyperband", "successivehalving", "wilcoxon", "none"} <= set(pruners())
-    assert "threshold" not in pruners()  # Optuna's has defaults for all arguments but refuses them
+    assert "threshold" not in pruners()  # Optuna's class has defaults for all arguments but rejects them
 
 
 @pytest.mark.parametrize(("role", "name"), [*(("sampler", n) for n in samplers()), *(("pruner", n) for n in pruners())])

@@ -1,4 +1,5 @@
-"""Sweeps by several processes on one storage, SQLite or a PostgreSQL server, even after a process was killed."""
+"""Several processes share a sweep through one storage (SQLite or a PostgreSQL server), even after one of them was
+killed."""
 
 import importlib
 import json
@@ -32,14 +33,15 @@ WORDS = ["--seeds", "1", "--steps", "320", "--fresh-seeds", "0", "--no-preset", 
 
 
 def tool(name):
-    """Find a program of PostgreSQL, which Debian keeps outside the search path."""
+    """Find one of PostgreSQL's programs, which Debian keeps outside the search path."""
     places = [*sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True), None]
     return next((found for place in places if (found := shutil.which(name, path=place))), None)
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """The URL of a database on a private server; it runs as an unprivileged user, because PostgreSQL refuses root."""
+    """Start a private server and return a database's URL. PostgreSQL refuses to run as root, so root starts it as
+    another user."""
     pytest.importorskip("psycopg")
     initdb, postgres = tool("initdb"), tool("postgres")
     if not initdb or not postgres:
@@ -77,7 +79,7 @@ def server(tmp_path_factory):
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.weekly)])
 def storage(request, tmp_path):
-    """The URL of a new database."""
+    """Return the URL of a new database."""
     if request.param == "sqlite":
         return sqlite_url(tmp_path / "study.db")
     server = request.getfixturevalue("server")
@@ -92,7 +94,7 @@ MANY = 6
 
 
 def study_at(storage, description=None, first=None):
-    """Open a study as one of several processes does; each has its own connections."""
+    """Open a study with its own connections, as each of several processes would."""
     return Study(RATES, Access(storage, "shared", 4, "random", "none", 0), description or {"steps": 64}, first)
 
 

@@ -1,4 +1,4 @@
-"""How training begins: each seed starts as if it were alone."""
+"""Each seed starts training as if it were alone."""
 
 import jax
 import numpy as np
@@ -13,8 +13,9 @@ pytestmark = pytest.mark.usefixtures("compiled_for_users")
 
 
 def test_a_seed_begins_alike_alone_and_among_others():
-    # Two of the four components are left: what reset computes is then used twice, as state and as observation. A
-    # program that loops over seeds may round one of the two differently from a program without a loop.
+    # Only two of the four components are observed, so the result of reset is used twice: as the state, and in part as
+    # the observation. A program that loops over seeds may round one of the two differently from a program without a
+    # loop.
     config = Config("jax:CartPole-v1", num_envs=32, hidden_sizes=(8,), ignore_observation=("1", "3"))
     task = task_of(config, environment_of(config))
     among = initialise_all(task, [0, 1, 2])

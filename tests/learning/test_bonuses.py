@@ -1,4 +1,4 @@
-"""Bonuses checked against counts by hand, and against the same networks in NumPy with numerical gradients."""
+"""Bonuses agree with hand-made counts, and with the same networks in NumPy trained by numerical gradients."""
 
 from functools import partial
 
@@ -27,7 +27,7 @@ from upslope.models.encoders import encoder_of
 from upslope.models.heads import head_of
 
 KEY = jax.random.key(5)
-EPSILON = 1e-5  # of Adam, as in learning/optimisers.py
+EPSILON = 1e-5  # Adam's constant, as in learning/optimisers.py
 
 
 def setting_of(space, action_space=None, num_envs=2):
@@ -39,7 +39,7 @@ def setting_of(space, action_space=None, num_envs=2):
 
 
 def facts(observation, following, terminated=None, valid=None, action=None):
-    """A rollout with these observations [T, N, …]."""
+    """Return a rollout with these observations [T, N, …]."""
     shape = np.shape(observation)[:2]
     rollout = rollout_of(np.zeros(shape), terminated, valid=valid)
     action = rollout.action if action is None else jnp.asarray(action)
@@ -48,12 +48,13 @@ def facts(observation, following, terminated=None, valid=None, action=None):
     )
 
 
-# Two columns of four steps over six states; an episode ends in column 0 after the second step.
+# Two columns of four steps, with six states. In column 0, an episode ends after the second step.
 NOW = np.array([[0, 0], [1, 2], [0, 3], [1, 4]], np.int32)
 AFTER = np.array([[1, 2], [5, 3], [1, 4], [1, 2]], np.int32)
 TERMINATED = np.array([[0, 0], [1, 0], [0, 0], [0, 0]], bool)
 BEGINS = jnp.asarray(np.array([[1, 1], [0, 0], [1, 0], [0, 0]], bool))
-# Visits of each successor by hand, ordered by time, then by column; first states of episodes count as visits too.
+# How often each successor has been visited so far, counted by hand in order of time and then column. The first state of
+# an episode counts as a visit too.
 LIFELONG = np.array([[1, 1], [1, 1], [2, 1], [3, 2]])
 EPISODIC = np.array([[1, 1], [1, 1], [1, 1], [2, 2]])
 
@@ -67,10 +68,11 @@ def test_counts_by_hand(scope, count):
     call = quick_jit(bonus)
     paid, state = call(rollout, BEGINS, bonus.start(setting, KEY), KEY)
     np.testing.assert_allclose(paid, 1 / np.sqrt(count), rtol=1e-6)
-    # State 0 was the first state of three episodes, and so on: the table contains every visit.
+    # The table contains every visit; for example, state 0 was the first state of three episodes.
     assert np.asarray(state.visits).tolist() == [3, 3, 2, 1, 1, 1]
     assert float(bonus.measured(state)["bonus/states_visited"]) == 6
-    # The episodes continue in the next rollout: column 0 visits state 1, and column 1 state 2, for the third time.
+    # The episodes continue in the next rollout, where column 0 visits state 1 and column 1 visits state 2, each for the
+    # third time in its episode.
     last = facts(AFTER[3:], [[1, 2]])
     again, state = call(last, jnp.zeros((1, 2), bool), state, KEY)
     lifelong, episodic = np.array([4, 3]), np.array([3, 3])
@@ -131,7 +133,7 @@ def relu(x):
 
 
 def perceptron(parameters, x):
-    """A network [W, b, W, b, …] in float64."""
+    """Apply a network [W, b, W, b, …] in float64."""
     layers = [np.asarray(p, np.float64) for p in parameters]
     weights, biases = layers[::2], layers[1::2]
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
@@ -144,7 +146,7 @@ def layers_of(network):
 
 
 def differences(loss, parameters, step=1e-6):
-    """The gradient of a loss by central differences, one array per parameter."""
+    """Compute the gradient of a loss by central differences, with one array per parameter."""
     found = []
     for k, p in enumerate(parameters):
         gradient = np.zeros(np.shape(p))
@@ -160,28 +162,29 @@ def differences(loss, parameters, step=1e-6):
 
 
 def first_step_of_adam(gradients, rate):
-    """What Adam subtracts in its first step after the gradient's norm is clipped to 1: rate · g / (|g| + ε)."""
+    """Return what Adam subtracts in its first step if the gradient's norm is clipped to 1: rate · g / (|g| + ε)."""
     norm = np.sqrt(sum((g**2).sum() for g in gradients))
     clipped = [g * min(1.0, 1.0 / norm) for g in gradients]
     return [rate * g / (np.abs(g) + EPSILON) for g in clipped]
 
 
 def standardised(x, by=None):
-    """Rows in standard deviations of `by`, clipped to ±5."""
+    """Standardise rows by the mean and standard deviation of `by`, and clip them to ±5."""
     by = x if by is None else by
     return np.clip((x - by.mean(axis=0)) / np.sqrt(by.var(axis=0) + 1e-8), -5, 5)
 
 
 @pytest.fixture(scope="module")
 def numbers():
-    """Observations [5, 2, 3], their successors, and actions."""
+    """Draw observations [5, 2, 3], their successors, and actions."""
     generator = np.random.default_rng(2)
     now, after = generator.normal(size=(2, 5, 2, 3)).astype(np.float32)
     return now, after, generator.integers(0, 2, (5, 2)).astype(np.int32)
 
 
 def assert_stepped(after, before, expected, rate):
-    """The parameters moved by the expected step. Where a gradient is almost 0, its sign depends on rounding."""
+    """Assert that the parameters moved by the expected step. The tolerance allows for gradients near 0, whose sign
+    depends on rounding."""
     for new, old, step in zip(after, before, expected, strict=True):
         np.testing.assert_allclose(np.asarray(old) - np.asarray(new), step, atol=0.02 * rate)
 
@@ -232,7 +235,7 @@ def test_the_first_update_of_icm(numbers):
 
 
 def test_noveld_by_hand():
-    """max(n(s') − α n(s), 0), at the first visit in the episode."""
+    """The bonus is max(n(s') − α n(s), 0), paid only at the first visit in an episode."""
     bonus = NovelD(features=3, width=4, alpha=0.7)
     begun = bonus.start(setting_of(spaces.Discrete(6)), KEY)
     paid, _ = quick_jit(bonus)(facts(NOW, AFTER, TERMINATED), BEGINS, begun, KEY)
@@ -247,7 +250,7 @@ def test_noveld_by_hand():
 
 
 class Stated(Bonus):
-    """Pays the index of the successor."""
+    """A bonus that pays the index of the successor."""
 
     has_unit = True
 
@@ -259,13 +262,13 @@ class Stated(Bonus):
 
 
 V = np.array([0.5, -1.0, 2.0, 0.25, 3.0, -2.0, 1.0, 0.0, 0.0, 0.0])
-"""The intrinsic critic's values of states 0 to 9."""
+"""The intrinsic critic's values for states 0 to 9."""
 
 
 def weighed(is_episodic, gamma=0.5, estimator=None, reward=0.0, coefficient=2.0, bonus=None, has_gap=False):
-    """Credit of three steps in one column (0 → 1, end, 4 → 5 → 3), with the bonus added to the reward.
+    """Compute the credit of three steps in one column (0 → 1, end, 4 → 5 → 3) when a bonus is added to the reward.
 
-    With a gap, a step that a vector environment spends on its reset comes after the end.
+    With `has_gap`, the end is followed by a step that a vector environment spends on its reset.
     """
     world = DeepSea(size=3)
     estimator = estimator or GAE(1.0)
@@ -293,7 +296,8 @@ def weighed(is_episodic, gamma=0.5, estimator=None, reward=0.0, coefficient=2.0,
 
 def test_the_return_of_the_bonus_goes_on_after_the_end_of_an_episode():
     (state, scaled, credit, metrics), rollout = weighed(is_episodic=False, reward=1.0)
-    # r = 1, 5, 3: the indices of the successors. State 4 follows the end, and V(3) follows the last step.
+    # The rewards are the successors' indices, r = 1, 5, 3. After the end, the bonus return continues with state 4;
+    # after the last step, it continues with V(3).
     third = 3 + 0.5 * V[3]
     second = 5 + 0.5 * third
     first = 1 + 0.5 * second
@@ -307,7 +311,7 @@ def test_the_return_of_the_bonus_goes_on_after_the_end_of_an_episode():
 
 
 class Unitless(Stated):
-    """Like `Stated`, but in units of its own return."""
+    """Like `Stated`, but the bonus is scaled by its own return."""
 
     has_unit = False
 
@@ -323,7 +327,7 @@ def test_a_step_that_is_spent_on_a_reset_changes_nothing(estimator, bonus):
         np.testing.assert_allclose(np.asarray(mine)[happened], np.asarray(other), rtol=1e-6)
     same(found[0].stream.statistics, expected[0].stream.statistics)
     same(found[0].stream.discounted_return, expected[0].stream.discounted_return)
-    if not (bonus.has_unit or estimator.whole_episodes):  # 1, 5, 3 discounted at γ = ½: 1, 5.5, 5.75
+    if not (bonus.has_unit or estimator.whole_episodes):  # 1, 5, 3 discounted by γ = ½ add up to 1, 5.5, 5.75
         assert np.asarray(found[0].stream.discounted_return).tolist() == [5.75]
 
 

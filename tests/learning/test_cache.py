@@ -1,4 +1,4 @@
-"""Only this user can access the folder of compiled programs, and a damaged program is compiled again."""
+"""Only the current user can access the folder of compiled programs, and a damaged program is compiled again."""
 
 import os
 import warnings
@@ -17,7 +17,7 @@ from upslope.learning import devices
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A cache in the test's own folder."""
+    """Set up a cache in the test's own folder."""
     before = jax.config.values["jax_compilation_cache_dir"]
     monkeypatch.setattr(devices, "cache_folder", lambda: tmp_path / "upslope" / "programs")
     monkeypatch.setattr(internal, "get_executable_and_time", internal.get_executable_and_time)  # restored afterwards
@@ -49,7 +49,7 @@ def test_a_link_in_the_place_of_the_folder_is_refused(which: str, own_cache: Pat
     assert list((tmp_path / "elsewhere").iterdir()) == []
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        devices.configure_jax(on_host=True)  # warns only once
+        devices.configure_jax(on_host=True)  # the warning appears only once
 
 
 def test_a_folder_of_another_user_and_a_file_are_refused(

@@ -1,4 +1,5 @@
-"""A descent: the gradient of a product, minibatches in halves, rows in blocks, and two networks on two devices."""
+"""Gradient descent: the gradient of a product, minibatches in halves, rows in blocks, and two networks on two
+devices."""
 
 from functools import partial
 
@@ -33,7 +34,8 @@ def test_the_gradient_of_a_product_is_that_of_matrix_calculus(inputs, outputs, l
 
 
 def test_a_descent_moves_as_the_optimiser_does_on_each_array():
-    # y = w x + b by least squares: two epochs of one minibatch each, compared with optax on the parameters' own tree.
+    # Fit y = w x + b by least squares in two epochs of one minibatch each, and compare with optax applied to the
+    # parameters' tree.
     batch, x, y, valid = batch_of(64)
     parameters = {"w": jnp.float32([[0.3]]), "b": jnp.float32([-0.2])}
 
@@ -65,7 +67,7 @@ def test_parameters_end_to_end_are_where_the_optimiser_unpacks_them(num_wide):
 
 
 def batch_of(num_samples):
-    """y = 2x + noise; every third sample is invalid and has nan as its target."""
+    """Return samples of y = 2x + noise, of which every third is invalid and has nan as its target."""
     generator = np.random.default_rng(1)
     x = generator.normal(size=num_samples)
     valid = np.arange(num_samples) % 3 != 0
@@ -111,7 +113,7 @@ def test_in_blocks_each_row_has_its_own_answer_at_its_place(num_rows, at_once):
 
 
 def test_two_devices_know_both_answers_bit_for_bit():
-    # Words must preserve -0.0 and nan, counts beyond a float's precision, flags, scalars, and empty trees.
+    # The encoding must preserve -0.0 and nan, counts beyond a float's precision, flags, scalars, and empty trees.
     def first(x):
         return {"count": jnp.int32(2**24 + 1), "odd": x, "flag": x[2] > 0, "none": {}}
 
@@ -133,7 +135,7 @@ def test_two_devices_know_both_answers_bit_for_bit():
 
 
 def what_each_knows(mesh, function, x):
-    """The result on every device of the mesh, [2, …]."""
+    """Return the function's result on every device of the mesh, [2, …]."""
     return jax.shard_map(
         lambda x: jax.tree.map(lambda y: y[None], function(x)),
         mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec(NETWORKS), check_vma=False,

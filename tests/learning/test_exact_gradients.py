@@ -1,9 +1,10 @@
-"""Do the estimators climb the true gradient? Finite worlds with a known ∇J, played through the real rollout.
+"""Do the estimators climb the true gradient? Tested in finite worlds with a known ∇J, using real rollouts.
 
 There are two oracles. `Tabular.policy_gradient` is ∇J. `predicted` is the mean that an estimator must have, biased or
-not, by backward induction over the world's arrays alone. Where theory says unbiased, the two agree up to rounding;
-where it says biased, they differ. In both cases the mean over many episodes must be within 4 standard errors of the
-prediction. The tests also assert their power: the standard error as a fraction of the gradient's norm.
+not, computed by backward induction from the world's arrays alone. The two agree up to rounding where theory says that
+the estimator is unbiased, and differ where it says that it is biased. In both cases, the mean over many episodes must
+be within 4 standard errors of the prediction. The tests also assert their own power, by bounding the standard error as
+a fraction of the gradient's norm.
 """
 
 import dataclasses
@@ -23,9 +24,9 @@ from upslope.learning.collect import collect_episodes
 from upslope.learning.evaluation import evaluate
 
 NUM_EPISODES = 20_000
-# The agent distinguishes the corridor's states, so that a critic can be exact.
+# The corridor's states have different observations here, so that a critic can be exact.
 CORRIDOR = dataclasses.replace(short_corridor(), observation_of=np.arange(4))
-# name: (world, time limit, scale of the random logits). With a limit of 120, a world ends long before it.
+# name: (world, time limit, scale of the random logits). Episodes end long before a limit of 120.
 WORLDS = {
     "corridor": (CORRIDOR, 120, 0.3),
     "corridor, seen as one state": (short_corridor(), 120, 0.3),
@@ -37,7 +38,7 @@ WORLDS = {
 
 
 def table_of(name):
-    """The policy in a world: logits and probabilities [O, A]."""
+    """Return the policy used in a world, as logits and as probabilities [O, A]."""
     world, _, scale = WORLDS[name]
     shape = (int(world.observation_space.n), int(world.action_space.n))
     logits = scale * np.random.default_rng(0).normal(size=shape)
@@ -45,19 +46,19 @@ def table_of(name):
 
 
 def exact_values(name, gamma=1.0):
-    """v_π of each observation, for worlds in which all states look different."""
+    """Return v_π for each observation, for worlds in which no two states look alike."""
     return WORLDS[name][0].state_values(table_of(name)[1], gamma)
 
 
 def wrong_values(name):
-    """An uninformed critic: random numbers as large as the true values, even at the terminal state."""
+    """Return an uninformed critic: random values as large as the true ones, even at the terminal state."""
     world = WORLDS[name][0]
     scale = np.abs(world.state_values(table_of(name)[1], 1.0)).max()
     return 0.5 * scale * np.random.default_rng(1).normal(size=int(world.observation_space.n))
 
 
 def predicted(name, value, gamma, lambda_=1.0, num_terms=10**9, bootstraps=True):
-    """E[Σ_t ∇log π(a_t|s_t) Ψ_t] for Ψ_t = Σ_{b<n} (γλ)^b δ_{t+b} with V = `value` [O], within the time limit.
+    """Compute E[Σ_t ∇log π(a_t|s_t) Ψ_t] for Ψ_t = Σ_{b<n} (γλ)^b δ_{t+b} with V = `value` [O], within the time limit.
 
     Only the mean of Ψ given (s, a) matters. With k steps left, it is A_1 = δ̄ for one term, and
     A_d = δ̄ + γλ Σ_s' P(s'|s, a) Σ_a' π(a'|s') A_(d−1) for d = min(n, k) terms, over successors that are not terminal.
@@ -81,7 +82,7 @@ def predicted(name, value, gamma, lambda_=1.0, num_terms=10**9, bootstraps=True)
 
 @cache
 def played(name):
-    """20,000 episodes under the table's policy."""
+    """Play 20,000 episodes with the table's policy."""
     world, limit, _ = WORLDS[name]
     collect = jax.jit(partial(collect_episodes, world, num_envs=NUM_EPISODES, max_episode_steps=limit))
     return collect(softmax_agent(table_of(name)[0]), jax.random.key(7))[0]
@@ -89,7 +90,7 @@ def played(name):
 
 @jax.jit
 def ascent_of_episodes(agent, rollout, weight):
-    """∇_logits of −Σ_t loss_t, separately for each column: [N, O, A]."""
+    """Compute ∇_logits of −Σ_t loss_t separately for each column, [N, O, A]."""
 
     def gain(logits, observation, action, behaviour_log_prob, weight, valid):
         log_prob = with_logits(agent, logits).policy(observation).log_prob(action)
@@ -102,7 +103,7 @@ def ascent_of_episodes(agent, rollout, weight):
 
 
 def estimate(name, estimator, gamma, value):
-    """The mean of the gradient over episodes and its standard error, [O, A] each."""
+    """Estimate the gradient; return its mean over episodes and the standard error, each [O, A]."""
     agent, rollout = softmax_agent(table_of(name)[0], value), played(name)
     weight = estimator(rollout, evaluate(agent, rollout), gamma).weight
     per_episode = np.asarray(ascent_of_episodes(agent, rollout, weight), np.float64)
@@ -110,7 +111,7 @@ def estimate(name, estimator, gamma, value):
 
 
 def check(name, estimator, gamma, value, expected, power):
-    """The mean is as expected, and its error is comparatively small."""
+    """Assert that the estimated mean is as expected and that its error is small relative to it; return the error."""
     mean, error = estimate(name, estimator, gamma, value)
     # 1e-5 allows for float32 sums of up to 120 terms in components without variance.
     np.testing.assert_array_less(np.abs(mean - expected), 4 * error + 1e-5 * np.abs(expected).max())
@@ -119,14 +120,14 @@ def check(name, estimator, gamma, value, expected, power):
 
 
 def distance(left, right, error):
-    """Distance, in standard errors, of the component that differs most: what the test could detect."""
+    """Return the largest difference between components, in standard errors. It shows what the test could detect."""
     return np.max(np.abs(left - right) / (error + 1e-9))
 
 
 @pytest.mark.parametrize("estimator", [TotalReturn(), RewardToGo(), Baseline()])
 @pytest.mark.parametrize("name", WORLDS)
 def test_returns_climb_the_true_gradient_with_any_baseline(name, estimator):
-    # γ = 1, under the time limit, which is part of the world for these estimators.
+    # γ = 1, and the time limit counts as part of the world for these estimators.
     world, limit, _ = WORLDS[name]
     exact = world.policy_gradient(table_of(name)[0], 1.0, limit)
     check(name, estimator, 1.0, wrong_values(name), exact, power=0.3)
@@ -143,7 +144,8 @@ def test_any_number_of_steps_climbs_the_true_gradient_with_an_exact_critic(name,
 @pytest.mark.parametrize("estimator", [NStep(1), NStep(3), GAE(0.0), GAE(0.5), GAE(1.0)])
 @pytest.mark.parametrize("name", ["corridor, cut at 6 steps", "gridworld, cut at 5 steps"])
 def test_a_time_limit_with_an_exact_critic_is_no_end(name, estimator):
-    # Only the watching stops, not the world: Ψ means q − v of the endless world, even in the last step watched.
+    # The limit only stops the recording, not the world: Ψ estimates q − v of the world without a limit, even in the
+    # last recorded step.
     world, limit, _ = WORLDS[name]
     logits, _ = table_of(name)
     value = exact_values(name)
@@ -186,13 +188,13 @@ def test_with_a_discount_the_total_return_keeps_gamma_to_the_t_and_the_reward_to
 
 @pytest.mark.parametrize("name", WORLDS)
 def test_the_prediction_is_the_policy_gradient_theorem_where_there_is_no_bias(name):
-    # Two ways to compute the same numbers, without any sampling.
+    # These are two ways to compute the same numbers, without any sampling.
     world, limit, _ = WORLDS[name]
     logits, _ = table_of(name)
     nothing = np.zeros(len(logits))
     np.testing.assert_allclose(predicted(name, nothing, 1.0), world.policy_gradient(logits, 1.0, limit), atol=1e-10)
     if name in ("corridor", "gridworld", "key"):
-        # Fewer than one gridworld episode in a hundred outlasts the limit.
+        # Fewer than one in a hundred gridworld episodes outlasts the limit.
         close_to_endless = partial(np.testing.assert_allclose, desired=world.policy_gradient(logits, 1.0), atol=3e-3)
         close_to_endless(predicted(name, wrong_values(name), 1.0))
         for lambda_ in (0.0, 0.5, 1.0):
@@ -204,15 +206,15 @@ def test_the_prediction_is_the_policy_gradient_theorem_where_there_is_no_bias(na
     [(1, 0.0625, 0.0625, 0.0), (2, 0.75, 0.375, 0.0625), (5, 10.3125, 4.0625, 0.625), (8, 39.0, 14.5, 1.75)],
 )
 def test_the_variance_of_reinforce_over_all_action_sequences(horizon, total, to_go, baseline):
-    # H flips of a fair coin, π(1) = σ(θ) at θ = 0, r = a: ∇J = H/4. All 2^H sequences are equally likely, and each has
-    # one column, so mean and variance are exact. The baseline is V = (H − t)/2.
+    # H flips of a fair coin: π(1) = σ(θ) at θ = 0 and r = a, so ∇J = H/4. All 2^H sequences are equally likely and each
+    # has its own column, so the mean and the variance are exact. The baseline is V = (H − t)/2.
     actions = np.array(list(np.ndindex(*(2,) * horizon))).T
     rollout = rollout_of(actions, terminated=np.broadcast_to(np.arange(horizon)[:, None] == horizon - 1, actions.shape))
     rollout = rollout._replace(observation=jnp.zeros(actions.shape, jnp.int32), action=jnp.asarray(actions, jnp.int32))
     values = values_of(np.broadcast_to((horizon - np.arange(horizon)[:, None]) / 2, actions.shape))
     for estimator, variance in ((TotalReturn(), total), (RewardToGo(), to_go), (Baseline(), baseline)):
         weight = estimator(rollout, values, 1.0).weight
-        # θ is the second logit; the first one is 0.
+        # θ is the second logit; the first is 0.
         slope = np.asarray(ascent_of_episodes(softmax_agent(np.zeros((1, 2))), rollout, weight), np.float64)[:, 0, 1]
         assert slope.mean() == pytest.approx(horizon / 4, rel=1e-6)
         assert slope.var() == pytest.approx(variance, rel=1e-5, abs=1e-6)

@@ -1,4 +1,4 @@
-"""The health metrics checked against numbers worked by hand or by NumPy, and what a run's rows contain."""
+"""The health metrics agree with numbers worked by hand or by NumPy, and a run's rows contain them."""
 
 import json
 from types import SimpleNamespace
@@ -39,7 +39,7 @@ def test_the_return_before_an_end_is_summed_from_the_facts():
 def test_ends_that_fall_together_are_counted_in_pairs():
     over = np.zeros((4, 4), bool)
     over[1, :3] = over[3, 0] = True
-    # Four ends form six pairs, three of which fall on the same step.
+    # Four ends form six pairs, and in three of them both ends fall on the same step.
     assert float(ends_together(rollout_of(np.zeros((4, 4)), over))) == pytest.approx(0.5)
     assert np.isnan(ends_together(rollout_of(np.zeros((4, 4)))))
 
@@ -50,7 +50,7 @@ def test_rows_that_do_not_go_on_are_seen_and_resets_are_not_taken_for_them():
     successor = jnp.asarray([1.0, 2.0, 8.0, 10.0]).reshape(4, 1, 1)
     found = facts(rollout._replace(observation=observation, next_observation=successor))
     means = {name: float(np.asarray(x, float)[np.asarray(where)].mean()) for name, (x, where) in found.items()}
-    assert means["broken_links"] == 0.5  # 0 → 1 continues; 8 → 9 does not; 2 → 7 is a reset
+    assert means["broken_links"] == 0.5  # 0 → 1 is continued, 8 → 9 is not, and 2 → 7 is a reset
     assert means["reset_as_successor"] == 0.0 and means["end_share"] == 0.25
     leaked = observation[jnp.asarray([1, 2, 3, 3])]
     twice = rollout_of(np.ones((4, 1)), terminated=[[False], [True], [True], [False]])
@@ -74,7 +74,7 @@ def test_moments_and_correlations_are_numpys_where_they_count():
 
 
 def effect(policy, action, before, after, reward):
-    """`action_effect` for columns with one step each."""
+    """Compute `action_effect` for columns with one step each."""
     rollout = rollout_of(np.asarray(reward, np.float32)[:, None])._replace(
         observation=jnp.asarray(before, jnp.float32)[:, None, None],
         next_observation=jnp.asarray(after, jnp.float32)[:, None, None],
@@ -85,7 +85,8 @@ def effect(policy, action, before, after, reward):
 
 def test_a_reward_that_is_the_action_has_the_largest_effect_and_one_beside_it_none():
     uniform, still = Categorical(jnp.zeros((4, 2))), np.zeros(4)
-    # Scores ±½, rewards ±½ about their mean: z = 4·¼ / √(4·1/16) = 2. Constants do not count.
+    # Scores are ±½, and rewards deviate by ±½ from their mean: z = 4·¼ / √(4·1/16) = 2. A constant reward has no
+    # effect.
     assert effect(uniform, [0, 1, 0, 1], still, still, [1, 0, 1, 0]) == pytest.approx(4.0)
     assert effect(uniform, [0, 1, 0, 1], still, still, [1, 1, 0, 0]) == pytest.approx(0.0)
     assert np.isnan(effect(uniform, [0, 1, 0, 1], still, still, [1, 1, 1, 1]))
@@ -131,6 +132,6 @@ def test_a_row_leaves_out_what_was_not_measured(tmp_path):
     health = [row for row in rows if "health/reward_mean" in row]
     assert all(row["health/broken_links"] == 0 and row["health/reward_mean"] == pytest.approx(1) for row in health)
     assert all(abs(row["health/log_prob_mismatch"]) < 1e-5 and row["health/weight_agreement"] > 0.999 for row in health)
-    # Where an episode ended, the target is just the last reward.
+    # Where an episode terminated, the target is just the last reward.
     ends = [row["health/terminal_error"] for row in health if "health/terminal_error" in row]
     assert ends and max(ends) < 1e-5

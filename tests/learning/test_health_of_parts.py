@@ -1,4 +1,5 @@
-"""The health of parts: each planted fault affects only its own metric, and fresh networks are healthy."""
+"""Health metrics of the networks' parts: each planted fault affects only its own metric, and fresh networks are
+healthy."""
 
 import equinox
 import jax
@@ -32,7 +33,7 @@ def drawn(space, scale=1.0):
 
 
 def measured(space, change=lambda model: model, scale=1.0, mask=None, **settings):
-    """The metrics by name, for a fresh model with this change."""
+    """Return the metrics of a fresh model to which `change` was applied."""
     spec = ModelSpec(encoder_of(space, ""), head_of(spaces.Discrete(ACTIONS), ""), {"hidden_sizes": (16,)} | settings)
     agent = equinox.tree_at(lambda a: a.model, initialise_agent(jax.random.key(0), spec), replace_fn=change)
     observation, no = drawn(space, scale), np.zeros((T, N), bool)
@@ -88,7 +89,7 @@ def test_a_memory_that_is_stuck_is_found():
     assert measured(VECTOR, scaled_cell(0.0), memory="gru", memory_size=16)["memory_dead"] == 1
 
     def pushed(model):
-        """Set the new state's bias far above 0, and close the gate that keeps the old state."""
+        """Set the bias of the new state far above 0, and close the gate that keeps the old state."""
         bias = jnp.concatenate([jnp.zeros(16), jnp.full(16, -50.0), jnp.full(16, 50.0)])
         return equinox.tree_at(lambda m: (m.actor.cell.layer.bias, m.critic.cell.layer.bias), model, (bias, bias))
 
@@ -107,7 +108,8 @@ def test_an_encoder_that_has_died_is_found():
 
 
 def test_the_share_of_a_key_is_that_of_its_variance():
-    # Two numbers with deviation 100 next to two with deviation 1: 2 · 10,000 of 2 · 10,001.
+    # Two numbers have deviation 100 and two have deviation 1, so the first key has 20,000 of the total variance of
+    # 20,002.
     found = measured(SCALES, scale=100.0)
     assert known(found) == {"key_share", "key_index"} and found["key_index"] == 0
     assert 1 - found["key_share"] == pytest.approx(1e-4, rel=0.5)

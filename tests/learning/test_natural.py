@@ -1,4 +1,5 @@
-"""Natural steps compared with an enumerated Fisher matrix, their length in KL, and other parametrisations."""
+"""Natural steps agree with an enumerated Fisher matrix, have the right length in KL, and do not depend on the
+parametrisation."""
 
 import signal
 from functools import partial
@@ -31,7 +32,7 @@ def logits_kl(old, new):
 
 
 def enumerated_fisher(probability):
-    """E_s Σ_a π(a|s) ∇log π ∇log πᵀ with respect to the logits [S, A], as a matrix [S·A, S·A], in NumPy."""
+    """Compute E_s Σ_a π(a|s) ∇log π ∇log πᵀ with respect to the logits [S, A], as a matrix [S·A, S·A], in NumPy."""
     states, actions = probability.shape
     matrix = np.zeros((states * actions, states * actions))
     for s in range(states):
@@ -57,7 +58,7 @@ def test_the_fisher_product_is_that_of_the_enumerated_matrix():
 
 
 def test_the_step_of_a_gaussian_by_hand():
-    """F of (μ, log σ) is diag(1/σ², 2): σ = 2, g = (1, 1) gives x = (4, ½), ½xᵀFx = 2.25, so α = √(δ/2.25)."""
+    """F for (μ, log σ) is diag(1/σ², 2). With σ = 2 and g = (1, 1), x = (4, ½) and ½xᵀFx = 2.25, so α = √(δ/2.25)."""
     old = DiagonalGaussian(jnp.zeros((1, 1)), jnp.full((1, 1), jnp.log(2.0)))
 
     def kl(x):
@@ -68,7 +69,8 @@ def test_the_step_of_a_gaussian_by_hand():
 
 
 def test_another_parametrisation_takes_the_same_step():
-    """θ = Mφ: the natural step in φ, mapped by M, is the step in θ. A gradient step is not."""
+    """If θ = Mφ, mapping the natural step in φ by M gives the natural step in θ. This does not hold for a gradient
+    step."""
     generator = np.random.default_rng(0)
     mixing = jnp.asarray(generator.normal(size=(6, 6)) + 2 * np.eye(6), jnp.float32)
     mean, gradient = (jnp.asarray(generator.normal(size=6), jnp.float32) for _ in range(2))
@@ -89,7 +91,8 @@ def test_a_zero_gradient_moves_nothing():
 
 
 def test_the_line_search_by_hand():
-    """L = (x − 1)², KL = x², a step to x = 2: KL ≤ 0.9 needs 0.8ᵏ · 2 ≤ 0.949, so k = 4, the fifth length tried."""
+    """With L = (x − 1)², KL = x² and a step to x = 2, KL ≤ 0.9 needs 0.8ᵏ · 2 ≤ 0.949, so k = 4, the fifth length
+    tried."""
     means = lambda x: ((x - 1) ** 2, x**2)  # noqa: E731
     search = lambda objective, of: [float(x) for x in line_search(objective, of, jnp.float32(0), jnp.float32(-2))]  # noqa: E731
     assert search(TrustRegion(0.9), means) == pytest.approx([0.8**4, 5, 1 - (2 * 0.8**4 - 1) ** 2])
@@ -105,7 +108,7 @@ EVERY_KIND = Dict(
 
 @pytest.fixture(scope="module")
 def moved():
-    """An update of a policy over every kind of action; some rows forbid a choice, and some are padding."""
+    """Update a policy over every kind of action. Some rows forbid a choice, and some are padding."""
     agent = fresh_agent(jax.random.key(0), Box(-1, 1, (4,)), EVERY_KIND, hidden_sizes=(8,))
     generator = np.random.default_rng(0)
     rollout = rollout_of(np.zeros((16, 4)), valid=generator.random((16, 4)) < 0.8)
@@ -162,7 +165,7 @@ def test_what_a_natural_step_does_not_read_is_refused(settings, said):
 
 
 def test_a_seed_that_was_stopped_and_resumed_alone_is_that_seed_among_others(tmp_path):
-    """On the host, with a memory and a normaliser; the KL of every update stays within δ."""
+    """The run is on the host and has a memory and a normaliser. The KL divergence of every update stays within δ."""
     settings = {"num_envs": 2, "rollout_steps": 16, "minibatches": 2, "critic_epochs": 2, "hidden_sizes": (8,)}
     settings |= {"memory": "gru", "memory_size": 4, "normalize_observations": True, "delta": 0.005, "steps": 320}
     train = partial(upslope.train, "CartPole-v1", "trpo", folder=tmp_path, quiet=True, preset=False, **settings)

@@ -1,4 +1,5 @@
-"""The third axis: directions against NumPy formulas, schedules against numbers by hand, and user-defined ones."""
+"""The third axis: directions agree with NumPy formulas, schedules with numbers worked by hand, and both may be
+user-defined."""
 
 from functools import cache
 from pathlib import Path
@@ -28,7 +29,8 @@ X = np.random.default_rng(0).normal(size=(20, 3))
 
 
 def descended(optimiser: Optimiser, epochs: int) -> np.ndarray:
-    """Parameters after `epochs` steps down the mean of x · p, whose gradient is the mean of x for every p."""
+    """Return the parameters after `epochs` steps down the mean of x · p, whose gradient is the mean of x for every
+    p."""
     nothing = jnp.zeros(len(X))
     batch = Batch(
         features=jnp.float32(X), action=nothing, behaviour_log_prob=nothing, weight=nothing, target=nothing,
@@ -78,7 +80,7 @@ def test_weight_decay_belongs_to_adamw_alone():
 
 
 def test_an_own_chain_is_complete():
-    # It has its own rate and no clipping: sgd at 0.3, whatever the learning rate is.
+    # The chain has its own rate and no clipping, so it is sgd at 0.3 whatever the learning rate is.
     found = descended(Optimiser(own=optax.sgd(0.3), max_grad_norm=1e-9), 2)
     np.testing.assert_allclose(found, START - 0.6 * X.mean(axis=0), rtol=1e-5)
 
@@ -153,7 +155,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory):
     @cache
     def run(kind: str) -> Path:
         settings = SMALL | kinds[kind]
-        if "optimiser" in settings:  # the chain contains its own
+        if "optimiser" in settings:  # the chain has its own rate and clipping
             settings = {
                 name: value for name, value in settings.items() if name not in ("learning_rate", "max_grad_norm")
             }
@@ -163,7 +165,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory):
 
 
 def parameters_of(run: Path) -> np.ndarray:
-    """All parameters of a run's last agent as one vector."""
+    """Return all parameters of a run's last agent as one vector."""
     return np.concatenate([np.ravel(x) for x in jax.tree.leaves(upslope.load(run, checkpoint="last").agent.model)])
 
 
@@ -174,7 +176,7 @@ def test_an_optax_chain_is_ours_with_a_constant_rate(trained):
 
 
 def test_an_optax_chain_may_count_its_steps_twice(trained):
-    # Adam's state and the schedule's state both hold a `count`; 20 iterations of 4 steps end at rate 0.
+    # Adam's state and the schedule's state both contain a `count`. The rate reaches 0 after 20 iterations of 4 steps.
     rows = metrics_of(trained("own chain with its own schedule"))
     assert len(rows) == 20 and rows[0]["policy/kl"] > 0
     assert "health/policy_signal" not in rows[0], "the optimiser is not known, so nothing is read from its state"

@@ -1,4 +1,5 @@
-"""One update towards a reference policy with its gradient by hand, and a reference with memory over two rollouts."""
+"""One update towards a reference policy matches a gradient worked by hand, and a reference with memory spans two
+rollouts."""
 
 from functools import partial
 

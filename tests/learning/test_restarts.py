@@ -1,4 +1,4 @@
-"""Columns whose episodes ended restart, all together or one after another; the others continue."""
+"""Columns whose episodes have ended restart, all together or one after another, and the others continue."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from upslope.learning.collect import EnvState, begin_episodes, restarted
 
 
 class CostlyCartPole(CartPole):
-    """CartPole with a reset that is declared costly."""
+    """CartPole, declared to have a costly reset."""
 
     costly_reset = True
 

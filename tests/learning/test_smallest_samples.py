@@ -1,4 +1,4 @@
-"""Statistics of few numbers, or of numbers that never differ: too little data must change nothing."""
+"""Statistics of too few numbers, or of numbers that are all equal, must have no effect."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from upslope.models.agent import RunningStatistics, returns_seen
 
 
 def scale_after(*batches: Any) -> float:
-    """1/σ after batches of rewards from episodes of one step."""
+    """Return 1/σ after batches of rewards from episodes of one step."""
     statistics = RunningStatistics.start(())
     for batch in batches:
         rewards = jnp.asarray(batch, jnp.float32).reshape(-1, 1)

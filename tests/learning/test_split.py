@@ -1,10 +1,10 @@
-"""One seed split over two devices matches the seed on one device, within rounding.
+"""One seed that is split over two devices matches the same seed on one device, up to rounding.
 
-The episodes and the minibatches are equal, because the random numbers of each environment are. Only the order in which
-the rows of a batch are summed differs: with 32-bit sums of a few hundred terms, that changes each sum by about 1e-7.
-After four iterations, the largest difference between parameters was 4e-7 in these cases, and the tests require 1e-5. An
-error in the split (a gradient that is not summed, a different minibatch) moves parameters by the learning rate of each
-Adam step, which is 2.5e-4 or more.
+Each environment draws the same random numbers, so the episodes and the minibatches are equal. Only the order in which
+the rows of a batch are summed differs, which changes a 32-bit sum of a few hundred terms by about 1e-7. In these cases,
+the largest difference between parameters after four iterations was 4e-7, and the tests allow 1e-5. An error in the
+split, such as a gradient that is not summed or a different minibatch, would move parameters by the learning rate in
+each Adam step, which is at least 2.5e-4.
 """
 
 from typing import Any
@@ -28,7 +28,8 @@ SHORT = SEGMENTS | {"max_episode_steps": 10}
 NATURAL: dict[str, Any] = {"num_envs": 6, "rollout_steps": 7, "max_episode_steps": 5, "hidden_sizes": (8,)}
 BOTH = {"normalize_observations": True, "normalize_rewards": True}
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
-    # 5 minibatches of 19 steps: neither number divides the other, and the two devices hold 10 and 9 of the steps.
+    # There are 5 minibatches of 19 steps. Neither number divides the other, and the two devices get 10 and 9 of the
+    # steps.
     "segments": ("jax:CartPole-v1", "ppo", SEGMENTS | BOTH | {"minibatches": 5, "target_kl": 1e-4}),
     "seeds": ("jax:CartPole-v1", "ppo", SEGMENTS | {"seeds": 3}),
     "episodes": ("jax:CartPole-v1", "reinforce_baseline", EPISODES | {"critic_epochs": 3}),
@@ -40,12 +41,12 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "rnd": ("jax:CartPole-v1", "ppo", SEGMENTS | {"bonus": "rnd", "shared_trunk": True}),
 }
 EXACT = ("health/broken_links", "health/reset_as_successor")
-"""Metrics that test whether observations are exactly equal, which the compiler may round in two ways."""
+"""Metrics that test observations for exact equality. The compiler may round the two sides differently."""
 PLAIN = ("segments", "groups")
 
 
 def trained(case: str, devices: int) -> tuple[Any, Any, Any]:
-    """The states before and after four iterations, and the chunk of these iterations."""
+    """Train for four iterations; return the states before and after them, and the resulting chunk."""
     environment, algorithm, settings = CASES[case]
     settings = {"steps": 4000, **settings, "devices_per_seed": devices}
     config, task = prepare(make(environment), algorithm, preset=False, settings=settings)
@@ -55,7 +56,7 @@ def trained(case: str, devices: int) -> tuple[Any, Any, Any]:
 
 
 def distance(x: Any, y: Any) -> float:
-    """The largest relative difference between two trees of floats, which must have the same nans."""
+    """Return the largest relative difference between two trees of floats, which must have nans in the same places."""
     leaves = zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)
     pairs = [(np.asarray(a, float), np.asarray(b, float)) for a, b in leaves if np.size(a)]
     assert all((np.isnan(a) == np.isnan(b)).all() for a, b in pairs)
@@ -72,7 +73,7 @@ def test_a_seed_on_two_devices_is_that_seed_on_one(case: str):
     assert len(returns[0]) > 0
     assert distance(*returns) < TOLERANCE
     assert distance(one.learner, two.learner) < TOLERANCE
-    assert distance(start.learner, one.learner) > 10 * TOLERANCE  # otherwise equal parameters would prove little
+    assert distance(start.learner, one.learner) > 10 * TOLERANCE  # else equal parameters would prove little
     assert set(of_one.metrics) == set(of_two.metrics)
     far = {name: distance(of_one.metrics[name], of_two.metrics[name]) for name in of_one.metrics if name not in EXACT}
     assert {name: gap for name, gap in far.items() if gap > 1e-2} == {}
@@ -89,12 +90,12 @@ def test_seeds_at_once_may_be_split_too(monkeypatch: pytest.MonkeyPatch):
 
 
 def ends_of(chunk: Any) -> list[list[tuple[int, int]]]:
-    """When each seed's episodes ended, and how long they were."""
+    """Return when each seed's episodes ended, and how long they were."""
     return [[(row[0], row[3]) for row in rows] for rows in chunk.episodes]
 
 
 def test_the_work_is_split():
-    # No device has the activations of all 1,536 rows of a minibatch, and none steps all 64 environments.
+    # No device holds the activations of all 1,536 rows of a minibatch or steps all 64 environments.
     settings = {"num_envs": 64, "rollout_steps": 24, "minibatches": 1, "hidden_sizes": (37,), "steps": 4000}
     config, task = prepare(make("jax:CartPole-v1"), preset=False, settings=settings | {"devices_per_seed": 2})
     engine = CompiledEngine(task, config.seed_list(), 1)

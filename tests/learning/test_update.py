@@ -1,4 +1,4 @@
-"""The update: which samples count, when it stops, how large a step is, and what its metrics mean."""
+"""The update: which samples count, when it stops, how large its steps are, and what its metrics mean."""
 
 import math
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ METRICS |= {f"critic/{n}" for n in ("loss", "gradient_norm")}
 
 @cache
 def experience():
-    """A fresh agent, whole episodes of CartPole with padding, and their credit by GAE."""
+    """Return a fresh agent, whole episodes of CartPole with padding, and their credit from GAE."""
     task = task_of(CartPole(), estimator=GAE())
     state = initialise(task, 0)
     collect = quick_jit(partial(collect_episodes, CartPole(), num_envs=8, max_episode_steps=30))
@@ -45,7 +45,7 @@ def experience():
 
 
 def improved(rate=0.01, imitate=False, bonus=0.0, agent=None, rollout=None, credit=None, **changes):
-    """One update of that agent on that experience, or on what is given instead."""
+    """Update the agent once on its experience. The arguments can replace the agent, the rollout or the credit."""
     update, given = plain_update(**changes), (agent, rollout, credit)
     agent, rollout, credit = (new or known for new, known in zip(given, experience(), strict=True))
     learner = begin_learning(update, agent)
@@ -62,7 +62,7 @@ def norm_between(left, right):
 
 @dataclass(frozen=True)
 class RatioError(Objective):
-    """Climbs the policy gradient and reports |ρ − 1| as its loss."""
+    """An objective that climbs the policy gradient but reports |ρ − 1| as its loss."""
 
     def loss(self, state, sample):
         climb = -sample.weight * sample.log_prob
@@ -71,7 +71,7 @@ class RatioError(Objective):
 
 @pytest.mark.parametrize(("world", "estimator"), [(CartPole(), GAE()), (Pendulum(), RewardToGo())])
 def test_the_ratio_is_1_in_the_first_minibatch_of_every_iteration(world, estimator):
-    # This includes normalisers that moved in earlier iterations, and episodes that continue across iterations.
+    # This must hold even after normalisers have moved in earlier iterations, and for episodes that span iterations.
     task = task_of(
         world,
         update=plain_update(objective=RatioError(), needs_critic=estimator.needs_critic),
@@ -101,12 +101,12 @@ def test_every_metric_is_there_and_finite(objective):
 
 
 def test_the_update_stops_for_good_before_the_step_that_would_start_too_far_away():
-    # The first minibatch sees KL = 0, the second a KL above the target, so only one step of ten is made.
+    # The first minibatch sees KL = 0 and the second a KL above the target, so only one step of ten is taken.
     stopped, _ = improved(epochs=10, target_kl=1e-9)
     once, _ = improved()
     assert same(actor_of(stopped.agent), actor_of(once.agent))
     assert same(stopped.optimisers["policy"], once.optimisers["policy"])
-    # If another agent acted, the samples may be too uninformative from the start, and no step is made.
+    # If another agent acted, the samples may be too uninformative from the start, so the policy takes no step.
     agent = opinionated()
     stopped, metrics = improved(agent=agent, epochs=10, min_effective_sample_size=0.99)
     assert metrics["policy/effective_sample_size"] < 0.99
@@ -144,7 +144,7 @@ def test_the_explained_variance_is_that_of_the_critic_that_was_asked():
 
 
 def opinionated():
-    """An agent other than the one that acted, with a policy far from uniform."""
+    """Return a different agent from the one that acted, with a policy far from uniform."""
     agent = initialise(task_of(CartPole()), 5).learner.agent
     return with_networks(agent, jax.tree.map(lambda x: 50 * x, actor_of(agent)))
 
@@ -190,7 +190,7 @@ def test_an_update_by_padding_alone_does_not_move():
 
 
 def test_the_gradient_is_clipped_to_a_global_norm():
-    # Adam's step hides the scale of its input, but its first moment is 0.1 of the first gradient.
+    # Adam's step hides the scale of its input, but its first moment is 0.1 times the first gradient.
     def seen(max_grad_norm):
         learner, metrics = improved(optimiser=Optimiser(max_grad_norm=max_grad_norm))
         return optax.tree.get(learner.optimisers["policy"], "mu"), float(metrics["policy/gradient_norm"])
@@ -224,7 +224,7 @@ def test_beta_follows_the_divergence_of_the_update_but_not_while_imitating():
     assert metrics["objective/beta"] == 3.0 and learner.objective == 6.0
     imitating, _ = improved(objective=objective, imitate=True)
     assert imitating.objective == 3.0
-    # Imitating means climbing log π of the recorded actions, each with weight 1.
+    # Imitating means climbing log π of the recorded actions, each with a weight of 1.
     credit = experience()[2]
     cloned, _ = improved(credit=credit._replace(weight=jnp.ones_like(credit.weight)))
     assert (
@@ -245,7 +245,7 @@ def test_shuffle_makes_every_order_and_so_every_index_in_every_place_equally_lik
     orders = np.asarray(jax.jit(jax.vmap(partial(shuffle, n=4), in_axes=0))(keys))
     _, counts = np.unique(orders, axis=0, return_counts=True)
     assert len(counts) == 24
-    # Each of the 24 orders is expected 2,000 times, with a standard deviation of √(48000 · 1/24 · 23/24) = 44.
+    # Each of the 24 orders should occur 2,000 times, with a standard deviation of √(48000 · 1/24 · 23/24) = 44.
     assert np.max(np.abs(counts - 2000)) < 4.5 * 44
 
 
@@ -259,11 +259,11 @@ def test_the_orders_of_a_few_numbers_are_even(n):
 
 
 def test_places_and_neighbours_of_a_long_shuffle_are_even():
-    n = 1000  # not a power of two: some numbers are enciphered more than once
+    n = 1000  # not a power of two, so some numbers are enciphered more than once
     keys = jax.random.split(jax.random.key(2), 2000)
     orders = np.asarray(jax.jit(jax.vmap(partial(shuffle, n=n)))(keys))
     first_quarter = np.bincount(orders[:, : n // 4].ravel(), minlength=n)
-    # Drawn without replacement: each count has variance 2000 · ¼ · ¾.
+    # Quarters are drawn without replacement, so each count has variance 2000 · ¼ · ¾.
     assert abs(np.std(first_quarter) / np.sqrt(2000 * 0.25 * 0.75) - 1) < 0.1
     steps = np.bincount((np.diff(orders, axis=1) % n).ravel(), minlength=n)[1:]
     assert chisquare(steps).pvalue > 1e-3
@@ -276,7 +276,7 @@ def test_statistics_over_the_valid_samples_by_hand():
     # Deviations −2, −1, 3: the variance is 14/3.
     np.testing.assert_allclose(standardise(x, valid), np.array([-2, -1, 3, 0]) / np.sqrt(14 / 3), rtol=1e-6)
     np.testing.assert_array_equal(standardise(jnp.full(4, 5.0), valid), 0)
-    # V = (1, 1, 4) leaves 0, 1, 2 of the targets: 1 − (2/3)/(14/3) = 6/7. A constant offset does not count as an error.
+    # V = (1, 1, 4) leaves residuals of 0, 1, 2: 1 − (2/3)/(14/3) = 6/7. A constant offset does not count as an error.
     value = jnp.asarray([1.0, 1.0, 4.0, 9.0])
     assert explained_variance(value, x, valid) == pytest.approx(6 / 7, rel=1e-5)
     assert explained_variance(value + 10, x, valid) == pytest.approx(6 / 7, rel=1e-5)
@@ -286,7 +286,7 @@ def test_statistics_over_the_valid_samples_by_hand():
 
 @pytest.mark.parametrize("ends", [0, 3, 200])
 def test_successors_have_the_critics_value_wherever_they_come_from(ends):
-    """With few new successors, many, or none except in the last row: V is always that of the true successor."""
+    """There may be few successors that are not the next observation, many, or none except in the last row."""
     generator = np.random.default_rng(ends)
     agent, rollout, _ = experience()
     observation = jnp.asarray(generator.standard_normal((64, 8, 4)), jnp.float32)

@@ -1,4 +1,4 @@
-"""Numbers that are inputs of a program: their arithmetic, where a task contains them, and what they refuse."""
+"""Numbers that are inputs to a compiled program: their arithmetic, where a task contains them, and what they refuse."""
 
 import math
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ from upslope.learning.varied import Family, Inputs, UndecidedError, Varied, flat
 
 
 def outputs(function, *numbers):
-    """function(*varied numbers), compiled once with the numbers as inputs, and the row of its inputs."""
+    """Call `function` in a program compiled with the numbers as inputs; return its result and the row of inputs."""
     inputs = Inputs()
 
     def program(row):
@@ -61,7 +61,7 @@ def test_code_that_decides_by_it_is_refused_and_code_that_overlooks_it_gets_nan(
 
 
 def tasks_of(*settings, algorithm="ppo", **shared):
-    """A task for each of these settings, in the same environment."""
+    """Return a task for each of these settings, in the same environment."""
     environment = make("jax:CartPole-v1")
     return [prepare(environment, algorithm, preset=False, settings=shared | some)[1] for some in settings]
 
@@ -99,7 +99,7 @@ def test_a_bound_task_has_inputs_for_its_numbers_and_checks_are_not_asked():
 
 @dataclass(frozen=True)
 class Deciding(NStep):
-    """A user's estimator whose formula distinguishes cases."""
+    """A user's estimator whose formula branches on λ."""
 
     lambda_: float = 0.5
 

@@ -1,4 +1,4 @@
-"""Heads with several parts and squashed actions: shapes, dtypes, masks, and what the network's numbers mean."""
+"""Heads with several parts and squashed actions: shapes, dtypes, masks, and the meaning of the network's outputs."""
 
 from typing import Any
 
@@ -51,7 +51,7 @@ def test_a_compiled_environment_counts_choices_from_0():
     assert (given["arm"][1] == jnp.array([1, 0])).all() and given["arm"][1].dtype == jnp.int8
     assert (given["keys"] == jnp.array([1, 2])).all() and given["tool"] == 2 and given["tool"].dtype == jnp.int32
     assert HEAD.to_environment(np.asarray(action))["tool"] == 3, "the space starts at 1"
-    # One of two numbers is clipped. Actions with several axes keep them in the environment.
+    # One of two numbers is clipped. Actions with several axes keep their shape in the environment.
     assert HEAD.outside(action) == 0.5
     several = head_of(spaces.MultiDiscrete([[2, 3], [4, 5]])).to_compiled(jnp.asarray([[1, 2, 3, 4]]))
     assert several.shape == (1, 2, 2) and several[0, 1, 1] == 4

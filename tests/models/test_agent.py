@@ -1,4 +1,4 @@
-"""The agent: what it sees, how it starts, in which units it acts, and what it refuses."""
+"""The agent: its inputs, its initial parameters, the units of its actions, and what it refuses."""
 
 import json
 from dataclasses import replace
@@ -91,7 +91,7 @@ def test_observations_are_normalised_and_kept_within_ten_deviations():
     statistics = RunningStatistics(jnp.asarray([1.0, 0, 0, 0]), jnp.asarray([4.0, 1, 1, 1]), jnp.float32(9))
     agent = replace(agent, normaliser=statistics)
     np.testing.assert_allclose(agent.features(observation), [1.0, -1.0, 0.5, 10.0], rtol=1e-6)
-    # A one-hot observation has no scale to learn.
+    # A one-hot observation has no scale that would have to be learned.
     assert not agent_for(SPACES["a choice"], spaces.Discrete(4), normalize=["observations"]).normalize_observations
 
 
@@ -136,7 +136,7 @@ def test_numpy_acts_as_the_compiled_agents_do(observed, name, activation):
         observation_space, observation = spaces.Discrete(4, start=1), generator.integers(1, 5, (2, 5))
     settings = {"activation": activation, "normalize": ["observations"]}
     fresh = stack([agent_for(SPACES[name], observation_space, seed, **settings) for seed in range(2)])
-    # Every number of both agents affects the result.
+    # All parameters and statistics of both agents are random and positive, so each of them affects the result.
     agents = jax.tree.map(lambda x: jnp.asarray(generator.uniform(0.2, 1.0, x.shape), jnp.float32), fresh)
     keys = jax.random.split(jax.random.key(0), 2)
 
@@ -245,7 +245,7 @@ def test_weights_begin_orthogonal_with_a_gain_of_their_own(hidden_sizes):
     assert policy.entropy()[0] == pytest.approx(np.log(3), abs=1e-3), "the initial policy has no preference"
 
 
-# Batched QR decompositions in one compiled program once hung XLA for some numbers of seeds.
+# Batched QR decompositions in one compiled program used to hang XLA for some numbers of seeds.
 @pytest.mark.parametrize("num_seeds", [1, 2, 3, 8, 32])
 def test_any_number_of_seeds_is_initialised_each_with_its_own_weights(num_seeds):
     world = CartPole()
@@ -258,12 +258,12 @@ def test_any_number_of_seeds_is_initialised_each_with_its_own_weights(num_seeds)
 
 
 def test_rewards_are_scaled_by_the_deviation_of_the_discounted_return_and_nothing_else():
-    # G = r + γG runs forward within each episode, across segments; the scale is 1/std of all G so far.
+    # G = r + γG is accumulated forward within each episode and across segments. The scale is 1/std of all G so far.
     task = task_of(CartPole(), model=ModelSpec(BoxEncoder((1,)), DiscreteHead(2)), gamma=0.9, num_envs=NUM_ENVS)
     state = initialise(task, 0)
     table = softmax_agent(np.zeros((1, 2)))
     agent = replace(table, model=replace(table.model, encoder=BoxEncoder((1,))), normalize_rewards=True)
-    # A critic whose value would be noticed if it were written into the rewards.
+    # This critic's value would be noticed if it leaked into the rewards.
     agent = with_networks(agent, critic=replace(critic_of(agent), biases=(jnp.full(1, 3.0),)))
     state = state._replace(learner=state.learner._replace(agent=agent))
     weigh_once = quick_jit(partial(weigh, task))
@@ -288,6 +288,6 @@ def test_an_agents_log_std_belongs_to_continuous_actions_alone():
 
 
 def test_a_fresh_state_has_the_types_of_a_trained_one():
-    # A weak type would make every program compile a second time after the first iteration.
+    # A weak type would force every program to be compiled again after the first iteration.
     state = initialise(task_of(CartPole()), 0)
     assert [leaf for leaf in jax.tree.leaves(state) if leaf.aval.weak_type] == []

@@ -1,4 +1,4 @@
-"""Cells of observations that a bonus must not confuse with one another."""
+"""A bonus must not put different observations into the same cell."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +20,7 @@ def test_each_place_in_a_grid_has_a_cell(side: int, high: int):
     for place in range(side * side):
         places[place, place // side, place % side, 0] = 1
     found = count_cells(spaces.Box(0, high, (side, side, 2), np.uint8), places)
-    assert found > 0.98 * side * side  # the rest share one by chance
+    assert found > 0.98 * side * side  # the rest share a cell by chance
 
 
 def test_sparse_real_numbers_are_told_apart():

@@ -1,4 +1,4 @@
-"""Encoders: dictionaries, tuples and several choices together, their descriptions, and what they refuse."""
+"""Encoders for dictionaries, tuples and combined choices, their JSON descriptions, and what they refuse."""
 
 import json
 from collections import OrderedDict
@@ -28,13 +28,13 @@ SPACE = Senses().observation_space
 
 
 def one(seed: int) -> Any:
-    """An observation of the space, as arrays."""
+    """Sample an observation from the space, as arrays."""
     SPACE.seed(seed)
     return jax.tree.map(np.asarray, shaped_like(encoder_of(SPACE, "world").shapes, SPACE.sample()))
 
 
 def by_hand(x: Any) -> np.ndarray:
-    """The features of one observation: keys in alphabetical order, choices one-hot."""
+    """Compute the features of one observation: keys in alphabetical order, choices one-hot."""
     inner, far = x["more"]
     first, second = inner["digits"]
     digits = [*np.eye(3)[first - 1], *np.eye(4)[second]]
@@ -74,12 +74,12 @@ def test_a_description_of_a_dictionary_survives_strict_json_whatever_the_order_o
     turned = json.loads(text)
     turned["parts"] = dict(reversed(turned["parts"].items()))
     assert from_json(turned, ENCODERS) == encoder
-    # The space shown to a user's own model has the same structure.
+    # The space that a user's own model gets has the same structure.
     assert encoder_of(encoder.space(), "world") == encoder
 
 
 def nested(depth: int) -> Any:
-    """A description nested this deeply."""
+    """Return a description that is nested this deeply."""
     description: Any = {"kind": "BoxEncoder", "shape": [2]}
     for _ in range(depth):
         description = {"kind": "TupleEncoder", "parts": [description]}

@@ -1,4 +1,4 @@
-"""Action masks: their forms, and the policy under a mask, against NumPy by hand."""
+"""Action masks in all their forms, and the policy under a mask compared with NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def logits(*shape, seed=0):
 
 
 def renormalised(x, mask):
-    """softmax over the allowed actions only, in NumPy: p = e^x / Σ_allowed e^x, and 0 elsewhere."""
+    """Compute a softmax over only the allowed actions in NumPy: p = e^x / Σ_allowed e^x, and 0 elsewhere."""
     weight = np.where(mask, np.exp(x.astype(np.float64)), 0.0)
     return weight / weight.sum(axis=-1, keepdims=True)
 
@@ -122,7 +122,7 @@ FLAT = {
 
 @pytest.mark.parametrize("kind", SPACES)
 def test_both_forms_of_a_mask_say_the_same(kind):
-    """What Gymnasium's own sampling allows under a mask equals what the flat form allows."""
+    """Gymnasium's own sampling under a mask allows the same actions as the flat form."""
     space, head = SPACES[kind], head_of(SPACES[kind])
     flat, gymnasiums = FLAT[kind]
     expected = np.asarray(flat, bool)

@@ -1,4 +1,4 @@
-"""Memory cells: their formulas, and that nothing crosses the start of an episode."""
+"""Memory cells follow their formulas, and nothing is carried across the start of an episode."""
 
 from functools import cache
 from itertools import product
@@ -26,7 +26,7 @@ def cell(memory: str) -> Cell:
 
 @cache
 def inputs() -> tuple[np.ndarray, np.ndarray]:
-    """Inputs [T, N, D], and where episodes begin."""
+    """Draw inputs [T, N, D], and flags that mark where episodes begin."""
     generator = np.random.default_rng(2)
     return generator.standard_normal((T, N, D)).astype(np.float32), generator.random((T, N)) < 0.3
 
@@ -105,9 +105,10 @@ def test_a_linear_recurrence_keeps_what_it_saw_and_starts_within_the_ring():
 
 
 def returns_of(model: Any) -> tuple[jax.Array, jax.Array]:
-    """The exact return in a small world, and Σ p(τ) R(τ) log π(τ) with p held fixed, which has the same gradient.
+    """Compute the exact return in a small world, and Σ p(τ) R(τ) log π(τ) with p held fixed, which has the same
+    gradient.
 
-    The world shows a cue, then nothing, and pays if the action in the last of three steps equals the cue.
+    The world shows a cue once, and pays if the action in the last of three steps equals the cue.
     """
     exact, surrogate = jnp.float32(0), jnp.float32(0)
     for cue, *actions in product((0, 1), repeat=4):

@@ -1,4 +1,5 @@
-"""Models over time: their groups, the gradient through sequences of L steps, and a user's own model in a run."""
+"""Recurrent models: their parameter groups, the gradient through sequences of L steps, and a user's own model in a
+run."""
 
 from functools import cache, partial
 from typing import Any
@@ -32,7 +33,7 @@ T, N = 12, 5
 
 @cache
 def agent_of(own: Any, **settings: Any):
-    """An untrained agent of a user's model, or of upslope's own networks with this memory."""
+    """Create an untrained agent with a user's model, or with upslope's networks and this memory."""
     if isinstance(own, str):
         own, settings = None, {"memory": own, "memory_size": 3, "hidden_sizes": (4,)}
     return initialise_agent(jax.random.key(0), ModelSpec(*SPACES, settings, own))
@@ -40,7 +41,8 @@ def agent_of(own: Any, **settings: Any):
 
 @cache
 def facts():
-    """Twelve steps of five columns with random ends and padding, and whether the first row begins an episode."""
+    """Draw twelve steps in five columns with random ends and padding, their credit, and whether the first row begins an
+    episode."""
     generator = np.random.default_rng(0)
     terminated, truncated = generator.random((2, T, N)) < 0.12
     valid = generator.random((T, N)) < 0.9
@@ -55,14 +57,14 @@ def facts():
 
 
 def memory_of(model):
-    """A memory in which some columns are in the middle of an episode."""
+    """Return a memory in which some columns are in the middle of an episode."""
     _, _, first = facts()
     carry = jax.tree.map(lambda x: jnp.where(first.reshape(-1, *(1,) * (x.ndim - 1)), x, x + 0.3), model.start(N))
     return Memory(carry, jnp.asarray(first))
 
 
 def begins():
-    """Where episodes begin [T, N], according to the facts."""
+    """Compute where episodes begin [T, N], according to `facts`."""
     rollout, _, first = facts()
     terminated, truncated, valid = (np.asarray(x) for x in (rollout.terminated, rollout.truncated, rollout.valid))
     over = terminated | truncated | ~valid
@@ -74,7 +76,7 @@ def sigmoid(x):
 
 
 def gru(cell, x, h):
-    """One step of Equinox's GRU in NumPy: Cho et al. (2014), with the reset gate after the product."""
+    """Take one step of Equinox's GRU in NumPy: Cho et al. (2014), with the reset gate after the product."""
     weight, recurrent, bias, bias_n = (
         np.asarray(a, np.float64) for a in (cell.weight_ih, cell.weight_hh, cell.bias, cell.bias_n)
     )
@@ -146,7 +148,7 @@ def test_what_is_no_model_is_refused_before_training(own: Any, words: str, tmp_p
 
 
 def test_every_parameter_is_in_a_group_whatever_else_a_model_holds():
-    # `hidden` is a number in the shared group, but not a parameter.
+    # `hidden` is a number in the shared group's module, but not a parameter.
     model = agent_of(own_models.SharedTrunk).model
     assert model.whole.hidden == 4 and group_places(model) == {"shared": list(range(len(jax.tree.leaves(model))))}
     model = agent_of(own_models.Recurrent).model
@@ -172,7 +174,7 @@ GRADIENT = {"optimiser": Optimiser("sgd", max_grad_norm=1e6), "objective": Polic
 
 
 def step_down(own: Any, length: int | None) -> dict[str, list[np.ndarray]]:
-    """The gradient of each group: what one step of plain descent at rate 1 subtracts."""
+    """Return each group's gradient, which is what one step of plain descent at rate 1 subtracts."""
     agent, (rollout, credit, _) = agent_of(own), facts()
     update = plain_update(sequence_length=length, **GRADIENT)
     learner = begin_learning(update, agent)
@@ -185,7 +187,7 @@ def step_down(own: Any, length: int | None) -> dict[str, list[np.ndarray]]:
 
 
 def losses_of(names: tuple[str, ...], length: Any, model: Any) -> dict[str, Any]:
-    """The mean loss of each group by a plain loop; no gradient crosses from one sequence to the next."""
+    """Compute each group's mean loss in a plain loop, in which no gradient crosses from one sequence to the next."""
     rollout, credit, _ = facts()
     begin, memory = jnp.asarray(begins()), memory_of(model)
     carry, total = memory.carry, dict.fromkeys(names, jnp.zeros(()))
@@ -210,7 +212,7 @@ def test_the_gradient_flows_through_stretches_of_l_steps_and_no_further(own: Any
     model, found = agent_of(own).model, {}
     slopes = quick_jit(jax.jacrev(partial(losses_of, tuple(group_places(model))), argnums=1))
     cuts = (5,) if isinstance(own, str) else (4, 5, 1)
-    for length in (None, *cuts):  # 5 does not divide 12: the last sequence is padded
+    for length in (None, *cuts):  # 5 does not divide 12, so the last sequence is padded
         found[length], expected = step_down(own, length), slopes(length or T, model)
         for name, gradients in found[length].items():
             for mine, theirs in zip(gradients, parameters_of(expected[name], name), strict=True):
@@ -255,13 +257,13 @@ def trained(folder):
     return run
 
 
-KINDS = ["compiled", "host sliced"]  # each model and each engine once
+KINDS = ["compiled", "host sliced"]  # together, these cover each model and each engine
 KINDS += [pytest.param(kind, marks=pytest.mark.weekly) for kind in RUNS if kind not in KINDS]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_ratio_is_one_before_the_policy_moves(kind: str, folder):
-    # With one epoch of one minibatch, the loss is evaluated at ρ = 1, so the policy that learns is the one that acted.
+    # With one epoch of one minibatch, the policy that is updated is still the one that acted, so ρ = 1 in the loss.
     environment, model, settings = RUNS[kind]
     settings = SMALL | settings | {"epochs": 1, "minibatches": 1, "steps": 160, "learning_rate": 1e-8}
     run = upslope.train(environment, model=model, folder=folder, name=f"{kind} still", **settings)
@@ -287,7 +289,7 @@ def test_an_own_model_is_loaded_evaluated_and_recorded(kind: str, trained, tmp_p
     data = upslope.record(path, episodes=3, output=tmp_path / "data.npz")
     policy = upslope.load(path, seed=0, checkpoint="last")
     assert policy.has_memory
-    # Replayed step by step, the policy gives the recorded actions the recorded probabilities.
+    # Step through the recording: the policy assigns the recorded probabilities to the recorded actions.
     with np.load(data) as recorded:
         ends = np.cumsum(recorded["length"])
         for first, last in zip(ends - recorded["length"], ends, strict=True):
@@ -300,7 +302,7 @@ def test_an_own_model_is_loaded_evaluated_and_recorded(kind: str, trained, tmp_p
                 log_prob = distribution.log_prob(jnp.asarray(recorded["action"][t : t + 1]))[0]
                 assert log_prob == pytest.approx(recorded["behaviour_log_prob"][t], abs=1e-5)
         observations = recorded["observation"][: ends[0]]
-    # A call remembers the calls before it until the policy is reset.
+    # The policy remembers earlier calls until it is reset.
     probabilities = []
     for _ in range(2):
         policy.reset()
@@ -319,7 +321,7 @@ def test_recorded_episodes_teach_a_model_with_memory(trained, tmp_path):
     run = upslope.train(
         "jax:CartPole-v1", "off_policy", data=str(data), model=own_models.Recurrent, steps=200, epochs=1, **options
     )
-    # The model is the teacher's, but its parameters are not: the loss is finite, and the ratio is not 1.
+    # The model has the teacher's architecture but not its parameters, so the ratio is not 1, but the loss is finite.
     rows = run.metrics()
     assert rows and all(np.isfinite(row["policy/loss"]) for row in rows)
 

@@ -1,4 +1,4 @@
-"""Products whose operands are rounded to bfloat16, against NumPy in 64 bits."""
+"""Products whose operands are rounded to bfloat16 agree with NumPy in 64 bits."""
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,12 @@ SMALL = {"steps": 640, "num_envs": 6, "rollout_steps": 16, "minibatches": 2, "ep
 
 
 def rounded(x):
-    """x rounded to the 8 significant bits of bfloat16."""
+    """Round x to the 8 significant bits of bfloat16."""
     return np.asarray(x).astype(ml_dtypes.bfloat16).astype(np.float64)
 
 
 def of_linear(x, weight, slopes, precision):
-    """x W, and its gradients along `slopes`."""
+    """Compute x W, and its gradients along `slopes`."""
 
     def both(x, weight):
         with operands_in(precision):
@@ -39,7 +39,7 @@ def test_operands_are_rounded_and_sums_are_not(shape):
         generator.normal(size=size).astype(np.float32) for size in ((rows, width), (width, outputs), (rows, outputs))
     )
     full = x @ weight, slopes @ weight.T, x.T @ slopes
-    # In one process, a run in either precision may come first.
+    # In one process, runs in the two precisions may follow each other in any order.
     before, found, after = (of_linear(x, weight, slopes, name) for name in ("float32", "bfloat16", "float32"))
     for mine, again, plain in zip(before, after, full, strict=True):
         assert np.allclose(mine, plain, rtol=1e-5, atol=1e-4) and np.array_equal(mine, again)
@@ -58,8 +58,8 @@ def test_a_run_in_16_bits_leaves_no_trace_in_later_ones():
 
 
 def test_a_program_has_the_precision_of_its_task():
-    # The acting policy must round in the same way as the improved policy; otherwise their ratio before the update would
-    # not be 1. Here it acts in 6 environments with 4 numbers each, and is improved on 48 of their steps.
+    # The policy must round in the same way when it acts and when it is updated; otherwise, the ratio would not be 1
+    # before the update. Here, it acts in 6 environments with 4 numbers each, and is updated on 48 of their steps.
     programs = {}
     for precision in ("float32", "bfloat16"):
         config, task = prepare(make("jax:CartPole-v1"), preset=False, settings=SMALL | {"precision": precision})

@@ -1,4 +1,4 @@
-"""What the policy and the critic read: keys and ranges, what each network depends on, and runs that respect this."""
+"""Restricting the parts of the observation that the policy and the critic read, in networks and in runs."""
 
 from typing import Any
 
@@ -27,7 +27,8 @@ ARM = spaces.Dict(
         "goal": spaces.Discrete(3),
     }
 )
-"""Features in the order of their keys: 0 to 3 are angles, 4 and 5 held, 6 to 8 goal; the camera is an image."""
+"""A space whose features, in the order of the keys, are 0 to 3 for `angles`, 4 and 5 for `held`, and 6 to 8 for `goal`.
+`camera` is an image."""
 
 
 def view(*keys: str, space: Any = ARM, flag: str = "--policy-reads") -> Any:
@@ -101,7 +102,7 @@ def test_each_network_depends_on_what_it_reads_and_on_nothing_else(memory: str |
         return {"policy": np.asarray(found.policy.logits), "value": np.asarray(found.value)}
 
     def mixed(group: str) -> Any:
-        """Use `first` for what the group reads, and `other` for everything else."""
+        """Combine the parts of `first` that the group reads with everything else from `other`."""
         arm = {"angles": other["arm"]["angles"].copy(), "held": other["arm"]["held"]}
         if group == "policy":
             arm["angles"][:, 1:3] = first["arm"]["angles"][:, 1:3]
@@ -135,7 +136,7 @@ def test_reading_the_same_parts_is_leaving_the_others_out(tmp_path):
 
 
 class Guess(upslope.CompiledEnvironment):
-    """One step; the action that pays is a private key among the observations."""
+    """Episodes have one step. The observation's key `private` determines the action that pays."""
 
     observation_space = spaces.Dict({"open": spaces.Box(-1, 1, (2,)), "private": spaces.Box(-1, 1, (1,))})
     action_space = spaces.Discrete(2)

@@ -1,4 +1,4 @@
-"""Figures, tables and archives of runs: their numbers match `compare`, and untrusted files can do no harm."""
+"""Figures, tables and archives of runs contain the same numbers as `compare`, and untrusted files can do no harm."""
 
 import csv
 import io
@@ -28,13 +28,14 @@ WORLDS = ("CartPole-v1", "Acrobot-v1")
 
 
 def returns(seed: int, ceiling: float) -> list[tuple[int, float]]:
-    """Episodes whose return rises with the steps, differently for each seed."""
+    """Return episodes whose return rises with the steps, differently for each seed."""
     return [(step, ceiling * step / BUDGET + 7 * np.sin(seed + step)) for step in range(50, BUDGET + 1, 50)]
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Three algorithms in two environments, with three seeds each; ppo's in CartPole-v1 are split into two runs."""
+    """Write runs of three algorithms in two environments with three seeds each. ppo's seeds in CartPole-v1 are split
+    over two runs."""
     folder = tmp_path_factory.mktemp("runs")
     made = []
     for world in WORLDS:
@@ -49,7 +50,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The Matplotlib figures drawn so far."""
+    """Collect the Matplotlib figures that are drawn."""
     pytest.importorskip("matplotlib")
     found: list[Any] = []
     original = print_figures.laid_out
@@ -216,7 +217,7 @@ def test_names_are_text_and_other_files_are_kept(runs: list[Path], tmp_path: Pat
 
 
 def test_tables_have_the_numbers_of_compare(tmp_path: Path):
-    """By hand: the mean of 1, 2, 3 is 2 ± 4.303 · 1/√3 = 2.48."""
+    """By hand, the mean of 1, 2, 3 is 2, and half its interval is 4.303 · 1/√3 = 2.48."""
     run = write_run(tmp_path, episodes={s: [(9, 1.0 + s)] for s in range(3)}, steps=1234, environment="A_b-v0")
     latex, markdown = upslope.table(run, "latex"), upslope.table([run], "markdown")
     assert r"A\_b-v0 & ppo & $2.0 \pm 2.5$ & " in latex and r" & $3$ & $1{,}234$ \\" in latex
@@ -309,7 +310,7 @@ def test_only_what_belongs_to_a_run_is_packed(tmp_path: Path):
 
 
 def hostile(path: Path, *entries: tuple[Any, bytes], contents: str = '{"format": 1}') -> Path:
-    """An archive with these entries, given by name or with all their fields."""
+    """Write an archive with these entries, each given by its name or as a complete entry."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         if contents:
             file.writestr("bundle.json", contents)
@@ -385,7 +386,7 @@ def test_what_is_no_archive_of_upslope_is_refused(tmp_path: Path, archive: Path,
 
 
 def test_a_run_in_an_archive_needs_trust_like_any_other(tmp_path: Path, monkeypatch: Any):
-    """`--normalize threshold` makes the environment named by the run."""
+    """`--normalize threshold` creates the environment that the run names, so the run must be trusted."""
     monkeypatch.setenv("UPSLOPE_STATE", str(tmp_path / "state"))
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "planted.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")

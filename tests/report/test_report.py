@@ -1,4 +1,5 @@
-"""The report draws what the run contains, and works in a real browser: self-contained, narrow and dark."""
+"""The report shows what a run contains, and works in a real browser: self-contained, on narrow screens, and in dark
+mode."""
 
 import json
 import re
@@ -32,7 +33,8 @@ PHONE, DESK = 390, 1200
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Two runs in two environments: one with a critic, evaluations and credit, and one without them."""
+    """Train two runs in two environments, one with a critic, evaluations and a credit view, and one without any of
+    these."""
     folder = tmp_path_factory.mktemp("runs")
     for world, algorithm, name in (("jax:Key-v0", "gae", "key"), ("jax:CartPole-v1", "reinforce", "cartpole <b>")):
         upslope.train(
@@ -65,7 +67,7 @@ def test_metrics_on_common_steps_are_means_since_the_step_before(runs):
 
 
 def test_a_report_is_written_without_jax(runs, tmp_path):
-    """Importing JAX takes a fifth of the time that a report may take."""
+    """Importing JAX alone would take a fifth of the time allowed for a report."""
     code = f"from upslope.report.page import write_report; import sys; write_report([{str(runs[0])!r}], "
     code += f"{str(tmp_path / 'r.html')!r}); assert 'jax' not in sys.modules and 'gymnasium' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -97,7 +99,7 @@ def section_of(html, name):
 
 
 def test_groups_have_the_names_of_their_runs_and_the_budgets_they_spent(tmp_path):
-    """One run has spent 18,000 of its 60,000 steps; two others are finished and differ only in γ."""
+    """One run has completed 18,000 of its 60,000 steps. Two others are finished and differ only in γ."""
     scores = {"slow start": (1, 2, 3), "high gamma": (4, 5, 6), "low gamma": (7, 8, 9)}
     settings = ({"algorithm": "a2c", "reached": 18_000}, {"gamma": 0.999}, {"gamma": 0.9})
     runs = [
@@ -125,7 +127,7 @@ def test_one_seed_is_a_dot_with_one_tick(tmp_path):
 
 
 def test_what_templates_and_scripts_could_run_is_escaped(tmp_path):
-    """A run's names, notes and labels are untrusted, and so is the content of a figure."""
+    """A run's names, notes and labels are untrusted, and so is the text in its figures."""
     name = "</script><script>alert(1)</script>{{ 7 * 7 }}"
     figures = Figures()
     place = figures.add([{"name": name}], {}, height=10, label=f'"{name}')
@@ -178,7 +180,7 @@ def test_the_page_is_self_contained_and_escapes_names(report):
     assert report.stat().st_size < 4e6
     for heading in ("Learning", "Comparison", "Evaluation", "Health", "Settings", "Diagnostics", "Credit"):
         assert f"<h2>{heading}</h2>" in plain
-    assert "thin evidence" in plain  # two seeds: the comparison's warning
+    assert "thin evidence" in plain  # the comparison warns that there are only two seeds
 
 
 def test_runs_that_cannot_be_compared_still_have_a_report(runs, tmp_path, monkeypatch):
@@ -275,7 +277,7 @@ def opened(driver, path, width, theme="light"):
 
 
 def wait_for(driver, script):
-    """Wait until the script returns true; the tests' own time limit ends an endless wait."""
+    """Wait until the script returns true. The tests' own time limit stops an endless wait."""
     while not driver.execute_script(script):
         time.sleep(0.1)
 
@@ -308,7 +310,8 @@ def test_a_browser_draws_every_chart_without_an_error_or_the_network(driver, rep
 
 
 def test_tables_of_nine_runs_fit_a_desk(driver, tmp_path):
-    """With negative intervals and long names; on a phone the tables scroll, but the page itself does not."""
+    """The runs have negative intervals and long names. On a phone, the tables scroll sideways, but the page does
+    not."""
     runs = [
         write_run(tmp_path, f"a name of many words {k}", steps=6000, gamma=0.9 + k / 100, hidden_sizes=(64, 64, 64, 64),
                   episodes={s: [(1000 * e, -1234.5 * k + 99 * s * e) for e in range(1, 6)] for s in range(5)})

@@ -1,4 +1,5 @@
-"""Runs with a bonus: stopping and resuming changes nothing, seeds are independent, and every command reads them."""
+"""Runs with a bonus can be stopped and resumed without changes, their seeds are independent, and every command reads
+them."""
 
 import signal
 from dataclasses import replace
@@ -30,7 +31,7 @@ train = partial(train_case, CASES, seeds=2, hidden_sizes=(8,), quiet=True)
 
 @pytest.fixture(scope="module")
 def straight(folder: Path) -> Any:
-    """The uninterrupted run of a case, trained once."""
+    """Return a function that trains the uninterrupted run of a case, once."""
     return cache(lambda case: train(case, folder, f"{case} straight"))
 
 
@@ -51,7 +52,8 @@ def test_a_seed_is_as_if_alone(straight: Any, folder: Path):
 
 @pytest.mark.parametrize("environment", ["FrozenLake-v1", "vector:FrozenLake-v1"])
 def test_only_the_first_states_of_episodes_are_visits_beside_the_steps(environment: str):
-    """On the host, rollouts of 16 steps cut episodes in the middle, where none begins."""
+    """On the host, a rollout of 16 steps may cut an episode in two, but its second part does not begin a new
+    episode."""
     settings = {"steps": 320, "num_envs": 3, "rollout_steps": 16, "minibatches": 1, "hidden_sizes": (8,), "seeds": 1}
     _, task = prepare(environment, settings=settings, bonus="count", preset=False)
     engine = HostEngine(task, [0], columns_of(task, [0]))
@@ -62,14 +64,14 @@ def test_only_the_first_states_of_episodes_are_visits_beside_the_steps(environme
             ended += len(chunk.episodes[0])
     finally:
         engine.close()
-    begun = 3 + ended - int(np.sum(state.memory.fresh))  # a start after a final end is not counted yet
+    begun = 3 + ended - int(np.sum(state.memory.fresh))  # a start after an end in the last step is not counted yet
     assert ended > 5 and int(np.sum(state.stream.bonus.visits)) == int(state.steps[0]) + begun
 
 
 def test_rows_tell_what_was_paid_and_what_was_visited(straight: Any):
     rows = [row for row in metrics_of(straight("compiled")) if row["seed"] == 0]
     visited = [row["bonus/states_visited"] for row in rows]
-    # 10 cells on or above the diagonal, and the end.
+    # The states are the 10 cells on or above the diagonal, and the end.
     assert visited == sorted(visited) and 8 <= visited[-1] <= 11
     paid = np.asarray([row["bonus/mean"] for row in rows])
     assert paid[0] > 0.2 > 0.1 > paid[-1] > 0 and all(0 < row["bonus/share"] <= 1 for row in rows)

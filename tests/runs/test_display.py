@@ -1,4 +1,4 @@
-"""What users see: the panel shows the run's numbers, and plain output is plain."""
+"""The panel shows a run's numbers, and plain output has no colours or control characters."""
 
 import io
 import math
@@ -26,8 +26,8 @@ def draw(snapshot: Snapshot, width: int = 80, curve=(1.0, 2.0, 4.0)) -> str:
 
 
 def test_interval_is_student_t():
-    # 10 12 14 16 18: mean 14, s² = (16 + 4 + 0 + 4 + 16) / 4 = 10, standard error √(10 / 5) = √2.
-    # The table's t for four degrees of freedom at 97.5 % is 2.776445.
+    # 10 12 14 16 18: mean 14, s² = (16 + 4 + 0 + 4 + 16) / 4 = 10, standard error √(10 / 5) = √2. For four degrees of
+    # freedom, the 97.5 % quantile of t is 2.776445.
     assert numbers.half_width([10.0, 12.0, 14.0, 16.0, 18.0]) == pytest.approx(2.776445 * math.sqrt(2), rel=1e-6)
     assert "14.0 ± 3.9 (95 %) · 5 seeds" in draw(make_snapshot())
 
@@ -44,7 +44,7 @@ def test_panel_shows_the_runs_numbers():
     assert "ppo on CartPole-v1 [seed]" in text
     assert "25 %" in text
     assert "25,000 of 100,000" in text
-    # 5 seeds with 75,000 steps left, at 12,500 steps per second: 30 s.
+    # 5 seeds with 75,000 steps left each take 30 s at 12,500 steps per second.
     assert "0:10 · 0:30 left · 12,500 steps/s" in text
     assert "10.0 – 18.0" in text
     assert "10.0  12.0  14.0  16.0  18.0" in text
@@ -84,7 +84,7 @@ def test_no_time_is_promised_before_the_speed_is_known():
 def test_seeds_without_an_episode():
     assert "no episode finished yet" in draw(make_snapshot([NAN, NAN]), curve=[NAN])
     text = draw(make_snapshot([NAN, 10.0, 14.0]), width=100)
-    # t for one degree of freedom is 12.706, the standard error 2.
+    # t is 12.706 for one degree of freedom, and the standard error is 2.
     assert "12 ± 25 (95 %) · 2 of 3 seeds" in text
     assert "–  10.0  14.0" in text
     assert "1 of 2 seeds: no interval" in draw(make_snapshot([NAN, 3.0]))
@@ -115,7 +115,7 @@ def test_curve_lies_on_the_budgets_axis():
     for iteration in range(1, 1001):
         snapshot = make_snapshot([float(iteration)], steps=[iteration * 50])
         display.extend_curve(curve, snapshot)
-    # Half of the budget is spent, so half of the axis is drawn, and the last point is the latest.
+    # Half of the budget is spent, so the curve fills half of the axis, and its last point is the latest value.
     assert len(curve) == display.CURVE_POINTS // 2 + 1
     assert curve[-1] == 1000.0
     assert display.sparkline([0.0, 7.0, NAN, 3.0], display.CURVE_POINTS) == "▁█ ▄"
@@ -169,7 +169,7 @@ def test_clock():
 
 
 def test_update_is_cheap(monkeypatch):
-    """An update does not draw, because drawing takes time, and the data it keeps does not grow."""
+    """An update draws nothing, because drawing takes time, and the amount of data that it keeps does not grow."""
     monkeypatch.setattr(LiveDisplay, "panel_of", lambda *_: pytest.fail("an update draws"))
     stream = io.StringIO()
     shown = LiveDisplay(Console(file=stream, force_terminal=True, width=80))
@@ -223,7 +223,7 @@ def test_plain_lines_are_few_and_plain():
     assert "\x1b" not in text and "\r" not in text
     lines = text.splitlines()
     assert lines[:2] == ["ppo on CartPole-v1", "runs/one"] and lines[-1] == "the end"
-    # The first line, then one line for each tenth of the budget.
+    # The first line is followed by one line for each tenth of the budget.
     assert len(lines) == 2 + 11 + 1
     assert "14.0 ± 3.9 (95 %) · 5 seeds" in lines[5]
     assert lines[-2].startswith("100 %")
@@ -258,7 +258,7 @@ def test_quiet_display_speaks_on_stderr_only(capsys):
 
 def test_choose_looks_at_the_stream(monkeypatch):
     assert isinstance(choose(quiet=True), QuietDisplay)
-    # Asking for colour does not turn a pipe into a terminal.
+    # FORCE_COLOR does not make a pipe count as a terminal.
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert isinstance(choose(quiet=False, stream=io.StringIO()), PlainDisplay)
     monkeypatch.setenv("TERM", "xterm-256color")

@@ -1,4 +1,4 @@
-"""A diverged agent has no results: its episodes have no return, and it is not recorded, loaded or judged."""
+"""A diverged agent yields no results: its episodes have no return, and it cannot be recorded, loaded or judged."""
 
 import json
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def change_weights(path: Path, change: Callable[[np.ndarray], None]) -> None:
 
 @pytest.fixture(scope="module", params=["jax:CartPole-v1", "CartPole-v1"])
 def diverged(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose second seed has diverged."""
+    """Train a run, and make its second seed diverge."""
     path = upslope.train(request.param, folder=tmp_path_factory.mktemp("runs"), name="run", **SMALL).path
     upslope.record(path, episodes=2)
     for name in ("last", "best"):

@@ -1,5 +1,5 @@
-"""Exported policies in NumPy alone, in C and in onnxruntime, checked against upslope's own on a thousand random
-observations; the agents are untrained, with random parameters and random statistics."""
+"""Exported policies, run with only NumPy, in C and in onnxruntime, agree with upslope's own on a thousand random
+observations. The agents are untrained and have random parameters and statistics."""
 
 import copy
 import json
@@ -40,7 +40,8 @@ from upslope.runs.export.walk import plan_of, widened
 from upslope.runs.policy import Policy, spaces_of
 
 EPISODES, STEPS, COLUMNS = 8, 4, 32
-"""A thousand observations: each column has eight episodes, and the memory restarts between them."""
+"""Their product is the number of observations, about a thousand. Each column has eight episodes, and the memory
+restarts between them."""
 FORMATS = ("numpy", "c", "onnx")
 VECTOR = spaces.Box(-1.0, 1.0, (3,), np.float32)
 EVERYTHING = spaces.Dict(
@@ -62,7 +63,7 @@ MOVES = spaces.Dict(
         "a": spaces.Dict({"b": spaces.Discrete(2)}),
     }
 )
-"""As text, two of its parts have the same path."""
+"""A space in which the paths of two parts are equal when written as text."""
 BOUNDED = spaces.Dict({"push": spaces.Box(-2, 6, (2,), np.float64), "PUSH": spaces.Discrete(3)})
 CASES: dict[str, tuple[spaces.Space, spaces.Space, dict[str, Any]]] = {
     "choice": (VECTOR, spaces.Discrete(3, start=5), {}),
@@ -103,7 +104,7 @@ IN_C = [name for name in IN_NUMPY if name not in ("half", "a number", "everythin
 
 
 def policy_of(observation_space: Any, action_space: Any, *, normalize=True, masks=False, **settings: Any) -> Policy:
-    """An untrained policy with random parameters and random statistics."""
+    """Create an untrained policy with random parameters and random statistics."""
     settings = {"hidden_sizes": (16,), "log_std_init": -0.5} | settings
     if "memory" in settings:
         settings["memory_size"] = 7
@@ -120,7 +121,7 @@ def policy_of(observation_space: Any, action_space: Any, *, normalize=True, mask
 
 
 def disturbance(x: Any, draw: np.random.Generator) -> np.ndarray:
-    """Random numbers that keep outputs about as large as training makes them."""
+    """Draw random changes that keep outputs about as large as after training."""
     size = 0.5 / np.sqrt(x[0].size) if x.ndim > 1 else 0.2
     return (size * draw.normal(size=x.shape)).astype(np.float32)
 
@@ -132,14 +133,14 @@ class Case:
     policy: Policy
     plan: Plan
     arrays: list[np.ndarray]
-    """[EPISODES, STEPS, COLUMNS, …] of each part of the observation."""
+    """The parts of the observation, each with the shape [EPISODES, STEPS, COLUMNS, …]."""
     masks: np.ndarray | None
     wanted: dict[str, np.ndarray]
 
 
 @cache
 def case(name: str) -> Case:
-    """Return a case by name; its inputs are drawn once."""
+    """Return a case by name. Its inputs are drawn only once."""
     observation_space, action_space, settings = CASES[name]
     policy = policy_of(observation_space, action_space, **settings)
     plan = plan_of(policy.agent, policy.encoder, has_masks=policy.needs_mask)
@@ -155,7 +156,8 @@ def in_time(x: np.ndarray) -> np.ndarray:
 
 
 def answers(policy: Policy, plan: Plan, arrays: list[np.ndarray], masks: np.ndarray | None) -> dict[str, np.ndarray]:
-    """The answers of upslope's policy: its actions, called as users call it, and the parameters."""
+    """Return the answers of upslope's policy: the actions that a user's calls return, and the distributions'
+    parameters."""
     twin, found = copy.copy(policy), []
     for episode in range(EPISODES):
         policy.reset()
@@ -163,7 +165,7 @@ def answers(policy: Policy, plan: Plan, arrays: list[np.ndarray], masks: np.ndar
         for t in range(STEPS):
             observation = structured(plan, policy.encoder, [x[episode, t] for x in arrays])
             mask = None if masks is None else masks[episode, t]
-            if plan.pictures:  # without a compiled program, convolutions take minutes
+            if plan.pictures:  # without compilation, convolutions take minutes
                 distribution, _ = policy.step(policy.agent, observation, (), np.zeros(COLUMNS, bool), mask)
                 action = policy.agent.head.to_environment(np.asarray(distribution.mode()))
             else:
@@ -184,7 +186,8 @@ def parts(action: Any, distribution: Any, path: str = "") -> Iterator[tuple[str,
 
 
 def named(path: str, action: Any, distribution: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the action and the parameters of a part by name; the second part with the same path gets a mark."""
+    """Yield the names and values of a part's action and parameters. If two parts have the same path, the second gets a
+    mark."""
     path += "'" if path == "/a/b" and action.ndim > 1 else ""
     yield f"action{path}", action
     if isinstance(distribution, DiagonalGaussian | SquashedGaussian):
@@ -197,7 +200,7 @@ def named(path: str, action: Any, distribution: Any) -> Iterator[tuple[str, np.n
 
 
 def assert_same(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> None:
-    """Parameters agree within 1e-5, relative plus absolute, and actions are the same."""
+    """Assert that parameters agree within 1e-5 (relative plus absolute) and that actions are equal."""
     for name, x in wanted.items():
         assert found[name].shape == x.shape, name
         if x.dtype.kind == "f":
@@ -206,7 +209,7 @@ def assert_same(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> 
         if name.startswith("action"):
             assert found[name].dtype == x.dtype
             if x.dtype.kind != "f":
-                np.testing.assert_array_equal(found[name], x, name)  # no scores tie in these draws
+                np.testing.assert_array_equal(found[name], x, name)  # there are no ties between scores in these draws
 
 
 SCRIPT = """
@@ -250,7 +253,7 @@ for folder in sys.argv[2:]:
 
 @pytest.fixture(scope="module")
 def in_numpy(folder: Path) -> dict[str, dict[str, np.ndarray]]:
-    """The answers of the generated files in a Python that has only NumPy."""
+    """Return the answers of the generated files, run in a Python that has only NumPy."""
     bare = folder / "bare"
     bare.mkdir()
     installed = Path(np.__file__).parents[1]
@@ -307,7 +310,7 @@ def test_a_policy_reads_only_what_its_spaces_hold():
 
 
 def written(policy: Policy, folder: Path) -> Any:
-    """The class in the file to which a policy is exported."""
+    """Export a policy, and return an instance of the class in the generated file."""
     policy.export("numpy", folder)
     names: dict[str, Any] = {"__file__": str(folder / "policy.py"), "__name__": "policy"}
     exec((folder / "policy.py").read_text(), names)
@@ -344,7 +347,7 @@ def test_a_mask_or_a_memory_that_does_not_fit_is_refused(tmp_path: Path):
 def test_in_c_a_policy_is_itself(name: str, tmp_path: Path):
     made = case(name)
     done = made.policy.export("c", tmp_path / "my-policy.h")
-    # One episode after another: the memory must restart with each of them.
+    # The episodes follow one another, and the memory must restart with each.
     arrays = [np.concatenate(x, axis=1) for x in made.arrays]
     masks = None if made.masks is None else np.concatenate(made.masks, axis=1)
     found, seconds = run_c(done.paths[0], made.plan, arrays, masks, ("-Wall", "-Wextra", "-Werror"))
@@ -355,8 +358,9 @@ def test_in_c_a_policy_is_itself(name: str, tmp_path: Path):
 
 
 def test_sizes_are_those_counted_by_hand(tmp_path: Path):
-    """By hand: 2·7 statistics; 7·7 + 7 weights before the memory, its own, and 7·16 + 16 and 16·3 + 3 after it; and
-    three actions with centre, half range and log σ as floats and two bounds as doubles."""
+    """By hand, the constants are 2·7 statistics; the weights, namely 7·7 + 7 before the memory, the memory's own, and
+    7·16 + 16 and 16·3 + 3 after it; and for each of three actions, the centre, half range and log σ as floats and two
+    bounds as doubles."""
     done = case("gru").policy.export("c", tmp_path)
     numbers = 2 * 7 + (7 * 7 + 7) + (2 * 21 * 7 + 21 + 7) + (7 * 16 + 16) + (16 * 3 + 3)
     assert done.constant_bytes == 4 * numbers + 3 * (3 * 4 + 2 * 8)
@@ -398,7 +402,7 @@ def test_the_inputs_of_a_graph_are_named_after_the_keys_and_keep_their_kinds(tmp
     path = case("lstm").policy.export("onnx", tmp_path).paths[0]
     found = {one.name: (one.type, one.shape) for one in onnxruntime.InferenceSession(str(path)).get_inputs()}
     assert found == {
-        "observation/action": ("tensor(float)", ["batch"]),  # because `action` is the output
+        "observation/action": ("tensor(float)", ["batch"]),  # because the output is called `action`
         "arm/0": ("tensor(float)", ["batch", 2, 2]),
         "arm/1": ("tensor(int64)", ["batch"]),
         "board": ("tensor(uint8)", ["batch", 6, 6]),
@@ -436,12 +440,12 @@ def with_head(policy: Policy, head: Any) -> Policy:
 
 @dataclass(frozen=True)
 class Squashed(BoxHead):
-    """A head that upslope does not have."""
+    """A head that is not one of upslope's."""
 
 
 @dataclass(frozen=True)
 class Widened(DiscreteHead):
-    """A head with a known name and a field that was added later."""
+    """A head with a known name, and with a field that a later version added."""
 
     temperature: float = 1.0
 
@@ -462,7 +466,8 @@ def test_a_part_that_is_not_known_is_refused_by_its_name(monkeypatch: pytest.Mon
 
 
 def test_a_first_layer_that_reads_some_features_has_rows_of_zero_for_the_others():
-    """By hand: of a (2 features), b (3) and c (1), only 1 and 5 are read, so b is no input; an image adds a row."""
+    """By hand: of the features of a (2), b (3) and c (1), only 1 and 5 are read, so b is not an input. An image adds a
+    row."""
     layer = Dense(np.array([[1.0], [2.0], [3.0]], np.float32), np.zeros(1, np.float32), None)
     wide = widened(layer, [("a", 2), ("b", 3), ("c", 1)], {"a", "c"}, [(1, 2), (5, 6)])
     np.testing.assert_array_equal(wide.weight, [[0], [1], [2], [3]])
@@ -483,7 +488,7 @@ def test_a_file_that_is_there_is_kept_and_names_are_checked(tmp_path: Path):
 
 
 def without_normaliser(plan: Plan) -> Plan:
-    """The plan without its statistics."""
+    """Remove the statistics from a plan."""
     return replace(plan, inputs=tuple(replace(one, coding=type(one.coding)()) for one in plan.inputs))
 
 
@@ -537,7 +542,7 @@ class Own(equinox.Module):
 
 
 class OwnWithGraph(Own):
-    """One that defines its ONNX graph."""
+    """A user's model that defines its own ONNX graph."""
 
     def to_onnx(self, policy: Policy) -> Any:
         import onnx
@@ -570,7 +575,7 @@ def test_a_model_of_ones_own_is_exported_if_it_says_how(tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def run(folder: Path) -> Path:
-    """A run of two seeds, the second better than the first, with checkpoints of untrained agents."""
+    """Write a run of two seeds whose checkpoints hold untrained agents, with the second seed better than the first."""
     path = write_run(folder, episodes={s: [(10, 1.0)] for s in (3, 4)}, steps=320, hidden_sizes=(4,))
     directory = RunDirectory(path)
     config, (encoder, head) = directory.config(), spaces_of(directory)
@@ -621,7 +626,8 @@ def test_exporting_a_strangers_run_runs_nothing_and_writes_through_no_link(run: 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_key_is_text_and_never_code(format: str, tmp_path: Path, monkeypatch: Any):
-    """Even a key that would end a docstring or comment if its quotes or signs were doubled, escaped or halved."""
+    """This holds even for keys that would end a docstring or a comment if their quotes or signs were doubled, escaped
+    or halved."""
     if format == "onnx":
         pytest.importorskip("onnx")
     monkeypatch.chdir(tmp_path)
@@ -638,7 +644,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 
 @pytest.fixture
 def robot(tmp_path: Path, monkeypatch: Any) -> Path:
-    """A folder with a policy for CartPole, as on the page."""
+    """Create a folder with a policy for CartPole, as on the page."""
     policy = policy_of(spaces.Box(-np.inf, np.inf, (4,), np.float32), spaces.Discrete(2))
     for format in FORMATS[:2]:
         policy.export(format, tmp_path)
@@ -649,7 +655,7 @@ def robot(tmp_path: Path, monkeypatch: Any) -> Path:
 
 
 def shown(language: str, word: str) -> str:
-    """The block of the page in this language that contains this word."""
+    """Return the page's code block in this language that contains this word."""
     blocks = PAGE.read_text("utf-8").split(f"```{language}\n")[1:]
     (found,) = [block.split("```")[0] for block in blocks if word in block.split("```")[0]]
     return found

@@ -1,4 +1,4 @@
-"""A user's function that is called between the chunks of a run, and seeds that stop when they reach a return."""
+"""A user's function can be called between the chunks of a run, and seeds can stop when they reach a return."""
 
 import json
 import signal
@@ -25,7 +25,8 @@ SMALL: dict[str, Any] = {"hidden_sizes": (8,), "quiet": True, **SEGMENTS}
 
 
 class Corridor(gymnasium.Env):
-    """The method `lengthen` changes the length of episodes, every step pays 1, and observations show the level."""
+    """An environment whose episodes the method `lengthen` makes longer. Every step pays 1, and observations show the
+    level."""
 
     observation_space, action_space = Box(0, 100, (2,)), Discrete(2)
 
@@ -71,17 +72,18 @@ def lengths_of(run: Path, seed: int = 0) -> list[int]:
 
 
 def test_calls_are_made_at_the_next_reset(curriculum: Path):
-    """By hand: level 1 has episodes of 3 steps. A call after iteration 5 (step 40 of each environment), when the mean
-    return is 3, adds 3 // 3 = 1: the running episode still has 3 steps, and the next one has 6."""
+    """By hand: at level 1, episodes have 3 steps. The call after iteration 5 (step 40 of each environment) finds a mean
+    return of 3 and adds 3 // 3 = 1. The current episode still has 3 steps, and the next one has 6."""
     lengths = lengths_of(curriculum)
     assert lengths[: lengths.index(6)] == [3] * lengths.index(6) and set(lengths) > {3, 6}
     assert lengths == sorted(lengths)
-    # In 40 steps, both environments complete 2 · 13 episodes; the 14th episode of each started before the call.
+    # In 40 steps, the two environments complete 2 · 13 episodes. The 14th episode of each began before the call.
     assert lengths.index(6) == 2 * 14
 
 
 def test_a_stopped_curriculum_resumes_bit_for_bit(curriculum: Path, folder: Path, capsys):
-    """The run stops after one call, which only some of the running episodes have seen, and before two other calls."""
+    """The run stops after the first call, which has reached only some of the environments, and before the other two
+    calls."""
     name = "stopped"
     stop_here = before_chunk(6, lambda: signal.raise_signal(signal.SIGINT))
     with stop_here, pytest.raises(KeyboardInterrupt, match="upslope resume"):
@@ -95,7 +97,7 @@ def test_a_stopped_curriculum_resumes_bit_for_bit(curriculum: Path, folder: Path
 def test_workers_and_slices_give_the_same_curriculum(curriculum: Path, folder: Path):
     options = {"on_iteration": harder, "workers": 2}
     assert_same_run(curriculum, train_corridor(folder, "shared", **options).path)
-    options |= {"seeds": 1, "steps": 400}  # more workers than seeds: each worker steps a slice
+    options |= {"seeds": 1, "steps": 400}  # there are more workers than seeds, so each worker steps a slice
     sliced = train_corridor(folder, "sliced", **options).path
     assert_same_run(train_corridor(folder, "one seed", **options | {"workers": 1}).path, sliced)
 
@@ -171,7 +173,7 @@ def stopped(folder: Path, compiled_for_users: None) -> Path:
 
 @pytest.mark.usefixtures("compiled_for_users")
 def test_each_seed_stops_by_its_own_window(stopped: Path, folder: Path):
-    """The reference is the episodes file: the first chunk after which the last 100 episodes reach this mean."""
+    """The episodes file gives the expected stop: the first chunk after which the last 100 episodes reach this mean."""
     rows = metrics_of(stopped)
     ends = {row["seed"]: row["step"] for row in rows if "stop/return" in row}
     record = read_record(stopped)

@@ -1,5 +1,5 @@
-"""The files of a run may contain anything: every command that reads them gives a result or one message, and a bad run
-does not affect the others."""
+"""Whatever the files of a run contain, every command that reads them gives either a result or a single message, and a
+bad run does not affect other runs."""
 
 import io
 import json
@@ -35,7 +35,7 @@ SMALL: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two evaluated runs, `discrete` and `box`."""
+    """Train and evaluate two runs, `discrete` and `box`."""
     folder = tmp_path_factory.mktemp("trained")
     for name, environment in (("discrete", "jax:CartPole-v1"), ("box", "jax:Pendulum-v1")):
         run = upslope.train(environment, name=name, folder=folder, **SMALL).path
@@ -45,12 +45,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def runs(trained: Path, tmp_path: Path) -> Path:
-    """Copies of the trained runs."""
+    """Copy the trained runs."""
     return Path(shutil.copytree(trained, tmp_path / "runs"))
 
 
 def answers(run: Path, beside: Path, page: Path) -> list[str]:
-    """The answer of each reading command for a run, alone and together with another run."""
+    """Return what each reading command answers for a run, alone and together with another run."""
 
     def shown(picture: Any) -> None:
         PlainTextConsole(file=io.StringIO(), width=150).print(picture)
@@ -89,7 +89,7 @@ def test_any_number_in_a_table(name: str, number: str, runs: Path, tmp_path: Pat
             row[header.split(",").index(title)] = number
         path.write_text("\n".join([header, *map(",".join, cells)]) + "\n")
         said = answers(runs / "discrete", runs / "box", tmp_path / "page.html")
-        assert said[0] == "" and said[-1] == "", (title, said)  # the page is written, with the other run
+        assert said[0] == "" and said[-1] == "", (title, said)  # the page is written with the other run
         is_wrong = number == "-1" if title != "return" else number in ("1e308", "-1e308")
         if is_wrong:
             with pytest.raises(UpslopeError, match=f"{name} is damaged"):

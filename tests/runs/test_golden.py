@@ -14,7 +14,7 @@ IS_SAME_MACHINE = golden_runs.fingerprint() == NOTES["fingerprint"]
 
 @pytest.fixture(scope="module")
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The facts of every tested case, trained in a separate process."""
+    """Train every tested case in a separate process, and return its facts."""
     path = tmp_path_factory.mktemp("golden") / "found.npz"
     here = [item for item in request.session.items if item.path == request.path]
     names = [
@@ -31,10 +31,12 @@ def test_every_case_is_stored() -> None:
 
 @pytest.mark.parametrize("name", golden_runs.CASES)
 def test_a_run_gives_the_stored_numbers(name: str, trained: dict[str, Any]) -> None:
-    """Bit for bit on the machine and versions that stored them; elsewhere, the leading rows agree approximately."""
+    """Results match bit for bit on the machine and with the versions that stored them. Elsewhere, the first rows match
+    approximately."""
     found, expected = trained[name], EXPECTED[name]
     if not IS_SAME_MACHINE:
-        # Another machine may decide a near-tie earlier than the machine on which this number was measured.
+        # On another machine, a near-tie may go the other way earlier than on the machine on which this number was
+        # measured.
         assert golden_runs.num_agreeing(found, expected) >= (NOTES["elsewhere"][name] + 1) // 2
         return
     assert len(found["rows"]) == len(expected["rows"])

@@ -1,4 +1,4 @@
-"""Runs with groups and with a reference policy: shared starts, resuming bit for bit, and what is refused."""
+"""Runs with groups and with a reference policy: shared initial states, bit-for-bit resuming, and what is refused."""
 
 import shutil
 from functools import partial
@@ -28,7 +28,7 @@ SMALL: dict[str, Any] = {"hidden_sizes": (8,), "quiet": True, "minibatches": 2, 
 
 @pytest.fixture(scope="module")
 def source(folder: Path) -> Path:
-    """A run of leave-one-out with two seeds."""
+    """Train two seeds with leave-one-out."""
     settings = SMALL | {"epochs": 1, "minibatches": 1}
     return upslope.train(
         "jax:Tokens-v0", "rloo", folder=folder, name="source", steps=400, seeds=2, **TOKENS, **settings

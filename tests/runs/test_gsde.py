@@ -1,4 +1,4 @@
-"""Runs with --head gsde: stopping and resuming changes nothing, and every command reads them."""
+"""Runs with --head gsde can be stopped and resumed without changes, and every command reads them."""
 
 from functools import cache
 from pathlib import Path
@@ -63,8 +63,8 @@ def test_recorded_actions_hold_their_noise_and_have_the_marginal_probability(tra
         observation, action = recorded["observation"], recorded["action"]
         found = policy.distribution(observation)
         np.testing.assert_allclose(found.log_prob(action), recorded["behaviour_log_prob"], atol=1e-4)
-    # By hand: in steps that share Θ [4, 1], the deviations from the mean are φ Θ. Three of them do not determine Θ, but
-    # the Θ of least norm explains them all; it does not explain steps from two different Θ.
+    # By hand: in steps that share Θ [4, 1], the deviations from the mean are φ Θ. Three such steps do not determine Θ,
+    # but the solution of least norm reproduces their deviations. If the steps had different Θ, it would not.
     network = policy.numpy_agent.model.actor.network
     hidden = policy.numpy_agent.features(observation)
     for weight, bias in zip(network.weights[:-1], network.biases[:-1], strict=True):

@@ -101,7 +101,7 @@ def test_a_policy_gives_the_environments_own_form(trained):
         observation, _, terminated, _, info = env.step(action)
         if terminated:
             observation, info = env.reset()
-    flat = np.array([1, 1, 1, 1, 1, 1, 1, 0, 1, 0, 0, 1], bool)  # only the last tool
+    flat = np.array([1, 1, 1, 1, 1, 1, 1, 0, 1, 0, 0, 1], bool)  # allows only the last tool
     batch = policy(np.stack([observation] * 3), mask=[flat, flat, flat])
     assert batch["tool"].tolist() == [3, 3, 3] and batch["arm"][0].shape == (3, 2)
     with pytest.raises(UpslopeError, match="keys 'tool', but needs 'arm', 'keys', 'tool'"):
@@ -167,7 +167,7 @@ def test_actions_of_another_head_are_converted_or_refused(trained, tmp_path):
         loaded(outside, squashed=True)
     with pytest.raises(UpslopeError, match="`squashed` in its meta must be true or false"):
         loaded(dataset(tmp_path / "4.npz", units, squashed="yes"), squashed=True)
-    # A recording contains what the environment received: the reward reveals the action.
+    # A recording contains the action that the environment received, which the reward reveals.
     data = upslope.record(trained("host squashed"), episodes=4, output=tmp_path / "recorded.npz")
     with np.load(data) as recorded:
         paid = -np.abs(loaded(data, squashed=False) - [0.5, 2.0]).sum(axis=1)

@@ -1,4 +1,4 @@
-"""A run that starts from another run's agent: what it inherits, what is refused, and that it can be resumed."""
+"""Runs that start from another run's agent: what they inherit, what is refused, and resuming."""
 
 import json
 import re
@@ -38,7 +38,7 @@ BOTH = {"normalize_observations": True, "normalize_rewards": True}
 
 @pytest.fixture(scope="module")
 def source(folder: Path) -> Path:
-    """Two seeds with normalisation and a learning rate that is not a default."""
+    """Train two seeds with normalisation and a learning rate that is not the default."""
     settings = {**SMALL, **BOTH, "steps": 4000, "seeds": 2, "learning_rate": 3e-3}
     return upslope.train("jax:CartPole-v1", folder=folder, name="source", **settings).path
 
@@ -48,7 +48,7 @@ def kill() -> None:
 
 
 def beginning(source: Path, name: str, **settings: Any) -> Path:
-    """A run that was killed before its first step, so its first checkpoint is its initial state."""
+    """Start a run and kill it before its first step, so that its checkpoint holds its initial state."""
     with before_chunk(0, kill), pytest.raises(Killed):
         upslope.train(folder=source.parent, name=name, quiet=True, start_from=source, **settings)
     return source.parent / name
@@ -76,12 +76,12 @@ def test_it_begins_with_the_agent_and_goes_on_without_its_source(source: Path, f
     whole = upslope.train(folder=folder, name="whole", quiet=True, start_from=copy, steps=2000).path
     shutil.rmtree(copy)
     words = ["--from", str(copy), "--steps", "2000", "--name", first.name, "--folder", str(folder)]
-    with pytest.raises(SystemExit):  # settings differ from before
+    with pytest.raises(SystemExit):  # the settings differ from the source's
         main(["train", *words, "--resume", "--quiet", "--epochs", "9"])
     main(["train", *words, "--resume", "--quiet"])
     assert_same_run(whole, first)
     assert metrics_of(whole) != metrics_of(source)[: len(metrics_of(whole))]
-    # A seed trained alone equals the same seed among others.
+    # A seed that is trained alone equals the same seed trained with others.
     one = {"seed": 1, "seeds": 1}
     alone = upslope.train(folder=folder, name="alone", quiet=True, start_from=source, steps=2000, **one)
     assert [row for row in metrics_of(whole) if row["seed"] == 1] == metrics_of(alone.path)
@@ -89,7 +89,7 @@ def test_it_begins_with_the_agent_and_goes_on_without_its_source(source: Path, f
 
 
 class Picture(gymnasium.Env):
-    """Episodes of two steps; observations are pictures of five by five bytes."""
+    """An environment with episodes of two steps, whose observations are pictures of five by five bytes."""
 
     observation_space = gymnasium.spaces.Box(0, 255, (5, 5), np.uint8)
     action_space = gymnasium.spaces.Discrete(2)
@@ -113,7 +113,7 @@ KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_networks_of_every_kind_are_taken_over(kind: str, folder: Path):
-    """The run starts with the agent as it was, and training continues from it."""
+    """The run starts with exactly the source's agent, and training continues from there."""
     environment, settings = KINDS[kind]
     options: dict[str, Any] = {"folder": folder, "quiet": True, "steps": 32}
     small = SEGMENTS | ({} if "model" in settings else {"hidden_sizes": (4,)})
@@ -151,7 +151,7 @@ def test_what_is_begun_anew_is_new_and_recorded(source: Path, folder: Path):
 
 
 def test_a_clone_goes_on_in_another_environment_with_the_same_spaces(source: Path, folder: Path, capsys):
-    """Imitate, then improve on the host: the networks are the clone's, the settings are those of the new algorithm."""
+    """Imitate, then improve on the host. The networks come from the clone, and the settings from the new algorithm."""
     data = upslope.record(source, episodes=6, output=folder / "shown.npz")
     settings = {**SMALL, "steps": 400, "minibatches": 2, "epochs": 1}
     del settings["num_envs"], settings["rollout_steps"]
@@ -219,7 +219,7 @@ def test_the_command_line_inherits_what_is_left_out(source: Path, tmp_path: Path
     shutil.copytree(source, copy)
     text = (copy / "config.json").read_text().replace('"devices_per_seed": 1', '"devices_per_seed": 2', 1)
     (copy / "config.json").write_text(text)
-    assert config_of(["--from", str(copy)]).devices_per_seed == 1  # another machine may have fewer devices
+    assert config_of(["--from", str(copy)]).devices_per_seed == 1  # as if another machine had fewer devices
     other = config_of(["--from", f"{source}@best", "--algorithm", "a2c"])
     assert other.learning_rate != 3e-3 and other.hidden_sizes == (8,) and other.normalize_rewards
     file = tmp_path / "settings.yaml"
@@ -243,7 +243,7 @@ def test_an_archive_repeats_a_run_and_what_it_began_with(source: Path, folder: P
         begins_with = wanted.start_from and f"runs/{Path(wanted.start_from).name}@last"
         reference = wanted.reference and "runs/source@best"
         assert found == replace(wanted, start_from=begins_with, reference=reference)
-    # An archive with only that run says what else is needed.
+    # An archive with only that run states which other run is needed.
     with zipfile.ZipFile(upslope.bundle(held, tmp_path / "one.zip")) as archive:
         text = archive.read("REPEAT.md").decode()
         assert text.count(f"It needs the run {source}, which is not in this archive.") == 1
@@ -256,5 +256,5 @@ def test_code_that_only_the_source_names_needs_trust(source: Path, folder: Path)
     (foreign / "config.json").write_text(text)
     with pytest.raises(upslope.UpslopeError, match="asks to run the objective os:system"):
         upslope.train(folder=folder, quiet=True, start_from=foreign)
-    # Code that is not inherited needs no trust.
+    # Code that the run does not inherit needs no trust.
     beginning(foreign, "not inherited", algorithm="a2c", steps=100, minibatches=1)

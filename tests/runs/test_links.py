@@ -1,5 +1,5 @@
-"""An untrusted run directory: links cannot redirect writes, reading never waits for pipes or devices, and what a full
-disk left behind is repaired."""
+"""In an untrusted run directory, links cannot redirect writes and reading never waits for pipes or devices. What a full
+disk leaves behind is repaired."""
 
 import os
 import shutil
@@ -37,18 +37,18 @@ LINE = "0,stochastic,last,0,1.5,9,1"
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run."""
+    """Train a run to its end."""
     return upslope.train("jax:CartPole-v1", name="run", folder=tmp_path_factory.mktemp("trained"), **SMALL).path
 
 
 @pytest.fixture
 def run(trained: Path, tmp_path: Path) -> Path:
-    """A copy of the trained run."""
+    """Copy the trained run."""
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """The content of every file in a folder."""
+    """Return the content of every file in a folder."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
@@ -147,13 +147,13 @@ def test_devices_and_absurd_sizes_are_refused(tmp_path: Path, run: Path):
 
 
 def link(path: Path, target: Path) -> Path:
-    """A symbolic link."""
+    """Create a symbolic link."""
     path.symlink_to(target)
     return path
 
 
 def test_a_temporary_file_is_a_new_one(tmp_path: Path):
-    """Its name could be guessed, and a link could have been placed there."""
+    """An attacker could guess the name of a temporary file and place a link there."""
     target = tmp_path / "target"
     target.write_text("mine")
     (tmp_path / f".file.{os.getpid()}.tmp").symlink_to(target)
@@ -212,7 +212,7 @@ def test_fewer_episodes_leave_the_others(run: Path):
 
 
 def test_episodes_under_another_limit_are_not_the_runs(run: Path, capsys: Any):
-    upslope.evaluate(run, episodes=3, max_episode_steps=9)  # the run's own limit
+    upslope.evaluate(run, episodes=3, max_episode_steps=9)  # equals the run's own limit
     assert not capsys.readouterr().err
     before = RunDirectory(run).evaluation_path.read_bytes()
     found = upslope.evaluate(run, episodes=5, max_episode_steps=4)
@@ -232,7 +232,7 @@ def test_the_limit_of_an_id_is_that_of_a_run_without_its_own(tmp_path: Path, cap
 
 
 def no_writing(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Make creating files in a folder fail as on a read-only disk, even for a user with all permissions."""
+    """Make the creation of files in a folder fail as on a read-only disk, even for a user with all permissions."""
 
     def refuse(self: Path, *arguments: Any, original: Any, **options: Any) -> Any:
         mode = arguments[0] if arguments else "r"

@@ -1,8 +1,8 @@
-"""Whatever a file contains, a loader either reads it correctly or refuses it in one message that names it.
+"""Whatever a file contains, a loader either reads it correctly or refuses it with a single message that names the file.
 
-It raises no other exception, executes no code, and allocates no memory just because a file declares a size.
-`UPSLOPE_EXAMPLES=2000` draws that many malformed files for each loader, at random; `UPSLOPE_COUNTS=FILE` stores how
-many were refused.
+A loader raises no other exception, executes no code, and does not allocate memory just because a file declares a size.
+`UPSLOPE_EXAMPLES=2000` draws 2,000 random malformed files for each loader, and `UPSLOPE_COUNTS=FILE` stores how many
+were refused.
 """
 
 import json
@@ -73,7 +73,7 @@ def counts() -> Iterator[None]:
 
 
 class Run:
-    """A small run directory with one file of every kind, and what is needed to read them."""
+    """A small run directory with one file of every kind, and everything needed to read them."""
 
     def __init__(self, folder: Path):
         rows = {s: [(t, 10.0 + s) for t in range(10, 300, 10)] for s in (0, 1)}
@@ -116,13 +116,13 @@ class Run:
         save_credit(self.path / "credit.npz", credit)
 
     def stand(self) -> Any:
-        """Read what resuming reads."""
+        """Read the files that resuming reads."""
         config = self.directory.config()
         check_checkpoint_size(self.directory.last, config, self.task.model, self.task.num_envs)
         return resume_point_of(self.directory, config, self.task, self.state, needs_snapshot=True)
 
     def view_credit(self) -> str:
-        """Render a credit file as a report does."""
+        """Render the credit file as a report does."""
         figures = Figures()
         view = credit_view(figures, load_credit(self.path / "credit.npz"), "title", 1000)
         numbers = json.dumps(figures.found, allow_nan=False)
@@ -130,11 +130,11 @@ class Run:
         return templates().get_template("credit.html").render(fields, title="title", view=view, data=numbers)
 
     def dataset(self) -> Any:
-        """Read a dataset as training does."""
+        """Read the dataset as training does."""
         return load_dataset(self.path / "dataset.npz", *spaces_of(self.directory), True)
 
     def settings(self) -> Any:
-        """Read settings as `--config` does."""
+        """Read the settings as `--config` does."""
         options = read_settings(self.path / "settings.yaml")
         use_preset = options.pop("preset", False)
         names = {n: options.pop(n, default) for n, default in (("environment", "X-v0"), ("algorithm", "ppo"))}
@@ -173,7 +173,8 @@ def spoiled(name: str, content: bytes, planted: Path) -> st.SearchStrategy[bytes
 
 
 def refusal(run: Run, name: str, loader: str) -> str:
-    """Load the file; return the message of a refusal, one line that names the file, or "" if it was loaded."""
+    """Load the file. If it is refused, check that the message is one line that names the file, and return it;
+    otherwise, return ""."""
     COUNTS[f"{loader}: files"] += 1
     try:
         LOADERS[loader][1](run)
@@ -215,37 +216,37 @@ HUGE = "(140737488355328,)"
 
 
 def aliases(levels: int = 40) -> bytes:
-    """A few lines of YAML that expand to 2^40 values."""
+    """Return a few lines of YAML that expand to 2^40 values."""
     lines = ["a: &a0 [x, x]", *(f"a{k}: &a{k} [*a{k - 1}, *a{k - 1}]" for k in range(1, levels))]
     return "\n".join([*lines, f"env_kwargs: {{big: *a{levels - 1}}}"]).encode()
 
 
 def with_config(run: Run, **changes: Any) -> bytes:
-    """A config.json with changed settings."""
+    """Return a config.json with changed settings."""
     description = json.loads((run.path / "config.json").read_text())
     description["config"] |= changes
     return json.dumps(description).encode()
 
 
 def with_arrays(run: Run, name: str, **changes: bytes) -> bytes:
-    """An archive with changed members."""
+    """Return an archive with changed members."""
     return packed(unpacked((run.path / name).read_bytes()) | {f"{k}.npy": x for k, x in changes.items()})
 
 
 def bomb(run: Run) -> bytes:
-    """A quarter of a gibibyte of zeros, compressed to a thousandth of that size."""
+    """Return an archive with a quarter of a gibibyte of zeros, compressed to a thousandth of that size."""
     zeros = declaring("'|u1'", f"({1 << 28},)", b"\0" * (1 << 28))
     return packed({"reward.npy": zeros}, zipfile.ZIP_DEFLATED)
 
 
 def wide(run: Run) -> bytes:
-    """Rows that all have different columns, so that the table would be a thousand times as large as the file."""
+    """Return rows whose columns all differ, so that a table of them would be a thousand times as large as the file."""
     rows = [{"iteration": 0, "seed": 0, "step": 1, **{f"{i}/{k}": 1 for k in range(20)}} for i in range(4000)]
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
 def uneven(run: Run) -> bytes:
-    """A hundred thousand one-step episodes, and one episode as long as all of them together."""
+    """Return a dataset with a hundred thousand one-step episodes, and one episode as long as all of these together."""
     many = 100_000
     length = npy(np.concatenate([np.ones(many, int), [many]]))
     steps, ends = 2 * many, many + 1
@@ -305,7 +306,8 @@ def test_a_declared_size_takes_no_memory(case: str, run: Run):
 
 
 def test_a_letter_on_which_the_parser_of_tables_dies(run: Run):
-    # NumPy's loadtxt looks up characters of a numeric column in C's table of 256: at U+10FFFF the process dies.
+    # NumPy's loadtxt looks up the characters of a numeric column in a C table with 256 entries, so U+10FFFF would crash
+    # the process.
     path = run.path / "evaluation.csv"
     content = path.read_bytes()
     path.write_bytes(content + "0,\U0010ffff,last,\U0010ffff,9.5,10,1\n".encode())

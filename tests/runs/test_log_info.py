@@ -1,4 +1,4 @@
-"""Numbers from `info` at the end of an episode: in the files, the comparison and the report."""
+"""Numbers from `info` at the end of an episode appear in the files, the comparison and the report."""
 
 import signal
 from pathlib import Path
@@ -22,7 +22,8 @@ SMALL: dict[str, Any] = {"hidden_sizes": (8,), "quiet": True, **SEGMENTS}
 
 
 class Dice(gymnasium.Env):
-    """Episodes of 3 to 5 steps, depending on the reset seed; at the end, info reports numbers based on the length."""
+    """Episodes have 3 to 5 steps, depending on the reset seed. At the end, info contains numbers that depend on the
+    length."""
 
     observation_space, action_space = Box(0, 10, (1,)), Discrete(2)
 
@@ -46,7 +47,7 @@ def expected(length: int) -> tuple[float, ...]:
 
 
 class Balanced(CartPole):
-    """A compiled environment that reports such numbers."""
+    """A compiled environment that reports numbers through `episode_info`."""
 
     def episode_info(self, state: Any) -> dict[str, Any]:
         return {"place": state[0] if isinstance(state, tuple) else jnp.ravel(state)[0], "one": jnp.int32(1)}
@@ -65,7 +66,7 @@ def run(folder: Path) -> Path:
 
 
 def assert_columns(rows: np.ndarray) -> None:
-    """The numbers of each episode follow from its length."""
+    """Assert that the numbers of each episode are those that its length implies."""
     assert len(rows) > 10 and set(rows["length"].tolist()) == {3, 4, 5}
     for row in rows:
         found = tuple(row[f"info/{key}"] for key in KEYS)
@@ -146,7 +147,7 @@ def test_it_is_compared_and_reported(run: Path, folder: Path, tmp_path: Path):
     share = [np.mean(record.episodes_of(seed)["info/is_success"][-100:]) for seed in (0, 1)]
     assert found.groups[0].scores.tolist() == pytest.approx(share) and "mean is_success of the last" in found.score
     by_evaluation = upslope.compare([run], metric="sometimes").groups[0].scores
-    assert by_evaluation.tolist() == [1.0, 1.0]  # an average over the episodes that have it
+    assert by_evaluation.tolist() == [1.0, 1.0]  # averaged over the episodes that have the key
     lengths = upslope.compare([run], metric="length", score="training").groups[0].scores
     assert ((lengths > 3) & (lengths < 5)).all()
     with pytest.raises(upslope.UpslopeError, match="has no colour for its episodes, only return, length, is_success"):

@@ -1,4 +1,4 @@
-"""What notebooks show: results as HTML in which all text is escaped, and a single panel that is redrawn."""
+"""Notebooks show results as HTML in which all text is escaped, and a single panel that is redrawn."""
 
 import re
 import sys
@@ -25,7 +25,7 @@ VOID = {"br"}
 
 
 class Elements(HTMLParser):
-    """The elements and the text of HTML; every opened element must be closed."""
+    """Collects the elements and the text of HTML, and checks that every opened element is closed."""
 
     def __init__(self, html: str):
         super().__init__()
@@ -59,7 +59,7 @@ def run_of(path: Path) -> Run:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A run of three seeds; the returns of each seed rise by 10 per episode, starting from 10 plus the seed."""
+    """Write a run of three seeds. Each seed's returns rise by 10 per episode, starting from 10 plus the seed."""
     episodes = {seed: [(10 * k, float(10 * k + seed)) for k in range(1, 4)] for seed in range(3)}
     return write_run(tmp_path, name=HOSTILE.replace("/", "|"), episodes=episodes, steps=100)
 
@@ -68,7 +68,7 @@ def test_a_run_shows_its_returns_and_a_curve_per_seed(path: Path):
     found = shown(run_of(path))
     assert found.names.count("polyline") == 3
     words = " ".join(found.words)
-    # 20, 30, 43: mean 31, s = 11.53, t = 4.303, so 4.303 · 11.53 / √3 = 28.6.
+    # 20, 30 and 43 have mean 31 and s = 11.53, and t = 4.303, so 4.303 · 11.53 / √3 = 28.6.
     assert "ppo on CartPole-v1 · 3 seeds" in words and "31 ± 29 (95 %)" in words
     assert "<script>" in words
     points = re.findall(r"points='([^']*)'", run_of(path)._repr_html_())
@@ -102,7 +102,7 @@ def test_comparison_diagnosis_and_evaluation_show_themselves(path: Path, tmp_pat
     mode = Evaluation("stochastic", (0, 4), returns, returns.astype(int), returns > 0)
     both = Evaluations(stochastic=mode, deterministic=mode)
     words = shown(both).words
-    # Means 2 and 6: their mean 4, s = 2.83, t = 12.71, so 12.71 · 2.83 / √2 = 25.4.
+    # The means 2 and 6 have mean 4 and s = 2.83, and t = 12.71, so 12.71 · 2.83 / √2 = 25.4.
     assert "Mean return of 2 episodes per seed" in words and words.count("4 ± 25 (95 %)") == 2
     assert shown(mode).words.count("stochastic") == 1
     assert both == {"stochastic": mode, "deterministic": mode}
@@ -149,5 +149,5 @@ def test_a_notebook_has_one_panel(monkeypatch: pytest.MonkeyPatch, capsys):
             display.update(make_snapshot(steps=[percent * 1000] * 5))
         display.finish(None, ["the end"])
     assert len(drawn) <= 4
-    assert "100 %" in " ".join(Elements(drawn[-1]).words)  # the last state, even if it was not due for a redraw
+    assert "100 %" in " ".join(Elements(drawn[-1]).words)  # the last state is drawn even if no redraw was due
     assert capsys.readouterr().out == "writing\nthe end\n"

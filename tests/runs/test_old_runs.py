@@ -1,4 +1,4 @@
-"""Runs from before models existed can still be read, but training cannot continue from them."""
+"""Runs in format 1 can still be read, but training cannot continue from them."""
 
 import json
 import math
@@ -22,7 +22,7 @@ from upslope.runs.policy import Which
 
 KINDS = {"BoxEncoder": "BoxCoding", "DiscreteEncoder": "DiscreteCoding"}
 NAMES = {".model.": ".", ".normaliser.": ".observation_statistics."}
-"""The names that format 1 used for kinds of observation and for arrays of an agent."""
+"""The names that format 1 used for the kinds of observation and for an agent's arrays."""
 NEWER = {
     *("optimiser", "weight_decay", "learning_rate_schedule", "epsilon_schedule", "entropy_schedule"),
     *("model", "model_kwargs", "sequence_length", "value_coefficient"),
@@ -39,7 +39,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.fixture(scope="module", params=CASES)
 def new_and_old(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A run, and the same run in format 1."""
+    """Train a run, and convert a copy of it to format 1."""
     environment, settings = CASES[request.param]
     settings = SEGMENTS | {"steps": 320, "seeds": 2, "hidden_sizes": (8,), "quiet": True} | settings
     new = upslope.train(environment, "ppo", folder=tmp_path_factory.mktemp("runs"), name="new", **settings).path
@@ -47,7 +47,7 @@ def new_and_old(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 
 
 def as_format_1(run: Path, copy: Path) -> Path:
-    """Copy a run into format 1."""
+    """Convert a copy of a run to format 1."""
     shutil.copytree(run, copy)
     path = copy / "config.json"
     description = json.loads(path.read_text())
@@ -66,7 +66,7 @@ def as_format_1(run: Path, copy: Path) -> Path:
 
 
 def old_arrays(arrays: dict[str, np.ndarray], features: int) -> dict[str, np.ndarray]:
-    """Convert arrays to format 1, whose statistics were those of flat observations and always present."""
+    """Convert arrays to format 1, in which statistics were always present and described flat observations."""
     mean = next(name for name in arrays if name.endswith(".return_statistics.mean"))
     agent, seeds = mean.removesuffix(".return_statistics.mean"), len(arrays[mean])
     found = {
@@ -105,7 +105,7 @@ def test_training_does_not_go_on_from_an_old_run(new_and_old: tuple[Path, Path])
 
 
 class Boards(gymnasium.Env):
-    """Boards of floats, which a version without convolutions read with perceptrons."""
+    """Returns boards of floats, which versions without convolutions read with perceptrons."""
 
     observation_space, action_space = spaces.Box(0, 1, (6, 6, 2), np.float32), spaces.Discrete(2)
 

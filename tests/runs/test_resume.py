@@ -1,4 +1,4 @@
-"""A run that was stopped and resumed equals a run that was never stopped, file by file and bit for bit."""
+"""A run that was stopped and resumed equals an uninterrupted run, file by file and bit for bit."""
 
 import json
 import os
@@ -30,7 +30,7 @@ from upslope.runs.signals import stop_on_signal
 
 NORMALISED = {"normalize_observations": True, "normalize_rewards": True}
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
-    # 48 steps per chunk are three iterations per program, so a stop falls between chunks of several iterations.
+    # 48 steps per chunk make three iterations per program call, so a stop falls between chunks of several iterations.
     "compiled segments": ("jax:CartPole-v1", "ppo", {"steps": 4800, **SEGMENTS, **NORMALISED}),
     "compiled split": ("jax:CartPole-v1", "ppo", {"steps": 4800, "devices_per_seed": 2, **SEGMENTS, **NORMALISED}),
     "compiled episodes": (
@@ -49,13 +49,13 @@ STOP_AT = {"compiled segments": 40, "compiled split": 40, "host segments": 45, "
 
 @pytest.fixture(scope="module")
 def uninterrupted(folder: Path) -> Callable[[str], Path]:
-    """Train the uninterrupted run of a case once, when it is first requested."""
+    """Return a function that trains the uninterrupted run of a case, once."""
     return cache(lambda case: train(case, folder, f"{case} straight"))
 
 
 @pytest.fixture
 def straight(uninterrupted: Callable[[str], Path], trains_for_long: None) -> Callable[[str], Path]:
-    """The same for tests of exact bits, with programs compiled as they are for users."""
+    """The same, with programs compiled as they are for users, for tests that compare files bit for bit."""
     return uninterrupted
 
 
@@ -71,7 +71,7 @@ def test_stopped_and_resumed_is_uninterrupted(case: str, straight: Callable[[str
     half = len(metrics_of(folder / name))
     upslope.resume(folder / name, quiet=True)
     assert 0 < half < len(metrics_of(folder / name))
-    # Pendulum and CartPole repeat themselves, so no warning may appear.
+    # Replaying Pendulum and CartPole reproduces their episodes, so no warning may appear.
     assert "could not be replayed" not in capsys.readouterr().err
     assert_same_run(straight(case), folder / name)
 
@@ -82,7 +82,7 @@ def test_rows_after_the_checkpoint_are_cut(straight: Callable[[str], Path], fold
     def kill() -> None:
         raise Killed
 
-    # Save a checkpoint after each of the first 30 chunks, then none until the end.
+    # Save a checkpoint after each of the first 30 chunks, and none after that.
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     stop_saving = before_chunk(30, lambda: monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 1e9))
     with before_chunk(60, kill), stop_saving, pytest.raises(Killed):
@@ -181,7 +181,7 @@ def test_a_second_wish_to_stop_does_not_wait(monkeypatch):
 
 
 def test_train_resume_goes_on_with_the_same_config_only(tmp_path: Path, capsys):
-    # A preset is in use, and its settings come from a different file than the config's.
+    # A preset is in use. Its settings come from a different file than the config's.
     words = f"train jax:CartPole-v1 --folder {tmp_path} --name run --resume --steps 512 -q".split()
     main(words)
     main(words)
@@ -207,7 +207,7 @@ def test_a_config_that_was_edited_after_training_began_is_refused(tmp_path: Path
 
 
 BEYOND = 10**400
-"""Larger than any float."""
+"""A number that is larger than any float."""
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_numbers_that_training_cannot_produce_are_refused(
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was stopped before its end."""
+    """Train a run, and stop it before its end."""
     folder = tmp_path_factory.mktemp("begun")
     settings = {**SEGMENTS, "steps": 320, "seeds": 1, "hidden_sizes": (8,), "quiet": True}
     with before_chunk(3, lambda: signal.raise_signal(signal.SIGINT)), pytest.raises(KeyboardInterrupt):
@@ -261,7 +261,7 @@ def test_an_evaluation_of_the_agent_before_is_set_aside(tmp_path: Path):
     assert len(aside.read_text().splitlines()) == 3
     upslope.evaluate(run, episodes=1)
     with suppress(upslope.UpslopeError):
-        upslope.resume(run, quiet=True)  # already finished
+        upslope.resume(run, quiet=True)  # the run is already finished
     assert (run / "evaluation.csv").exists()
     upslope.compare(run, score="stochastic")
 

@@ -1,4 +1,4 @@
-"""Run directories: nothing is overwritten, damage is reported, and a trained policy is restored completely."""
+"""In run directories, nothing is overwritten and damage is reported, and a trained policy is restored completely."""
 
 import errno
 import io
@@ -33,7 +33,7 @@ def trained(folder: Path) -> Path:
 
 @pytest.fixture
 def run(trained: Path, tmp_path: Path) -> Path:
-    """A copy that tests may damage."""
+    """Make a copy that tests may damage."""
     return Path(shutil.copytree(trained, tmp_path / "copy"))
 
 
@@ -47,7 +47,7 @@ def flip(content: bytes) -> bytes:
 
 
 def flip_compressed(content: bytes) -> bytes:
-    """The same arrays, compressed, with a damaged stream."""
+    """Compress the arrays and damage the compressed stream."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         return flip(packed({name: archive.read(name) for name in archive.namelist()}, zipfile.ZIP_DEFLATED))
 
@@ -59,7 +59,7 @@ def with_objects(content: bytes) -> bytes:
 
 
 def encrypted(content: bytes) -> bytes:
-    """Members flagged as encrypted, both locally and in the directory."""
+    """Flag a member as encrypted, both in its local header and in the directory."""
     marked = bytearray(packed({"meta.npy": b"secret"}))
     marked[6] |= 1
     marked[marked.index(b"PK\x01\x02") + 8] |= 1
@@ -67,7 +67,7 @@ def encrypted(content: bytes) -> bytes:
 
 
 def not_an_array(content: bytes) -> bytes:
-    """Everything is present, but one member is text instead of an array."""
+    """Keep all members, but replace one of the arrays by text."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     first = next(name for name in members if name != "meta.npy")
@@ -75,7 +75,7 @@ def not_an_array(content: bytes) -> bytes:
 
 
 def promises_too_much(content: bytes) -> bytes:
-    """A header of a few bytes that declares a petabyte."""
+    """Return an archive with an array whose short header declares a petabyte."""
     array = b"{'descr': '<f8', 'fortran_order': False, 'shape': (140737488355328,), }".ljust(117) + b"\n"
     npy = b"\x93NUMPY\x01\x00" + len(array).to_bytes(2, "little") + array
     return packed({"meta.npy": npy, "reward.npy": npy})

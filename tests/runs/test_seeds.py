@@ -35,7 +35,7 @@ def train(case: str, folder: Path, name: str, seed: int, seeds: int) -> Path:
 
 
 def one_seed(path: Path, index: int, count: int) -> dict[str, bytes]:
-    """One seed's part of every array in a checkpoint; seeds share the leading axis."""
+    """Return one seed's part of every array in a checkpoint. The leading axis runs over seeds."""
     with np.load(path) as archive:
         arrays = {name: archive[name] for name in archive.files if name != "meta"}
     parts = {}
@@ -58,7 +58,7 @@ def metrics_of_seed(run: Path, seed: int) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def together(folder: Path) -> Callable[[str], Path]:
-    """Train seeds 0 to 3 of a case in one run, once."""
+    """Train seeds 0 to 3 of a case in a single run, only once."""
     return cache(lambda case: train(case, folder, f"{case} together", seed=0, seeds=MANY))
 
 
@@ -79,7 +79,8 @@ def test_a_seed_alone_is_that_seed_among_others(case: str, together: Callable[[s
 @ONE_AFTER_ANOTHER
 @pytest.mark.parametrize("seeds", [pytest.param(2, marks=pytest.mark.weekly), 3])
 def test_a_seed_of_full_size_is_that_seed_however_many_devices_share_the_work(seeds: int, folder: Path):
-    # Networks and minibatches are large enough for XLA to use several threads; 3 seeds do not divide among 2 devices.
+    # Networks and minibatches are large enough for XLA to use several threads, and 3 seeds cannot be divided evenly
+    # among 2 devices.
     settings: dict[str, Any] = {"num_envs": 64, "rollout_steps": 64, "steps": 3 * 4096, "preset": False}
     settings |= {"quiet": True, "folder": folder}
     among = upslope.train("jax:CartPole-v1", name=f"wide {seeds}", seeds=seeds, **settings).path
@@ -108,8 +109,8 @@ def test_different_seeds_differ(case: str, together: Callable[[str], Path]):
 
 @ONE_AFTER_ANOTHER
 def test_the_best_agent_of_a_seed_does_not_depend_on_the_others(folder: Path):
-    # With whole episodes, each seed has its own step count. Chunks are far below a hundredth of the budget, so it
-    # matters when the window is compared with the best one.
+    # With whole episodes, each seed has its own step count. A chunk is far smaller than a hundredth of the budget, so
+    # it matters when the window is compared with the best one.
     settings: dict[str, Any] = {"steps": 6000, "num_envs": 1, "max_episode_steps": 30, "preset": False}
     settings |= {"hidden_sizes": (8,), "quiet": True, "folder": folder}
     among = upslope.train("jax:CartPole-v1", "reinforce", name="best among", seeds=MANY, **settings).path
@@ -161,9 +162,9 @@ def test_box_actions_stay_within_their_bounds(folder: Path):
 @pytest.mark.parametrize(
     ("environment", "algorithm", "settings"),
     [
-        # Here restarts are prepared in advance, and minibatches are gathered together.
+        # Here, restarts are prepared in advance, and minibatches are gathered together.
         ("jax:CartPole-v1", "ppo", SEGMENTS | {"steps": 400}),
-        # Here each seed has its own step count, so health measurements and ends fall on different iterations.
+        # Here, each seed has its own step count, so health measurements and ends fall on different iterations.
         ("jax:CartPole-v1", "reinforce", EPISODES | {"max_episode_steps": 30, "steps": 4000}),
         pytest.param(
             "jax:Pendulum-v1", "ppo_kl", SEGMENTS | {"target_kl": 0.01, "steps": 400}, marks=pytest.mark.weekly
@@ -173,7 +174,8 @@ def test_box_actions_stay_within_their_bounds(folder: Path):
 def test_seeds_at_once_are_seeds_one_after_another(
     environment: str, algorithm: str, settings: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    # On a CPU, do what an accelerator does, with two seeds per device: only the order of summation may change rounding.
+    # Make the CPU do what an accelerator does, with two seeds per device. Results may differ only in the order of
+    # summation.
     options: dict[str, Any] = {"seeds": MANY, "hidden_sizes": (8,), "quiet": True, "folder": folder}
     for at_once in (False, True):
         for module in ("upslope.learning.iteration", "upslope.engines.compiled"):
@@ -183,7 +185,7 @@ def test_seeds_at_once_are_seeds_one_after_another(
     looks, others = ([any(name.startswith("health/") for name in row) for row in rows] for rows in (apart, together))
     assert looks == others and any(looks) and (algorithm != "reinforce" or not all(looks))
     for one, other in zip(apart, together, strict=True):
-        # A correlation is omitted if nothing varies, which may depend on rounding.
+        # A correlation is omitted if one of its inputs is constant, which may depend on rounding.
         assert all(name.endswith("correlation") for name in one.keys() ^ other.keys())
         for name in one.keys() & other.keys():
             value = one[name]

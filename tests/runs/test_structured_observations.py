@@ -1,4 +1,5 @@
-"""Observations with several arrays: training, resuming, evaluation, recording, learning, loading, display."""
+"""Observations with several arrays in training, resuming, evaluation, recording, learning from recordings, loading and
+display."""
 
 from functools import cache
 from pathlib import Path
@@ -37,7 +38,7 @@ RUNS = {
 
 
 def weekly(kind: str) -> Any:
-    """A kind whose parts are covered by other kinds."""
+    """Mark a kind whose parts other kinds already cover, so that it is tested only weekly."""
     return pytest.param(kind, marks=pytest.mark.weekly)
 
 
@@ -59,7 +60,7 @@ FURTHER = ("host", "host sliced", "host less", "host pictures", "compiled less")
 @pytest.mark.parametrize("kind", [weekly(kind) if kind in FURTHER else kind for kind in RUNS])
 def test_a_run_stopped_and_resumed_is_uninterrupted(kind: str, trained):
     environment, settings = RUNS[kind]
-    if "workers" in kind:  # an engine in another process cannot be stopped from here
+    if "workers" in kind:  # an engine in another process cannot be stopped from this one
         assert metrics_of(trained(kind)) == metrics_of(trained("host"))
         return
     assert_stops_and_resumes(environment, trained(kind), **(SMALL | settings))
@@ -97,7 +98,7 @@ def test_it_is_judged_recorded_learned_from_loaded_and_shown(kind: str, trained,
         paths = jax.tree_util.tree_leaves_with_path(jax.tree.unflatten(structure, range(structure.num_leaves)))
         leaves = [recorded[f"observation{jax.tree_util.keystr(path)}"] for path, _ in paths]
         observation = jax.tree.unflatten(structure, leaves)
-        if "memory" not in settings:  # otherwise it depends on earlier observations
+        if "memory" not in settings:  # with a memory, it depends on earlier observations
             log_prob = np.asarray(policy.distribution(observation).log_prob(recorded["action"]))
             np.testing.assert_allclose(log_prob, recorded["behaviour_log_prob"], atol=1e-5)
             assert policy.value(observation).shape == log_prob.shape

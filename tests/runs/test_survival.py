@@ -1,4 +1,4 @@
-"""External events during a run: kills, a second process, a full or read-only disk, a clock that jumps, a worker that
+"""Runs survive external events: kills, a second process, a full or read-only disk, a clock that jumps, a worker that
 hangs. `benchmarks/stress.py` kills runs many more times."""
 
 import os
@@ -49,7 +49,7 @@ def test_three_kills_lose_nothing(tmp_path: Path):
     words = "CartPole-v1 --no-preset --num-envs 4 --rollout-steps 32 --hidden-sizes 8 --steps 20000 --workers 1"
     case = stress_kills.Case("small", ["train", *words.split(), "--folder", str(tmp_path)], tmp_path)
     stress_kills.train_uninterrupted(case, ["straight"])
-    case.took = case.began  # kill soon after the first rows, so that no run ends before
+    case.took = case.began  # kill soon after the first rows, so that no run finishes first
     tally = stress_kills.Tally()
     draw = np.random.default_rng(1)
     for number in range(3):
@@ -63,7 +63,7 @@ def test_three_kills_lose_nothing(tmp_path: Path):
 
 
 def killed(*_: Any) -> None:
-    """Stop as if the process were killed before anything is saved."""
+    """Stop as if the process had been killed before saving anything."""
     raise Killed
 
 
@@ -137,17 +137,18 @@ def test_a_run_that_another_process_trains_is_left_alone(tmp_path: Path):
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[str], None]]:
-    """A separate file system at `tmp_path/disk` that can be remounted with other options; needs the right to mount."""
+    """Mount a separate file system at `tmp_path/disk`, and return a function that remounts it with other options.
+    Requires permission to mount file systems."""
     disk = tmp_path / "disk"
     disk.mkdir()
 
     def mount(options: str) -> None:
         done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", disk], capture_output=True, check=False)
         if done.returncode:
-            pytest.skip("may not mount a file system")
+            pytest.skip("not permitted to mount a file system")
 
     if os.name != "posix" or os.geteuid() != 0:
-        pytest.skip("may not mount a file system")
+        pytest.skip("not permitted to mount a file system")
     yield mount
     subprocess.run(["umount", disk], check=False)
 

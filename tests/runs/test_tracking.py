@@ -1,4 +1,5 @@
-"""Trackers receive the content of a run's files once; one that fails or hangs causes only messages."""
+"""Trackers receive the content of a run's files exactly once, and a tracker that fails or hangs causes only
+messages."""
 
 import contextlib
 import json
@@ -30,7 +31,7 @@ OWN = "own_trackers"
 
 @pytest.fixture
 def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[list[Any]]]:
-    """What the tracker `Noting` has recorded so far."""
+    """Return a function that reads what the tracker `Noting` has recorded so far."""
     path = tmp_path / "notes"
     monkeypatch.setenv("NOTES", str(path))
     return lambda: [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -38,7 +39,7 @@ def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A half-finished run of two seeds, with one row each."""
+    """Write a half-finished run of two seeds with one row each."""
     path = write_run(tmp_path, episodes={0: [(10, 5.0), (30, 9.0)], 1: [(20, 7.0)]}, steps=100)
     description = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(description | {"lineage": {"from": "runs/elder"}}))
@@ -48,7 +49,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def add_rows(run: Path, *steps: int, value: float = 0.0) -> None:
-    """Add a row for each step and seed, with a null and with counts next to real numbers, as training writes them."""
+    """Add a row for each step and seed. As in training, it contains null, counts and real numbers."""
     rows = [
         {"iteration": step // 10, "seed": seed, "step": step, "policy/kl": seed + step / 1000 + value}
         | {"critic/loss": None, "episode/count": 2, "time/elapsed": step / 10}
@@ -60,12 +61,12 @@ def add_rows(run: Path, *steps: int, value: float = 0.0) -> None:
 
 
 def values(seed: int, step: int) -> dict[str, float]:
-    """What a tracker gets from such a row: the finite values, without the position of the row."""
+    """Return what a tracker gets from such a row: the finite values, without the row's seed, iteration and step."""
     return {"policy/kl": seed + step / 1000, "episode/count": 2.0, "time/elapsed": step / 10}
 
 
 def rows_in(noted: list[list[Any]]) -> list[list[Any]]:
-    """All rows that were recorded."""
+    """Return all rows that the tracker recorded."""
     return [row for what, rows in noted if what == "log" for row in rows]
 
 
@@ -76,7 +77,7 @@ def test_everything_is_sent_once(run: Path, notes, capsys):
     assert told["parameters"]["gamma"] == 0.99 and told["parameters"]["lineage/from"] == "runs/elder"
     assert told["parameters"]["versions/numpy"]
     assert rest[0] == ["log", [[0, 50, values(0, 50)], [1, 50, values(1, 50)]]]
-    # Seed 0: (5 + 9) / 2; each of these episodes has one step.
+    # The mean return of seed 0 is (5 + 9) / 2. Each of these episodes has one step.
     results = {
         "0": {"training/return": 7.0, "training/length": 1.0},
         "1": {"training/return": 7.0, "training/length": 1.0},
@@ -106,7 +107,8 @@ def test_everything_is_sent_once(run: Path, notes, capsys):
 def test_rows_that_a_resumed_run_repeats_are_not_sent_again(run: Path, notes):
     add_rows(run, 75, 100)
     upslope.track(run, f"{OWN}:Noting")
-    # Killed after 100 steps and resumed from the checkpoint at 50: the table is truncated and grows again.
+    # The run was killed after 100 steps and resumed from the checkpoint at 50, so the file is truncated and grows
+    # again.
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run / "metrics.jsonl").write_text("".join(lines[:2]))
     upslope.track(run, f"{OWN}:Noting")
@@ -128,7 +130,7 @@ def test_a_tracker_that_fails_on_the_way_gets_the_rest_later(run: Path, notes, m
 def test_another_project_needs_a_word(run: Path, notes):
     upslope.track(run, f"{OWN}:Noting", project="one")
     add_rows(run, 75)
-    upslope.track(run, f"{OWN}:Noting")  # continues where it was
+    upslope.track(run, f"{OWN}:Noting")  # continues where it left off
     assert [told["project"] for what, told in notes() if what == "begin"] == ["one", "one"]
     with pytest.raises(UpslopeError, match="in the project one, not in two"):
         upslope.track(run, f"{OWN}:Noting", project="two")
@@ -201,7 +203,7 @@ def test_a_process_follows_a_run_that_grows(run: Path, notes):
     wait_until(lambda: len(rows_in(notes())) == 4)
     with (run / "metrics.jsonl").open("a") as file:
         file.write(', "step": 100}\n')
-    tracking.close()  # the last rows are sent before the end
+    tracking.close()  # the last rows are sent before the tracker ends
     assert rows_in(notes())[4:] == [[0, 100, {}]]
     assert notes()[-1] == ["end", False] and said == ["own_trackers:Noting: noted"]
     assert notes()[0][1]["project"] == "mine"
@@ -219,7 +221,7 @@ def test_trackers_that_go_wrong_are_told_once_and_waited_for_briefly(run: Path, 
     kinds = ("FailingAtOnce", "Dying", "Hanging", "HangingAtTheEnd", "Noting")
     said: list[str] = []
     tracking = Tracking(run, [f"{OWN}:{kind}" for kind in kinds], None, said.append)
-    assert not any("no response" in line for line in said)  # no tracker was waited for
+    assert not any("no response" in line for line in said)  # nothing has waited for a tracker
     failed, died = tracking.processes[:2]
     wait_until(lambda: (failed.is_over and died.is_over) or bool(tracking.tell()))
     tracking.tell()
@@ -242,7 +244,8 @@ def test_ctrl_c_ends_the_wait(run: Path, notes):
 
 
 def read_scalars(file: Path) -> list[tuple[str, int, float]]:
-    """The points in an event file: records of length (8 bytes), check (4), event, check (4)."""
+    """Read the points in an event file, whose records consist of a length (8 bytes), a checksum (4), an event, and a
+    checksum (4)."""
     from tensorboardX.proto.event_pb2 import Event
 
     content, points = file.read_bytes(), []
@@ -262,7 +265,7 @@ def test_tensorboard_has_one_folder_per_seed(run: Path):
     for seed in SEEDS:
         (file,) = (run / "tensorboard" / f"seed_{seed}").iterdir()
         points = read_scalars(file)
-        assert ("policy/kl", 50, pytest.approx(seed + 0.05)) in points  # null is a hole in the curve, not a point
+        assert ("policy/kl", 50, pytest.approx(seed + 0.05)) in points  # null makes a gap in the curve, not a point
         assert {name for name, _, _ in points} == {*values(0, 0), "training/return", "training/length"}
     upslope.track(run, "tensorboard")
     assert len(list((run / "tensorboard" / "seed_0").iterdir())) == 1
@@ -278,14 +281,14 @@ def test_numbers_of_info_are_among_the_results():
 
 @pytest.fixture(scope="module")
 def whole(folder: Path) -> Path:
-    """A run without trackers."""
+    """Train a run without trackers."""
     return upslope.train(
         "jax:CartPole-v1", steps=480, seeds=2, folder=folder, name="whole", quiet=True, **SEGMENTS
     ).path
 
 
 def test_a_run_is_the_same_whatever_its_trackers_do(whole: Path, tmp_path: Path, notes, monkeypatch, capsys):
-    """One tracker records, one hangs, and one fails; training is stopped by Ctrl-C and resumed."""
+    """One tracker records, one hangs, and one fails. Training is stopped with Ctrl-C and resumed."""
     monkeypatch.setattr(process, "PATIENCE", 2.0)
     names = [f"{OWN}:{kind}" for kind in ("Noting", "Hanging", "FailingAtOnce")]
     stop = before_chunk(9, lambda: signal.raise_signal(signal.SIGINT))
@@ -302,7 +305,7 @@ def test_a_run_is_the_same_whatever_its_trackers_do(whole: Path, tmp_path: Path,
     assert [is_finished for what, is_finished in notes() if what == "end"] == [False, True]
     begun = [told["known"] for what, told in notes() if what == "begin"]
     assert begun == [{}, {"id": "first", "where": "noted"}]
-    # A finished run that the tracker does not know is sent to it.
+    # A finished run is sent to a tracker that does not have it yet.
     (memory,) = (tmp_path / "run" / "tracking").glob("*Noting.json")
     memory.unlink()
     upslope.resume(tmp_path / "run", quiet=True, track=names[0])

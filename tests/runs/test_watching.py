@@ -1,4 +1,4 @@
-"""A run that trains elsewhere is displayed from its directory alone."""
+"""A run that trains in another process is displayed using only its directory."""
 
 import io
 import json
@@ -25,14 +25,14 @@ STEPS = 1000
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run of two seeds that has just started."""
+    """Write a run of two seeds that has just started."""
     path = write_run(tmp_path, episodes={0: [], 1: []}, steps=STEPS)
     (path / "metrics.jsonl").write_text("")
     return path
 
 
 def grow(run: Path, step: int, elapsed: float, **more: Any) -> None:
-    """Write a chunk as training would: for each seed, an episode with return step + seed, then its row."""
+    """Write a chunk as training would: for each seed, an episode whose return is step + seed, and then a row."""
     with (run / "episodes.csv").open("a") as file:
         file.write("".join(f"{step},{seed},{float(step + seed)},{10 * seed + 5}\n" for seed in (0, 1)))
     times = {"time/elapsed": elapsed, "time/steps_per_second": 50.0}
@@ -48,7 +48,7 @@ def grow(run: Path, step: int, elapsed: float, **more: Any) -> None:
 
 
 class Clock:
-    """A clock that `sleep` advances, with an event at each look."""
+    """A clock that `sleep` advances. Each call also triggers the next event."""
 
     def __init__(self, *happenings: Any):
         self.time, self.happenings = 1e9, list(happenings)
@@ -79,7 +79,8 @@ def plain(run: Path, *happenings: Any, look: Any = lambda: "") -> list[str]:
 def test_a_run_is_followed_to_its_end(run: Path):
     lines = plain(run, *(lambda k=k: grow(run, 100 * k, 2.0 * k) for k in range(1, 11)))
     assert lines[:2] == ["ppo on CartPole-v1 · 2 seeds", f"watching {run}; Ctrl-C stops watching, not the run"]
-    # One line per tenth. After five chunks the seeds have 300 and 301, so t · s/√2 = 12.71 · 0.707 / 1.414 = 6.4.
+    # There is one line per tenth of the budget. After five chunks, the seeds' means are 300 and 301, so half the
+    # interval is 12.71 · 0.707 / 1.414 = 6.4.
     (half,) = [line for line in lines if line.startswith(" 50 %")]
     assert "500 of 1,000 steps per seed  return 300 ± 6 (95 %) · 2 seeds" in half
     assert "after 0:10 · 0:20 left · 50 steps/s" in half  # 2 seeds × 500 steps at 50 per second
@@ -98,7 +99,7 @@ def test_a_finished_run_is_shown_and_left(run: Path):
 
 
 def test_a_run_whose_seeds_have_stopped_is_finished(run: Path):
-    """Their last rows say so; additional columns of the episodes do not matter."""
+    """The seeds' last rows show that they have stopped. Additional columns in the episodes file do not matter."""
     (run / "episodes.csv").write_text("step,seed,return,length,info/x\n100,0,7.0,5,0.5\n")
     grow(run, 300, 6.0, **{"stop/return": 300.5})
     lines = plain(run)
@@ -117,7 +118,7 @@ def test_the_panel_is_that_of_training(run: Path):
     text = drawing.export_text()
     assert "50 %" in text and "500 of 1,000" in text and "a finding" in text
     assert "KL" in text and "0.51" in text  # the mean of 0.01 and 1.01
-    assert "100 to 300" in text  # includes the past: a seed's mean was 100, 150, …, 300
+    assert "100 to 300" in text  # this includes earlier values: a seed's mean was 100, 150, …, 300
     assert "where the time goes" not in text
 
 
@@ -126,7 +127,7 @@ def test_silence_is_judged_by_the_runs_own_pauses(run: Path):
         grow(run, 100 * k, 20.0 * k)
     lines = plain(run, 150.0, lambda: None, 100.0, lambda: None, lambda: grow(run, 400, 80.0), 150.0)
     notices = [line for line in lines if line.startswith("notice")]
-    # Ten times the longest pause of 20 s; a new row resets everything.
+    # A notice appears after ten times the longest pause, which is 20 s. A new row resets the count.
     assert notices == [
         "notice: no new row for more than 3:20, and the longest pause before that was 0:20: it seems to have stopped. "
         f"If it has: upslope resume {run}"
@@ -162,7 +163,7 @@ def test_a_resumed_run_is_read_anew(run: Path):
     for name, keep in (("metrics.jsonl", 4), ("episodes.csv", 5)):
         lines = (run / name).read_text().splitlines(keepends=True)
         (run / name).write_text("".join(lines[:keep]))
-    for k in range(3, 8):  # longer than before by the time of the next look
+    for k in range(3, 8):  # the files are longer than before by the next time they are read
         grow(run, 100 * k, 3.0 * k)
     last = history.read()[-1]
     assert last.steps == [700, 700] and last.elapsed == 21.0

@@ -1,6 +1,6 @@
-"""The libraries' own steps, each as `start(key)` and `move(key, state, action)`, with the library's report of ends.
+"""The libraries' own steps, each as `start(key)` and `move(key, state, action)`, and how the libraries report ends.
 
-Nothing here uses upslope: these are the oracles of `test_libraries_themselves.py`.
+Nothing here uses upslope, since these functions are the oracles of `test_libraries_themselves.py`.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 LONG = 10
-"""Factor by which a limit is extended so that no episode here reaches it."""
+"""The factor by which a time limit is multiplied so that no episode here reaches it."""
 
 
 class Facts(NamedTuple):
@@ -24,12 +24,13 @@ class Facts(NamedTuple):
 
 
 class Oracle(NamedTuple):
-    """A library's environment: (key) → (state, observation), and (key, state, action) → (state, facts)."""
+    """A library's environment, as two functions: (key) → (state, observation), and (key, state, action) → (state,
+    facts)."""
 
     start: Callable[[Any], tuple[Any, Any]]
     move: Callable[[Any, Any, Any], tuple[Any, Facts]]
     key_of: Callable[[Any], Any] = lambda key: key
-    """The key with which upslope's step draws the same numbers."""
+    """Returns the key with which upslope's step draws the same random numbers."""
 
 
 def of_gymnax(name: str, limit: int) -> Oracle:
@@ -153,7 +154,7 @@ def of_playground(name: str, limit: int) -> Oracle:
 
 
 def wrapped(env: Any) -> Oracle:
-    """An environment inside Brax's own wrapper, which counts steps."""
+    """Put an environment into Brax's own wrapper, which counts steps."""
 
     def start(key: Any) -> tuple[Any, Any]:
         state = env.reset(key)

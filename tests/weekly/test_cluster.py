@@ -1,7 +1,7 @@
-"""Training on a Ray cluster of three nodes matches local training bit for bit, whatever happens to nodes and workers.
+"""Training on a Ray cluster of three nodes matches local training bit for bit, even if nodes and workers fail.
 
-Each node is a separate raylet on this machine that starts its own workers (extra `ray`). The faults are those of
-`benchmarks/cluster_faults.py`, which injects each of them twenty times.
+Each node is a separate raylet on this machine that starts its own workers. The tests need the extra `ray`. The faults
+come from `benchmarks/cluster_faults.py`, which injects each of them twenty times.
 """
 
 import os
@@ -28,7 +28,7 @@ AUTO = upslope.Placement("auto")
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: Any):
-    """A cluster of three nodes to which this process is connected."""
+    """Start a cluster of three nodes, and connect this process to it."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     # Sockets need a short path.
@@ -42,7 +42,7 @@ def whole(place: Any) -> tuple[Any, ...]:
 
 
 def both(folder: Path, environment: str, **settings: Any) -> tuple[Path, Path]:
-    """A run with these settings here, and one on the cluster."""
+    """Train with these settings here and on the cluster."""
     here = upslope.train(environment, folder=folder, name="here", **SMALL, **settings)
     there = upslope.train(environment, folder=folder, name="there", cluster=AUTO, **SMALL, **settings)
     return here.path, there.path
@@ -107,7 +107,7 @@ def test_a_node_with_other_versions_is_refused_by_name(place: Any, tmp_path: Pat
 
 
 def sweeps(folder: Path, environment: str, **more: Any) -> tuple[upslope.Sweep, upslope.Sweep]:
-    """A sweep here, and one on the cluster."""
+    """Run the same sweep here and on the cluster."""
     space = {"learning_rate": {"choices": [0.001, 0.01, 0.1]}, "num_envs": 2, "rollout_steps": 32, "minibatches": 2}
     options: dict[str, Any] = {"space": space, "trials": 3, "seeds": 1, "steps": 1_024, "sampler": "bruteforce"}
     options |= {"pruner": "none", "fresh_seeds": 0, "preset": False, "quiet": True, "folder": folder} | more

@@ -1,4 +1,4 @@
-"""Third-party packages: a bare id trains, resumes and evaluates, with its preset."""
+"""Environments from third-party packages can be trained, resumed and evaluated by id alone, with their presets."""
 
 from pathlib import Path
 from typing import Any

@@ -1,6 +1,7 @@
-"""Environments of other libraries, compared with the libraries themselves. `.ci/weekly` runs this; `pytest` does not.
+"""Environments of other libraries are compared with the libraries themselves. Only `.ci/weekly` runs this, not
+`pytest`.
 
-The same keys and actions must give the same episode as the library's own step, and a time limit must be a truncation.
+The same keys and actions must give the same episode as the library's own step, and time limits must be truncations.
 """
 
 import signal
@@ -40,7 +41,7 @@ ORACLES = {
     "brax": (of_brax, None),
     "playground": (of_playground, "episode_length"),
 }
-"""Library → its own step, and the name of the argument that sets the time limit."""
+"""Library → a function that returns its own step, and the name of the argument that sets the time limit."""
 GYMNAX = [
     "CartPole-v1", "Pendulum-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Asterix-MinAtar",
     "Breakout-MinAtar", "Freeway-MinAtar", "Seaquest-MinAtar", "SpaceInvaders-MinAtar", "Catch-bsuite",
@@ -65,7 +66,7 @@ LASTING = {
     "xminigrid:XLand-MiniGrid-R1-9x9", "jumanji:PacMan-v1", "jumanji:RubiksCube-v0", "navix:Navix-DoorKey-5x5-v0",
     "craftax:Craftax-Classic-Symbolic-v1", "brax:fast", "playground:CartpoleBalance",
 }  # fmt: skip
-"""Cases in which random actions reach the limit."""
+"""Cases in which random play reaches the time limit."""
 TRAINED = (
     "gymnax:Breakout-MinAtar",
     "xminigrid:MiniGrid-DoorKey-5x5",
@@ -93,13 +94,13 @@ def test_an_episode_is_the_librarys_own(name: str, limit: int | None):
 
 
 def combined_of(name: str, world: Any) -> dict[str, Any]:
-    """The sizes of the action components that upslope merges into one choice."""
+    """The sizes of the action components that upslope merges into a single choice."""
     inner = getattr(world, "combined", ())
     return {"combined": inner} if inner else {}
 
 
 def one_episode(world: Any, oracle: Oracle, limit: int | None, seed: int) -> str:
-    """Play random legal actions in both, compare every step, and return how the episode ended."""
+    """Play random legal actions in both environments, compare every step, and return how the episode ended."""
     generator, head = np.random.default_rng(seed), head_of(world.action_space, "it")
     reset, step = jax.jit(world.reset), jax.jit(world.step)
     key = jax.random.key(seed)
@@ -131,7 +132,7 @@ def of_raw(key: Any) -> Any:
 
 
 def same(ours: Any, theirs: Any) -> None:
-    """Compare observations; our dictionary may be a named tuple in the library."""
+    """Compare observations. Where ours is a dictionary, the library's may be a named tuple."""
     if isinstance(ours, dict):
         for name, part in ours.items():
             same(part, theirs[name] if isinstance(theirs, dict) else getattr(theirs, name))
@@ -141,7 +142,8 @@ def same(ours: Any, theirs: Any) -> None:
 
 @pytest.mark.parametrize("size", [5, 12])
 def test_the_deep_sea_is_gymnax_s(size: int):
-    """`jax:DeepSea-v0` with gymnax's own map; there, the end, cell size², is an observation of zeros."""
+    """`jax:DeepSea-v0` uses gymnax's own action map here. In gymnax, the end (cell size²) is an observation of
+    zeros."""
     from gymnax.environments.bsuite.deep_sea import DeepSea as Theirs
 
     theirs, ours = Theirs(size=size), DeepSea(size=size)
@@ -165,7 +167,7 @@ def test_the_deep_sea_is_gymnax_s(size: int):
 
 
 def one_hot(cell: Any, size: int) -> np.ndarray:
-    """A cell as gymnax represents it."""
+    """Convert a cell to gymnax's representation."""
     return (np.arange(size * size) == int(cell)).astype(np.float32).reshape(size, size)
 
 

@@ -1,4 +1,5 @@
-"""Minari datasets are read as they were written, and can be cloned and judged; no code in a dataset is run."""
+"""Minari datasets are read back as they were written and can be used for cloning and judging, and no code in them is
+run."""
 
 import json
 from pathlib import Path
@@ -22,7 +23,7 @@ NAME = "upslope/test-v0"
 
 
 class Parts(gymnasium.Env):
-    """Observations and actions with several parts; episodes have three steps."""
+    """Observations and actions have several parts, and episodes have three steps."""
 
     observation_space = spaces.Dict({"x": spaces.Box(-9, 9, (2,)), "kind": spaces.Discrete(3, start=1)})
     action_space = spaces.Dict(

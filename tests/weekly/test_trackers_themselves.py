@@ -1,4 +1,4 @@
-"""Runs sent to the real trackers without a network, and read back with the trackers' own tools."""
+"""Runs are sent to the real trackers without a network, and read back with the trackers' own tools."""
 
 import json
 import os
@@ -28,7 +28,8 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def python(code: str, here: Path, **environment: str | None) -> str:
-    """Run code in a separate process, offline and with its own home; return what it printed. None unsets a variable."""
+    """Run code in a separate process, offline and with its own home folder, and return what it printed. A value of None
+    unsets a variable."""
     own = {"HOME": str(here), "TRACKIO_DIR": str(here / "trackio"), "WANDB_MODE": "offline"}
     path = {"PYTHONPATH": os.pathsep.join(sys.path)}
     variables = {name: value for name, value in (os.environ | own | path | environment).items() if value is not None}
@@ -41,7 +42,7 @@ def python(code: str, here: Path, **environment: str | None) -> str:
 
 @pytest.fixture(scope="module")
 def run(here: Path) -> Path:
-    """A run that all trackers followed, and that was then evaluated and sent twice more."""
+    """Train a run that all trackers follow, then evaluate it and send it twice more."""
     for package in PACKAGES.values():
         pytest.importorskip(package)
     said = python(TRAIN, here, TRACKERS=json.dumps(list(PACKAGES)))
@@ -56,7 +57,7 @@ def rows_of(run: Path) -> list[dict[str, Any]]:
 
 
 def expected(run: Path, seed: int) -> list[tuple[int, float]]:
-    """(step, value) of a metric, from the run's own file."""
+    """Return the (step, value) pairs of a metric, from the run's own file."""
     return [(row["step"], row[LAST]) for row in rows_of(run) if row["seed"] == seed]
 
 
@@ -65,7 +66,7 @@ def gamma_of(run: Path) -> float:
 
 
 def evaluation_of(run: Path, seed: int) -> float:
-    """The mean return of a seed's stochastic evaluation, computed by hand."""
+    """Compute the mean return of a seed's stochastic evaluation from its file."""
     rows = [line.split(",") for line in (run / "evaluation.csv").read_text().splitlines()[1:]]
     returns = [float(row[4]) for row in rows if row[0] == str(seed) and row[1] == "stochastic"]
     return sum(returns) / len(returns)
@@ -114,7 +115,7 @@ def test_trackio_has_a_run_per_seed_in_a_group(run: Path):
 
 
 def records_in(path: Path) -> Iterator[bytes]:
-    """Yield the records of a `.wandb` file: seven bytes, then LevelDB's log format.
+    """Yield the records of a `.wandb` file, which is seven bytes followed by LevelDB's log format.
 
     Its blocks of 32 KiB hold pieces with a checksum (4 bytes), a length (2) and a type (1): 1 whole, 2 first, 3 middle,
     4 last. https://github.com/google/leveldb/blob/main/doc/log_format.md
@@ -165,7 +166,7 @@ def test_wandb_has_a_run_per_seed_in_a_group(run: Path):
 
 def test_wandb_without_an_account_writes_offline(run: Path, here: Path):
     code = 'import upslope; upslope.track("run", to="wandb")'
-    python(code, here, WANDB_MODE=None)  # everything was sent, so no question is asked
+    python(code, here, WANDB_MODE=None)  # everything has been sent already, so wandb asks no question
     (run / "tracking" / "wandb.json").unlink()
     python(code, here, WANDB_MODE=None, WANDB_API_KEY=None)
     assert "offline" in json.loads((run / "tracking" / "wandb.json").read_text())["known"]["where"]

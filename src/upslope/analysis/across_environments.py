@@ -1,6 +1,6 @@
 """Statistics of normalised scores over several environments: each environment is a stratum with its own seeds.
 
-Seeds of one environment differ by chance, whereas environments differ systematically, so only the spread within an
+Seeds in one environment differ by chance, whereas environments differ systematically, so only the spread within an
 environment counts as uncertainty. The intervals hold for these environments and say nothing about others.
 """
 
@@ -17,7 +17,7 @@ from upslope.core.numbers import LEVEL, t_quantile
 
 
 def stratified_mean(strata: Sequence[np.ndarray]) -> Estimate:
-    """The mean of the M environments' means: Σ x̄_m / M ± t_ν √(Σ s_m²/S_m) / M, ν by Welch and Satterthwaite.
+    """The mean of the M environments' means: Σ x̄_m / M ± t_ν √(Σ s_m²/S_m) / M, with ν after Welch and Satterthwaite.
 
     For one environment this is Student's interval. With several, an environment whose seeds all agree still contributes
     uncertainty: see `mean_variance`.
@@ -29,14 +29,14 @@ def stratified_mean(strata: Sequence[np.ndarray]) -> Estimate:
 def stratified_iqm(strata: Sequence[np.ndarray]) -> Estimate:
     """The interquartile mean over the pooled seeds of all environments, after Agarwal et al. 2021.
 
-    Every environment has the same weight, whatever its number of seeds; the paper has equal numbers of seeds. A score
-    on a quartile is counted partially: including or excluding it entirely would give its environment too much or too
-    little weight.
+    Every environment has the same weight, regardless of how many seeds it has; in the paper, all environments have
+    equally many. A score on a quartile is counted in part: including or excluding it entirely would give its
+    environment too much or too little weight.
 
-    The variance is Σ v_m, where v_m is the larger of two estimates, because with few seeds either is often too small.
-    The first, W_m² s_m²/S_m, treats the weight W_m of the environment's scores as fixed (the delta method). The second,
-    Tukey and McLaughlin's (2/M)² s²_{w,m}/S_m of the scores winsorised at the ends of the middle half, lets that weight
-    vary. The degrees of freedom follow Welch and Satterthwaite.
+    The variance is Σ v_m, where v_m is the larger of two estimates, because with few seeds either one is often too
+    small. The first, W_m² s_m²/S_m, treats the weight W_m of the environment's scores as fixed (the delta method). The
+    second, (2/M)² s²_{w,m}/S_m after Tukey and McLaughlin, uses scores winsorised at the ends of the middle half, and
+    lets that weight vary. The degrees of freedom follow Welch and Satterthwaite.
     """
     scores = np.concatenate(strata)
     if not np.isfinite(scores).all():
@@ -121,7 +121,7 @@ def profile(strata: Sequence[np.ndarray], thresholds: np.ndarray) -> Band:
 
 @cache
 def share_of(count: int, n: int, method: Literal["exact", "wilson"]) -> Estimate:
-    """The share count/n of seeds with its interval; one seed gives no interval."""
+    """The share count/n of seeds with its interval; with a single seed, there is no interval."""
     if n < 2:
         return Estimate(count / n, None)
     found = stats.binomtest(count, n).proportion_ci(LEVEL, method=method)

@@ -18,7 +18,7 @@ from upslope.config.trust import PARTS, require
 from upslope.errors import UpslopeError
 
 AREA_POINTS = 200
-"""Points of a learning curve used to compute its area."""
+"""Number of points at which a learning curve is evaluated to compute its area."""
 
 
 def compare(
@@ -32,21 +32,21 @@ def compare(
     """Compare runs. The seed is the unit of replication, and runs that differ only in their seeds form one group.
 
     Folders without a run and repeated seeds are left out, with a warning. If one of several runs in an environment is
-    unfinished, training scores are compared at the budget that all runs have spent, and evaluation scores give no
-    probability.
+    unfinished, training scores are compared at the budget that all runs have spent, and no probability is computed from
+    evaluation scores.
 
     Args:
         runs: run directories, in any environments.
-        score: how a seed is scored: by "stochastic" or "deterministic" evaluation episodes of the last checkpoint, by
-            its last 100 "training" episodes, or by "auto": stochastic evaluation if all runs have it, otherwise
-            training.
+        score: how a seed is scored: on "stochastic" or "deterministic" evaluation episodes of the last checkpoint, or
+            on its last 100 "training" episodes. "auto" uses stochastic evaluation if all runs have it, and training
+            otherwise.
         normalize: how scores are made comparable across environments: "threshold" (0 is a random policy, 1 the
-            environment's reward threshold) or "range" (0 and 1 are the lowest and highest score of all these runs).
+            environment's reward threshold) or "range" (0 and 1 are the lowest and highest scores among all these runs).
             Without it, nothing is averaged over environments.
-        trust: for "threshold", which creates each environment: allow the code that a run's config.json names.
+        trust: allow the code that a run's config.json names; used only for "threshold", which creates each environment.
             Registered Gymnasium ids, upslope's own environments and runs trained on this machine do not need it.
-        metric: what is compared per episode, higher being better: its "return", its "length", or a key that every run
-            logged with --log-info.
+        metric: the quantity to compare, measured once per episode, where higher is better: "return", "length", or a key
+            that every run logged with --log-info.
 
     Raises:
         UpslopeError: a folder is missing, no run can be read, a run cannot be scored, or an option is unknown.
@@ -136,7 +136,7 @@ def efficiency_of(member: Member, budget: int) -> Efficiency:
 
 
 def improvements_in(groups: Sequence[Group]) -> list[Improvement]:
-    """All pairs of groups in one environment, each with the higher mean first."""
+    """All pairs of groups in one environment; in each pair, the group with the higher mean comes first."""
     ranked = sorted(groups, key=lambda g: -np.nan_to_num(g.mean.value, nan=-np.inf))
     return [
         Improvement(

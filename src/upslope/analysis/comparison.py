@@ -41,7 +41,7 @@ class Group:
     differs: dict[str, Any]
     """The settings in which the groups of this environment differ, with this group's values."""
     settings: dict[str, Any]
-    """All settings that define the group, besides the environment and the seeds."""
+    """All settings that define the group, apart from the environment and the seeds."""
     budget: int
     """The environment steps per seed at which the group is scored: fewer than `settings["steps"]` if a run is
     unfinished."""
@@ -54,7 +54,8 @@ class Group:
     efficiency: Efficiency | None
     """None for runs on recorded data, which have no training episodes."""
     is_comparable: bool = True
-    """False if the group was evaluated before training had finished, so that its scores reflect a smaller budget."""
+    """False if the group was evaluated before training had finished, in which case its scores reflect a smaller
+    budget."""
 
     def beats(self, other: "Group") -> Estimate:
         """The probability that a seed of this group scores higher than one of the other; nan if the two are not
@@ -74,7 +75,7 @@ class Improvement:
     """The environment, or all environments over which the probability is averaged."""
     probability: Estimate
     is_paired: bool
-    """Whether both have the same seeds. The estimate and its interval do not use it."""
+    """Whether both groups have the same seeds. This does not affect the estimate or its interval."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,8 @@ class Profile:
     """The share of seeds above each τ, averaged over environments [K]."""
     low: np.ndarray
     high: np.ndarray
-    """The upper end of the pointwise interval [K]; `low` is the lower end. nan where a group has one seed."""
+    """The upper end of the pointwise interval [K]; `low` is the lower end. Both are nan if a group has only one
+    seed."""
 
     def share_above(self, threshold: float) -> float:
         """The share at the largest of `thresholds` that does not exceed the given one; 1 if they all exceed it; nan if
@@ -126,7 +128,8 @@ class Comparison:
     """A description of how seeds are scored."""
     groups: tuple[Group, ...]
     improvements: tuple[Improvement, ...]
-    """One for each pair within an environment, and one for each pair over all environments if scores are normalised."""
+    """One for each pair of groups within an environment. If scores are normalised, also one for each pair of labels
+    over all environments."""
     references: tuple[Reference, ...]
     aggregates: tuple[Aggregate, ...]
     profiles: tuple[Profile, ...]
@@ -145,7 +148,8 @@ class Comparison:
 
 
 def html_parts(found: Comparison) -> Iterator[str]:
-    """A comparison for a notebook: scores by environment, probabilities of improvement, and caveats."""
+    """The parts of a comparison shown in a notebook: scores by environment, probabilities of improvement, and
+    caveats."""
     yield html.paragraph(f"The score of a seed: {found.score}. Intervals are 95 %, over seeds.")
     for environment in dict.fromkeys(g.environment for g in found.groups):
         groups = [g for g in found.groups if g.environment == environment]

@@ -17,8 +17,8 @@ FILE_NAME = "credit.npz"
 
 @dataclass(frozen=True)
 class EpisodeCredit:
-    """One episode of a trained agent, and the weight that each estimator gives to each action. T steps; rewards are in
-    the environment's units.
+    """One episode of a trained agent, and the weight that each estimator gives to each action. It has T steps, and
+    rewards are in the environment's units.
 
     Every estimator is linear in the rewards and values, so a learner that scales its rewards by 1/σ also scales these
     weights by 1/σ. It then centres and scales them over a batch if `normalize_advantage` is set.
@@ -42,19 +42,20 @@ class EpisodeCredit:
     td_error: np.ndarray | None
     """δ_t = r_t + γ V(s_{t+1}) − V(s_t) [T]; None without a critic."""
     weights: dict[str, np.ndarray]
-    """Estimator → Ψ_t [T]. Without a critic, only the estimators that need none."""
+    """Estimator → Ψ_t [T]. Without a critic, it contains only the estimators that need none."""
     policy: dict[str, np.ndarray]
-    """π(·|s_t): `probability` [T, A], or `mean` and `std` [T, K] for a Box; `median`, `low` and `high` of a squashed
-    one, which are tanh of the mean and of the mean ± σ. For an action of several parts, each name follows the part's
-    key and a slash."""
+    """π(·|s_t): `probability` [T, A]; for a Box, `mean` and `std` [T, K]; for a squashed Box, `median`, `low` and
+    `high`, which are tanh of the mean and of the mean ± σ. For an action with several parts, each name is preceded by
+    the part's key and a slash."""
     action: np.ndarray
-    """The action taken [T, …], before it is clipped; choices are counted from 0, and several parts form one vector."""
+    """The action taken [T, …], before it is clipped. Choices are counted from 0, and the parts of an action are joined
+    into one vector."""
     picture_steps: np.ndarray
     """The steps that have a picture [F], in increasing order."""
     pictures: tuple[bytes, ...]
     """s_t at those steps, as WebP."""
     picture_note: str
-    """Why there are no pictures; empty if there are some."""
+    """Why there are no pictures; empty if there are any."""
     mask: np.ndarray | None = None
     """Which choices were allowed [T, M]; None if the environment never forbids a choice."""
     image_steps: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -63,7 +64,8 @@ class EpisodeCredit:
     """Key of an image in the observation → the image at those steps, as WebP. The key is empty if the whole observation
     is one image."""
     influence: np.ndarray | None = None
-    """With a memory: ‖∂(outputs of the policy at t)/∂(observation at k)‖ for some decisions t and all k [R, K]."""
+    """‖∂(outputs of the policy at t)/∂(observation at k)‖ for some decisions t and all k [R, K]; None without a
+    memory."""
     influence_steps: np.ndarray | None = None
     """The steps t of those decisions [R]."""
 
@@ -91,7 +93,7 @@ class EpisodeCredit:
 
     @property
     def parts(self) -> list["Part"]:
-        """The parts of the action; one with the key "" if it is not a Dict or Tuple."""
+        """The parts of the action; a single part with the key "" if it is not a Dict or Tuple."""
         return parts_of(self.policy, self.action)
 
     @property
@@ -116,7 +118,7 @@ def parts_of(policy: dict[str, np.ndarray], action: np.ndarray) -> list[Part]:
     """Split an action into its parts.
 
     Raises:
-        ValueError: its parts differ from the policy's.
+        ValueError: the action's parts differ from the policy's.
     """
     if not any("/" in name for name in policy):
         return [Part("", policy, action)]

@@ -27,7 +27,8 @@ def thin(x: np.ndarray, y: np.ndarray, buckets: int) -> tuple[np.ndarray, np.nda
 
 
 def common_steps(record: Record, points: int) -> np.ndarray:
-    """Equally spaced environment steps [P] within the range that all seeds cover, so that means are over all seeds."""
+    """Equally spaced environment steps [P] within the range that all seeds cover, so that every mean is taken over all
+    seeds."""
     first, last = np.nanmax(record.steps[:, 0]), min(record.reached, np.nanmax(record.steps))
     return np.linspace(first, last, min(points, record.steps.shape[1]))
 

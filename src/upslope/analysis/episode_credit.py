@@ -76,7 +76,7 @@ def label(estimator: Estimator) -> str:
 
 
 def own_label(config: Config) -> str | None:
-    """The label of the estimator that a run was trained with; None for a custom one and for imitation.
+    """The label of the estimator that a run was trained with; None for a custom estimator and for imitation.
 
     An estimator that compares the episodes of a group also gets a label, although it cannot weigh a single episode.
     """
@@ -119,7 +119,8 @@ def credit_of(
         episode_seed: each number gives a different episode.
         checkpoint: `last` or `best`.
         environment, model: needed if they cannot be found by name, as in `upslope.resume`.
-        max_episode_steps: steps after which the episode is truncated; by default the run's or the environment's limit.
+        max_episode_steps: the number of steps after which the episode is truncated; by default the run's or the
+            environment's limit.
         trust: allow the code that the run's config.json names; registered Gymnasium ids, upslope's own environments and
             runs trained on this machine do not need it.
 
@@ -214,7 +215,7 @@ def values_of(agent: Agent, rollout: Rollout) -> Values:
 
 
 def describe(policy: Distribution, head: ActionHead) -> dict[str, np.ndarray]:
-    """The parameters of π(·|s_t) shown on a page, each [T, …]."""
+    """The parameters of π(·|s_t) that a page shows, each [T, …]."""
     if isinstance(policy, Product) and isinstance(head, ProductHead):
         pairs = zip(head.children, policy.parts, strict=True)
         described = {key: describe(part, inner) for (key, inner), part in pairs}

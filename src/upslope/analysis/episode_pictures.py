@@ -1,4 +1,4 @@
-"""Small pictures of an episode: of every state in which the agent acted, or of every second, fourth … one."""
+"""Small pictures of an episode: of every state in which the agent acted, or of every second, fourth, … of them."""
 
 import io
 from collections.abc import Callable
@@ -94,7 +94,7 @@ def follow(env: gymnasium.Env) -> None:
 
 
 def watched(environment: HostEnvironment, pictures: Pictures) -> HostEnvironment:
-    """Wrap an environment so that it takes pictures while it is played; unchanged if it cannot render."""
+    """Wrap an environment so that it takes pictures while it is played; return it unchanged if it cannot render."""
     if not can_encode(pictures):
         return environment
     try:
@@ -163,7 +163,7 @@ def draw_cells(cells: np.ndarray, environment: Tabular, rollout: Rollout, pictur
 
 
 def can_encode(pictures: Pictures) -> bool:
-    """Whether Pillow is installed; if not, the note of `pictures` says so."""
+    """Whether Pillow is installed; if it is not, set the note of `pictures`."""
     try:
         import PIL.Image  # noqa: F401 - only whether it can be imported
     except ImportError:
@@ -172,7 +172,7 @@ def can_encode(pictures: Pictures) -> bool:
 
 
 def encode(picture: np.ndarray, *, is_exact: bool = False) -> bytes:
-    """Encode RGB [height, width, 3] as WebP, with the longer side at most `MAX_SIDE`; losslessly if `is_exact`."""
+    """Encode RGB [height, width, 3] as WebP, with a longer side of at most `MAX_SIDE`; losslessly if `is_exact`."""
     from PIL import Image
 
     image, buffer = Image.fromarray(picture.astype(np.uint8)), io.BytesIO()

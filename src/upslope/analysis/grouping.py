@@ -1,4 +1,4 @@
-"""Groups of runs that differ only in their seeds, and the warnings that a reader needs."""
+"""Group runs that differ only in their seeds, and collect the warnings that a reader needs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,7 +64,8 @@ def group(records: Sequence[Record]) -> tuple[list[Member], list[str]]:
 
 
 def without_repeats(pool: list[Record]) -> tuple[list[Record], list[str]]:
-    """Keep each seed once: preferably from the run that got furthest, then an evaluated one, then the first given."""
+    """Keep each seed once: from the run that got furthest. In a tie, prefer an evaluated run, then the run given
+    first."""
     chosen: dict[int, Record] = {}
     for record in sorted(pool, key=lambda r: (-r.reached, not len(r.evaluations))):
         for seed in record.seeds:
@@ -95,8 +96,8 @@ def environment_of(config: Config) -> str:
 
 
 def settings_of(record: Record) -> dict[str, Any]:
-    """The settings that distinguish a run from others of its algorithm and environment, including all fields of a
-    custom estimator or objective."""
+    """The settings that distinguish a run from others with the same algorithm and environment, including all fields of
+    a custom estimator or objective."""
     settings = {name: value for name, value in record.config.to_json().items() if name not in NOT_SETTINGS}
     for role in ("estimator", "objective"):
         if ":" in settings[role]:
@@ -111,8 +112,8 @@ def differing(pool: list[Record], rivals: list[list[Record]]) -> dict[str, Any]:
 
 
 def in_words(settings: dict[str, Any], rivals: list[list[Record]]) -> list[str]:
-    """Settings as `name=value`. Numbers have four digits, unless another group has a different number with the same
-    four digits."""
+    """Format settings as `name=value`. Numbers have four digits, unless another group has a different number with the
+    same four digits."""
     others = [settings_of(pool[0]) for pool in rivals]
 
     def shown(name: str, value: Any) -> Any:
@@ -197,7 +198,7 @@ def unfinished(record: Record) -> str:
 
 
 def stopped_early(member: Member) -> str:
-    """A warning if seeds stopped where they reached --stop-at-return, since that rule selects high returns."""
+    """A warning if seeds stopped when they reached --stop-at-return, since that rule selects high returns."""
     steps = [r.stopped[seed] for r, seed in member.seeds_of_records() if seed in r.stopped]
     if not steps:
         return ""

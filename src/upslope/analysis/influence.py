@@ -14,10 +14,10 @@ from upslope.models.composed import Composed
 from upslope.models.model import has_memory, unroll
 
 LONGEST = 256
-"""Only the first steps of a longer episode are examined."""
+"""Maximum number of steps examined; the rest of a longer episode is ignored."""
 ROWS, ROWS_OF_IMAGES = 64, 16
-"""Number of decisions examined, evenly spaced. Each needs a backward pass through the episode, which is slow for
-images."""
+"""Maximum number of decisions examined, evenly spaced. Each needs a backward pass through the episode, and these are
+slow for images."""
 EXACT = 4
 """Largest number of outputs differentiated one by one. If there are more, this many sums with random signs are
 differentiated instead."""
@@ -36,8 +36,8 @@ def influence_of(agent: Agent, rollout: Rollout) -> Influence | None:
     """The influence of each observation on later decisions of one episode [T, 1]; None without a memory.
 
     The outputs are a policy's logits before masking, or its means. The observation is taken as the network reads it,
-    after normalisation and preparation. The norm is over both (Frobenius): it is exact for up to `EXACT` outputs, and
-    estimated from random signs for more (Hutchinson 1989).
+    after normalisation and preparation. The norm is taken over all outputs and all numbers of the observation
+    (Frobenius). It is exact for up to `EXACT` outputs, and estimated from random signs for more (Hutchinson 1989).
     """
     if not has_memory(agent.model):
         return None
@@ -71,7 +71,7 @@ def influence_of(agent: Agent, rollout: Rollout) -> Influence | None:
         probes = jnp.asarray(probes_of(out.shape[1]))
 
         def one(row: Array) -> Float[Array, "T"]:
-            """Σ over probes of the squared gradient of the outputs of one step."""
+            """The squared gradient of one step's outputs, summed over the probes."""
             squares = jnp.zeros(length)
             for probe in probes:
                 for k, x in zip(moving, back(jnp.zeros_like(out).at[row].set(probe))[0], strict=True):

@@ -37,18 +37,18 @@ from upslope.runs.minari_datasets import sampled
 from upslope.runs.policy import Which, has_masks, load_agents, require_finite, spaces_of
 
 LEAST_EFFECTIVE = 50
-"""A weighted estimate that rests on fewer effective episodes than this is refused: `benchmarks/off_policy.py` shows
-that its interval would be too narrow."""
+"""Minimum number of effective episodes for a weighted estimate. With fewer, the estimate is refused, because its
+interval would be too narrow, as `benchmarks/off_policy.py` shows."""
 MOST_UNSEEN = 0.05
 """Q is fitted only if the probability, under π, of actions that were never recorded does not exceed this."""
 FARTHEST, LEAST_SHIFT = 5.0, 0.01
-"""The ratios are rejected if their mean is more than `FARTHEST` standard errors away from 1, and if its deviation from
-1, multiplied by the length of an episode, exceeds `LEAST_SHIFT`."""
+"""The ratios are rejected if their mean is more than `FARTHEST` standard errors away from 1 and its deviation from 1,
+multiplied by the length of an episode, exceeds `LEAST_SHIFT`."""
 SETTLED = 0.05
-"""Q has not converged if the rewards of an episode differ from those that it explains by this share of the spread of
-the returns."""
+"""Q has not converged if the mean discounted reward per episode that it leaves unexplained exceeds this fraction of the
+standard deviation of the returns by more than the sampling error."""
 ROWS = 4096
-"""Number of rows computed together."""
+"""Number of rows that are computed in one block."""
 SAMPLES = 32
 """Number of actions drawn from π to estimate V̂(s) when the expectation over actions is not a finite sum."""
 
@@ -68,17 +68,17 @@ def judge(
     """Estimate what a policy would earn from episodes that another policy recorded (off-policy evaluation).
 
     The estimators are importance sampling by trajectory and per decision, plain and weighted; fitted Q evaluation; and
-    doubly robust estimators. Each gives a number with an interval, or the reason why the data cannot tell. Nothing is
-    run: the environment is not created.
+    doubly robust estimators. Each gives a number with an interval, or the reason why the data cannot tell. No episode
+    is played, and the environment is not created.
 
     Args:
         run: the run directory.
-        data: the recorded episodes, a file of `upslope.record` or `minari:NAME`.
+        data: the recorded episodes: a file written by `upslope.record`, or `minari:NAME`.
         seed: one of the run's seeds; by default the first.
         checkpoint: `last` or `best`.
-        gamma: γ of the value; by default the run's. 1 is the undiscounted return, as reported by `upslope.evaluate`.
-        horizon: count only the first steps of an episode. By default all count, and an episode that was cut off is
-            continued by the fitted Q.
+        gamma: the discount γ; by default the run's. With 1, the return is undiscounted, as in `upslope.evaluate`.
+        horizon: number of steps that count, from the start of each episode. By default all steps count, and the fitted
+            Q estimates what would have followed in an episode that was cut off.
         iterations: number of regressions that fit Q; by default four horizons 1/(1−γ), but at least 200 and at most
             1,000.
         model: the class or factory of a custom model, if it cannot be found by its name.
@@ -170,7 +170,7 @@ class Case:
 
     @property
     def cut(self) -> np.ndarray:
-        """The episodes whose remainder is unknown: truncated before the end, or before the horizon."""
+        """The episodes whose remainder is unknown, because they were truncated before the end or before the horizon."""
         is_cut = np.asarray(self.rollout.truncated)[: len(self.valid)].any(axis=0)
         if self.horizon is not None:
             is_cut &= self.rollout.valid.sum(axis=0) < self.horizon
@@ -295,8 +295,8 @@ class Case:
         return (why, None) if why else ("", tail)
 
     def why_unsettled(self, tail: Tail, spread: float, fitting: Fitting) -> str:
-        """Why Q̂ does not explain the recorded rewards, judged by the mean Σ_t γ^t δ_t over episodes to which it was not
-        fitted; empty if it does."""
+        """Why Q̂ does not explain the recorded rewards; empty if it does. The measure is the mean of Σ_t γ^t δ_t over
+        episodes to which Q̂ was not fitted."""
         surprise = self.surprise(tail)
         if self.rollout.action_mask is not None:
             surprise[self.valid.sum(axis=0)[self.cut] - 1, self.cut] = 0.0
@@ -320,8 +320,8 @@ class Case:
         return "" if self.valid.shape[1] > 1 else "one episode cannot be divided into two halves"
 
     def steps(self) -> tuple[Steps, np.ndarray, np.ndarray]:
-        """The recorded steps in one sequence, episode by episode; the index of each step in it [T, N]; and an action of
-        π at each state."""
+        """The recorded steps in one sequence, episode by episode; the index of each step in this sequence [T, N]; and
+        an action drawn from π at each state."""
         rollout, valid = self.rollout, self.valid
         length = valid.sum(axis=0)
         starts = np.cumsum(length) - length
@@ -364,7 +364,7 @@ class Case:
     def why_unseen(self, steps: Steps, drawn: np.ndarray) -> str:
         """Why the recorded actions reveal too little about the actions that π takes; empty if they reveal enough."""
         head = self.agent.head
-        # Compared as the environment receives them, so that an action beyond a bound counts as one at the bound.
+        # Actions are compared as the environment receives them, so an action beyond a bound counts as one at the bound.
         recorded, drawn = (sampled(head, head.to_environment(np.asarray(x))) for x in (steps.action, drawn))
         if isinstance(head, DiscreteHead):
             is_unseen = ~np.isin(drawn, np.unique(recorded))
@@ -379,7 +379,7 @@ class Case:
         )
 
     def valued(self, values: Any, steps: Steps, place: np.ndarray, fold_of: np.ndarray) -> Tail:
-        """Q̂ and V̂ of every step, and V̂ of the final observations, computed by the Q of each episode's fold."""
+        """Q̂ and V̂ of every step, and V̂ of the final observations, computed with the Q of each episode's fold."""
         states, finals = len(self.episode_of_rows()) + len(fold_of), np.zeros((len(fold_of), *steps.action.shape[1:]))
         action = np.concatenate([steps.action, finals.astype(steps.action.dtype)])
         fold = np.concatenate([fold_of[self.episode_of_rows()], fold_of])
@@ -399,7 +399,7 @@ class Case:
 
 
 def judged(found: Estimated) -> Judged:
-    """The estimate, which is refused if it rests on too few episodes."""
+    """Convert an estimate, refusing it if it rests on too few effective episodes."""
     if not found.effective >= LEAST_EFFECTIVE:
         rests = f"{found.effective:.1f}" if np.isfinite(found.effective) else "0"
         return refused(f"it would rest on {rests} effective episodes, fewer than {LEAST_EFFECTIVE}")
@@ -447,7 +447,7 @@ def log_probabilities(agent: Agent, rollout: Rollout) -> np.ndarray:
 
 
 def padded_mask(rollout: Rollout) -> Any:
-    """The masks; every action is allowed in the padding."""
+    """The rollout's masks, with every action allowed in the padding."""
     mask = rollout.action_mask
     return None if mask is None else np.asarray(mask) | ~np.asarray(rollout.valid)[..., None]
 

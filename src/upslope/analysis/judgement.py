@@ -27,7 +27,7 @@ class Judged:
     """One estimator's estimate of V^π."""
 
     value: float | None
-    """None if it is refused."""
+    """None if the estimate is refused."""
     half_width: float | None
     """Half the width of the 95 % interval; None without one."""
     effective: float | None
@@ -36,7 +36,7 @@ class Judged:
     """Why there is no number; empty if there is one."""
 
     def words(self) -> str:
-        """`14.0 ± 3.9`, or a dash."""
+        """Format as `14.0 ± 3.9`, or as a dash if there is no number."""
         if self.value is None:
             return "–"
         return number(self.value) if self.half_width is None else plus_minus(self.value, self.half_width)
@@ -44,7 +44,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Judgement:
-    """Estimates of V^π = E[Σ_t γ^t r_t] from episodes that another policy recorded, by estimator."""
+    """Each estimator's estimate of V^π = E[Σ_t γ^t r_t] from episodes that another policy recorded."""
 
     run: str
     seed: int

@@ -28,7 +28,7 @@ EXPLANATIONS = {
         resources.files("upslope.analysis").joinpath("metrics.yaml").read_text("utf-8")
     ).items()
 }
-"""Explanations by the metric's name in metrics.jsonl, in display order."""
+"""Explanations, keyed by the metric's name in metrics.jsonl, in display order."""
 HEALTH = {name: explanation for name, explanation in EXPLANATIONS.items() if name.startswith(PREFIX)}
 METRICS = {name: explanation for name, explanation in EXPLANATIONS.items() if name not in HEALTH}
 

@@ -16,11 +16,11 @@ HUES = np.array(
 """The colours of a board's channels, repeated if there are more channels (Okabe and Ito 2008; colour-blind readers can
 tell them apart)."""
 MAX_IMAGES = 4
-"""Largest number of images per observation that are drawn."""
+"""Maximum number of images that are drawn per observation."""
 
 
 def observed_pictures(encoder: ObservationEncoder, observation: Any) -> tuple[np.ndarray, dict[str, tuple[bytes, ...]]]:
-    """The steps that are drawn [F], and each image of the observation [T, …] at those steps, as WebP by its key."""
+    """The steps that are drawn [F], and, by key, each image of the observation [T, …] at those steps, as WebP."""
     leaves = [(key, layout_of(part), part, x) for key, part, x in encoder.leaves(observation)]
     images = [(key, layout, part, np.asarray(x)) for key, layout, part, x in leaves if layout is not None][:MAX_IMAGES]
     if not images or not can_encode(Pictures()):
@@ -31,7 +31,7 @@ def observed_pictures(encoder: ObservationEncoder, observation: Any) -> tuple[np
 
 
 def drawn(layout: ImageLayout, part: ObservationEncoder, images: np.ndarray, steps: np.ndarray) -> tuple[bytes, ...]:
-    """Images [T, …] at these steps as WebP."""
+    """Encode images [T, …] at these steps as WebP."""
     is_board = part.is_board if isinstance(part, ImageEncoder) else max(layout.size[:2]) <= BOARD
     colours = board_colours if is_board else photographs
     kept = colours(layout, images[steps], is_bytes=isinstance(part, ImageEncoder))
@@ -39,8 +39,8 @@ def drawn(layout: ImageLayout, part: ObservationEncoder, images: np.ndarray, ste
 
 
 def photographs(layout: ImageLayout, images: Any, *, is_bytes: bool) -> np.ndarray:
-    """Pictures as RGB [F, height, width, 3]. Of stacked frames, the newest is used; floats are scaled to their range in
-    the episode."""
+    """Convert pictures to RGB [F, height, width, 3]. If frames are stacked, only the newest is used. Floats are scaled
+    to their range in the episode."""
     shown: Any = layout.channels_last(images)
     others = [size for axis, size in enumerate(layout.shape) if axis not in (layout.height, layout.width)]
     channels = others[-1] if others else 1
@@ -53,8 +53,8 @@ def photographs(layout: ImageLayout, images: Any, *, is_bytes: bool) -> np.ndarr
 
 
 def board_colours(layout: ImageLayout, images: Any, *, is_bytes: bool) -> np.ndarray:
-    """Boards as RGB [F, height, width, 3]: each channel has a colour, whose brightness shows the number relative to its
-    range in the episode."""
+    """Convert boards to RGB [F, height, width, 3]. Each channel has a colour, whose brightness shows where a value lies
+    within the channel's range in the episode."""
     numbers: Any = layout.channels_last(images).astype(np.float64)
     low, high = numbers.min(axis=(0, 1, 2)), numbers.max(axis=(0, 1, 2))
     shares = (numbers - low) / np.where(high > low, high - low, 1.0)
@@ -64,6 +64,6 @@ def board_colours(layout: ImageLayout, images: Any, *, is_bytes: bool) -> np.nda
 
 
 def enlarged(image: np.ndarray) -> np.ndarray:
-    """The image with each pixel repeated, so that it is large enough to see."""
+    """Repeat each pixel of the image, so that it is large enough to see."""
     times = max(1, SIDE // max(image.shape[:2]))
     return image.repeat(times, axis=0).repeat(times, axis=1)

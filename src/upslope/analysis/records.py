@@ -24,7 +24,7 @@ from upslope.runs.directory import INFO, STOP, RunDirectory
 NOT_METRICS = ("iteration", "seed", "step")
 MAX_COUNT, MAX_NUMBER = 2**53, 1e60
 MAX_COLUMNS, MAX_PADDING = 2000, 200
-"""Limits against mostly empty tables, which could exhaust the memory; no real run produces one. A table may have about
+"""Limits that reject mostly empty tables, which could exhaust memory. No real run produces one. A table may have about
 `MAX_PADDING` times as many cells as values."""
 SMALL_TABLE = 1 << 22
 """A table with at most this many cells is always accepted, however empty it is."""
@@ -32,11 +32,12 @@ SMALL_TABLE = 1 << 22
 
 @dataclass(frozen=True)
 class Record:
-    """A run as arrays. S seeds, I iterations; rows of a seed that finished earlier than others end in nan."""
+    """A run as arrays, for S seeds and I iterations. Rows of a seed that finished before the others are padded with
+    nan."""
 
     path: Path
     description: dict[str, Any]
-    """config.json: format, created, versions, config, axes, spaces."""
+    """The content of config.json: format, created, versions, config, axes, spaces."""
     config: Config
     seeds: tuple[int, ...]
     """The S seeds, in the run's order."""
@@ -58,7 +59,7 @@ class Record:
 
     @property
     def versions(self) -> dict[str, Any]:
-        """The versions of the packages with which the run was made."""
+        """The versions of the packages that produced the run."""
         return self.description["versions"]
 
     @cached_property
@@ -71,7 +72,7 @@ class Record:
 
     @property
     def spent(self) -> int:
-        """The steps of the budget that every seed has spent; for a run on recorded data, the whole budget."""
+        """How many steps of the budget every seed has spent; for a run on recorded data, the whole budget."""
         return self.config.steps if self.config.data is not None else min(self.config.steps, self.reached)
 
     @property
@@ -156,7 +157,7 @@ def measured(rows: np.ndarray, metric: str, path: Path) -> np.ndarray:
 def read_records(
     runs: str | Path | Sequence[str | Path], *, with_evaluations: bool = False, with_metrics: bool = True
 ) -> tuple[list[Record], list[str]]:
-    """Read each folder once, and each run in an archive that `upslope.bundle` made. A path that is not a readable run
+    """Read each folder once, and every run in archives made by `upslope.bundle`. A path that is not a readable run
     gives only a warning, since `runs/*` may match other things. `with_evaluations` also reads evaluations, and leaves
     out a run whose evaluation.csv is damaged. Without metrics, `metrics` is empty, as in `read_record`.
 
@@ -198,7 +199,7 @@ def read_records(
 
 @contextmanager
 def named(run: str | Path) -> Iterator[None]:
-    """Turn any failure to read a run into an error that names the run, so that it can be left out."""
+    """Turn any failure to read a run into an error that names the run, so that the run can be left out."""
     try:
         yield
     except UpslopeError:
@@ -364,7 +365,7 @@ def narrow(numbers: np.ndarray) -> np.ndarray:
 
 
 def joined(parts: list[tuple[int, np.ndarray]], num_rows: int) -> np.ndarray:
-    """Join a column of a table from its parts, each given with the row where it begins."""
+    """Assemble a column of a table from its parts, each of which is given with the row where it begins."""
     column = np.full(num_rows, np.nan, np.result_type(np.float32, *(part.dtype for _, part in parts)))
     for start, part in parts:
         column[start : start + len(part)] = part

@@ -30,7 +30,7 @@ class Scores:
 
 
 def common_budget(environment: str, members: Sequence[Member]) -> int | None:
-    """The steps that every run of an environment has spent, ignoring runs on recorded data."""
+    """The number of steps that every run in an environment has completed, ignoring runs on recorded data."""
     records = [r for m in members if m.environment == environment for r in m.records if r.config.data is None]
     return min((record.spent for record in records), default=None)
 
@@ -72,7 +72,7 @@ def scores_of(members: Sequence[Member], score: Score = "auto") -> Scores:
     """Score every seed of every group in the same way.
 
     If all runs have been evaluated, `auto` uses evaluation episodes of the last checkpoint with the stochastic policy,
-    which is the policy that was trained. Otherwise it uses the last training episodes.
+    which is the policy that was trained. Otherwise it uses the 100 most recent training episodes.
 
     Raises:
         UpslopeError: a run does not have the requested episodes.
@@ -97,8 +97,8 @@ def records_metric(members: Sequence[Member]) -> str:
 
 
 def evaluation_of(record: Record, mode: str) -> np.ndarray:
-    """The evaluation episodes of a mode at the last checkpoint. The best checkpoint is not used, since it was selected
-    partly by chance."""
+    """The evaluation episodes that were played in a mode from the last checkpoint. The best checkpoint is not used,
+    since it was selected partly by chance."""
     rows = record.evaluations
     return rows[(rows["mode"] == mode) & (rows["checkpoint"] == "last")]
 
@@ -142,10 +142,11 @@ def evaluated(members: Sequence[Member], mode: str, without: list[Record]) -> Sc
 
 
 def trained(members: Sequence[Member], warnings: list[str]) -> Scores:
-    """Score each seed by the mean of its last training episodes, at the common budget if a run is unfinished."""
+    """Score each seed by its mean over the last 100 training episodes, up to the common budget if a run is
+    unfinished."""
     at = {environment: common_budget(environment, members) or 0 for environment in unfinished_of(members)}
     warnings += [
-        f"not every run in {environment} is finished: all are scored by the episodes that ended within {steps:,} "
+        f"not every run in {environment} is finished: all are scored on the episodes that ended within {steps:,} "
         "steps, the budget that all have spent"
         for environment, steps in at.items()
     ]

@@ -24,13 +24,13 @@ LARGE = 100
 """From this number of seeds on, the ratio of the quantiles is treated as constant: for the interquartile mean it is
 1.090 here, and its limit is √1.195 = 1.093 (the asymptotic variance of the mean trimmed by a quarter on each side)."""
 TAIL = 0.25
-"""Fraction that the interquartile mean leaves out on each side."""
+"""Fraction of the seeds that the interquartile mean leaves out on each side."""
 WINSORISED_FROM = 10
 """Minimum number of seeds for a winsorised variance: with fewer, it has under five degrees of freedom."""
 SEARCH_OFFSET = 1e-9
 """Distance from the estimate at which the search for an endpoint of its interval starts."""
 WINDOW = 100
-"""Number of last episodes averaged in a learning curve."""
+"""Number of episodes averaged at each point of a learning curve: the most recent ones."""
 HUNDREDTHS = 0.5
 """The `spread` that gives probabilities and normalised scores two decimals; a few seeds support no more."""
 
@@ -194,8 +194,8 @@ STATISTICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 @cache
 def calibrated(statistic: str, n: int) -> float:
-    """c_n, the 95 % quantile of |T|/s over samples of n standard normal seeds: T is the statistic, s the sample's
-    standard deviation.
+    """c_n, the 95 % quantile of |T|/s over samples of n standard normal seeds, where T is the statistic and s the
+    sample's standard deviation.
 
     The distribution of (T − μ)/s does not depend on μ and σ, so T ± c_n·s covers μ in exactly 95 % of normal samples.
     Student's interval is the case T = mean, c_n = t/√n. The simulation, which has a fixed seed, measures both quantiles
@@ -222,9 +222,9 @@ def probability_of_improvement(x: np.ndarray, y: np.ndarray) -> Estimate:
 
     The estimate is the Mann–Whitney statistic U/(S·R). The interval inverts the score test |θ̂ − θ| ≤ t √V(θ) with the
     variance V of Hanley and McNeil (Newcombe 2006, method 5). It therefore has a nonzero width even if one side always
-    wins, and stays within [0, 1]. t has S + R − 2 degrees of freedom: with Newcombe's normal quantile, three seeds that
-    all beat three others would appear to differ, although chance alone produces this result one time in ten. There is
-    no interval if either side has only one seed.
+    wins, and stays within [0, 1]. t has S + R − 2 degrees of freedom: with Newcombe's normal quantile, a result in
+    which three seeds all beat three others would count as a difference, although chance alone produces it one time in
+    ten. There is no interval if either side has only one seed.
     """
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         return Estimate(math.nan, None)

@@ -1,4 +1,4 @@
-"""The arguments that several commands share."""
+"""Arguments that several commands share."""
 
 from pathlib import Path
 from typing import Annotated, Literal

@@ -18,7 +18,7 @@ MANY_GROUPS = 6
 """Maximum number of groups for which all pairs are shown. With more groups, only pairs with the best group are
 shown."""
 PROFILE_COLUMNS = (0.25, 0.5, 0.75)
-"""Normalised scores at which the profile is shown."""
+"""Normalised scores at which the performance profile is shown."""
 
 
 def comparison_page(comparison: Comparison) -> RenderableType:
@@ -120,5 +120,5 @@ def name_of(group: Group) -> Text:
 
 
 def share_words(share: float) -> str:
-    """A share as a percentage; a dash if it is unknown."""
+    """Format a share as a percentage, or as a dash if it is unknown."""
     return "–" if math.isnan(share) else f"{share:.0%}"

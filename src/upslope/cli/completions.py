@@ -11,9 +11,10 @@ from upslope.config.coercion import REGISTRY
 from upslope.errors import UpslopeError
 
 SPECIFICATION = re.compile("^COMPLETION_SPEC = .*$", re.MULTILINE)
-"""The line of a script that contains all commands and flags."""
+"""The line of a completion script that contains all commands and flags."""
 BREAK = re.compile(r"\\+n")
-"""A line break in that line. The text after a line break in a help text would be offered as a separate word."""
+"""An escaped line break in that line. If a help text kept its line breaks, the shell would offer the text after each
+break as a separate word."""
 FILES_TOO = """ # If a flag or argument has no fixed values, complete file names, e.g. of runs and outputs. _upslope() {
   _tyro_upslope
   [[ ${#COMPREPLY[@]} -eq 1 && -z ${COMPREPLY[0]} ]] && COMPREPLY=()

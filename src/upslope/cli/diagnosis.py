@@ -1,4 +1,4 @@
-"""The commands that diagnose problems of a run, an environment or upslope itself.
+"""The commands that diagnose problems with a run, an environment or upslope itself.
 
 Each is a function whose parameters and docstring define its flags. Heavy imports happen inside it, so that `--help` and
 error messages appear immediately.

@@ -39,7 +39,8 @@ def diagnosis_view(found: Diagnosis) -> RenderableType:
 
 
 def rule_lines(found: Diagnosis) -> Iterator[RenderableType]:
-    """A line with the rules that were checked, if none raised an alarm, and a line with the rules that lacked data."""
+    """A line that lists the rules that were checked, if none raised an alarm, and a line that lists the rules without
+    enough data."""
     if not found.alarms:
         yield Text(f"Checked: {spaced(found.checked)}.", "dim")
     lacking = [f"{spaced([name])} ({what})" for name, what in found.unchecked.items()]

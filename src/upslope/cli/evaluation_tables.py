@@ -55,7 +55,7 @@ def evaluation_table(run: Path, checkpoint: str, found: Mapping[str, Evaluation]
 
 
 def judgement_view(found: Judgement) -> RenderableType:
-    """The result of each estimator, the verdict, and the data on which it is based."""
+    """The result of each estimator, the verdict, and a description of the data on which the verdict is based."""
     first, value, effective, *why = found.columns
     shown = table(found.title, (first, f">{value}", f">{effective}", *why), found.rows())
     return Lines(shown, Text(found.conclusion), *map(warning, found.notes))

@@ -77,7 +77,7 @@ def lab(
     quick: Switch = False,
     json: Switch = False,
 ) -> None:
-    """Test the lecture's claims by experiments, and show the predictions, measurements and verdicts on one HTML page.
+    """Test the lecture's claims with experiments, and show the predictions, measurements and verdicts on one HTML page.
 
     It takes one to two minutes on two cores and needs the extra `report`. The exit status is 0 even if a claim is
     refuted, because that is a finding.
@@ -95,7 +95,7 @@ def lab(
     from upslope.learning.devices import computing
     from upslope.report.page import plotly_script
 
-    plotly_script()  # if Plotly is missing, fail now and not after minutes
+    plotly_script()  # if Plotly is missing, fail now rather than minutes later
     from upslope.core.storage import write_atomically
     from upslope.lab import page, run
     from upslope.report.output import page_path

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Import without Python's garbage collector, which would scan the new modules repeatedly and find no garbage.
+    """Disable Python's garbage collector during imports, because it would repeatedly scan the new modules and find no
+    garbage.
 
     Afterwards, the collector ignores these modules."""
     gc.disable()

@@ -1,4 +1,4 @@
-"""The tables of `upslope list`. The modules listed in them are not imported."""
+"""The tables of `upslope list`, which are printed without importing the modules that they list."""
 
 from collections.abc import Iterator
 

@@ -18,11 +18,11 @@ from upslope.errors import UpslopeError
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
-"""The status that a shell reports for a program whose output pipe was closed, e.g. by `head`."""
+"""The exit status that a shell reports for a program whose output pipe was closed, e.g. by `head`."""
 THREAD_SECONDS = 5.0
-"""Seconds for which threads that an environment left running may continue after a command."""
+"""How many seconds to wait, after a command, for threads that an environment left running."""
 MAX_NAMED = 3
-"""Maximum number of threads that a message names."""
+"""Maximum number of threads named in a message."""
 
 COMMANDS: dict[str, str] = {
     **{"train": "train:Train", "resume": "train:resume"},
@@ -38,7 +38,7 @@ COMMANDS: dict[str, str] = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the `upslope` command. Without `arguments`, use those of this process, and end the process afterwards."""
+    """Run the `upslope` command. Without `arguments`, use those of this process, and exit the process afterwards."""
     if arguments is not None:
         carry_out(arguments)
         return
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def carry_out(arguments: list[str]) -> None:
-    """Run a command. Errors are reported in one message."""
+    """Run a command. Each error is reported in a single message."""
     try:
         try:
             offer_folder(current_folder())
@@ -95,7 +95,7 @@ def leave_threads(code: Any) -> None:
     if not left:
         return
     if end_pools := getattr(sys.modules.get("concurrent.futures.thread"), "_python_exit", None):
-        threading.Thread(target=end_pools, daemon=True).start()  # this ends their idle threads, as Python does at exit
+        threading.Thread(target=end_pools, daemon=True).start()  # ends idle pool threads, as Python does at exit
     until = monotonic() + THREAD_SECONDS
     for thread in left:
         thread.join(max(0.0, until - monotonic()))
@@ -120,7 +120,7 @@ def others_threads() -> list[threading.Thread]:
 
 
 def fail(words: str) -> NoReturn:
-    """Print why the command cannot be executed, and exit."""
+    """Print the reason why the command cannot be executed, and exit."""
     print(f"upslope: {readable(words)}", file=sys.stderr)
     sys.exit(EXIT_BAD_INPUT)
 

@@ -136,7 +136,7 @@ def judge(
         checkpoint: The checkpoint to judge.
         gamma: γ of the estimated return; by default that of the run. 1 gives the undiscounted return that
             `upslope evaluate` reports.
-        horizon: Count only this many first steps of each episode. By default, all steps count, and the fitted Q
+        horizon: Number of steps to count from the start of each episode. By default, all steps count, and the fitted Q
             estimates the rest of a truncated episode.
         iterations: Number of regressions for the fitted Q; by default four times the horizon 1/(1−γ), within 200 to
             1,000.

@@ -11,7 +11,7 @@ from typing import Any
 from upslope.core.messages import readable
 
 PIPE_WIDTH = 160
-"""Width of tables that are not printed to a terminal."""
+"""Width of tables in output that does not go to a terminal."""
 
 
 @contextmanager
@@ -67,6 +67,6 @@ def console() -> Any:
 
     class Pipe(PlainTextConsole):
         def on_broken_pipe(self) -> None:
-            raise  # raise to the caller; rich would end the process
+            raise  # let the caller handle it; rich would end the process
 
     return Pipe(width=shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH)

@@ -134,8 +134,7 @@ def parse(arguments: list[str], default: Config) -> Train:
 
 
 def parse_train(arguments: list[str], *, ask: bool = True) -> tuple[Train, dict[str, Any]]:
-    """Parse the flags and collect the requested settings, which are those of the settings file, overridden by the
-    flags.
+    """Parse the flags and collect the requested settings: those in the settings file, overridden by the flags.
 
     With `ask`, the user is asked whether to trust code that is named only in the file.
     """
@@ -181,7 +180,7 @@ def check_trust_in_file(flags: Train, request: dict[str, Any], given: set[str], 
 def ask_for_trust(runs: Iterable[Path], trust: bool, *, learns: bool = False) -> None:
     """Ask on a terminal whether to trust the code that these runs' configs name.
 
-    Code that is not trusted is refused or omitted later, when it is needed.
+    Untrusted code is refused or omitted later, when it is needed.
     """
     from upslope.config.trust import LEARNING, require
     from upslope.runs.directory import RunDirectory
@@ -193,7 +192,7 @@ def ask_for_trust(runs: Iterable[Path], trust: bool, *, learns: bool = False) ->
 
 
 def config_from(arguments: list[str]) -> Config | None:
-    """The config that the arguments specify, ignoring `--help`; None if they do not specify one."""
+    """The config that the arguments specify, with `--help` ignored; None if they do not specify one."""
     plain = [word for word in arguments if word not in ("-h", "--help")]
     with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit, UpslopeError):
         request = parse_train(plain, ask=False)[1]
@@ -247,7 +246,7 @@ def train(flags: Train, request: dict[str, Any]) -> None:
 
 
 def changed_by(path: Path, request: dict[str, Any]) -> Config:
-    """The config of a run, updated with the settings that are requested now."""
+    """The config of an existing run, updated with the settings requested now."""
     from upslope.runs.directory import RunDirectory
 
     named = {

@@ -1,4 +1,4 @@
-"""Convert flags, YAML, JSON and Python values to a field's type, by tyro's rules and those of `KINDS`."""
+"""Convert flags, YAML, JSON and Python values to a field's type, according to tyro's rules and those in `KINDS`."""
 
 import json
 import reprlib
@@ -61,7 +61,7 @@ REGISTRY = ConstructorRegistry()
 
 @REGISTRY.primitive_rule
 def rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
-    """Apply the rules of `KINDS`, for `tyro.cli` and for `coerce`."""
+    """Apply the rules in `KINDS`, both for `tyro.cli` and for `coerce`."""
     kind = info.type_origin or info.type
     if kind not in KINDS:
         return None
@@ -84,7 +84,7 @@ def is_texts(value: Any) -> bool:
 
 
 def coerce(name: str, value: Any, kind: Any) -> Any:
-    """Convert a value to the type `kind` of the field `name`, since YAML, for example, reads `1e-3` as text.
+    """Convert a value to `kind`, the type of the field `name`. YAML, for example, reads `1e-3` as text.
 
     Raises:
         UpslopeError: the value cannot be converted to that type.

@@ -10,18 +10,18 @@ from upslope.config.presets import DEFAULT_PRESET, preset_of
 
 NOTHING: Mapping[str, Any] = {}
 FROM_THE_RUNG = ("environment", "algorithm", "preset")
-"""Fields that `command_of` does not write as a flag of the same name, but handles separately."""
+"""Fields that `command_of` handles separately instead of writing a flag of the same name."""
 RENAMED = {"start-from": "--from"}
 """Settings whose flag has a different name."""
 REPEATED = {"wrappers": "--wrapper", "ignore-observation": "--ignore-observation", "encoder": "--encoder"}
-"""Settings whose flag is repeated for each value."""
+"""Settings whose flag is repeated, once for each value."""
 
 
 def command_of(config: Config, *, is_continuous: bool, inherited: Mapping[str, Any] = NOTHING) -> str:
     """Return the shortest `upslope train` command for this config.
 
-    It has flags only for values that differ from the defaults or, if the run starts from another, from the `inherited`
-    values."""
+    It has flags only for values that differ from the defaults or, if the run starts from another run, from the
+    `inherited` values."""
     words = ["upslope", "train", config.environment]
     if config.algorithm != Config.algorithm:
         words += ["--algorithm", config.algorithm]
@@ -39,7 +39,7 @@ def command_of(config: Config, *, is_continuous: bool, inherited: Mapping[str, A
 
 
 def wanted_preset(config: Config) -> bool | str:
-    """The `preset` argument that produces this config."""
+    """The `preset` argument that leads to this config."""
     if config.preset is None:
         return False
     recorded = recorded_preset(config)

@@ -322,7 +322,7 @@ MOST = {
     "minibatches": 2**24,
     "memory_size": MAX_WIDTH,
 }
-"""Largest allowed values that differ from `MAX_COUNT`. Sizes that would not fit into any memory are refused early."""
+"""Limits that differ from `MAX_COUNT`. Sizes that would not fit into any machine's memory are refused early."""
 
 
 def is_plain_key(key: str) -> bool:
@@ -376,7 +376,7 @@ def check_ranges(config: Config) -> None:
 
 
 def recorded_preset(config: Config) -> tuple[str, dict[str, Any]] | None:
-    """The name and row of the preset on which a config is based, found by its source."""
+    """The name and row of the preset on which a config is based, identified by its source."""
     rows = presets_of(config.environment, config.algorithm).items()
     return next(((name, row) for name, row in rows if row["source"] == config.preset), None)
 
@@ -403,11 +403,13 @@ def configure(
 
 
 SHORT_NAMES = {"lambda": "lambda_", "from": "start_from", "wrapper": "wrappers"}
-"""Names of flags → the fields that they set, if the names differ."""
+"""Flag name → the field that the flag sets, if the names differ."""
 
 
 def canonical(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings by field name, converted to the fields' types. `learning-rate` and `lambda` are accepted too."""
+    """Return settings keyed by field name and converted to the fields' types.
+
+    Spellings such as `learning-rate` and `lambda` are accepted too."""
     kinds = get_type_hints(Config)
     result, said = {}, {}
     for name, value in settings.items():

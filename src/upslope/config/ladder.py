@@ -1,7 +1,7 @@
 """The ladder of algorithms: name → (estimator, objective, source) and default settings.
 
-A rung is one row of data. Other pairs work as well, since `--estimator` and `--objective` each replace one side of a
-rung. This module imports neither JAX nor the axes, so that the command line can list the rungs without delay.
+A rung is one row of data. Other pairs work as well, because `--estimator` and `--objective` each replace one element of
+the pair. This module imports neither JAX nor the axes, so that the command line can list the rungs without delay.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ class Rung:
 
 
 ONE_STEP = {"epochs": 1, "minibatches": 1}
-"""Plain policy gradients update once per batch, because the batch is off-policy afterwards."""
+"""Plain policy gradients take one step per batch, because the batch is off-policy afterwards."""
 MONTE_CARLO = {**ONE_STEP, "learning_rate": 3e-3, "entropy_coefficient": 0.0, "num_envs": 8}
 PLAIN = {**MONTE_CARLO, "normalize_advantage": False, "normalize_rewards": False}
 """The textbook formula, without normalisation."""
@@ -115,7 +115,7 @@ ALGORITHMS: dict[str, Rung] = {
     "npg": Rung(
         "gae",
         "natural_gradient",
-        "Take one step per batch, whose length is a given KL, whatever the parametrisation: the natural gradient.",
+        "Take one step per batch, whose length is set as a KL, whatever the parametrisation: the natural gradient.",
         settings=NATURAL,
     ),
     "trpo": Rung(
@@ -133,12 +133,12 @@ ALGORITHMS: dict[str, Rung] = {
     "spo": Rung(
         "gae",
         "spo",
-        "Replace the clip by a parabola in the ratio, which pulls back a ratio that has moved too far: SPO.",
+        "Replace the clip with a parabola in the ratio, which pulls back a ratio that has moved too far: SPO.",
     ),
     "rloo": Rung(
         "leave_one_out",
         "policy_gradient",
-        "Replace the critic by the mean return of the other episodes with the same start.",
+        "Replace the critic with the mean return of the other episodes that share the same start.",
         settings=GROUPS,
     ),
     "grpo": Rung(
@@ -156,7 +156,7 @@ ALGORITHMS: dict[str, Rung] = {
     "dapo": Rung(
         "group_mean",
         "clip",
-        "Change GRPO to one mean over all steps and a wider clip upwards, and omit groups of equal returns.",
+        "Change GRPO to one mean over all steps and a wider upper clip, and omit groups with equal returns.",
         settings={
             **REUSED_GROUPS,
             "divide_by_deviation": True,
@@ -216,7 +216,7 @@ DISCRETE_DEFAULTS: dict[str, Any] = {
     "normalize_rewards": True,
 }
 """Defaults for Discrete, MultiDiscrete and MultiBinary actions: common practice for classic control and Atari (Huang et
-al. 2022), with rewards scaled as Engstrom et al. 2020 found necessary, because a critic saturates if its targets are
+al. 2022). Rewards are scaled, as Engstrom et al. 2020 found necessary, because a critic saturates if its targets are
 far from 1."""
 CONTINUOUS_DEFAULTS: dict[str, Any] = {
     "num_envs": 1,

@@ -48,7 +48,7 @@ def prepare(
     """Return the config and task of a new run.
 
     `parts` are the estimator, objective, model, optimiser and schedules, each of which is a name, an object or None.
-    `inherited` are settings of the run from which the new one starts.
+    `inherited` holds the settings of the run from which the new run starts.
 
     Raises:
         UpslopeError: a setting is invalid or has no effect.
@@ -71,8 +71,8 @@ def configured(
 ) -> tuple[Config, AnyEnvironment, dict[str, Any], Parts]:
     """Return the config of a new run.
 
-    Later settings take precedence: the defaults, the rung's settings, the preset's, the `inherited` ones, those of a
-    user's own parts, and `settings`.
+    Settings come from these sources, of which later ones take precedence: the defaults, the rung, the preset,
+    `inherited`, the user's own parts, and `settings`.
 
     Also returns the environment, the requested settings by field, and the objects among the parts.
     """
@@ -166,7 +166,8 @@ def missing_reader(name: str, config: Config, task: Task) -> str:
     is_one_network, has_memory = config.shared_trunk, config.memory is not None
     if not has_networks and name in ("critic_epochs", "sequence_length", "value_coefficient"):
         is_one_network, has_memory = traits(task.model)
-    # There is one natural step per batch, which determines its own length, so these settings apply only to the critic.
+    # The policy takes one natural step per batch, whose length is determined by δ, so these settings apply only to the
+    # critic.
     is_natural = isinstance(objective, NaturalGradient)
     optimised = not is_natural or estimator.needs_critic
     steps_often = parts_where(lambda kind: issubclass(kind, Objective) and not issubclass(kind, NaturalGradient))

@@ -14,11 +14,11 @@ DEFAULT_PRESET = "default"
 TUNED = ("ppo", "ppo_kl", "ppo_kl_fixed")
 """The rungs for which settings were tuned. All others use only the part of a preset that creates the environment."""
 MERGED = "env_kwargs"
-"""The setting that is merged, so that a preset provides the arguments that the user omits."""
+"""The setting whose value is merged with the user's, so that a preset provides the arguments that the user omits."""
 
 
 def presets() -> dict[str, Any]:
-    """Rows by environment id, or by a pattern of ids with `*`.
+    """The rows, keyed by environment id or by a pattern of ids with `*`.
 
     Each row is the default preset, and its `others` holds further presets by name. `settings` are tuned for PPO, and
     `making` defines how the environment is created for any algorithm."""
@@ -26,8 +26,8 @@ def presets() -> dict[str, Any]:
 
 
 def row_of(environment: str) -> dict[str, Any]:
-    """Find the row of an environment by its full name, by its id without a module or source, or by the family of ids
-    that a package registers."""
+    """Find an environment's row by its full name, by its id without a module or source, or by the family of ids that a
+    package registers."""
     known = presets()
     origin, _, name = without_batching(environment).rpartition(":")
     if exact := known.get(environment) or known.get(name):
@@ -40,8 +40,8 @@ def row_of(environment: str) -> dict[str, Any]:
 
 
 def presets_of(environment: str, algorithm: str) -> dict[str, Any]:
-    """Return the presets of an environment for a rung by name, with "default" first. A compiled environment without its
-    own row uses that of its Gymnasium counterpart."""
+    """Return the presets of an environment for a rung, keyed by name, with "default" first. A compiled environment
+    without its own row uses the row of its Gymnasium counterpart."""
     row = row_of(environment)
     making = {"making": row.get("making", {})}
     if not row or (algorithm not in TUNED and not making["making"]):
@@ -71,7 +71,8 @@ def preset_of(environment: str, algorithm: str, wanted: bool | str = True) -> di
 def made_by(preset: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that create the environment: those of a preset, overridden by the requested ones.
 
-    Wrappers may change the observations, so if the user passes wrappers, the preset removes no part of them."""
+    Wrappers may change the observations, so if the user passes any, the preset does not remove parts of the
+    observations."""
     making = dict((preset or {}).get("making", {}))
     if asked.get("wrappers"):
         making.pop("ignore_observation", None)

@@ -49,7 +49,7 @@ DECIMAL = "{} is not a decimal number; write it in digits, or in quotes if it is
 
 
 def wrong(node: Any, words: str) -> yaml.YAMLError:
-    """The error for a node of the file."""
+    """Create the error for a node of the file."""
     return yaml.MarkedYAMLError(problem=words, problem_mark=node.start_mark)
 
 

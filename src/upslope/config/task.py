@@ -1,4 +1,4 @@
-"""Build a task from a config and an environment. Combinations that cannot work are refused."""
+"""Build a task from a config and an environment, and refuse combinations that cannot work."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -92,7 +92,7 @@ def objective_of(config: Config) -> Objective:
 
 
 def intrinsic_of(config: Config, own: Bonus | None = None) -> Intrinsic | None:
-    """The bonus that a config names, or the user's own, and the settings of its credit."""
+    """The bonus that a config names, or the user's own bonus, and the settings for crediting it."""
     if own is None and config.bonus == "none":
         return None
     bonus = own or bonus_of(config)
@@ -122,8 +122,8 @@ def build(config: Config, role: str) -> Any:
 
 
 def made_from(found: Any, values: Mapping[str, Any], base: type, label: str, advice: str) -> Any:
-    """Return an object of a type, or a given object, with its fields set to these values. Messages use `label` and
-    `advice`.
+    """Return a new object of a type, or a given object, with its fields set to these values. Error messages use
+    `label` and `advice`.
 
     Raises:
         UpslopeError: the type does not take these values, or the object is not an instance of the base class.
@@ -163,7 +163,7 @@ HYPERPARAMETERS = (
     *("lambda_", "rho_bar", "c_bar", "n", "epsilon", "epsilon_high", "c", "beta", "beta_target"),
     *("delta", "damping", "conjugate_gradient_iterations", "backtracks", *OF_GROUPS),
 )
-"""Settings of an estimator or an objective, which do not apply to every run."""
+"""Settings of estimators and objectives, which do not apply to every run."""
 
 
 def declared(part: Any) -> dict[str, Any]:
@@ -172,7 +172,7 @@ def declared(part: Any) -> dict[str, Any]:
 
 
 def settings_of(part: Estimator | Objective | Bonus) -> dict[str, Any]:
-    """The settings that describe a Python object: its name, `module:Name` for a user's own, and its parameters."""
+    """The settings that describe a Python object: its name (`module:Name` for a user's own) and its parameters."""
     role = "bonus" if isinstance(part, Bonus) else "estimator" if isinstance(part, Estimator) else "objective"
     known = BONUS_TYPES if role == "bonus" else AXES[role][1]
     own = f"{type(part).__module__}:{type(part).__qualname__}"
@@ -185,7 +185,7 @@ def settings_of(part: Estimator | Objective | Bonus) -> dict[str, Any]:
 
 
 def imported(role: str, name: str) -> Any:
-    """Import the user's own part by `module:Name`.
+    """Import a user's own part, given its name `module:Name`.
 
     Raises:
         UpslopeError: the part cannot be imported.
@@ -203,7 +203,7 @@ def imported(role: str, name: str) -> Any:
 
 @dataclass(frozen=True)
 class Parts:
-    """Objects passed in Python, which replace the parts that the config names."""
+    """Objects passed from Python code, which replace the parts that the config names."""
 
     estimator: Estimator | None = None
     objective: Objective | None = None
@@ -232,7 +232,7 @@ MAKING = ("env_kwargs", "max_episode_steps", "wrappers", "ignore_observation", "
 
 
 def task_of(config: Config, environment: AnyEnvironment, parts: Parts = NO_PARTS) -> Task:
-    """Return the task of a config in an environment."""
+    """Build the task that a config describes, in the given environment."""
     estimator = parts.estimator or estimator_of(config)
     objective = parts.objective or objective_of(config)
     limit = config.max_episode_steps or environment.max_episode_steps
@@ -257,7 +257,7 @@ def task_of(config: Config, environment: AnyEnvironment, parts: Parts = NO_PARTS
         reference_kl=None if config.reference is None else config.reference_kl,
         reference_estimator=config.reference_estimator,
     )
-    if config.data is None:  # with recorded data, sizes are known only when the data have been read
+    if config.data is None:  # with recorded data, sizes are known only after the data have been read
         if not estimator.whole_episodes and (config.sequence_length or 1) > config.rollout_steps:
             raise UpslopeError(
                 f"--sequence-length {config.sequence_length} is more than --rollout-steps {config.rollout_steps}, but "
@@ -331,7 +331,7 @@ OF_NETWORKS = (
 
 
 def optimiser_of(config: Config, own: optax.GradientTransformation | None = None) -> Optimiser:
-    """The optimiser that a config names, or the user's own."""
+    """The optimiser that a config names, or the user's own optimiser."""
     if own is None and ":" in config.optimiser:
         found = imported("optimiser", config.optimiser)
         try:
@@ -347,7 +347,7 @@ def optimiser_of(config: Config, own: optax.GradientTransformation | None = None
 
 
 def schedules_of(config: Config, own: Mapping[str, Callable[[Any], Any]]) -> Schedules:
-    """The schedules that a config names, or the user's own."""
+    """The schedules that a config names, or the user's own schedules."""
     names = {"learning_rate": "learning_rate", "epsilon": "epsilon", "entropy_coefficient": "entropy"}
 
     def one(field_name: str, prefix: str) -> Schedule | None:
@@ -358,7 +358,7 @@ def schedules_of(config: Config, own: Mapping[str, Callable[[Any], Any]]) -> Sch
 
 
 def check_pair(config: Config, estimator: Estimator, objective: Objective, limit: int | None) -> None:
-    """Raise an error, with the reason and the remedy, for combinations that cannot work."""
+    """Raise an error that gives the reason and the remedy if this combination cannot work."""
     if config.shared_trunk and isinstance(objective, NaturalGradient):
         raise UpslopeError(NEEDS_OWN_PARAMETERS.format(type(objective).__name__))
     name, is_recorded = type(estimator).__name__, config.data is not None
@@ -401,7 +401,7 @@ def check_pair(config: Config, estimator: Estimator, objective: Objective, limit
 
 
 def check_groups(config: Config, estimator: Estimator, environment: AnyEnvironment) -> None:
-    """Raise an error if the episodes of a group cannot share their start."""
+    """Raise an error if the episodes of a group cannot begin with the same reset."""
     name, size = type(estimator).__name__, size_of_groups(config, estimator)
     if config.data is not None and hasattr(estimator, "group_size"):
         raise UpslopeError(
@@ -441,8 +441,8 @@ def check_devices(config: Config) -> None:
 
 
 def check_precision(config: Config, objective: Objective, encoder: ObservationEncoder) -> None:
-    """Raise an error for 16-bit products if the model contains other products, or if they would be used to solve
-    equations."""
+    """Raise an error for 16-bit products if the model contains products other than those of perceptron layers, or if
+    16-bit products would be used to solve equations."""
     if config.precision == FULL or config.model != "perceptron":
         return
     others = {

@@ -1,12 +1,12 @@
-"""Trust: a file can cause only imports and calls that the user has allowed.
+"""Trust: a file can cause only those imports and calls that the user has allowed.
 
 A run's config.json and a settings file contain names of environments, wrappers, estimators and objectives. A name with
 a colon refers to a module to import and an object in it to call, so a file could run arbitrary code. Registered
 Gymnasium ids, upslope's own names and the ids of the libraries that it wraps are safe if their arguments are numbers.
 Anything else that is named only in a file is a `Request`, which the user can allow with `--trust`, with `trust=True`,
 or at a prompt. Allowed requests are stored in the user's own folder and never in the run. They are identified by names,
-arguments, and the file from which the module would be imported, because the same name in another folder is different
-code. Names passed by the user count as allowed.
+arguments, and the file from which the module would be imported, because the same name in another folder refers to
+different code. Names passed by the user count as allowed.
 """
 
 import hashlib
@@ -37,13 +37,13 @@ except ImportError:  # Windows
     fcntl = None
 
 STATE_VARIABLE = "UPSLOPE_STATE"
-"""Environment variable that overrides the folder where trust is stored."""
+"""Environment variable that overrides the folder in which allowed requests are stored."""
 FILE_NAME = "trusted.json"
 MAX_STORE = 1 << 24
 """Maximum size of the trust store in bytes. A larger store is ignored as damaged."""
 SCHEDULES = ("learning_rate_schedule", "epsilon_schedule", "entropy_schedule")
 PARTS = frozenset(("estimator", "objective", "bonus", "model", "optimiser", *SCHEDULES))
-"""Settings whose value can name a module to import, with a colon."""
+"""Settings whose value can name a module to import (a name with a colon)."""
 LEARNING = PARTS - {"model"}
 """The parts that are used only for learning, not for acting."""
 ROLES = ("environment", "env_kwargs", "wrappers", *sorted(PARTS))
@@ -121,7 +121,8 @@ def require(
 ) -> None:
     """Check that every request of the file `source` is allowed.
 
-    `trust` allows all of them and is remembered. `given` are the settings that the user named or that are not used.
+    With `trust`, all of them are allowed, and this is remembered. `given` lists the settings that the user passed or
+    that are not used.
 
     With `ask`, in an interactive terminal, requests not yet allowed are shown for confirmation.
 
@@ -143,7 +144,7 @@ def require(
 
 
 def untrusted(wanted: Sequence[Request]) -> list[Request]:
-    """Return the requests that are not allowed yet."""
+    """Return the requests that have not been allowed yet."""
     unknown = [one for one in wanted if one.key not in GRANTED]
     return [one for one in unknown if one.key not in kept()] if unknown else []
 
@@ -161,7 +162,7 @@ def allow(wanted: Sequence[Request]) -> None:
 
 
 def kept() -> dict[str, Any]:
-    """Return the stored requests by key; empty if the store is damaged or not private to this user."""
+    """Return the stored requests, keyed by hash; empty if the store is damaged or not private to this user."""
     try:
         path = private_folder(state_folder()) / FILE_NAME
         if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_STORE:
@@ -174,7 +175,7 @@ def kept() -> dict[str, Any]:
 
 
 def state_folder() -> Path:
-    """The folder where trust is stored."""
+    """The folder in which allowed requests are stored."""
     named = os.environ.get(STATE_VARIABLE)
     return Path(named) if named else user_state_path("upslope")
 

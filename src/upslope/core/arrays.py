@@ -40,7 +40,7 @@ def is_shape(node: Any) -> bool:
 def shaped_like(shapes: Any, observation: Any, ignored: Sequence[str] = (), prefix: str = "") -> Any:
     """Restructure an observation to match its shapes: mappings become dictionaries, lists and tuples become tuples.
 
-    Parts under the keys `ignored`, written as `outer/inner`, are left out, and so are components of a vector.
+    Parts under the keys `ignored`, written as `outer/inner`, are omitted, as are ignored components of a vector.
 
     Raises:
         ValueError: the keys or the number of parts differ.
@@ -128,7 +128,7 @@ def in_rows(x: Any) -> list[Any]:
 
 
 def num_bytes(tree: Any) -> int:
-    """The size of the arrays, or of the shapes of arrays, in a pytree."""
+    """The total size in bytes of the arrays, or shapes of arrays, in a pytree."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
@@ -139,7 +139,7 @@ def copied(observation: Any) -> Any:
 
 def in_seeds(flat: Any, shape: tuple[int, int]) -> Any:
     """[S·N, …] → [S, N, …]."""
-    if isinstance(flat, np.ndarray):  # the usual case, without the cost of a tree traversal
+    if isinstance(flat, np.ndarray):  # the usual case, which avoids the cost of a tree traversal
         return flat.reshape(*shape, *flat.shape[1:])
     return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), flat)
 
@@ -154,6 +154,6 @@ def where_seeds(mask: np.ndarray, chosen: Any, otherwise: Any) -> Any:
 
 
 def all_finite(arrays: Sequence[np.ndarray]) -> bool:
-    """Whether all real numbers are finite. It may also be False if only their squares overflow."""
+    """Whether all real numbers in the arrays are finite. The result may also be False if only a square overflows."""
     # A sum of squares is finite only if all of its terms are, and it is quicker to test.
     return all(math.isfinite(np.vdot(x, x)) for x in arrays if x.dtype.kind == "f")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 SAFE_PATH = "PYTHONSAFEPATH"
-"""Python's environment variable that keeps the current folder off the search path, like its flag -P."""
+"""Python's environment variable that, like the flag -P, keeps the current folder off the module search path."""
 CURRENT_FOLDER_LAST = """
 here = os.path.realpath(os.curdir)
 is_here = lambda entry: not entry or os.path.realpath(entry) == here
@@ -17,8 +17,8 @@ shadow one of Python's own modules."""
 
 @contextmanager
 def current_folder_ignored() -> Iterator[None]:
-    """Inside this block, Python processes that other code starts, such as `multiprocessing`, do not look for modules in
-    the current folder first."""
+    """Within this block, Python processes started by other code, such as `multiprocessing`, do not search the current
+    folder first for modules."""
     before = os.environ.get(SAFE_PATH)
     os.environ[SAFE_PATH] = "1"
     try:

@@ -11,7 +11,7 @@ from upslope.core.messages import readable
 
 
 class PlainTextConsole(Console):
-    """A rich console that shows markup such as `[b]`, and escape sequences from files and arguments, literally."""
+    """A rich console that prints text literally, even markup such as `[b]` and escape sequences from files."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, **options)

@@ -1,6 +1,6 @@
 """Policies as probability distributions over actions: sample, mode, log_prob, entropy, kl.
 
-Each class holds the parameters for a whole batch: leading axes are batch axes, and the last axis is that of the action.
+Each class holds the parameters for a whole batch: leading axes are batch axes, and the last axis is the action axis.
 All quantities are in nats. Sampling and `log_prob` also accept NumPy arrays.
 """
 
@@ -33,7 +33,7 @@ class Distribution(ABC):
         """The random part of a sample, independent of the parameters' values."""
 
     def held_noise(self, key: PRNGKeyArray, held_key: PRNGKeyArray) -> Float[Array, "..."]:
-        """The noise of a step. Noise that is held over several steps is drawn with `held_key`."""
+        """The noise for one step. Noise that is held over several steps is drawn with `held_key`."""
         return self.noise(key)
 
     @abstractmethod
@@ -58,7 +58,7 @@ class Distribution(ABC):
 
     @property
     def widths(self) -> tuple[int, int]:
-        """The number of noise values and of action values per sample, which `Product` needs for each of its parts."""
+        """The numbers of noise values and action values per sample, which `Product` needs for each of its parts."""
         raise UpslopeError(f"{type(self).__name__} cannot be part of a Product: give it the property `widths`.")
 
     @property
@@ -260,10 +260,10 @@ VARIANCE_FLOOR = 1e-6
 
 @pytree
 class StateDependentNoise(DiagonalGaussian):
-    """Exploration by noise that is a function of the state and is held over several steps: a = μ(s) + φ(s)ᵀ Θ.
+    """Exploration with noise that is a function of the state and is held over several steps: a = μ(s) + φ(s)ᵀ Θ.
 
     Θ [H, K] with Θ_ik ~ N(0, σ_ik²) is drawn only every few steps; in between, equal states get equal actions. Given
-    only s, the components are independent and normal. Probability, entropy and KL are those of this distribution:
+    only s, the components are independent and normal. Probability, entropy and KL refer to this distribution:
 
         a_k | s ~ N(μ_k(s), Σ_i φ_i(s)² σ_ik² + 1e-6).
 
@@ -300,7 +300,7 @@ class SquashedGaussian(Distribution):
     """A normal vector u = μ(s) + σ ⊙ ε that tanh squashes into bounds: a = centre + half range ⊙ tanh(u).
 
     Actions are the unsquashed u, [..., K]; u determines a, but a does not determine u where tanh rounds to ±1.
-    Probability and entropy are those of a, in the environment's units, and include the Jacobian of the squashing:
+    Probability and entropy refer to a, in the environment's units, and include the Jacobian of the squashing:
 
         log π(a|s) = log N(u; μ, σ²) − Σ_k log(half_k (1 − tanh² u_k)).
 
@@ -332,7 +332,7 @@ class SquashedGaussian(Distribution):
         return self.normal.choose(noise)
 
     def mode(self) -> Array:
-        """μ, so that the environment gets tanh(μ). The density of a may have its maximum elsewhere."""
+        """μ, so that the environment receives the squashed μ. The density of a may have its maximum elsewhere."""
         return self.mean
 
     def log_prob(self, action: Shaped[Array, "..."]) -> Float[Array, "..."]:
@@ -451,7 +451,7 @@ def divergence(
 
 
 def select(table: Float[Array, "... A"], index: Shaped[Array, "..."]) -> Float[Array, "..."]:
-    """table[..., index], as a sum over a one-hot mask: on CPUs its gradient is far cheaper than a scatter."""
+    """table[..., index], as a sum over a one-hot mask. On CPUs, its gradient is far cheaper than a scatter."""
     xp = namespace(table)
     mask = xp.arange(table.shape[-1]) == index[..., None]
     return xp.where(mask, table, 0.0).sum(axis=-1)

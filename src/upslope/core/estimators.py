@@ -4,8 +4,8 @@ An estimator maps facts and estimates to credit, `(rollout, values, gamma) → C
 (Schulman et al. 2016, "High-Dimensional Continuous Control Using Generalized Advantage Estimation", eq. 1) and the
 critic's regression target. To write your own, subclass `Estimator` and define `__call__`.
 
-In all estimators, only `terminated` cuts the bootstrap, whereas `truncated` ends the sum but bootstraps from the true
-final observation. Nothing crosses the end of an episode or of the collected segment.
+In all estimators, only `terminated` cuts the bootstrap, whereas `truncated` ends the sum but still bootstraps from the
+true final observation. Nothing is carried across the end of an episode or of the collected segment.
 """
 
 from abc import ABC, abstractmethod
@@ -34,7 +34,8 @@ class Estimator(ABC):
     is_advantage: ClassVar[bool] = True
     """Whether the weights may be centred and scaled over a batch (False for constant weights)."""
     corrects: ClassVar[bool] = False
-    """Whether the weights already correct for another policy's actions. If so, `values.log_prob` is set for this."""
+    """Whether the weights already correct for another policy's actions. If so, `values.log_prob` is set for this
+    purpose."""
 
     @abstractmethod
     def __call__(self, rollout: Rollout, values: Values, gamma: float) -> Credit:
@@ -189,7 +190,7 @@ class GroupMean(Estimator):
 
 
 def returns_differ(returns: Float[Array, "G K"]) -> Bool[Array, "G"]:
-    """Whether the returns of each group differ by more than the rounding of their sums."""
+    """Whether the returns of each group differ by more than rounding error."""
     return jnp.ptp(returns, axis=1) > 1e-5 * jnp.max(jnp.abs(returns), axis=1)
 
 
@@ -198,8 +199,8 @@ class VTrace(Estimator):
     """Ψ_t = ρ_t (r_t + γ v_{t+1} − V_t), the critic's target v_t = V_t + Σ_b γ^b c_t ⋯ c_{t+b−1} ρ_{t+b} δ_{t+b}.
 
     ρ = min(ρ̄, π/μ) and c = λ min(c̄, π/μ), for the learner's π and the behaviour policy μ. ρ̄ determines which policy's
-    values are learned: one between μ and π (π itself for ρ̄ = ∞). c̄ and λ determine how fast they are learned. On policy
-    and with λ = 1, this is A^n up to the segment's end.
+    values are learned: those of a policy between μ and π (π itself for ρ̄ = ∞). c̄ and λ determine how fast they are
+    learned. On policy and with λ = 1, this is A^n up to the segment's end.
     Source: Espeholt et al. 2018 (IMPALA), section 4.1 and remark 2.
     """
 
@@ -241,7 +242,7 @@ class UnitWeight(Estimator):
 
 
 def ends(rollout: Rollout) -> Bool[Array, "T N"]:
-    """Where the episode ends, so that nothing is carried back from the next step."""
+    """Mask of the steps at which an episode ends. Nothing is carried back to them from the next step."""
     return rollout.terminated | rollout.truncated | ~rollout.valid
 
 

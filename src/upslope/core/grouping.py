@@ -14,8 +14,11 @@ def place_in_group(group: np.ndarray) -> np.ndarray:
 
 
 def in_groups(rows: np.ndarray, group: np.ndarray, num_groups: int, padding: Any) -> np.ndarray:
-    """Rows [R, …] and the group of each [R] → [G, K, …]: the rows of each group in order, padded to the K rows of the
-    largest group. `padding` is a value of the rows' dtype."""
+    """Arrange rows [R, …], given the group of each row [R], as [G, K, …].
+
+    The rows of each group keep their order and are padded to K, the number of rows in the largest group. `padding` is a
+    value of the rows' dtype.
+    """
     place = place_in_group(group)
     found = np.full((num_groups, place.max() + 1, *rows.shape[1:]), padding, rows.dtype)
     found[group, place] = rows

@@ -1,4 +1,4 @@
-"""The error message when upslope fails under JAX settings that it does not support."""
+"""Explain errors that occur under JAX settings that upslope does not support."""
 
 import sys
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ def unusual_settings() -> dict[str, Any]:
 
 @contextmanager
 def settings_in_words() -> Iterator[None]:
-    """If an error occurs under unusual JAX settings, name them.
+    """If an error occurs within this block under unusual JAX settings, raise an error that names the settings.
 
     Raises:
         UpslopeError: an error occurred, and at least one setting is unusual.

@@ -15,7 +15,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def memory_in_words() -> Iterator[None]:
-    """Suggest which settings to lower if memory runs out.
+    """If memory runs out within this block, suggest which settings to lower.
 
     Raises:
         UpslopeError: there is not enough memory.

@@ -1,4 +1,4 @@
-"""Shared helpers for the text of messages and files."""
+"""Shared helpers for text in messages and files."""
 
 import linecache
 import shlex
@@ -38,7 +38,7 @@ def escaped(character: str) -> str:
 
 
 def shell(*words: str | Path) -> str:
-    """A command as typed in a shell, with quotes around words that contain spaces or special characters."""
+    """A command as it is typed in a shell, with quotes around words that contain spaces or special characters."""
     return shlex.join(map(str, words))
 
 
@@ -48,8 +48,8 @@ def counted(number: int, noun: str) -> str:
 
 
 def unknown(role: str, name: str, known: Iterable[str], where: str = "upslope list") -> str:
-    """A message that a name is unknown, with similar ones as suggestions; `where` is the command that lists them
-    all."""
+    """A message that a name is unknown, with similar names as suggestions. `where` is the command that lists all
+    names."""
     lower = {one.lower(): one for one in sorted(known)}
     near = [lower[one] for one in get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]
     hint = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(lower.values())}."
@@ -62,7 +62,7 @@ def warn(text: str) -> None:
 
 
 def text_of(x: Any) -> str:
-    """`str(x)` of an object from other code, or the name of its type if that fails."""
+    """`str(x)` for an object from other code, or the name of its type if `str` fails."""
     try:
         return str(x)
     except STOPS:
@@ -80,7 +80,7 @@ def told(error: BaseException) -> str:
 
 
 def raised_at(error: BaseException) -> str:
-    """The innermost file and line of a traceback outside upslope. Installed libraries count only if there is no other
+    """The innermost file and line outside upslope in a traceback. Installed libraries count only if there is no other
     frame.
 
     The source line is included if the exception has no message. The result is empty if there is no such frame."""

@@ -1,4 +1,4 @@
-"""Number formatting with as many digits as the spread supports, and confidence intervals over few seeds."""
+"""Number formatting with as many digits as the spread supports, and confidence intervals over a few seeds."""
 
 import math
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ def with_interval(value: float, low: float, high: float) -> tuple[str, str]:
 
 
 def plus_minus(value: float, half: float) -> str:
-    """`14.0 ± 3.9`."""
+    """A value with the half-width of its interval, e.g. `14.0 ± 3.9`."""
     return f"{number(value, 2 * half)} ± {number(half, 2 * half)}"
 
 

@@ -4,7 +4,7 @@ An objective maps a batch of weighted actions to one loss per sample. It may hav
 your own, subclass `Objective` and define `loss`.
 
 There are two old policies: the ratio is π_θ over the *recorded* behaviour policy μ, whereas the KL divergence is from
-the learner's own policy at the start of the update. On policy they coincide.
+the learner's own policy at the start of the update. On policy, the two coincide.
 """
 
 from abc import ABC, abstractmethod
@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float
 from upslope.errors import UpslopeError
 
 ObjectiveState = Float[Array, "..."]
-"""β for `KLPenalty`; zero for the others."""
+"""β for `KLPenalty`; zero for all other objectives."""
 
 
 class Sample(NamedTuple):
@@ -55,7 +55,8 @@ class Objective(ABC):
         return state
 
     def is_outside(self, ratio: Float[Array, "..."]) -> Bool[Array, "..."]:
-        """Where the ratio counts as clipped, for the clip fraction: outside [0.8, 1.2], unless the objective clips."""
+        """Mask of the ratios that count as clipped in the clip fraction: those outside [0.8, 1.2], unless the objective
+        clips."""
         return jnp.abs(ratio - 1) > 0.2
 
 
@@ -130,7 +131,7 @@ class Clip(Objective):
             raise UpslopeError(f"Clip needs ε high > 0, not {self.epsilon_high}: the upper bound is 1 + ε high.")
 
     def is_outside(self, ratio: Float[Array, "..."]) -> Bool[Array, "..."]:
-        """Where the ratio is clipped for one of the two signs of the weight."""
+        """Mask of the ratios that are clipped for one of the two signs of the weight."""
         if self.epsilon_high is None:
             return jnp.abs(ratio - 1) > self.epsilon
         return (ratio < 1 - self.epsilon) | (ratio > 1 + self.epsilon_high)
@@ -178,7 +179,7 @@ class SPO(Objective):
             raise UpslopeError(f"SPO needs 0 < ε < 1, not {self.epsilon}: it pulls the ratio to 1 ± ε.")
 
     def is_outside(self, ratio: Float[Array, "..."]) -> Bool[Array, "..."]:
-        """Where the ratio is past the parabola's peak for one of the two signs of the weight."""
+        """Mask of the ratios that are past the parabola's peak for one of the two signs of the weight."""
         return jnp.abs(ratio - 1) > self.epsilon
 
     def loss(self, state: ObjectiveState, sample: Sample) -> Float[Array, "B"]:

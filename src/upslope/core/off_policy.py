@@ -21,7 +21,8 @@ class Estimated(NamedTuple):
 
     value: float
     influence: PerEpisode
-    """N − 1 times the change in the estimate when each episode is added to the others (the jackknife's influence)."""
+    """For each episode, N − 1 times the change in the estimate when the episode is added to the others (the jackknife's
+    influence)."""
     effective: float
     """The effective number of episodes that the estimate rests on; see `effective_number`."""
 
@@ -44,7 +45,7 @@ def log_weights(log_ratio: PerStep, valid: Bool[np.ndarray, "T N"]) -> PerStep:
 
 
 def normalised(log_weight: Float[np.ndarray, "... N"]) -> Float[np.ndarray, "... N"]:
-    """w / mean(w) over the episodes, which cannot overflow; nan where every weight is 0."""
+    """w / mean(w) over the episodes, computed without overflow; nan where every weight is 0."""
     largest = np.max(log_weight, axis=-1, keepdims=True)
     with np.errstate(invalid="ignore"):
         scaled = np.exp(log_weight - largest)
@@ -66,8 +67,8 @@ def effective_number(size: Float[np.ndarray, "K"], number: Float[np.ndarray, "K"
 def by_trajectory(gain: PerStep, log_weight: PerStep, gamma: float, *, weighted: bool) -> Estimated:
     """Importance sampling by trajectory: the mean of w_{T−1} Σ_t γ^t r_t; `weighted` divides by the sum of the weights.
 
-    The plain estimate is unbiased; the weighted one is consistent and varies less. Source: Precup, Sutton & Singh 2000,
-    Eligibility Traces for Off-Policy Policy Evaluation, eq. 1 and 2.
+    The plain estimate is unbiased; the weighted estimate is consistent and varies less. Source: Precup, Sutton & Singh
+    2000, Eligibility Traces for Off-Policy Policy Evaluation, eq. 1 and 2.
     """
     last = log_weight[-1]
     weight = normalised(last) if weighted else plain(last)
@@ -139,7 +140,8 @@ def ratio_test(log_ratio: PerStep, valid: Bool[np.ndarray, "T N"]) -> RatioTest:
 
     E_μ[ρ_t | s_t] is the probability under π of the actions that μ can take, which is 1 if μ can take them all. Then
     ρ_t − 1 over successive steps are martingale differences, whose sum has the variance Σ(ρ_t − 1)². A mean below 1
-    indicates actions that μ never takes, or probabilities that are not μ's; a mean above 1 indicates only the latter.
+    indicates actions that μ never takes, or recorded probabilities that are not μ's. A mean above 1 can only indicate
+    the latter.
     """
     excess = np.exp(np.minimum(log_ratio[valid].astype(np.float64), 700.0)) - 1
     spread = float(np.sqrt(np.sum(excess**2)))

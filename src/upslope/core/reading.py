@@ -1,4 +1,4 @@
-"""Read and check text files, and give a clear message if a file is missing, damaged or not upslope's."""
+"""Read and check text files, and give a clear message if a file is missing, damaged or not written by upslope."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ def brief(error: BaseException) -> str:
 
 
 def damaged(path: Path, error: BaseException) -> UpslopeError:
-    """The error for a file that cannot be parsed."""
+    """Create the error for a file that cannot be parsed."""
     return UpslopeError(
         f"{path} is damaged or was not written by upslope: {type(error).__name__}: {brief(error)}. Restore it "
         "from a copy, or leave this run out."
@@ -35,11 +35,12 @@ READING_ERRORS = (OSError, ValueError, TypeError, KeyError, IndexError, Overflow
 
 
 ROWS_AT_ONCE = 2000
-"""Rows parsed per call: one call per row takes twice as long, and one call for all rows needs a lot of memory."""
+"""Number of rows parsed per call. One call per row takes twice as long, and one call for all rows needs a lot of
+memory."""
 
 
 def read_rows(path: Path) -> Iterator[list[dict[str, Any]]]:
-    """The objects of a file with one JSON object per line, in batches, omitting an incomplete last line.
+    """Yield the objects of a file with one JSON object per line, in batches. An incomplete last line is omitted.
 
     Raises:
         UpslopeError: the file is missing, not a plain file, too large, or cannot be parsed.

@@ -84,7 +84,7 @@ def space_fields(description: Any, kinds: dict[str, tuple[str, ...]], depth: int
 
 
 def part_fields(kind: str, description: dict[str, Any], kinds: dict[str, tuple[str, ...]], depth: int) -> Any:
-    """The kind and fields of each part, by key or in order."""
+    """The kind and fields of each part, keyed by name or in order."""
     parts: Any = description.get("parts")
     holds = PARTS[kind]
     if description.keys() != {"kind", "parts"} or not isinstance(parts, holds):

@@ -8,7 +8,7 @@ from gymnasium import spaces
 
 
 def parts_of(space: gymnasium.Space) -> Iterable[tuple[Any, gymnasium.Space]]:
-    """The parts of a Dict by key or of a Tuple by index; none for other spaces."""
+    """(key, part) for each part of a Dict, or (index, part) for each part of a Tuple; empty for other spaces."""
     if isinstance(space, spaces.Dict):
         return space.items()
     return enumerate(space) if isinstance(space, spaces.Tuple) else ()

@@ -27,7 +27,8 @@ MAX_RATIO, SMALL = 200, 1 << 26
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write and sync a temporary file next to the path, then rename it: readers see the complete old or new file."""
+    """Write and sync a temporary file next to the path, then rename it. Readers see either the complete
+    old file or the complete new one."""
     temporary = temporary_beside(path)
     try:
         with temporary.open("wb") as file:

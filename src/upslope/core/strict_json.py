@@ -9,11 +9,11 @@ MAX_DEPTH = 100
 
 
 def parse_json(text: str, max_depth: int = MAX_DEPTH, *, is_large: bool = False) -> Any:
-    """Parse JSON text. If `is_large`, repeated names are not detected, since looking for them takes time.
+    """Parse JSON text. If `is_large`, repeated names are not detected, because checking for them takes time.
 
     Raises:
         ValueError: the text is not strict JSON, which has no NaN or Infinity; it is nested too deeply; or an object
-            contains a name twice, so that different parsers would read different values.
+            contains a name twice, in which case different parsers would read different values.
     """
 
     def refuse(name: str) -> Any:
@@ -29,7 +29,7 @@ def parse_json(text: str, max_depth: int = MAX_DEPTH, *, is_large: bool = False)
 
 
 def without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The pairs of an object as a dictionary, after checking that no name is repeated."""
+    """Convert an object's pairs to a dictionary, after checking that no name is repeated."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]

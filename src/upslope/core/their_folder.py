@@ -6,8 +6,10 @@ from pathlib import Path
 
 
 class TheirFolder:
-    """A reusable context manager for running the code of environments, which keep their own current folder. upslope's
-    folder is restored at the end of each block."""
+    """A reusable context manager for running the code of environments, which keep a current folder of their own.
+
+    upslope's folder is restored at the end of each block.
+    """
 
     def __init__(self) -> None:
         self.depth = 0

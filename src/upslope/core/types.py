@@ -1,4 +1,4 @@
-"""The data types that packages exchange.
+"""The data types that upslope's packages exchange.
 
 Axis letters, always time-major: S seeds, T time, N environments (columns), B samples (T·N, shuffled).
 Facts (`Rollout`) are separate from estimates (`Values`, `Credit`): a rollout holds only what happened, so any recorded
@@ -43,11 +43,11 @@ class Successors:
     observation: Any
     """[K, …]"""
     place: Any
-    """[K]: t·N + n of each, in a rollout of N columns; T·N and beyond for padding."""
+    """[K]: the index t·N + n of each successor, in a rollout of N columns; T·N or more for padding."""
 
     def after(self, now: Any, ended: Any) -> Any:
         """The values at s_{t+1}, [T, N, …] for each array: the next row of `now` [T, N, …], or `ended` [K, …] for the
-        successors stored here. Both hold observations, or quantities computed from them, such as V(s)."""
+        successors stored here. Both arguments hold observations, or quantities computed from them, such as V(s)."""
 
         def one(x: Any, other: Any) -> Array:
             following = jnp.concatenate([x[1:], x[-1:]]).reshape(-1, *x.shape[2:])
@@ -64,8 +64,8 @@ class Successors:
 class Rollout(NamedTuple):
     """The facts of T steps in each of N columns, taken by the behaviour policy μ.
 
-    `next_observation` is the true successor s_{t+1}, even at the end of an episode, never the first observation
-    of the next one. For large observations on the host it is `Successors` (see `successor_of`). `behaviour_log_prob` is
+    `next_observation` is the true successor s_{t+1}, even at the end of an episode, never the first observation of the
+    next episode. For large observations on the host, it is a `Successors` (see `successor_of`). `behaviour_log_prob` is
     log μ(a_t|s_t) as computed when the action was taken. `valid` marks the steps that happened; the others are padding
     and have no effect. `action_mask` marks the choices allowed in s_t, in the order of the action head; it is None if
     the environment does not mask actions.
@@ -114,5 +114,5 @@ class Credit(NamedTuple):
 
 
 def host_rollout(fields: Mapping[str, Any]) -> Rollout:
-    """Build a rollout from NumPy arrays by field name; JAX accepts them unchanged."""
+    """Build a rollout from NumPy arrays, keyed by field name. JAX accepts them unchanged."""
     return Rollout(**cast(dict[str, Any], fields))

@@ -1,8 +1,8 @@
-"""The modules that users name, e.g. `mine:World`, and the folder in which a command is run.
+"""Find modules that users name, e.g. `mine:World`, including modules in the folder in which a command is run.
 
-A command may be run in a folder with untrusted files. That folder is therefore not on the search path, where a file in
-it could pass for a library or a plugin and be imported without asking. It is added only to import a module that the
-user named or trusted and that is found nowhere else.
+A command may be run in a folder with untrusted files. That folder is therefore not on the module search path. If it
+were, a file in it could pass for a library or a plugin and be imported without asking the user. The folder is added
+only to import a module that the user named or trusted and that is found nowhere else.
 """
 
 import os
@@ -18,7 +18,7 @@ FOLDER_VARIABLE = "UPSLOPE_COMMAND_FOLDER"
 
 
 def offer_folder(folder: Path) -> None:
-    """Let this process, and the processes it starts, find modules that users name in this folder."""
+    """Let this process, and the processes that it starts, search this folder for modules that users name."""
     os.environ[FOLDER_VARIABLE] = str(folder)
 
 
@@ -69,14 +69,14 @@ def one_spec(name: str, places: Any) -> ModuleSpec | None:
 
 
 def is_file(spec: ModuleSpec | None) -> bool:
-    """Whether a module has a file. A folder without one (a namespace package) gives way to any other module of that
+    """Whether a module has a file. A folder without one (a namespace package) gives way to any other module of the same
     name."""
     return spec is not None and spec.origin is not None
 
 
 @contextmanager
 def with_command_folder() -> Iterator[list[str]]:
-    """Look for modules in the command's folder as well, after all other folders; yields the search path."""
+    """Search the command's folder for modules too, after all other folders. Yields the search path."""
     before, folder = sys.path[:], os.environ.get(FOLDER_VARIABLE)
     if folder and folder not in before:
         sys.path.append(folder)
@@ -88,7 +88,7 @@ def with_command_folder() -> Iterator[list[str]]:
 
 @contextmanager
 def without_current_folder() -> Iterator[None]:
-    """Import installed packages only, not modules in the current folder."""
+    """Import only installed packages, not modules in the current folder."""
     before, here = sys.path[:], os.path.realpath(os.curdir)
     sys.path[:] = [folder for folder in before if folder and os.path.realpath(folder) != here]
     try:

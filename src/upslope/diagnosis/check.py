@@ -1,7 +1,7 @@
 """A quick self-test of an environment, to run before training on it.
 
-Every check is a function of an `Examined` environment that yields `Check`s. To add one, write it in `checks.py` and add
-it to `CHECKS`. A check that cannot decide reports that it was skipped, never that it passed.
+Every check is a function that takes an `Examined` environment and yields `Check`s. To add one, write it in `checks.py`
+and add it to `CHECKS`. A check that cannot decide reports that it was skipped, never that it passed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -116,8 +116,8 @@ def made_with_preset(environment: Any, settings: dict[str, Any]) -> AnyEnvironme
 def without_unread(
     environment: Any, made: AnyEnvironment, settings: dict[str, Any]
 ) -> tuple[AnyEnvironment, list[tuple[str, Any]]]:
-    """Remove the parts of the observations that no network can read. Returns the environment and the removed parts by
-    key, and adds these keys to `settings`. The environment is returned unchanged if no part would remain."""
+    """Remove the parts of the observations that no network can read. Return the environment and the removed parts with
+    their keys, and add these keys to `settings`. If no part would remain, return the environment unchanged."""
     unread = list(unreadable(made.observation_space, ""))
     keys = tuple(key for key, _ in unread)
     if not unread or keys == ("",):
@@ -132,7 +132,7 @@ def without_unread(
 
 
 def has_error(checks: list[Check]) -> bool:
-    """Whether an error makes further checks pointless."""
+    """Whether there is an error, which makes further checks pointless."""
     return any(check.status == "error" for check in checks)
 
 

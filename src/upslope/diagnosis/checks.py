@@ -1,4 +1,4 @@
-"""The checks of an environment: each is a function of the observed behaviour and yields its results."""
+"""The checks of an environment. Each is a function that examines the observed behaviour and yields its results."""
 
 import shlex
 import warnings
@@ -33,8 +33,8 @@ STEPS, SECONDS = 5000, 4.0
 SHORT, SHORT_SECONDS = 200, 2.0
 """Limits, in steps and in seconds, of the short trials, which are compared with each other."""
 PAIRS, CONTROLS, TREATED = 3, 12, 4
-"""Number of fresh environments that are compared with the first one, number of additional ones that must agree before a
-suspected cause is named, and number of trials of that cause."""
+"""Three counts: fresh environments that are compared with the first one, additional ones that must agree before a
+suspected cause is named, and trials of that cause."""
 FAR = 10.0
 """Observations whose mean or standard deviation exceeds this should be normalised."""
 SMALL = 0.01
@@ -68,7 +68,8 @@ class Examined:
 
 
 def of_spaces(name: str, environment: AnyEnvironment, unread: Sequence[tuple[str, Any]] = ()) -> Iterator[Check]:
-    """Check whether the spaces are supported. `unread` are the parts of observations, by key, that were left out."""
+    """Check whether the spaces are supported. `unread` lists the parts of observations that were left out, each with
+    its key."""
     for key, space in unread:
         words = f"`{key}` is {kind_of(space)}, which no network can read"
         yield Check("observation space", "warning", words, f"Leave it out: --ignore-observation {shlex.quote(key)}")
@@ -121,7 +122,7 @@ UNTOLD = "cannot be decided while the environment is not repeatable"
 
 
 def of_repetition(e: Examined) -> Iterator[Check]:
-    """Check that the same seed and actions give the same episode, even after other episodes or next to another
+    """Check that the same seed and actions give the same episode, even after other episodes or alongside another
     instance.
 
     An environment that is only occasionally nondeterministic could seem to leak or share state. A cause is therefore
@@ -210,8 +211,8 @@ class SeenArray:
     """Whether its values are continuous and can be normalised."""
 
     def scales(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The mean and standard deviation of each feature in 64 bits, and whether its differences are lost in 32
-        bits."""
+        """The mean and standard deviation of each feature in 64 bits, and whether the differences between its values
+        are lost in 32 bits."""
         flat = self.seen.reshape(len(self.seen), -1).astype(np.float64)
         mean, std = flat.mean(0), flat.std(0)
         return mean, std, np.isin(np.arange(mean.size), lost_in_float32(flat))
@@ -313,7 +314,7 @@ def wants_normalising(e: Examined) -> bool:
 
 
 def of_rewards(e: Examined) -> Iterator[Check]:
-    """Check that rewards are finite, that they differ, and that their scale is not far from 1."""
+    """Check that rewards are finite, that they vary, and that their scale is not far from 1."""
     rewards = np.asarray(e.trial.rewards)
     words = f"{rewards.min():.4g} to {rewards.max():.4g}, mean {rewards.mean():.4g}"
     if not np.isfinite(rewards).all():

@@ -25,7 +25,7 @@ from upslope.errors import STOPS, UpslopeError
 from upslope.models.encoders import encoder_of
 
 STEPS = 20
-"""Number of steps in this first test."""
+"""Number of steps taken in this test."""
 RESET = "Return (observation, info) from reset()."
 STEP = "Return (observation, reward, terminated, truncated, info) from step()."
 MASK = "Correct the mask, or train without it: upslope train … --no-masks."
@@ -184,7 +184,7 @@ def oddities(answer: Any) -> Iterator[str]:
 
 
 def fault_of_observation(space: gymnasium.Space, observation: Any) -> Fault | None:
-    """Find a fault in an observation: structure, shape, dtype, and range where a wrong dtype would be cast."""
+    """Find a fault in an observation's structure, shape or dtype, or in its range if a wrong dtype would be cast."""
     words = "Correct the observation, or the observation space."
     if isinstance(space, spaces.Dict | spaces.Tuple):
         shapes = encoder_of(space, "the environment").shapes

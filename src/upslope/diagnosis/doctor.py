@@ -19,7 +19,7 @@ from upslope.errors import UpslopeError
 
 ROOMS = (rules_data, rules_world, rules_update, rules_parts)
 SURE = 0.8
-"""Minimum certainty of a finding that is reported during training."""
+"""Minimum certainty for a finding to be reported during training."""
 FEWEST = 10
 """Number of iterations needed before findings are reported during training, or a run is called healthy."""
 DECISIVE = {CRITIC, ACTING}
@@ -35,7 +35,7 @@ class Diagnosis:
     checked: tuple[str, ...]
     """Names of the rules that could be checked."""
     unchecked: dict[str, str]
-    """Names of the rules that could not be checked, with the data that they need."""
+    """Maps the name of each rule that could not be checked to the data that it needs."""
     too_little: str
     """Why there is too little evidence to call a run healthy; empty if there is enough."""
 
@@ -117,7 +117,7 @@ def too_little(signs: Signs, num_checked: int) -> str:
 
 
 class Watch:
-    """Diagnoses a run during training, rarely enough to take at most 1 % of the time."""
+    """Diagnoses a run during training, at intervals long enough to take at most 1 % of the time."""
 
     def __init__(self, path: Path, seconds: float = 10.0):
         self.path, self.seconds, self.line = path, seconds, ""

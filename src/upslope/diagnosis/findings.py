@@ -21,7 +21,7 @@ ALARM = 0.5
 UNTRAINED = 20
 """Number of finished episodes that a seed needs so that its return before learning can be estimated."""
 PARTS = 10
-"""Number of parts with equal numbers of steps into which a run is cut to see when its return rose or fell."""
+"""Number of segments into which a run is cut to see when its return rose or fell; all have equally many steps."""
 ENDS = 10
 """Number of finished episodes that a seed needs to show whether its return rises."""
 FEW = 16
@@ -54,16 +54,16 @@ class Finding:
     """Something that is wrong or worth knowing."""
 
     cause: str
-    """Its one-word name, for programs."""
+    """A short identifier for use in programs, such as `rows_misaligned`."""
     symptom: str
     likely: str
     """A description of the probable cause."""
     remedy: str
     """The flag or the line of code to change."""
     certainty: float
-    """0 to 1: how often this is the cause of the symptom; reduced if only some seeds show it."""
+    """From 0 to 1: how often this is the cause of the symptom; reduced if only some seeds show it."""
     harm: float = 1.0
-    """0 to 1: how strongly it prevents a run from learning."""
+    """From 0 to 1: how strongly it prevents a run from learning."""
     rivals: tuple[str, ...] = ()
     experiment: str = ""
     """An experiment that would tell the possible causes apart."""
@@ -76,7 +76,7 @@ class Finding:
 
     @property
     def rank(self) -> float:
-        """The order of findings: by certainty and severity."""
+        """The sort key of findings, which combines certainty and severity."""
         return self.certainty * self.harm
 
 
@@ -134,7 +134,7 @@ class Signs:
 
     @property
     def is_natural(self) -> bool:
-        """Whether the policy takes natural steps of KL δ, which no learning rate scales."""
+        """Whether the policy takes natural steps, whose size is set by the KL δ and not by a learning rate."""
         return self.config.objective in ("natural_gradient", "trust_region")
 
     @property
@@ -208,7 +208,7 @@ class Signs:
         """Mean return per seed at the beginning and at the end (last fifth), and the deviation at the beginning [S].
 
         The beginning is the first iteration if enough episodes end in it, since easy tasks are learned within a few
-        iterations; otherwise the first tenth of the episodes.
+        iterations; otherwise it is the first tenth of the episodes.
         """
         self.lacks(f"{ENDS} finished episodes of a seed", not np.isfinite(self.known_returns[0]).any())
         first, last, spread, *_ = self.known_returns
@@ -265,7 +265,7 @@ class Signs:
 
     @cached_property
     def descends(self) -> np.ndarray:
-        """Whether updates of each seed lower E[Ψ (ρ − 1)] more often than chance, by two standard errors [S]."""
+        """Whether updates of each seed lower E[Ψ (ρ − 1)] more often than chance would, by two standard errors [S]."""
         gain = self.whole("surrogate_gain")
         count = np.isfinite(gain).sum(axis=1)
         return (gain < 0).sum(axis=1) / count > 0.5 + 1 / np.sqrt(count)
@@ -288,7 +288,8 @@ def share(holds: np.ndarray) -> float:
 
 
 def rule(source: str) -> Callable[[Callable[[Signs], Finding | None]], Callable[[Signs], Finding | None]]:
-    """Register a rule. `source` documents its signature; thresholds without a source come from benchmarks/doctor.py."""
+    """Register a rule. `source` cites where its signature is described; other thresholds are from
+    benchmarks/doctor.py."""
 
     def enter(function: Callable[[Signs], Finding | None]) -> Callable[[Signs], Finding | None]:
         function.source = source  # type: ignore[attr-defined]  # functions may carry one
@@ -299,7 +300,7 @@ def rule(source: str) -> Callable[[Callable[[Signs], Finding | None]], Callable[
 
 
 def max_entropy(action: dict[str, Any]) -> float | None:
-    """The entropy of the uniform policy from an action space's description, in nats; None with a Box among the actions.
+    """The entropy of the uniform policy over a described action space, in nats; None if one of the actions is a Box.
 
     It equals `ActionHead.max_entropy`, but does not import JAX, which would take a large share of a report's time.
     """

@@ -1,5 +1,4 @@
-"""Test whether an observation determines the state, by searching for what the past reveals about the next step but the
-current observation does not.
+"""Test whether an observation determines the state, by searching for what only the past reveals about the next step.
 
 In a Markov decision process, (o_{t+1}, r_t, end) depends only on (o_t, a_t). If earlier observations help to predict
 it, the observation leaves out part of the state, and a memory can recover it. Randomness is not evidence of a hidden
@@ -131,7 +130,7 @@ def numbered(several: list[Any]) -> np.ndarray:
 
 def recurrence_test(trial: Trial, steps: Steps) -> tuple[int, dict[str, float]]:
     """The number of steps that recur, and the share of the uncertainty that each kind of past resolves. The share is 0
-    unless it is far beyond chance."""
+    unless it far exceeds chance."""
     if len(steps.now) < FEW:
         return 0, {}
     seen, acted = numbered(trial.observations), numbered(trial.actions)
@@ -274,7 +273,8 @@ def unexplained(inputs: list[np.ndarray], targets: np.ndarray, held_out: np.ndar
 
 
 def features_of(observations: list[Any], encoder: ObservationEncoder) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The features of observations from which to predict [n, D], and the features to predict, by descriptive name."""
+    """The features of observations that serve as predictors [n, D], and the features to predict, by descriptive
+    name."""
     stacked = jax.tree.map(lambda *x: np.stack(x), *observations)
     inputs, targets = [], {}
     for key, part, x in encoder.leaves(stacked):

@@ -1,8 +1,8 @@
 """The probe ladder: test whether an algorithm, estimator or objective solves environments with known answers.
 
 A failure on a probe has only one possible cause, so the first failure shows where the mistake is. Probes with the same
-spaces share one compiled program, so the ladder takes only seconds. Source: Jones (2021), Debugging RL, Without the
-Agonizing Pain, for the first five.
+spaces share one compiled program, so the ladder takes only seconds. The first five probes are from Jones (2021),
+Debugging RL, Without the Agonizing Pain.
 """
 
 from collections.abc import Sequence
@@ -74,9 +74,9 @@ FITTING = {
     "memory": "a model with memory",
     "asymmetric": "two separate networks of upslope's own",
 }
-"""Probes that some models cannot solve, and what they need. They are skipped if the model lacks it."""
+"""Maps each probe that some models cannot solve to what it needs. It is skipped if the model lacks this."""
 FEWER_STEPS = {"memory": 20_000, "image": 20_000}
-"""Number of steps that is enough for probes with expensive steps if each batch is used several times."""
+"""Number of steps that suffices for probes with expensive steps if each batch is used several times."""
 SMALLER_BATCH = {"memory": {"num_envs": 4}}
 """Settings for probes with expensive steps if each batch is used once."""
 GAMMA = 0.9
@@ -226,14 +226,14 @@ def probe_group(
 
 
 def largest_error(health: np.ndarray) -> float:
-    """The largest deviation of targets at time limits from r + γ V(s'), in the health metrics of all iterations."""
+    """The largest deviation of targets at time limits from r + γ V(s'), over the health metrics of all iterations."""
     errors = unpack_health({RAW: health})[f"{PREFIX}truncation_error"]
     return float(np.max(errors, initial=0.0, where=np.isfinite(errors)))
 
 
 def train_and_judge(task: Task, probes: tuple[Probe, ...], iterations: int, index: Any, states: Any) -> Any:
-    """Train each run; at first observations, return V(s_0), V*(s_0), the deterministic policy's return and the best
-    return."""
+    """Train each run, and return, for each of its first observations, V(s_0), V*(s_0), the deterministic policy's
+    return and the best return."""
 
     def one(run: tuple[Any, Any]) -> tuple[Any, ...]:
         world = Several(probes, run[0])

@@ -45,7 +45,8 @@ def command(e: Examined, settings: dict[str, Any]) -> str:
 
 
 def choices(e: Examined, settings: dict[str, Any], unread: Sequence[tuple[str, Any]]) -> Iterator[Choice]:
-    """The choices behind the line, each with its reason. `unread` are the keys and spaces that no network can read."""
+    """The choices behind the command, each with its reason. `unread` are the keys and spaces that no network can
+    read."""
     preset = preset_of(e.name, "ppo")
     if preset is not None:
         yield Choice(f"preset {DEFAULT_PRESET}", f"tuned settings for {e.name} from {preset['source']}")

@@ -154,8 +154,8 @@ def return_not_propagated(s: Signs) -> Finding | None:
     one_sign = s.taken("reward_min", how=np.min) * s.taken("reward_max", how=np.max) >= 0
     long = s.lengths.mean() > 5 if s.lengths.size else True
     is_short = (np.abs(target) < 1.2 * np.abs(reward)) & one_sign & (np.abs(reward) > 1e-8)
-    # This holds for any sign of the rewards: targets with their mean, standard deviation, minimum and maximum are the
-    # rewards themselves.
+    # This test works for rewards of either sign: targets with the same mean, standard deviation, minimum and maximum as
+    # the rewards are the rewards themselves.
     is_reward = np.ones(len(target), bool)
     for name in ("mean", "std", "min", "max"):
         mine, theirs = s.late(f"target_{name}"), s.late(f"reward_{name}") * scale

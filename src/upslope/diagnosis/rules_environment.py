@@ -12,8 +12,8 @@ EPISODES = "50 finished episodes"
 SAMPLES = 256
 """Smallest number of samples per iteration in which an effect of actions can be detected."""
 LATER = 2.5
-"""Threshold for the larger of two mean z². Its expectation without an effect is 1.64, around which short runs
-scatter."""
+"""Threshold for the larger of two mean z². Without an effect, its expectation is 1.64, and short runs scatter around
+this value."""
 BRIEF = 30.0
 """In runs shorter than this many seconds, the speed depends more on the machine than on the environment."""
 LONG = 3_000
@@ -86,7 +86,7 @@ def spread_by_chance(s: Signs) -> float:
 
 
 def rewards_go_together(s: Signs) -> np.ndarray:
-    """Whether, for each seed, neighbouring rewards were correlated at some time, as if they followed a slowly changing
+    """Whether, for each seed, neighbouring rewards were correlated at some point, as if they followed a slowly changing
     state [S]."""
     spread = s.whole("target_std") / (s.whole("reward_std") * s.whole("reward_scale"))
     return np.nanmax(np.where(np.isfinite(spread), spread, -np.inf), axis=1) > 2 * spread_by_chance(s)
@@ -300,8 +300,8 @@ def slows_down(s: Signs) -> Finding | None:
     steps, elapsed = s.record.steps[0], s.record.metrics.get("time/elapsed", np.zeros((1, 0)))[0]
     if s.lacks("24 iterations", len(elapsed) < 24):
         return None
-    # Rows of one chunk share one time. For each eighth the median is used, since other work on the machine comes in
-    # bursts.
+    # All rows of a chunk have the same timestamp. The median of each eighth is used, since other work on the machine
+    # comes in bursts.
     ticks = np.flatnonzero(np.diff(elapsed, prepend=-np.inf) > 0)
     paces = np.diff(steps[ticks]) / np.diff(elapsed[ticks])
     if len(paces) < 16:

@@ -13,7 +13,7 @@ BONUS = "a bonus"
 
 
 def of_part(s: Signs, name: str, part: str) -> np.ndarray:
-    """A metric late in the run, per seed. A run without the metric lacks the part."""
+    """A metric's late value per seed. A run without the metric lacks the part."""
     x = s.late(name)
     if name in s.lacking:
         s.lacking.discard(name)
@@ -153,7 +153,7 @@ def key_drowns_others(s: Signs) -> Finding | None:
 
 
 def loudest_key(s: Signs) -> str:
-    """The name of that key, as text; empty if the seeds do not agree."""
+    """The name of the key that drowns out the others, as text; empty if the seeds do not agree."""
     networks = s.record.description.get("networks") or []
     convolved = {str(words).split(" read by ")[0] for words in networks}
     keys = [key for key in keys_of(s.record.description["spaces"]["observation"], "") if key not in convolved]

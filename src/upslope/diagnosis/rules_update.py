@@ -18,8 +18,8 @@ def update_too_large(s: Signs) -> Finding | None:
         return None
     kl, clipped = s.taken("policy/kl", 0.0, 0.6), s.taken("policy/clip_fraction", 0.0, 0.6)
     high, peak = (s.taken("policy/kl", how=how) for how in (lambda x: np.percentile(x, 90), np.max))
-    # After an update of more than one nat, the policy may never move again, and the other signs then describe that
-    # policy. An objective with the wrong sign is a separate cause.
+    # After an update of more than one nat, the policy may never move again, and the other signs then describe a policy
+    # that stands still. An objective with the wrong sign is a separate cause.
     part = share((kl > 0.06) | (high > 0.3) | (clipped > 0.5) & (kl > 0.03))
     burst = share((peak > 1) & ~s.descends) if s.is_flat else 0.0
     return Finding(
@@ -153,8 +153,8 @@ def batch_too_small(s: Signs) -> Finding | None:
 
 
 def reward_bounds(s: Signs) -> tuple[np.ndarray, np.ndarray]:
-    """The lowest and the highest reward of each seed [S]: those measured, which happens only in some iterations,
-    extended by rewards that the returns of the episodes imply."""
+    """The lowest and the highest reward of each seed [S]. Rewards are measured only in some iterations, so this range
+    also includes the rewards that the episodes' returns imply."""
     lows, highs = s.taken("reward_min", how=np.min), s.taken("reward_max", how=np.max)
     found = []
     for seed, low, high in zip(s.record.seeds, lows, highs, strict=True):

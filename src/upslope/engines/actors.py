@@ -3,9 +3,10 @@
 An actor runs the same `Server` as a process on this machine, and its channel carries the same messages, so the training
 code does not depend on where its workers are.
 
-Every message from a worker has a number, and every call states which numbers the main process has seen. A call whose
-answer was lost in transit can therefore be repeated: the worker does not repeat the work, and resends the messages that
-have not been seen. Messages are pickled, like those sent through pipes, and pass only between the nodes of the cluster.
+Every message from a worker has a number, and every call states the number of the last message that the main process has
+seen. A call whose answer was lost in transit can therefore be repeated: instead of repeating the work, the worker
+resends the messages that have not been seen. Messages are pickled, like those sent through pipes, and pass only between
+the nodes of the cluster.
 """
 
 import gc
@@ -218,7 +219,7 @@ class Actor:
         self.answered = 0
         """The number of the last request that was answered."""
         self.outbox = Outbox()
-        gc.unfreeze()  # so that the previous environments can be collected
+        gc.unfreeze()  # allow the previous environments to be collected
         self.server = import_module(session[1]).Server()
         self.heartbeat = Heartbeat(self.server, self.outbox.put)
         self.server.notices = Notices(self.heartbeat.notice)
@@ -295,7 +296,7 @@ class Outbox:
 
 
 def is_compiled(argument: Any) -> bool:
-    """Whether an argument is or contains a compiled environment."""
+    """Return whether an argument is or contains a compiled environment."""
     return getattr(getattr(argument, "environment", argument), "is_compiled", False) is True
 
 

@@ -1,7 +1,8 @@
 """The engine protocol: advance a stacked `TrainState` [S] by a chunk of iterations.
 
-`compiled.py` contains the engines whose whole iteration is compiled, `host.py` the engine for Gymnasium environments,
-and `workers.py` the engine that distributes seeds over processes. All of them use `weigh` and `move`.
+`compiled.py` contains the engines that compile a whole iteration, `host.py` contains the engine for Gymnasium
+environments, and `workers.py` contains the engine that distributes seeds over processes. All of them use `weigh` and
+`move`.
 """
 
 import math
@@ -25,7 +26,8 @@ class Placement:
     """A cluster of machines, and the resources of each worker."""
 
     address: str
-    """The address of a Ray cluster; `auto` uses the cluster running on this machine, or else this machine alone."""
+    """The address of a Ray cluster; `auto` uses the cluster running on this machine or, if there is none, this machine
+    alone."""
     worker_cpus: float | int = 1.0
     worker_gpus: float | int = 0.0
     modules: tuple[Path, ...] = ()
@@ -52,7 +54,7 @@ class Resources:
     """The machine resources that training may use. They never change results."""
 
     workers: int | None = None
-    """Number of processes among which the seeds of a Gymnasium environment are divided, or which step slices of a slow
+    """Number of processes that share the seeds of a Gymnasium environment, or that each step a slice of a slow
     environment. If None, the number is chosen automatically."""
     cluster: Placement | None = None
     """Where workers run; if None, on this machine."""
@@ -66,7 +68,7 @@ class Resources:
 
 
 def resources_of(workers: int | None, cluster: str | Placement | None = None) -> Resources:
-    """Return the resources for these arguments; a cluster may be given by its address."""
+    """Return the resources for the arguments; a cluster may be given by its address."""
     return Resources(workers, Placement(cluster) if isinstance(cluster, str) else cluster)
 
 
@@ -91,10 +93,10 @@ class Chunk:
 
 
 def chunk_length(task: Task, chunks: int, most_steps: float | int = math.inf) -> int:
-    """Return the number of iterations in a chunk, so that a run has about this many chunks of at most `most_steps`
+    """Return the number of iterations in a chunk. A run then has about `chunks` chunks, each of at most `most_steps`
     steps per seed.
 
-    It depends only on the task, since the best agent is determined between chunks."""
+    The number depends only on the task, since the best agent is determined between chunks."""
     length = (task.max_episode_steps or 1) if task.estimator.whole_episodes else task.rollout_steps
     return max(1, int(min(task.steps // chunks, most_steps)) // (task.num_envs * length))
 
@@ -113,12 +115,12 @@ class Engine(Protocol):
 
     @property
     def hangs(self) -> bool:
-        """Whether `advance` is stuck in an environment of this process, so that an interrupt may abort it
+        """Whether `advance` is stuck in an environment of this process. If so, an interrupt may abort it
         immediately."""
         ...
 
     def start(self) -> TrainState:
-        """The state before training, [S]."""
+        """Return the state before training, [S]."""
         ...
 
     def advance(self, state: TrainState, may_continue: Callable[[], bool] = never) -> tuple[TrainState, Chunk]:
@@ -137,7 +139,7 @@ class Engine(Protocol):
         ...
 
     def snapshot(self) -> dict[str, np.ndarray]:
-        """The data that are needed, in addition to the state, to continue from the end of the last complete
+        """Return the data that are needed, in addition to the state, to continue from the end of the last complete
         `advance`."""
         ...
 
@@ -159,17 +161,17 @@ def clock(phases: dict[str, float], phase: str) -> Iterator[None]:
 
 
 def not_finite(chunk: Chunk) -> np.ndarray:
-    """The rows [S] whose agent has non-finite numbers after the last iteration in which it was updated."""
+    """Return the rows [S] whose agent has non-finite numbers after the last iteration in which it was updated."""
     moved = chunk.steps > chunk.before
     if not chunk.metrics:
-        return np.asarray(moved.any(axis=1))  # no update followed these steps
+        return np.asarray(moved.any(axis=1))  # no update followed the steps
     last = moved.shape[1] - 1 - np.argmax(moved[:, ::-1], axis=1)
     after = chunk.metrics["policy/loss"] + chunk.metrics["policy/kl"]  # the KL is computed with the new parameters
     return np.asarray(moved.any(axis=1) & ~np.isfinite(after[np.arange(len(after)), last]))
 
 
 def finite_seeds(agents: Any) -> np.ndarray:
-    """Whether all parameters of each seed's agent are finite [S]."""
+    """Return whether all parameters of each seed's agent are finite [S]."""
     leaves = [np.asarray(x) for x in jax.tree.leaves(agents.model)]
     if all_finite(leaves):
         return np.ones(len(leaves[0]), bool)

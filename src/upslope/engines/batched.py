@@ -1,4 +1,4 @@
-"""Step vector environments. Each seed has one object with N columns, which resets its columns itself.
+"""Step vector environments. Each seed has one vector environment with N columns, which resets its columns itself.
 
 The autoreset mode determines how the next episode begins. No mode may produce a transition that never happened:
 
@@ -8,7 +8,8 @@ The autoreset mode determines how the next episode begins. No mode may produce a
   final observation in info.
 - DISABLED: upslope resets the columns whose episodes are over.
 
-An episode in progress cannot be rebuilt, since its reset had no seed of its own, so a resumed run begins new episodes.
+An episode in progress cannot be rebuilt, since it was not reset with a separate seed. A resumed run therefore begins
+new episodes.
 """
 
 from collections.abc import Callable, Sequence
@@ -105,7 +106,7 @@ class BatchedColumns:
         self.is_waiting = np.zeros(count, bool)
         """Rows whose next step only resets them (NEXT_STEP)."""
         self.generators = [np.random.default_rng(seed) for seed in seeds]
-        """Generators of the actions of columns that must step although the result is ignored."""
+        """Random generators for the actions of columns that must be stepped although the result is ignored."""
         self.is_over = np.zeros(count, bool)
         """Rows whose episode has ended and whose next episode has not begun."""
         self.is_stale = np.ones(count, bool)
@@ -136,8 +137,8 @@ class BatchedColumns:
                 close_all(self.world.name, self.batches, lambda words: self.notices("close", words))
 
     def begin(self, rows: Sequence[int], *, afresh: bool = False) -> None:
-        """Begin a new episode in each of the rows, by the vector environment's own autoreset; `afresh` resets whole
-        vector environments."""
+        """Begin a new episode in each of the rows through the vector environment's own autoreset. With `afresh`, whole
+        vector environments are reset."""
         chosen = np.zeros(len(self.episodes), bool)
         chosen[list(rows)] = True
         for number, mode in enumerate(self.modes):
@@ -169,7 +170,7 @@ class BatchedColumns:
             )
 
     def rows_of(self, number: int) -> np.ndarray:
-        """The rows of a vector environment."""
+        """Return the rows of a vector environment."""
         return np.arange(number * self.shape[1], (number + 1) * self.shape[1])
 
     def reset_all(self, number: int) -> None:
@@ -189,7 +190,7 @@ class BatchedColumns:
         self.enter(number, rows, observation, info)
 
     def enter(self, number: int, rows: np.ndarray, observation: Any, info: Any) -> None:
-        """Store the first observations of new episodes in these rows."""
+        """Store the first observations of new episodes in the given rows."""
         first = number * self.shape[1]
         self.is_over[rows] = False
         for row in rows.tolist():
@@ -225,7 +226,8 @@ class BatchedColumns:
         return answer
 
     def step(self, action: np.ndarray, rows: np.ndarray, next_observation: Any) -> tuple[np.ndarray, ...]:
-        """Step with the policy's actions [S·N, …]; write the true successors of the given rows.
+        """Step with the policy's actions [S·N, …], and write the true successors of the given rows into
+        `next_observation`.
 
         Returns reward, terminated, truncated, each [S·N], zero in the other rows.
         """
@@ -281,7 +283,7 @@ class BatchedColumns:
         self.enter(number, reset, observation, info)
 
     def idle_action(self, number: int, row: int) -> Any:
-        """Draw an allowed action for a column that must step although its episode is over."""
+        """Draw an allowed action for a column that must be stepped although its episode is over."""
         mask = None if self.mask is None else self.mask[row]
         return one_by_one(self.head.to_environment(self.head.random(self.generators[number], mask)[None]))[0]
 
@@ -311,7 +313,8 @@ class BatchedColumns:
             self.border.place(next_observation, row, observation, episode)
             assign(self.flat, row, jax.tree.map(lambda x: x[row], next_observation))
         if not is_over and self.limit is not None and episode.length >= self.limit:
-            # The vector environment continues the episode, so only resetting all of it brings the column back.
+            # The vector environment continues the episode, so the column can be recovered only by resetting the whole
+            # vector environment.
             truncated[row] = self.is_over[row] = self.is_stale[row] = True
         if self.read_info is not None and (is_over or truncated[row]):
             episode.info = self.read_info(info, episode, column)
@@ -341,7 +344,7 @@ class BatchedColumns:
         self.marked = begun, [length] * len(begun), copied(self.observation)
 
     def snapshot(self) -> dict[str, np.ndarray]:
-        """The number of resets of each vector environment, and the observations at the mark. No episode can be
+        """Return the number of resets of each vector environment, and the observations at the mark. No episode can be
         rebuilt."""
         begun, lengths, observation = self.marked
         action = self.head.random(np.random.default_rng(0))[None]

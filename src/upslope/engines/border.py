@@ -26,9 +26,10 @@ from upslope.models.encoders import ObservationEncoder
 from upslope.models.head import ActionHead
 
 FIRST = 100
-"""Number of initial observations of each environment that are checked in full, like the first of every episode."""
+"""Number of initial observations of each environment that are checked in full, as is the first observation of every
+episode."""
 EVERY = 16
-"""After that, only every 16th observation is checked in full."""
+"""After these observations, only every 16th one is checked in full."""
 FEW_SPACINGS = 4.0
 """A feature is considered lost if its standard deviation is less than this many times the spacing between floats."""
 FAR = 10.0
@@ -79,7 +80,7 @@ class Leaf:
         return frozenset({self.dtype, np.dtype(np.float64)} if self.dtype == np.float32 else {self.dtype})
 
     def wrong(self, observation: Any) -> str:
-        """Explain why the value cannot be stored unchanged; empty if it can."""
+        """Explain why the value cannot be stored unchanged, or return an empty string if it can."""
         try:
             x = np.asarray(observation)
         except STOPS:
@@ -110,13 +111,13 @@ class Leaf:
         return ""
 
     def is_plainly_right(self, x: Any) -> bool:
-        """Whether inexpensive checks already confirm that the value is in the space."""
+        """Return whether inexpensive checks already confirm that the value is in the space."""
         if self.is_index:
             return type(x) in WHOLE and self.shape == () and bool(self.low <= x <= self.high)
         return type(x) is np.ndarray and x.shape == self.shape and x.dtype in self.plain_dtypes
 
     def exceeds(self, observation: Any) -> bool:
-        """Whether the value is outside the bounds by more than rounding."""
+        """Return whether the value is outside the bounds by more than a rounding error."""
         if self.is_index or self.low is None:
             return False
         x = np.asarray(observation)
@@ -171,8 +172,8 @@ class Border:
         return True
 
     def check(self, observation: Any, episode: Place) -> None:
-        """Raise an error if a value is not in the space, and report values outside its bounds and features lost in 32
-        bits."""
+        """Raise an error if a value is not in the space. Report values outside its bounds and features that are lost in
+        32 bits."""
         self.require_fit(observation, episode)
         for leaf, x, spread in zip(self.leaves, self.parts(observation), self.spreads, strict=True):
             reason = leaf.wrong(x)
@@ -213,7 +214,7 @@ class Border:
 
     def misfit(self, observation: Any) -> tuple[Any, Any, str] | None:
         """Return the first part whose structure or shape differs from the space, what was expected instead, and its
-        path; None if every part fits."""
+        path. Return None if every part fits."""
         try:
             parts = self.parts(observation)
         except ValueError:
@@ -224,7 +225,7 @@ class Border:
         return None
 
     def parts(self, observation: Any) -> list[Any]:
-        """The arrays of an observation, in the order of the leaves.
+        """Return the arrays of an observation, in the order of the leaves.
 
         Raises:
             ValueError: its structure differs from the space's.
@@ -235,8 +236,8 @@ class Border:
 
 
 class Spread:
-    """Running mean and standard deviation of each element of an array in 64 bits, by Welford's update. A count of −1
-    means that tracking has finished."""
+    """The running mean and standard deviation of each element of an array, computed in 64 bits with Welford's
+    algorithm. A count of −1 means that tracking has finished."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -251,13 +252,13 @@ class Spread:
         self.squares = self.squares + before * (x - self.mean)
 
     def deviation(self) -> Any:
-        """The standard deviation."""
+        """Return the standard deviation."""
         return np.sqrt(self.squares / max(self.count, 1))
 
 
 def lost_digits(mean: Any, deviation: Any, dtype: Any = np.float32) -> np.ndarray:
-    """Mask of the features whose deviation is less than a few times the spacing, at `mean`, of the floats that networks
-    read."""
+    """Return a mask of the features whose deviation is less than a few times the spacing, at `mean`, of the floats that
+    networks read."""
     mean, deviation = np.atleast_1d(mean), np.atleast_1d(deviation)
     kept = np.float16 if np.dtype(dtype) == np.float16 else np.float32
     with np.errstate(all="ignore"):
@@ -276,7 +277,7 @@ def lost_in_float32(observations: np.ndarray) -> np.ndarray:
 
 
 def words_of_loss(name: str, path: str, spread: Spread, lost: np.ndarray, dtype: Any) -> str:
-    """The warning about features that floats cannot resolve."""
+    """Return the warning about features that floats cannot resolve."""
     places = np.flatnonzero(lost)
     mean, deviation = (float(np.ravel(x)[places[0]]) for x in (spread.mean, spread.deviation()))
     kept = np.float16 if np.dtype(dtype) == np.float16 else np.float32
@@ -324,19 +325,19 @@ WHOLE = frozenset({int, np.int64, np.int32})
 
 
 def stored_dtype(space: gymnasium.Space) -> np.dtype:
-    """The dtype in which observations are stored: that of the space in this machine's byte order, with 64-bit floats
-    reduced to 32 bits."""
+    """Return the dtype in which observations are stored: that of the space in this machine's byte order, with 64-bit
+    floats reduced to 32 bits."""
     dtype = np.dtype(space.dtype or np.float32)
     return np.dtype(np.float32) if dtype.kind == "f" and dtype.itemsize > 4 else dtype.newbyteorder("=")
 
 
 def shape_of(x: Any) -> Any:
-    """The shape of one array or number."""
+    """Return the shape of one array or number."""
     return x.shape if isinstance(x, np.ndarray) else np.shape(x)
 
 
 def has_shape(x: Any, shape: tuple[int, ...]) -> bool:
-    """Whether a value is an array, a number, or nested rows of numbers with this shape."""
+    """Return whether a value is an array, a number, or nested rows of numbers with this shape."""
     try:
         return shape_of(x) == shape
     except STOPS:
@@ -391,7 +392,7 @@ def step_answer(answer: Any, name: str, place: Place) -> tuple[Any, float, bool,
 
 
 def is_old(answer: Any) -> bool:
-    """Whether the value has the format that `step` returned before Gymnasium 0.26."""
+    """Return whether the value has the format that `step` returned before Gymnasium 0.26."""
     return isinstance(answer, tuple | list) and len(answer) == 4
 
 
@@ -473,7 +474,7 @@ def flag_of(flag: Any, what: str, name: str, place: Place) -> bool:
 
 
 def raised(name: str, where: str, place: str, error: BaseException) -> str:
-    """The error message for an exception in an environment, with the step at which it was raised."""
+    """Return the error message for an exception in an environment, with the step at which it was raised."""
     words, at = text_of(error).strip(), raised_at(error)
     if isinstance(error, UpslopeError):  # raised in a wrapper of upslope
         return f"{name}: {words} — {place}."
@@ -509,7 +510,7 @@ def flat_mask(mask: Any, head: ActionHead, name: str, describe: Callable[[], str
 
 
 def nothing_allowed(name: str, place: str) -> str:
-    """The error message for a step at which an action is required but none is allowed."""
+    """Return the error message for a step at which an action is required but none is allowed."""
     return (
         f"{name} allows no action: {place}. Its action mask forbids every choice although one is required. Allow at "
         "least one, or end the episode there."

@@ -1,7 +1,8 @@
-"""Calls of environments' methods during training. Each environment makes them in order, before its next reset.
+"""Call environments' methods during training. Each environment makes the calls in order, before its next reset.
 
 When its current episode began, an environment had made the first `called` calls. This number is enough to rebuild the
-episode: a new environment makes that many calls before the episode is replayed, and the rest before the next one.
+episode: a new environment makes that many calls before the episode is replayed, and the remaining calls before the next
+episode.
 """
 
 import json

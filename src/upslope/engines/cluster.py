@@ -26,7 +26,8 @@ from upslope.errors import UpslopeError
 LOOK_SECONDS = 60.0
 """Seconds within which a node must report its versions."""
 RELEASE_SECONDS, LOOK_AGAIN = 3.0, 0.25
-"""Seconds within which closed workers must release their processors, and seconds between two checks of this."""
+"""Number of seconds within which closed workers must release their processors, and number of seconds between the checks
+that they have."""
 AUTO = "auto"
 
 
@@ -62,7 +63,7 @@ class Cluster:
         """Idle actors, which have closed their environments and can serve the next workers."""
 
     def nodes(self) -> list[dict[str, Any]]:
-        """The nodes that are alive and have processors for workers."""
+        """Return the nodes that are alive and have processors for workers."""
         return [n for n in self.ray.nodes() if n["Alive"] and n["Resources"].get("CPU", 0) > 0]
 
     def require(self, part: Any, environment: AnyEnvironment) -> None:
@@ -88,10 +89,10 @@ class Cluster:
             self.compared |= asks(node)
 
     def answer_of_node(self, node: dict[str, Any], reference: Any) -> dict[str, Any] | None:
-        """Return a node's facts; None if it has left the cluster in the meantime."""
+        """Return a node's facts, or None if it has left the cluster in the meantime."""
         try:
             return self.ray.get(reference, timeout=LOOK_SECONDS)
-        except Exception as error:  # upslope may be missing there or too old to respond
+        except Exception as error:  # upslope may be missing on the node or too old to respond
             until = time.monotonic() + LOOK_SECONDS
             while not isinstance(error, self.ray.exceptions.RayTaskError) and time.monotonic() < until:
                 if node["NodeID"] not in {one["NodeID"] for one in self.nodes()}:
@@ -210,7 +211,7 @@ begun: dict[tuple[str, str], Placement] = {}
 
 
 def connection(ray: Any) -> tuple[str, str]:
-    """The address of the cluster, and the name of this process's connection to it."""
+    """Return the address of the cluster, and the name of this process's connection to it."""
     context = ray.get_runtime_context()
     return context.gcs_address, context.get_job_id()
 
@@ -244,7 +245,7 @@ def begin(ray: Any, placement: Placement) -> None:
 
 
 def unreachable(address: str, error: Exception) -> str:
-    """The error message for a failed attempt to join a cluster."""
+    """Return the error message for a failed attempt to join a cluster."""
     return (
         f"The cluster {address} cannot be joined: {brief(error)}. Start one with `ray start --head` on one machine and "
         "`ray start --address HOST:6379` on the others, with the same versions of Python and Ray and the same token. "
@@ -271,12 +272,12 @@ def module_files(modules: Iterable[Path]) -> list[Path]:
 
 
 def is_module(path: Path) -> bool:
-    """Whether a path is a module or a package."""
+    """Return whether a path is a module or a package."""
     return (path.suffix == ".py" and path.is_file()) or (path / "__init__.py").is_file()
 
 
 def fits(resources: dict[str, float], cpus: float, gpus: float) -> int:
-    """Return the number of workers that fit into these resources."""
+    """Return the number of workers that fit into the given resources."""
     counts = [int(resources.get("CPU", 0.0) // cpus)] if cpus else []
     return min([*counts, *([int(resources.get("GPU", 0.0) // gpus)] if gpus else [])])
 

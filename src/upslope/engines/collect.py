@@ -1,4 +1,4 @@
-"""Collect rollouts from Gymnasium environments on the host, in the same format as from compiled ones."""
+"""Collect rollouts from Gymnasium environments on the host, in the same format as those from compiled environments."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,7 +21,7 @@ LARGE = 4096
 STEPS_PER_SUCCESSOR = 16
 """Space is reserved for one successor per this many steps of a seed, and is doubled until the successors fit."""
 BEYOND = np.iinfo(np.int32).max
-"""The index that marks padding, beyond every rollout."""
+"""The index that marks padding. It lies beyond the end of every rollout."""
 
 
 @runtime_checkable
@@ -53,7 +53,7 @@ class Steppable(Protocol):
 
     @property
     def folder(self) -> TheirFolder:
-        """The current folder of the environments."""
+        """The environments' working directory."""
         ...
 
     @property
@@ -73,8 +73,8 @@ class Steppable(Protocol):
 class EpisodeEnds(NamedTuple):
     """The finished episodes of a rollout.
 
-    Seed index, step within the rollout, column within the seed, return and length are each [E]; the numbers from info
-    under K keys are [E, K]."""
+    The seed index, step within the rollout, column within the seed, return and length each have shape [E]. The numbers
+    from info under K keys have shape [E, K]."""
 
     seed_index: np.ndarray
     t: np.ndarray
@@ -85,7 +85,7 @@ class EpisodeEnds(NamedTuple):
 
 
 class EndedRows(NamedTuple):
-    """The rows of a step in which an episode ended, with their last observations."""
+    """The rows whose episode ended at a given step, with their last observations."""
 
     rows: np.ndarray
     observation: Any
@@ -115,14 +115,14 @@ class HostRollout:
             self.facts[name].append(value)
 
     def rollout(self) -> Rollout:
-        """All steps stacked, [S, T, N, …]."""
+        """Return all steps stacked, [S, T, N, …]."""
         fields = {name: self.stacked(steps) for name, steps in self.facts.items()}
         if self.ends is not None:
             fields["next_observation"] = successors_of(self.ends, self.newest, self.shape)
         return host_rollout(fields)
 
     def stacked(self, steps: list[Any]) -> Any:
-        """Stack the steps of a field, array by array. The list is emptied, so that large observations are not held in
+        """Stack the steps of a field, array by array. The list is emptied so that large observations are not held in
         memory twice."""
         if isinstance(steps[0], np.ndarray):  # the common case, which avoids the cost of a tree traversal
             return self.in_one(steps)
@@ -131,7 +131,7 @@ class HostRollout:
         return structure.unflatten([self.in_one([step.pop(0) for step in leaves]) for _ in range(structure.num_leaves)])
 
     def in_one(self, steps: list[np.ndarray]) -> np.ndarray:
-        """Stack arrays [S·N, …] of T steps to [S, T, N, …]. The list is emptied."""
+        """Stack arrays [S·N, …] of T steps into [S, T, N, …]. The list is emptied."""
         if steps[0].nbytes < LARGE:
             stacked = np.array(steps)
         else:
@@ -148,13 +148,13 @@ NOTHING = np.zeros(0)
 
 
 def size_of_one(flat: Any) -> int:
-    """Return the size in bytes of one of the observations [S·N, …]."""
+    """Return the size in bytes of a single observation, given the observations [S·N, …]."""
     return sum(x.nbytes // max(len(x), 1) for x in jax.tree.leaves(flat))
 
 
 def successors_of(ends: list[EndedRows], newest: Any, shape: tuple[int, int]) -> Successors:
-    """Return the successors [S, K, …] that no next row contains; `newest` are those of the last step. Seeds with fewer
-    than K successors are padded."""
+    """Return the successors [S, K, …] that are not the next step's observation; `newest` holds those of the last step. Seeds with
+    fewer than K successors are padded."""
     num_seeds, num_envs = shape
     rest = np.setdiff1d(np.arange(num_seeds * num_envs), ends[-1].rows)
     at_last = EndedRows(rest, jax.tree.map(lambda x: x[rest], newest))
@@ -191,7 +191,7 @@ class Act:
     def __init__(self) -> None:
         self.step = jax.jit(act_with_memory)
         self.draws: dict[Any, Any] = {}
-        """The programs that draw noise, by number of steps and shapes of observations."""
+        """The programs that draw noise, keyed by the number of steps and the shapes of observations."""
 
     def bind(
         self,
@@ -222,7 +222,7 @@ class Act:
         self, agents: Any, observation: Any, ahead: int, batch: tuple[int, ...] = ()
     ) -> Callable[..., np.ndarray]:
         """Return the program that draws noise from the data of keys [*batch, S, W] and t. Only the shapes of agents and
-        observations matter, so they are not inputs of the program."""
+        observations matter, so their values are not inputs of the program."""
         shapes = (batch, ahead, *(x.shape for x in jax.tree.leaves(observation)))
         if shapes not in self.draws:
             like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (agents, observation))
@@ -233,8 +233,8 @@ class Act:
 
 
 def acts_here(agents: Any, memory: Memory) -> bool:
-    """Whether actions are chosen in NumPy. This requires a model without memory that can compute its policy without the
-    value."""
+    """Return whether actions are chosen in NumPy. This requires a model without memory that can compute its policy
+    without the value."""
     return hasattr(agents.model, "policy") and not jax.tree.leaves(memory.carry)
 
 
@@ -248,11 +248,11 @@ class Choose(Protocol):
         ...
 
     def __call__(self, observation: Any, mask: np.ndarray | None, t: int) -> tuple[np.ndarray, np.ndarray]:
-        """observation [S, N, …], allowed choices [S, N, M], t → action [S, N, …], log μ(a|s) [S, N]."""
+        """Map observation [S, N, …], allowed choices [S, N, M] and t to action [S, N, …] and log μ(a|s) [S, N]."""
         ...
 
     def restart(self, rows: np.ndarray) -> None:
-        """Start new episodes in these of the S·N columns."""
+        """Start new episodes in the given rows of the S·N columns."""
         ...
 
 
@@ -287,8 +287,8 @@ class ActHere:
 
 
 class ActCompiled:
-    """Acts in one compiled call per step, which loops over seeds, since under `vmap` results may depend on the other
-    seeds."""
+    """Acts with one compiled call per step. The call loops over seeds, since with `vmap` a seed's results may depend on
+    the other seeds."""
 
     def __init__(self, act: Act, agents: Any, keys: np.ndarray, memory: Memory):
         self.act, self.agents, self.keys = act, agents, keys
@@ -310,7 +310,8 @@ class ActCompiled:
 
 
 def on_host(agents: Any) -> Any:
-    """Convert agents [S] to NumPy arrays that broadcast over their seed's environments. Layer matrices already do."""
+    """Convert agents [S] to NumPy arrays that broadcast over the environments of their seed. The matrices of layers
+    already do so."""
 
     def meet(path: tuple[Any, ...], x: Any) -> np.ndarray:
         is_statistic = any(getattr(step, "name", None) == "normaliser" for step in path)
@@ -332,13 +333,13 @@ def act_with_memory(agents: Any, keys: jax.Array, observation: Any, mask: Any, m
 
 
 def noise_at(agent: Any, policy: Any, key: jax.Array, t: Any) -> jax.Array:
-    """Draw the noise of the actions at t. A policy may hold a part of the noise that was drawn earlier."""
+    """Draw the noise of the actions at t. A policy may hold part of its noise from an earlier step."""
     return policy.held_noise(*(jax.random.fold_in(key, step) for step in (t, agent.head.held_since(t))))
 
 
 def draw_noise(agents: Any, observation: Any, ahead: int, keys: jax.Array, t: Any) -> jax.Array:
-    """Draw the noise of the actions at t, t + 1, …, [ahead, S, N, …], for agents and observations of these shapes and
-    keys with these data."""
+    """Draw the noise of the actions at t, t + 1, …, [ahead, S, N, …], for agents and observations of the given shapes
+    and keys with the given data."""
     like = jax.tree.map(
         lambda x: jax.numpy.zeros(x.shape, jax.dtypes.canonicalize_dtype(x.dtype)), (agents, observation)
     )
@@ -445,7 +446,7 @@ End = tuple[int, int, int, float, int, tuple[float, ...]]
 
 
 def ended(columns: Steppable, t: int, rows: np.ndarray) -> list[End]:
-    """Describe the episodes that end in these rows at step t."""
+    """Describe the episodes that end in the given rows at step t."""
     places = [(columns.episodes[row], *divmod(row, columns.shape[1])) for row in rows.tolist()]
     return [(seed, t, column, e.episode_return, e.length, e.info) for e, seed, column in places]
 

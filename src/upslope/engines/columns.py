@@ -1,8 +1,8 @@
 """Step S × N Gymnasium environments on the host, in one Python loop.
 
-Every episode has its own reset seed. It is a function only of (seed, environment index, episode number), or of (seed,
-group, episode number) if environments form groups. A run therefore does not depend on what else is running, and an
-episode in progress can be rebuilt from its actions.
+Every episode has its own reset seed. It depends only on (seed, environment index, episode number), or on (seed, group,
+episode number) if environments form groups. A run therefore does not depend on what else is running, and an episode in
+progress can be rebuilt from its actions.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -38,9 +38,10 @@ from upslope.models.encoders import ObservationEncoder
 from upslope.models.head import ActionHead
 
 MAX_REPLAY = 100_000
-"""Maximum number of actions stored for a running episode. If it is longer, a resumed run starts a new episode."""
+"""Maximum number of actions stored for a running episode. If the episode is longer, a resumed run starts a new one."""
 NOT_RUNNING, TOO_LONG = -2, -1
-"""Values that replace the length in a snapshot if no episode is in progress, or if it is too long to replay."""
+"""Values that replace the length in a snapshot if no episode is in progress, or if the episode is too long to
+replay."""
 
 
 OF_ROWS, OF_ALL = ("episode", "length", "called"), ("calls",)
@@ -163,7 +164,7 @@ class HostColumns:
         return self.every_row
 
     def begin(self, rows: Sequence[int], *, afresh: bool = False) -> None:
-        """Begin a new episode in each of the rows by resetting it, whether or not `afresh` is set."""
+        """Begin a new episode in each of the rows by resetting its environment, whether or not `afresh` is set."""
         with self.folder:
             for row in rows:
                 self.begin_one(row, len(self.calls))
@@ -217,7 +218,7 @@ class HostColumns:
         count = len(self.episodes)
         reward, (terminated, truncated) = np.zeros(count, np.float32), np.zeros((2, count), bool)
         taken = self.head.to_environment(action)
-        # The environment receives its own copy of the action, since it may write into it.
+        # The environment receives its own copy of the action, since it may modify the action in place.
         given, kept = one_by_one(taken), one_by_one(self.head.kept(action, taken))
         listed, episodes, limit = rows.tolist(), self.episodes, self.limit
         for row in listed:
@@ -286,7 +287,8 @@ class HostColumns:
         self.marked = marks, observation
 
     def snapshot(self) -> dict[str, np.ndarray]:
-        """The data to rebuild every episode that was running at the mark: its number, actions and observation."""
+        """Return the data needed to rebuild every episode that was running at the mark: its number, actions and
+        observation."""
         marks, observation = self.marked
         called = [called for *_, called in marks]
         return {
@@ -374,7 +376,7 @@ def one_by_one(actions: Any) -> list[Any]:
     """Split a batch of actions into single actions.
 
     An integer action becomes a Python integer, and any other array keeps the space's dtype. An action with several
-    parts becomes a dictionary or tuple of these, with NumPy integers, as in its space."""
+    parts becomes a dictionary or tuple of single parts, with NumPy integers, as in its space."""
     if isinstance(actions, dict):
         parts = [one_by_one_within(part) for part in actions.values()]
         return [dict(zip(actions, one, strict=True)) for one in zip(*parts, strict=True)]
@@ -399,7 +401,7 @@ def named_observation(observation: Any) -> dict[str, Any]:
 
 
 def observation_of(arrays: Mapping[str, np.ndarray], like: Any) -> Any:
-    """The inverse of `named_observation`, given an observation of the same structure."""
+    """Invert `named_observation`, given an observation of the same structure."""
     return jax.tree_util.tree_map_with_path(lambda path, _: arrays[f"observation{jax.tree_util.keystr(path)}"], like)
 
 
@@ -416,7 +418,7 @@ def split_snapshot(snapshot: dict[str, np.ndarray], num_seeds: Sequence[int]) ->
 
 
 def part_of(snapshot: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Extract the snapshot of the environments in these rows [s, n]."""
+    """Extract the snapshot of the environments in the given rows [s, n]."""
     actions = actions_of(snapshot)
     part = {name: snapshot[name][rows.ravel()] for name in OF_ROWS if name in snapshot}
     part |= {name: snapshot[name] for name in OF_ALL if name in snapshot}
@@ -456,7 +458,7 @@ def replayable(episode: HostEpisode) -> int:
 
 
 def not_finite(name: str, what: str, value: Any, episode: HostEpisode) -> str:
-    """The error message for a non-finite observation or reward, with the step at which it occurred."""
+    """Return the error message for a non-finite observation or reward, with the step at which it occurred."""
     article = "an" if what == "observation" else "a"
     return (
         f"{name} returned {article} {what} that is not finite, {value}: {episode.describe()}. Training on it would "

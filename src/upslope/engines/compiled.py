@@ -1,4 +1,4 @@
-"""Engines whose whole iteration is compiled: for compiled environments, and for recorded data."""
+"""Engines that compile a whole iteration: one for compiled environments and one for recorded data."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -49,10 +49,11 @@ from upslope.models.products import operands_in
 CHUNKS = 100
 """Training in a compiled environment runs in about this many chunks; rows are written between them."""
 MAX_CHUNK_STEPS = 1 << 21
-"""Maximum environment steps per seed in a chunk, so that memory does not grow with the budget."""
+"""Maximum number of environment steps per seed in a chunk, which keeps memory from growing with the budget."""
 ACCELERATOR_ITERATIONS, ACCELERATOR_CHUNKS = 8, 10
-"""On an accelerator, an iteration may take less time than the host needs between two chunks, so a chunk has at least
-the first number of iterations there, unless the run would then have fewer chunks than the second number."""
+"""On an accelerator, an iteration may take less time than the host needs between two chunks, so a chunk there has at
+least the first number of iterations. The exception is a run that would then have fewer chunks than the second
+number."""
 NO_TIMEOUT: dict[str, str | bool] = {
     "xla_cpu_collective_call_warn_stuck_seconds": "1000000",
     "xla_cpu_collective_call_terminate_timeout_seconds": "1000000",
@@ -122,7 +123,7 @@ class Ahead(NamedTuple):
 
 
 class ProgramEngine:
-    """An engine whose whole iteration is compiled; subclasses act in an environment or read recorded data.
+    """An engine that compiles a whole iteration. Subclasses act in an environment or read recorded data.
 
     A state is a `TrainState`, or a subclass's wrapper around it, with its `steps`.
     """
@@ -303,7 +304,7 @@ class RecordedEngine(ProgramEngine):
 
 
 def is_worth_two_devices(task: Task, data: Rollout | None) -> bool:
-    """Whether training policy and critic in parallel saves more time than exchanging their results takes."""
+    """Return whether training policy and critic in parallel saves more time than exchanging their results takes."""
     length = task.max_episode_steps if task.estimator.whole_episodes else task.rollout_steps
     num_samples = data.reward.size if data is not None else task.num_envs * (length or 0)
     epochs = min(task.update.epochs, task.update.critic_epochs)

@@ -1,7 +1,8 @@
-"""Represent a training state as a flat list of arrays, and compile one seed's learning to a program on such lists.
+"""Represent a training state as a flat list of arrays, and compile one seed's learning into a program that operates on
+such lists.
 
 Walking through a model's nested parts in Python can take longer than a short update of a small network. Between the
-iterations of a chunk, a state is therefore a list of its arrays, whose parts are looked up by position.
+iterations of a chunk, a state is therefore kept as a list of its arrays, and its parts are looked up by position.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,7 +48,7 @@ class Layout:
         return [raw(x) for x in leaves]
 
     def whole(self, flat: Sequence[Any]) -> TrainState:
-        """The inverse of `flat`."""
+        """Invert `flat`."""
         return self.structure.unflatten([typed(x, like) for x, like in zip(flat, self.like, strict=True)])
 
     def agents_on_host(self, seeds: Sequence[Flat]) -> Agent:

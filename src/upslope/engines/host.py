@@ -36,8 +36,8 @@ from upslope.models.agent import Agent
 from upslope.models.model import Memory
 
 CHUNKS, CHUNK_STEPS = 100, 512
-"""Short iterations are joined into chunks. A run has at least the first number of chunks, and a chunk at most the
-second number of steps per seed."""
+"""Short iterations are joined into chunks. A run has at least the first number of chunks, and each chunk has at most
+the second number of steps per seed."""
 
 
 class HostEngine:
@@ -60,17 +60,17 @@ class HostEngine:
         self.is_complete = True
         """Whether the last `advance` completed."""
         self.afresh: list[int] = []
-        """Columns whose episode could not be restored, so that a new one has begun."""
+        """Columns in which a new episode has begun because the old one could not be restored."""
         self.iterations = 1 if task.estimator.whole_episodes else chunk_length(task, CHUNKS, CHUNK_STEPS)
         self.keys, self.split, self.stack = keys_of(self.iterations), split_into(len(seeds)), jax.jit(stack)
         self.layout: Layout | None = None
         self.learn: Callable[[Flat, Rollout, Any], tuple[Flat, Packed]] | None = None
-        """The layout of the state, known once there is one, and the program of a single seed, so that results do not
-        depend on the number of seeds."""
+        """The layout of the state, known once there is a state, and the program that learns from one seed. It covers a
+        single seed so that results do not depend on the number of seeds."""
 
     def learning(self, layout: Layout) -> Callable[[Flat, Rollout, Any], tuple[Flat, Packed]]:
-        """Return the program that learns from one seed's rollout, given a state's arrays and a key: it weighs, then
-        moves."""
+        """Return the program that learns from one seed's rollout, given a state's arrays and a key. The program first
+        weighs, then moves."""
         both = partial(learn, partial(weigh_apart, self.task), partial(move_with, self.task))
         return jax.jit(on_flat(both, layout), compiler_options=QUICK)
 
@@ -135,8 +135,8 @@ class HostEngine:
         return each, after, Iteration(metrics, steps, before, self.rows(rollout, ends, before, active))
 
     def noise_ahead(self, state: TrainState, keys: np.ndarray) -> Sequence[np.ndarray | None]:
-        """Draw the noise of the actions for all iterations of a chunk, whose keys have the data [S, I, W], if the
-        iterations are short enough."""
+        """If the iterations of a chunk are short enough, draw the noise of the actions for all of them. Their keys have
+        the data [S, I, W]."""
         steps, agents = self.task.rollout_steps, state.learner.agent
         if self.iterations == 1 or steps > AHEAD or not acts_here(agents, state.memory):
             return [None] * self.iterations
@@ -224,14 +224,14 @@ def columns_of(task: Task, seeds: Sequence[int], notices: Notices | None = None)
 
 
 def weigh_apart(task: Task, state: TrainState, rollout: Rollout) -> Any:
-    """Like `weigh`, but XLA must compute its results before the move, so that the numbers equal those of two separate
-    programs."""
+    """Do the same as `weigh`, but make XLA compute the results before the move, so that the numbers are the same as
+    with two separate programs."""
     return jax.lax.optimization_barrier(weigh(task, state, rollout))
 
 
 def move_with(task: Task, state: TrainState, rollout: Rollout, credit: Credit, key: Any) -> tuple[TrainState, Metrics]:
-    """Like `move`, given the data of a key. Afterwards, the memory marks where the next rollout's episodes begin. If
-    the policy has its own memory, that memory contains more and replaces this one."""
+    """Do the same as `move`, given the data of a key, and then mark in the memory the columns in which the next rollout
+    begins a new episode. If the policy itself has a memory, the caller replaces this memory with the policy's."""
     state, metrics = move(task, state, rollout, credit, jax.random.wrap_key_data(key))
     if not task.estimator.whole_episodes:
         state = state._replace(memory=state.memory._replace(fresh=episode_ends(rollout)[-1]))
@@ -250,15 +250,15 @@ class Iteration(NamedTuple):
 
 
 def in_one(iterations: Sequence[Iteration]) -> Chunk:
-    """Join successive iterations."""
+    """Join successive iterations into a chunk."""
     steps, before = (np.stack([getattr(each, name) for each in iterations], axis=1) for name in ("steps", "before"))
     episodes = [list(chain.from_iterable(rows)) for rows in zip(*(x.episodes for x in iterations), strict=True)]
     return Chunk(unpacked([each.metrics for each in iterations]), steps, before, episodes)
 
 
 def begun_afresh(task: Task, state: TrainState, rows: Sequence[int]) -> TrainState:
-    """Return the state after new episodes began in these of the S·N columns, i.e. with their memory and returns
-    cleared."""
+    """Return the state after new episodes have begun in the given rows of the S·N columns, with the memory and returns
+    of these columns cleared."""
     if not rows:
         return state
 
@@ -282,23 +282,23 @@ def begun_afresh(task: Task, state: TrainState, rows: Sequence[int]) -> TrainSta
 
 @cache
 def keys_of(iterations: int) -> Callable[..., Any]:
-    """Return the program for the keys of this many iterations. All runs of a process share it."""
+    """Return the program that computes the keys for the given number of iterations. All runs in a process share it."""
     return jax.jit(over_seeds(partial(keys_ahead, count=iterations)))
 
 
 @cache
 def split_into(num_seeds: int) -> Callable[[Flat], list[Flat]]:
-    """Return the program that splits the arrays of this many seeds. All runs of a process share it."""
+    """Return the program that splits the arrays of the given number of seeds. All runs in a process share it."""
     return jax.jit(partial(split, num_seeds))
 
 
 def split(num_seeds: int, leaves: Flat) -> list[Flat]:
-    """Split arrays with a leading axis S into those of each of the S seeds."""
+    """Split arrays with a leading axis S into separate arrays for each of the S seeds."""
     return [[x[s] for x in leaves] for s in range(num_seeds)]
 
 
 def stack(each: list[Flat]) -> Flat:
-    """The inverse of `split`."""
+    """Stack the arrays of each seed along a leading axis S: the inverse of `split`."""
     return [jax.numpy.stack(x) for x in zip(*each, strict=True)]
 
 

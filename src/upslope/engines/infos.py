@@ -22,7 +22,8 @@ NOT_NUMBERS = ("action_mask", "final_obs", "final_observation", "final_info", "e
 
 
 class InfoReader:
-    """Reads the numbers under some keys. If there is no number, it returns nan and shows one notice per key."""
+    """Reads the numbers under the given keys. If a key has no number, it returns nan and shows one notice for that
+    key."""
 
     def __init__(self, keys: Sequence[str], name: str, notices: Notices):
         self.keys, self.name, self.notices = keys, name, notices
@@ -49,7 +50,7 @@ class InfoReader:
 
 
 def found_in(info: Any, key: str) -> Any:
-    """Return the value of a key; `MISSING` if there is none."""
+    """Return the value of a key, or `MISSING` if there is none."""
     for first, rest in splits(key):
         inner = child_of(info, first)
         found = inner if rest is None or inner is MISSING else found_in(inner, rest)
@@ -66,7 +67,7 @@ def splits(key: str) -> Iterator[tuple[str, str | None]]:
 
 
 def child_of(node: Any, key: str) -> Any:
-    """Return the value of a key in a mapping, or at an index of a list or an array; otherwise `MISSING`."""
+    """Return the value of a key in a mapping, or at an index of a list or an array, or `MISSING` if there is none."""
     if isinstance(node, Mapping):
         return node.get(key, MISSING)
     if key.isdecimal() and isinstance(node, list | tuple | np.ndarray) and dimensions(node) and int(key) < len(node):
@@ -75,12 +76,13 @@ def child_of(node: Any, key: str) -> Any:
 
 
 def found_in_column(info: Any, key: str, column: int) -> Any:
-    """Return the value of a key in a column's part of the info of a vector environment; `MISSING` if there is none."""
+    """Return the value of a key in a column's part of the info of a vector environment, or `MISSING` if there is
+    none."""
     return found_in(column_of(info, column), key)
 
 
 def dimensions(x: Any) -> int:
-    """Return the number of axes of an array or of nested lists; 0 if rows have unequal lengths."""
+    """Return the number of axes of an array or of nested lists, or 0 if rows have unequal lengths."""
     try:
         return np.ndim(x)
     except ValueError:
@@ -88,7 +90,7 @@ def dimensions(x: Any) -> int:
 
 
 def number_of(value: Any) -> float | None:
-    """Convert the value to a number; None if that is impossible."""
+    """Convert the value to a number, or return None if that is impossible."""
     try:
         if isinstance(value, bool | int | float):
             return float(value)

@@ -1,4 +1,4 @@
-"""Stop MuJoCo's timer, since its Python package has read the clock dozens of times per step since version 4.
+"""Stop MuJoCo's timer, because MuJoCo's Python package has read the clock dozens of times per step since version 4.
 
 The timer fills `data.timer`, which no Gymnasium environment reads, and takes a tenth of a HalfCheetah step.
 """
@@ -14,7 +14,7 @@ def stop_stopwatch() -> Callable[[], None]:
     """Stop the timer in this process, if MuJoCo is loaded and no custom clock is set. Returns a function that starts it
     again.
 
-    Without a clock, MuJoCo's functions measure no times, which is the default of the C library.
+    Without a clock, MuJoCo's functions do not measure time, which is the default in the C library.
     """
     mujoco = sys.modules.get("mujoco")
     stopped: list[tuple[ctypes.c_void_p, int | None]] = []

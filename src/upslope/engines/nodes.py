@@ -26,7 +26,8 @@ def install_words() -> str:
 
 
 def facts(modules: Iterable[str]) -> dict[str, Any]:
-    """Return the facts that must agree on all machines of a run, and the modules among these that are missing here."""
+    """Return the facts that must agree on all machines of a run, and those of the given modules that are missing
+    here."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -41,7 +42,7 @@ def facts(modules: Iterable[str]) -> dict[str, Any]:
 
 
 def is_importable(name: str) -> bool:
-    """Whether a module of this name can be found."""
+    """Return whether a module of this name can be found."""
     try:
         return name in sys.modules or find_spec(name) is not None
     except (ImportError, ValueError):
@@ -61,12 +62,13 @@ def processor() -> str:
 
 
 def is_vector_feature(flag: str) -> bool:
-    """Whether a processor's feature changes how XLA rounds."""
+    """Return whether a processor's feature changes how XLA rounds."""
     return flag.startswith(VECTOR_FEATURES)
 
 
 def difference(mine: dict[str, Any], theirs: dict[str, Any], mixed: bool) -> str:
-    """Describe how a node differs from this machine, as the end of a sentence; empty if no difference matters."""
+    """Describe how a node differs from this machine, as the end of a sentence. Return an empty string if no difference
+    matters."""
     pairs = [(name, mine["versions"][name], theirs["versions"].get(name, "none")) for name in mine["versions"]]
     if other := [f"{name} {there} (here {here})" for name, here, there in pairs if here != there]:
         return f"has different versions: {', '.join(other)}. Results could differ. On that node, run: {install_words()}"

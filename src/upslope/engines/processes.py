@@ -87,11 +87,12 @@ class MessageReader:
         return message
 
     def is_ready(self) -> bool:
-        """Whether `read` can return without waiting."""
+        """Return whether `read` can return without waiting."""
         return bool(self.buffer) or bool(self.poll.poll(0))
 
     def complete(self) -> int | None:
-        """The size of the first message in the buffer, including its header, if the buffer contains all of it."""
+        """Return the size of the first message in the buffer, including its header, or None if the message is
+        incomplete."""
         if len(self.buffer) < HEADER.size:
             return None
         size = HEADER.size + HEADER.unpack_from(self.buffer)[0]
@@ -114,7 +115,8 @@ class PipeChannel:
 
     def __init__(self, module: str):
         # Only one process may hold an accelerator's memory. XLA gets the same number of threads as in this process,
-        # since it divides long sums of products with a narrow result among them, and the last bits depend on how.
+        # since it divides long sums of products with a narrow result among them, and the last bits of the result depend
+        # on the division.
         environment = os.environ | {"NPROC": str(num_cores()), "JAX_PLATFORMS": "cpu"}
         (requests, mine), (theirs, answers) = os.pipe(), os.pipe()
         self.requests, self.answers = os.fdopen(mine, "wb"), MessageReader(theirs)
@@ -186,7 +188,7 @@ class PipeChannel:
         return self.process.returncode >= 0, messages
 
     def read_into(self, messages: list[Message], seconds: float) -> None:
-        """Read messages until none comes for this many seconds."""
+        """Read messages until none arrives for the given number of seconds."""
         try:
             while True:
                 messages.append(self.answers.read(seconds))
@@ -202,7 +204,7 @@ def start_process(module: str, index: int, share: str, notices: Notices) -> Work
 
 
 class LocalChannel:
-    """Answers requests in this process, at the time when the caller waits for the answer."""
+    """Answers requests in this process, at the moment when the caller waits for the answer."""
 
     error = UpslopeError
     place = "this process"
@@ -253,7 +255,7 @@ class HangMonitor:
         return self.is_reported and self.columns.row is not None
 
     def watch(self) -> None:
-        """Check once per beat. As for workers, time is counted in beats."""
+        """Check once per beat. As with workers, time is counted in beats."""
         before, seconds, reported = "", 0.0, 0.0
         while not self.is_over.wait(transport.BEAT):
             words = current_call(self.columns)
@@ -291,8 +293,8 @@ def serve(server: Any, requests: int, answers: int, path: Sequence[str]) -> None
     """
     sys.path[:] = path
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
-    # Install a handler that does nothing instead of SIG_IGN, which child programs would inherit, so that they could not
-    # be terminated.
+    # Install a handler that does nothing. With SIG_IGN instead, child programs would inherit it and could not be
+    # terminated.
     signal.signal(signal.SIGTERM, lambda number, frame: None)
     os.dup2(2, 1)  # send an environment's output to standard error
     configure_jax(on_host=True)

@@ -97,7 +97,7 @@ def engine_on_cluster(
 
 
 def is_transferable(task: Task) -> bool:
-    """Whether the task can be sent to another process.
+    """Return whether the task can be sent to another process.
 
     Its environment must have been given by name, and no part of the task may be defined in the user's script, which
     workers do not execute."""

@@ -1,10 +1,10 @@
-"""Step a worker's environments through shared memory, for steps so short that a message would take just as long.
+"""Step a worker's environments through shared memory, for steps that are as short as passing a message.
 
 Neither side blocks in the operating system. The worker polls the memory for a while after each step, and the main
 process polls it until the answer arrives. If that takes too long or anything goes wrong, they use the worker's channel,
 which can wait and can report a worker that hangs or has ended.
 
-This requires that one process sees the writes of the other in the order in which they were made, as on x86 processors.
+This requires that each process sees the other's writes in the order in which they were made, as on x86 processors.
 """
 
 import math
@@ -22,7 +22,7 @@ from upslope.engines.transport import Heartbeat, Worker
 from upslope.errors import STOPS
 
 SPIN = 0.3e-3
-"""Seconds for which a worker polls the memory for the next step after each one."""
+"""Seconds for which a worker polls the memory for the next step after each step."""
 MARGIN = 0.05e-3
 """If fewer than this many seconds of polling remain, the worker is woken anyway."""
 PATIENCE = 1e-3
@@ -40,7 +40,7 @@ Shapes = list[tuple[str, tuple[int, ...], str]]
 
 
 def is_possible() -> bool:
-    """Whether two processes of this machine can share memory in this way."""
+    """Return whether two processes on this machine can share memory in this way."""
     return sys.platform == "linux" and platform.machine().lower() in ("x86_64", "amd64")
 
 
@@ -59,12 +59,12 @@ class StepMemory:
 
 
 def aligned(size: int) -> int:
-    """The size rounded up to whole cache lines."""
+    """Return the size rounded up to whole cache lines."""
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def memory_size(shapes: Shapes) -> int:
-    """The size in bytes of the memory for these arrays."""
+    """Return the size in bytes of the memory that the arrays need."""
     return 2 * ALIGNMENT + sum(aligned(math.prod(shape) * np.dtype(kind).itemsize) for _, shape, kind in shapes)
 
 
@@ -72,7 +72,7 @@ class SharedSteps:
     """The main process's end of the shared memory."""
 
     def __init__(self, worker: Worker, arrays: dict[str, np.ndarray], begins: bool, say: Callable[[str], None]):
-        """`arrays` have the shapes and types of the arrays of a step. With `begins`, a new episode begins whenever one
+        """`arrays` have the shapes and types of a step's arrays. With `begins`, a new episode begins whenever one
         ends.
 
         Raises:
@@ -89,7 +89,7 @@ class SharedSteps:
             worker.answer(say)
 
     def ask(self, action: np.ndarray) -> None:
-        """Request a step of all the worker's environments with these actions."""
+        """Request a step of all the worker's environments with the given actions."""
         memory = self.memory
         memory.arrays["action"][:] = action
         self.count += 1

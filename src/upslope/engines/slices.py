@@ -1,9 +1,9 @@
-"""Columns of slow Gymnasium environments, in which each worker process steps a slice of every seed's environments.
+"""Step slow Gymnasium environments in worker processes, each of which steps a slice of every seed's environments.
 
 If a step takes a millisecond, passing observations between processes costs little in comparison, and even a single seed
-uses every core. If a step takes less, the main process steps the first slice itself, so that it does not need to be
-woken. Acting and learning stay in the main process, and every episode has its own reset seed, so a run is bitwise
-identical for any number of slices.
+uses every core. If a step takes less, the main process steps the first slice itself, so it never has to be woken up.
+Acting and learning stay in the main process, and every episode has its own reset seed, so a run is bitwise identical
+for any number of slices.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,18 +30,18 @@ from upslope.learning.iteration import Task
 from upslope.models.heads import head_of
 
 STEP_OVERHEAD, CALL_OVERHEAD, JOINED_OVERHEAD = 0.3e-3, 0.5e-3, 0.08e-3
-"""Seconds of overhead per step: for all slices together if they are in processes, for each slice on a cluster, and for
-all slices together if the main process steps the first slice."""
+"""Overhead per step, in seconds: for all slices together if each has its own process, for each slice on a cluster, and
+for all slices together if the main process steps the first slice."""
 JOINED_BELOW = 1e-3
 """Seconds per step of an environment below which the main process steps a slice."""
 TRIAL_SECONDS = 0.25
-"""Duration of an environment's timing trial."""
+"""Duration of an environment's timing trial, in seconds."""
 STRETCHES = 10
 """Number of segments of steps in a trial."""
 MIN_SECONDS_SAVED = 3.0
-"""Expected saving, in seconds, that justifies starting processes."""
+"""Minimum expected saving, in seconds, that justifies starting processes."""
 MIN_TRIAL_STEPS = 5_000
-"""Total environment steps of all seeds below which the trial is skipped."""
+"""Number of environment steps, summed over all seeds, below which the trial is skipped."""
 
 
 OUTCOME, OUTCOME_TYPES = ("reward", "terminated", "truncated"), (np.float32, bool, bool)
@@ -49,7 +49,8 @@ OUTCOME, OUTCOME_TYPES = ("reward", "terminated", "truncated"), (np.float32, boo
 
 
 def nothing_ended(num: int, num_info: int) -> dict[str, np.ndarray]:
-    """Placeholders for the return, length and numbers from info of environments whose episodes have not ended."""
+    """Return placeholders for the return, length and numbers from info of environments whose episodes have not
+    ended."""
     return {"return": np.zeros(num), "length": np.zeros(num, np.int64), "info": np.zeros((num, num_info))}
 
 
@@ -253,7 +254,7 @@ class SlicedColumns:
         self.call_all("call", [(name, arguments)] * len(self.workers))
 
     def allow(self, rows: np.ndarray | int, mask: np.ndarray | None) -> None:
-        """Store the currently allowed choices of these rows."""
+        """Store the currently allowed choices of the given rows."""
         if self.mask is not None:
             self.mask[rows] = mask
 
@@ -387,7 +388,7 @@ class Server:
         return jax.tree.map(lambda x: x[rows], (self.columns.flat, self.columns.mask))
 
     def step(self, rows: list[int], action: np.ndarray, begins: bool = False) -> dict[str, np.ndarray]:
-        """Step these rows, and return reward, terminated, truncated, successors, allowed choices, and the return,
+        """Step the given rows, and return reward, terminated, truncated, successors, allowed choices, and the return,
         length and numbers from info of the episodes that ended.
 
         With `begins`, the next episodes begin, and their first observations and allowed choices are returned too."""
@@ -440,7 +441,7 @@ class Server:
         self.columns.mark(between_episodes=between_episodes)
 
     def snapshot(self) -> dict[str, np.ndarray]:
-        """The snapshot at the mark."""
+        """Return the snapshot at the mark."""
         return self.columns.snapshot()
 
     def restore(self, snapshot: dict[str, np.ndarray]) -> tuple[Any, Any, list[int], list[str], list[int]]:

@@ -1,9 +1,9 @@
-"""Store programs between runs, so that later runs do not need to trace and lower them.
+"""Store programs between runs, so later runs do not need to trace and lower them.
 
-JAX's own cache stores the output of XLA, but looks it up by the lowered program. Tracing and lowering take longer than
+JAX's own cache stores the output of XLA, but uses the lowered program as the key. Tracing and lowering take longer than
 everything else that a short run does before its first step. This module stores the lowered program as serialized by
 `jax.export`, which contains no pickle and no Python code. It is stored in the private folder of compiled programs,
-under a hash of everything from which it was made: settings, shapes, devices, versions, and upslope's own source.
+under a hash of everything that it depends on: settings, shapes, devices, versions, and upslope's own source.
 
 Only commands store programs. In the user's own process, any function may have been replaced, and no hash would reveal
 this.
@@ -40,7 +40,7 @@ is_command = False
 
 
 def allow_storing() -> None:
-    """Store programs from now on. Call this only in a process that runs one of upslope's commands."""
+    """Allow storing programs from now on. Call this only in a process that runs one of upslope's commands."""
     global is_command
     is_command = True
 
@@ -57,8 +57,8 @@ class StoredPrograms:
         }
 
     def jitted(self, name: str, function: Callable[..., Any], arguments: list[Any], **options: Any) -> Any:
-        """Return `jax.jit(function, **options)` for these arguments, read from the folder if it is there, otherwise
-        stored in it.
+        """Return `jax.jit(function, **options)` for these arguments. The program is read from the folder if it is
+        there, and stored in it otherwise.
 
         Arguments and results consist of arrays in lists, tuples and dictionaries. `name` distinguishes programs with
         the same arguments.
@@ -78,7 +78,7 @@ class StoredPrograms:
         return jax.jit(exported.call, **options)
 
     def key(self, name: str, arguments: list[Any], options: Mapping[str, Any]) -> str:
-        """Return a hash of everything from which a program is made."""
+        """Return a hash of everything that a program depends on."""
         shapes = [(str(x.dtype), x.shape, repr(x.sharding)) for x in arguments]
         devices = [str(device.device_kind) for device in jax.local_devices()]
         made_from = self.made_from | {"name": name, "arguments": shapes, "devices": devices, "jit": repr(options)}
@@ -86,8 +86,8 @@ class StoredPrograms:
 
 
 def stored_programs(config: Config) -> StoredPrograms | None:
-    """Return the stored programs of a run; None if storing is not allowed, or if they would contain code that is not
-    upslope's."""
+    """Return the stored programs of a run, or None if storing is not allowed or the programs would contain code that is
+    not upslope's."""
     is_own = config.environment.startswith(COMPILED_PREFIX) and not requested(config)
     folder = own_cache() if is_command and is_own else None
     return None if folder is None else StoredPrograms(folder, config.to_json())

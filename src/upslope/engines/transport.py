@@ -1,4 +1,5 @@
-"""The protocol of workers: requests, answers, heartbeats in between, and errors that name a dead or hanging worker.
+"""The protocol between the main process and its workers: requests, answers, heartbeats in between, and errors that name
+a dead or hanging worker.
 
 Neither the protocol nor the code that uses workers depends on how messages are carried. A `Channel` is a pair of pipes
 to a process (`processes.py`) or an actor on a cluster (`actors.py`).
@@ -47,7 +48,7 @@ class Channel(Protocol):
 
     @property
     def error(self) -> type[UpslopeError]:
-        """The error for a worker that has ended."""
+        """The type of error to raise for a worker that has ended."""
         ...
 
     @property
@@ -57,7 +58,7 @@ class Channel(Protocol):
 
     @property
     def waiting_for(self) -> str:
-        """The possible reason why a worker is silent."""
+        """A possible reason why a worker is silent."""
         ...
 
     def send(self, request: tuple[str, tuple[Any, ...]]) -> None:
@@ -284,7 +285,8 @@ def answer_request(server: Any, heartbeat: Heartbeat, what: str, arguments: Sequ
 
 
 def current_call(columns: Any) -> str:
-    """Describe the environment of a `HostColumns` that is currently being called; empty if there is none."""
+    """Describe the environment of a `HostColumns` that is currently being called, or return an empty string if there is
+    none."""
     if columns is None:
         return "it is still creating its environments"
     row = columns.row
@@ -295,7 +297,7 @@ def current_call(columns: Any) -> str:
 
 
 class Stragglers:
-    """Reports, once, a worker that is much slower than the others for a long time."""
+    """Reports once if a worker has been much slower than the others for a long time."""
 
     RATIO, TIMES = 2.0, 20
 

@@ -1,8 +1,8 @@
 """Run the trials of a sweep in a compiled environment, where one program trains many trials with all their seeds.
 
-A row of the program is one seed of one trial, with the numbers of its task as inputs (`learning/varied.py`). Rows are
-distributed over the devices and computed like the seeds of a run, so a trial gives the same results as when it runs
-alone. When a trial has ended, the next one uses its rows, so the program is compiled only once.
+A row of the program is one seed of one trial, with the numeric settings of its task as inputs (`learning/varied.py`).
+Rows are distributed over the devices and computed like the seeds of a run, so a trial gives the same results as when it
+runs alone. When a trial has ended, the next one uses its rows, so the program is compiled only once.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from upslope.learning.varied import MAX_INPUTS, Family, Inputs
 
 
 class Rows(NamedTuple):
-    """The rows of the program [R]: their numbers and training states."""
+    """The rows of the program [R]: their numeric settings and training states."""
 
     numbers: Float[Array, "R K"]
     state: TrainState
@@ -40,7 +40,7 @@ class TrialsEngine(ProgramEngine):
         self.family, self.trial_seeds, self.slots, self.inputs = family, list(seeds), slots, Inputs()
         num_devices = len(jax.local_devices())
         self.num_rows = -(-slots * len(seeds) // num_devices) * num_devices
-        # Consecutive trials use different devices, so that a few trials keep all devices busy.
+        # Consecutive trials use different devices, so a few trials are enough to keep all devices busy.
         self.order = np.arange(self.num_rows).reshape(num_devices, -1).T.ravel()
         super().__init__(family.first, range(self.num_rows), iterations)
         self.begin = jax.jit(self.begin_one, compiler_options=QUICK)
@@ -48,16 +48,16 @@ class TrialsEngine(ProgramEngine):
         self.rows_now: Rows | None = None
 
     def places(self, slot: int) -> Int[np.ndarray, "S"]:
-        """The rows of a slot, one for each seed."""
+        """Return the rows of a slot, one for each seed."""
         count = len(self.trial_seeds)
         return self.order[slot * count : (slot + 1) * count]
 
     def begin_one(self, fresh: Any, keys: Any, numbers: Float[Array, "K"]) -> TrainState:
-        """The initial state of one row."""
+        """Return the initial state of one row."""
         return begin_training(self.family.bound(self.task, self.inputs.reading(numbers)), True, fresh, keys)
 
     def one_seed(self, task: Task, data: Rollout | None, state: Any) -> Any:
-        """One row's program; `state` is a row."""
+        """Compute one row's program; `state` is a row."""
         bound = self.family.bound(task, self.inputs.reading(state.numbers))
         after, facts = iterate_many(bound, state.state, self.iterations)
         return Rows(state.numbers, after), facts
@@ -97,7 +97,7 @@ class TrialsEngine(ProgramEngine):
         self.rows_now = self.put(self.rows_now, new, self.places(slot))
 
     def stop(self, slot: int) -> None:
-        """Mark the budget of the trial in a slot as spent, so that its rows cost nothing."""
+        """Mark the budget of the trial in a slot as spent, so its rows cost nothing."""
         assert self.rows_now is not None
         state = self.rows_now.state
         spent = state.steps.at[self.places(slot)].set(np.uint32(self.task.steps))

@@ -26,10 +26,10 @@ from upslope.learning.devices import num_cores
 from upslope.learning.iteration import Task, TrainState, initialise_all
 
 MIN_PARALLEL_STEPS = 50_000
-"""Total environment steps of all seeds below which starting processes costs more time than it saves."""
+"""Number of environment steps, summed over all seeds, below which starting processes costs more time than it saves."""
 
 LOOK_SECONDS = 30.0
-"""Seconds between two checks of whether a cluster has grown."""
+"""Number of seconds between checks for growth of the cluster."""
 
 
 def num_workers(task: Task, num_seeds: int, requested: int | None) -> int:
@@ -40,7 +40,7 @@ def num_workers(task: Task, num_seeds: int, requested: int | None) -> int:
 
 
 class WorkersEngine:
-    """Advances all seeds, each worker training a share of them."""
+    """Advances all seeds by having each worker train a share of them."""
 
     hangs = False
 
@@ -106,7 +106,7 @@ class WorkersEngine:
         return self.state, join(list(chunks))
 
     def look_for_room(self) -> None:
-        """Stop if the cluster has grown so much that more workers would reduce the load of the slowest one."""
+        """Stop if the cluster has grown enough for additional workers to reduce the load of the slowest one."""
         if self.has_room is None or not self.is_complete or perf_counter() - self.looked < LOOK_SECONDS:
             return
         self.looked = perf_counter()
@@ -164,13 +164,13 @@ def leaves_of(state: TrainState) -> list[np.ndarray]:
 
 
 def state_of(leaves: Sequence[Any], like: TrainState) -> TrainState:
-    """The inverse of `leaves_of`, given a state of the same structure."""
+    """Invert `leaves_of`, given a state of the same structure."""
     pairs = zip(leaves, jax.tree.leaves(like), strict=True)
     return jax.tree.unflatten(jax.tree.structure(like), [typed(x, old) for x, old in pairs])
 
 
 class InProgram:
-    """Replaces the columns for a compiled environment, which is never in a call."""
+    """A stand-in for the columns if the environment is compiled, since a compiled environment is never in a call."""
 
     row = None
 
@@ -210,7 +210,7 @@ class Server:
         self.engine.call(name, arguments)
 
     def snapshot(self, is_complete: bool) -> dict[str, np.ndarray]:
-        """The snapshot at the end of the last iteration that all workers finished."""
+        """Return the snapshot at the end of the last iteration that all workers finished."""
         assert isinstance(self.engine, HostEngine)
         self.engine.is_complete &= is_complete
         return self.engine.snapshot()

@@ -1,4 +1,5 @@
-"""The two kinds of environment: compiled ones, written in JAX, and those on the host, with Gymnasium's protocol."""
+"""The two kinds of environment: compiled ones, written in JAX, and host environments, which follow Gymnasium's
+protocol."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from upslope.errors import UpslopeError
 
 
 class BrokenEnvironmentError(UpslopeError):
-    """An environment was found, but cannot be created or breaks its protocol."""
+    """An environment was found, but it cannot be created or violates its protocol."""
 
 
 class CompiledEnvironment(ABC):
@@ -36,8 +37,8 @@ class CompiledEnvironment(ABC):
     ignores_masks: bool = False
     """Whether it has action masks that are not used."""
     costly_reset: bool = False
-    """Whether a reset is much more expensive than a step. If so, only the columns that ended are reset, one after
-    another. Otherwise all columns are reset together, and the results of those that did not end are discarded."""
+    """Whether a reset is much more expensive than a step. If so, only the columns whose episodes ended are reset, one
+    after another. Otherwise all columns are reset together, and the results for the others are discarded."""
     is_compiled: ClassVar[bool] = True
     """Whether acting is part of the compiled program; False for environments on the host."""
 
@@ -55,7 +56,7 @@ class CompiledEnvironment(ABC):
         return None
 
     def episode_info(self, state: Any) -> dict[str, Any]:
-        """Numbers that describe an episode that ends in this state, by name, for --log-info; by default none."""
+        """Numbers that describe an episode that ends in this state, keyed by name, for --log-info; none by default."""
         return {}
 
     @property

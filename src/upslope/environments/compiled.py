@@ -96,7 +96,7 @@ def make_own(request: Request, name: str) -> CompiledEnvironment:
 
 
 def finished(environment: CompiledEnvironment, request: Request) -> CompiledEnvironment:
-    """Wrap the environment as requested; a user's own is also checked against the protocol."""
+    """Wrap the environment as requested. A user's own environment is also checked against the protocol."""
     environment = wrap(environment, request.wrappers, request.name)
     if not type(environment).__module__.startswith("upslope."):
         check_protocol(environment, request.name)

@@ -38,7 +38,7 @@ class DeepSea(CompiledEnvironment):
     move_cost: float = 0.01
     max_episode_steps: int | None = None
     leads_right: Bool[np.ndarray, "N N"] = field(init=False)
-    """Whether action 1 leads to the right in this cell; otherwise action 0 does."""
+    """Whether action 1 leads to the right in each cell; otherwise action 0 does."""
     observation_space: spaces.Space[Any] = field(init=False)
     action_space: spaces.Space[Any] = field(init=False, default_factory=lambda: spaces.Discrete(2))
 

@@ -22,7 +22,7 @@ Keep = Callable[[Any], Any]
 
 
 def ignoring(environment: Any, keys: tuple[str, ...], name: str) -> Any:
-    """Remove the parts under these keys from the observations of an environment, compiled or on the host.
+    """Remove the parts under these keys from the observations of a compiled or host environment.
 
     Raises:
         UpslopeError: there is no such key, or nothing would be left.
@@ -134,12 +134,12 @@ class HostWithout(gymnasium.Wrapper):
         self.observation_space, self.keep = space, keep
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-        """Reset, with those parts removed from the observation."""
+        """Reset, and remove the ignored parts from the observation."""
         more = {} if options is None else {"options": options}  # not every environment accepts this argument
         return self.answer(self.env.reset(seed=seed, **more), 2)
 
     def step(self, action: Any) -> Any:
-        """Step, with those parts removed from the observation."""
+        """Step, and remove the ignored parts from the observation."""
         return self.answer(self.env.step(action), 5)
 
     def answer(self, answer: Any, size: int) -> Any:
@@ -158,12 +158,12 @@ class CompiledWithout(CompiledEnvironment):
         self.costly_reset = environment.costly_reset
 
     def reset(self, key: PRNGKeyArray) -> tuple[Any, Any]:
-        """Reset, with those parts removed from the observation."""
+        """Reset, and remove the ignored parts from the observation."""
         state, observation = self.environment.reset(key)
         return state, self.keep(observation)
 
     def step(self, key: PRNGKeyArray, state: Any, action: Any) -> tuple[Any, Transition]:
-        """Step, with those parts removed from the observation."""
+        """Step, and remove the ignored parts from the observation."""
         state, transition = self.environment.step(key, state, action)
         return state, transition._replace(observation=self.keep(transition.observation))
 

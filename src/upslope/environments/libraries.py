@@ -1,7 +1,7 @@
-"""Facts about other JAX environment libraries that are available without importing them.
+"""Facts about other JAX environment libraries, which can be read without importing these libraries.
 
-The code that wraps each library is `sources/<prefix>.py`. This file does not use JAX, so that lists, trust and messages
-need not import it.
+The code that wraps each library is `sources/<prefix>.py`. This file does not use JAX, so listing names, checking trust
+and writing messages do not need to import it.
 """
 
 from dataclasses import dataclass

@@ -151,7 +151,7 @@ def gives_masks(env: gymnasium.Env, name: str) -> bool:
 
 
 def known_masks(env: gymnasium.Env, name: str) -> bool | UpslopeError:
-    """Whether an environment provides masks, or the error that prevents an answer, returned instead of raised."""
+    """Whether an environment provides masks; if this cannot be determined, return the error instead of raising it."""
     try:
         return gives_masks(env, name)
     except UpslopeError as error:

@@ -1,8 +1,9 @@
 """Well-known packages that register Gymnasium ids. With this table, an id alone is enough to import its package.
 
-Without trust, a name in a run's config.json can import only these packages, just as it can name registered ids. The
-table is fixed, and only installed packages are imported, never a module of the same name in the current folder. Their
-ids take the same arguments as registered ids. Training reports what was imported and records its version.
+A name in the config.json of a run that is not trusted can import only these packages, just as it can refer to
+registered ids. The table is fixed, and only installed packages are imported, never a module of the same name in the
+current folder. Ids from these packages take the same arguments as registered ids. Training reports what was imported
+and records its version.
 """
 
 import importlib

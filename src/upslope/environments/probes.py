@@ -1,9 +1,9 @@
-"""Probe environments, each so small that its correct value is known, and that a failure has only one possible cause.
+"""Probe environments, each so small that its correct value is known and a failure has only one possible cause.
 
-The first failure locates the mistake. At `probe/constant`, the critic's loss is broken; at `probe/observation`, the
-learner does not see its observation; at `probe/delay`, its discount or bootstrap is wrong; at `probe/action`, its
-policy update; at `probe/both`, the pairing of observation and action.
-Source: Jones (2021), Debugging RL, Without the Agonizing Pain, for these five; the other probes follow the same idea.
+The first failure locates the mistake. If it is at `probe/constant`, the critic's loss is broken; at
+`probe/observation`, the learner does not see its observation. A failure at `probe/delay` points to the discount or
+bootstrap, at `probe/action` to the policy update, and at `probe/both` to the pairing of observation and action. These
+five are from Jones (2021), Debugging RL, Without the Agonizing Pain; the other probes follow the same idea.
 """
 
 from collections.abc import Callable
@@ -62,7 +62,7 @@ class Probe(CompiledEnvironment):
     def exact_value(self, state: Any, gamma: float) -> Float[Array, "..."]:
         """V*(s) = max over policies of E[Σ_t γ^t r_t | s_0 = s], for any leading axes.
 
-        In `constant`, `observation`, `delay` and `truncation` no action matters: every policy has this value.
+        In `constant`, `observation`, `delay` and `truncation`, actions do not matter, so every policy has this value.
         """
         return self.value(state, gamma)
 
@@ -225,7 +225,7 @@ def memory() -> Probe:
     def show(state: Observation) -> Any:
         return jnp.where(state[1] == 0, state[:1], 0.0)
 
-    # One step more than an episode has, so that the episode terminates before the limit.
+    # One more step than an episode has, so that the episode terminates before the limit.
     return Probe(_box(-1.0), spaces.Discrete(3), draw, answer, value, max_episode_steps=CUE_LASTS + 2, show=show)
 
 
@@ -273,7 +273,7 @@ def dictionary() -> Probe:
 
 
 def asymmetric() -> Probe:
-    """One step, two signs: the policy sees the first, which sets the best action, the critic both: V* = ½ + the second.
+    """One step, two signs: the policy sees one, which sets the best action; the critic sees both. V* = ½ + the other.
 
     Both are ±1 at random, and the policy reads the first (`--policy-reads 0`); r = ½ + the second for action 1 at +1 or
     action 0 at −1, else 0.

@@ -70,7 +70,7 @@ class Tabular(CompiledEnvironment):
         return state, jnp.asarray(self.observation_of, jnp.int32)[state]
 
     def step(self, key: PRNGKeyArray, state: Index, action: Action) -> tuple[Index, Transition]:
-        """s' ~ P(·|s, a), r = r(s, a, s'); terminated where s' is terminal."""
+        """s' ~ P(·|s, a), r = r(s, a, s'); terminated if s' is terminal."""
         if np.isin(self.transition, (0, 1)).all():
             successor = jnp.asarray(np.argmax(self.transition, axis=-1), jnp.int32)[state, action]
         else:
@@ -204,9 +204,10 @@ def gridworld(
 ) -> Tabular:
     """From the upper left corner to the lower right one: +1 on arrival, −`step_cost` on each step.
 
-    Actions: 0 up, 1 right, 2 down, 3 left; a move into a wall has no effect. With probability `slip`, the move
-    goes in a random one of the four directions instead. The observation is the cell, row · columns + column.
-    The shortest path takes rows + columns − 2 steps. On 4×4, a random walk takes 59, and 84 % arrive within 100.
+    Actions: 0 up, 1 right, 2 down, 3 left; a move into a wall has no effect. With probability `slip`, the move goes in
+    one of the four directions, chosen at random. The observation is the cell, row · columns + column. The shortest path
+    takes rows + columns − 2 steps. On a 4×4 grid, a random walk takes 59 steps on average, and 84 % of walks arrive
+    within 100 steps.
     """
     if rows * columns < 2 or not 0 <= slip <= 1:
         raise UpslopeError(f"A gridworld needs ≥ 2 cells and slip in [0, 1], not {rows}×{columns} and {slip}.")

@@ -12,12 +12,12 @@ MAX_STATES = 1024
 def tokens(digits: int = 2, length: int = 6, prompts: int = 5) -> Tabular:
     """Write digits whose sum is the number in the prompt, then the end token: a verifier pays 1 if the sum is right.
 
-    Action k < `digits` writes the digit k + 1, action `digits` ends the sequence. A sequence that reaches `length`
+    Action k < `digits` writes the digit k + 1, and action `digits` ends the sequence. A sequence that reaches `length`
     tokens without the end token stops there and counts as wrong. The prompt is one of 1 … `prompts`, drawn with equal
     probability; most prompts have correct answers of several lengths. The observation combines the prompt with
     everything written so far: (prompt − 1) · K + prefix. The K prefixes are in tree order, where digit k after prefix i
-    makes the prefix digits · i + k + 1. The largest observation is the end. All sequences can be enumerated: with the
-    defaults there are 127 for each prompt.
+    makes the prefix digits · i + k + 1. The largest observation stands for the end of the episode. All sequences can be
+    enumerated: with the defaults there are 127 for each prompt.
     """
     whole = all(isinstance(x, int) for x in (digits, length, prompts))
     if not (whole and digits >= 1 and 2 <= length <= MAX_STATES and 1 <= prompts <= digits * (length - 1)):

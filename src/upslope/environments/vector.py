@@ -60,7 +60,7 @@ class VectorMaker:
         return OneColumn(self.batch(1), self.request.name)
 
     def batch(self, num_envs: int) -> VectorEnv:
-        """Create a vector environment of this many columns."""
+        """Create a vector environment with this many columns."""
         name = self.request.name
         if self.request.env_kwargs.get("render_mode"):
             draw_without_screen()
@@ -311,7 +311,7 @@ def part_of(info: Any, row: int) -> dict[str, Any]:
 
 
 def joined(actions: list[Any], space: spaces.Space) -> Any:
-    """Single actions as one batch in the form of the space."""
+    """Combine single actions into one batch in the form of the space."""
     return concatenate(space, actions, create_empty_array(space, len(actions), fn=np.zeros))
 
 

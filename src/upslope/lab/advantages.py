@@ -23,7 +23,7 @@ STEPS = (1, 2, 3, 5, 10, 20, 50, 200)
 """Values of n in A^n; the last is at least as long as any episode."""
 SHORT = 10
 ROUNDING = (-math.inf, 1e-3)
-"""Range of differences that count as zero: the rounding error of sums of up to 200 terms of about 1 in 32 bits."""
+"""Range of differences that count as zero: the rounding error, in 32 bits, of sums of up to 200 terms of about 1."""
 GROUPS = 20
 
 
@@ -75,7 +75,7 @@ def error_parts(target: Array, rollout: Rollout) -> Float[np.ndarray, "G 2"]:
 
 
 def advantages(seed: int = 0, episodes: int = 8_000) -> Outcome:
-    """A¹ has low variance and high bias, Monte Carlo the reverse; λ moves between them."""
+    """A¹ has low variance and high bias, Monte Carlo the reverse; λ interpolates between them."""
     agent = table_agent(some_policy(), imperfect_critic())
     rollout = play(maze(), agent, seed, episodes)
     by_lambda = credits_of([GAE(x) for x in LAMBDAS], agent, rollout, GAMMA)
@@ -119,7 +119,7 @@ def curves(x: Sequence[float | int], parts: Float[np.ndarray, "K G 2"]) -> tuple
 def sum_differences(agent: Agent, rollout: Rollout, lambda_: float) -> dict[str, float]:
     """The largest differences between GAE and two sums of A¹ … A^T, over episodes of at most SHORT steps.
 
-    For n ≥ T, all A^n are equal, so the last term has the weight of the remaining series: (1−λ)(λ^(T−1) + …) =
+    For n ≥ T, all A^n are equal, so the last term carries the weight of the rest of the series: (1−λ)(λ^(T−1) + …) =
     λ^(T−1). `as_written` is the difference from the sum without weights.
     """
     is_short = np.asarray((rollout.terminated & rollout.valid)[:SHORT].any(axis=0))

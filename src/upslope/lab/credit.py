@@ -1,4 +1,4 @@
-"""Credit assignment: if a late reward depends on one action, how many episodes does each estimator need to learn it?"""
+"""Credit assignment: if a late reward depends on one action, how many episodes does each estimator need to find it?"""
 
 import math
 from collections.abc import Sequence

@@ -55,7 +55,7 @@ class Sea(DeepSea):
 
 
 def task_in(sea: Sea, entropy: float, intrinsic: Intrinsic | None) -> Task:
-    """A task with tables for policy and critic, whole episodes, clipping, and an entropy bonus of this weight."""
+    """A task with a tabular policy and critic, whole episodes, clipping, and an entropy bonus of this weight."""
     return small_task(
         sea,
         Baseline(),
@@ -105,7 +105,7 @@ def slope(x: Sequence[float | int] | np.ndarray, y: Float[np.ndarray, "S K"]) ->
 
 
 def entropy(seed: int = 0, seeds: int = 24, sizes: Sequence[int] = (6, 8, 10, 12, 14)) -> Outcome:
-    """Each additional row doubles the episodes that a policy with an entropy bonus needs to find the treasure."""
+    """Each additional row doubles the number of episodes until a policy with an entropy bonus finds the treasure."""
     budget = [8 * 2**size for size in sizes]
     found = episodes_until_found(sizes, range(seed, seed + seeds), budget, entropy=0.05)
     each = [mean_of(column) for column in found.T]

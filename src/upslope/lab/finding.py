@@ -53,7 +53,7 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True)
 class Panel:
-    """One small figure; its titles are in the texts under its name."""
+    """One small figure, whose titles are stored in the texts under its name."""
 
     name: str
     lines: tuple[Line, ...]

@@ -87,7 +87,7 @@ def gradient(
 
 
 def along(each: Float[np.ndarray, "N K"], exact: Float[np.ndarray, "K"]) -> Estimate:
-    """ĝ·∇J/|∇J|²: 1 if the estimate agrees with the exact gradient in its direction."""
+    """ĝ·∇J/|∇J|²: 1 if the estimate agrees with the exact gradient along its direction."""
     return mean_of(each @ exact / (exact @ exact))
 
 

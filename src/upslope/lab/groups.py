@@ -1,7 +1,7 @@
 """The effect of dividing by a group's deviation and by an episode's length on a policy gradient, computed exactly.
 
-In a world of tokens, every sequence can be enumerated. The weight of an episode depends on itself and on the others in
-its group only through returns and lengths, so the expected update is a finite sum over the groups that differ in these.
+In a world of tokens, every sequence can be enumerated. The weight of an episode depends only on the returns and lengths
+of the episodes in its group, so the expected update is a finite sum over groups with different returns or lengths.
 """
 
 import math
@@ -70,7 +70,7 @@ class Sequences(NamedTuple):
 
 @cache
 def world() -> Tabular:
-    """Two digits and an end token, at most five tokens, four prompts."""
+    """A world of tokens with two digits and an end token, at most five tokens, and four prompts."""
     return tokens(2, LENGTH, PROMPTS)
 
 
@@ -197,7 +197,7 @@ def expected_update(estimator: GroupEstimator, prompt: int, sequences: Sequences
 
 
 def two_kinds(estimator: GroupEstimator) -> Float[np.ndarray, "G 2"]:
-    """The factor of an episode by the number of correct answers among the other G − 1, and by its own return, 0 or 1.
+    """The factor of an episode for each number of correct answers among the other G − 1, and each own return, 0 or 1.
 
     All episodes have one step.
     """
@@ -215,10 +215,10 @@ def weight_of_prompt(estimator: GroupEstimator, solved: Float[np.ndarray, "P"]) 
 
 
 def variance_of_groups(size: int, sequences: Sequences) -> float:
-    """The variance of the gradient by `LeaveOneOut(size)`, summed over components, times the number of episodes.
+    """The variance of the `LeaveOneOut(size)` gradient, summed over components, times the number of episodes.
 
-    E|Σ_i f_i s_i|² = G E[f_1² s_1²] + G (G−1) E[f_1 f_2 s_1·s_2], for scores s and factors f. The expectation is over
-    the returns of the first two and the number of correct answers among the others.
+    E|Σ_i f_i s_i|² = G E[f_1² s_1²] + G (G−1) E[f_1 f_2 s_1·s_2], for scores s and factors f. The expectation is taken
+    over the returns of the first two and the number of correct answers among the others.
     """
     solved, right = sequences.solved(), sequences.total == 1
     factor = two_kinds(LeaveOneOut(size))
@@ -242,7 +242,7 @@ def variance_of_critic(sequences: Sequences) -> float:
 
 
 def growths(size: int, policies: int, seed: int) -> Float[np.ndarray, "P 2 2"]:
-    """How fast wrong and correct answers grow longer under random policies, by the update that divides by the length,
+    """How fast wrong and correct answers grow longer under random policies, along the update that divides by the length
     and along ∇J. Prompts whose correct answers all have the same length are left out."""
     generator, divided = np.random.default_rng(seed), GroupMean(size, divide_by_length="episode")
     found = []
@@ -328,7 +328,8 @@ def groups(seed: int = 0, size: int = 8, policies: int = 64) -> Outcome:
 
 
 def weight_lines(sizes: Sequence[int]) -> list[Line]:
-    """How dividing by the deviation weighs a prompt by its probability of success, relative to 1/2."""
+    """The weight that dividing by the deviation gives to a prompt, relative to one whose probability of success is 1/2,
+    as a function of that probability."""
     solved = np.linspace(0.02, 0.98, 49)
     lines = []
     for size in sizes:

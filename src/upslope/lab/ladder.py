@@ -1,6 +1,6 @@
-"""The ladder: train every rung that fits an environment, on the same seeds and the same budget, and compare them.
+"""The ladder: train every rung that fits an environment, with the same seeds and budget, and compare them.
 
-Rungs train one after another, each with its seeds on all cores, so that their times are comparable.
+Rungs train one after another, each with its seeds spread over all cores, so that their times are comparable.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,7 +37,7 @@ STEPS = 50_000
 """Default number of environment steps per seed and rung."""
 SEEDS = 10
 EVALUATION_EPISODES = 20
-"""Number of evaluation episodes per seed and mode that score a rung."""
+"""Number of evaluation episodes per seed and mode on which a rung is scored."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def ladder(
     evaluation_episodes: int = EVALUATION_EPISODES,
     **settings: Any,
 ) -> Ladder:
-    """Train every rung that fits an environment, on the same seeds and budget, and compare them.
+    """Train every rung that fits an environment, with the same seeds and budget, and compare them.
 
     Each rung has the settings that `upslope.train(environment, rung)` gives it, including published tuned settings.
 
@@ -78,8 +78,9 @@ def ladder(
         steps: environment steps per seed, the same for every rung.
         name: name of the folder; by default derived from the environment. An existing folder is rejected.
         resume: continue the ladder of this name if it exists: finished rungs are kept, and the others continue.
-        evaluation_episodes: number of fresh episodes per seed and mode that score each rung after training, because the
-            last training episodes come from a policy that was still learning. With 0, training episodes are used.
+        evaluation_episodes: number of fresh episodes per seed and mode on which each rung is scored after training.
+            They replace the last training episodes, which come from a policy that was still learning. With 0, training
+            episodes are used.
         cluster: where workers run, as in `train`.
         settings: any field of `Config`, for every rung.
 
@@ -192,7 +193,7 @@ def evaluate_rung(
     try:
         found = evaluate(path, episodes=episodes, environment=environment, cluster=cluster, trust=True)["stochastic"]
     except UpslopeError as error:
-        display.warn(f"{rung} is scored by its training episodes: {error}")
+        display.warn(f"{rung} is scored on its training episodes: {error}")
         return
     display.mark(rung, f"evaluated: {return_words(found.seed_means().tolist())[0]}")
 

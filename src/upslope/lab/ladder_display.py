@@ -26,7 +26,7 @@ BAR_WIDTH = 12
 CURVE_WIDTH = 20
 FINISHED = "finished"
 PAUSE = 30.0
-"""Seconds between two lines about the same rung if there is no terminal."""
+"""Seconds between two lines about the same rung if the output is not a terminal."""
 
 
 @dataclass
@@ -81,7 +81,7 @@ class LadderDisplay:
         self.display.message(text)
 
     def mark(self, rung: str, note: str, returns: Sequence[float] = ()) -> None:
-        """Set a rung's note, and also its returns if it had finished before this call of `ladder`."""
+        """Set a rung's note, and also its returns if it had finished before this call to `ladder`."""
         row = self.rows[rung]
         row.note = note
         if len(returns):
@@ -127,7 +127,7 @@ class RungDisplay(Display):
 
 
 def left_out_lines(left_out: Mapping[str, str]) -> list[str]:
-    """One line per reason for leaving out rungs, with the rungs concerned."""
+    """One line for each reason why rungs are left out, with the names of these rungs."""
     reasons: dict[str, list[str]] = {}
     for rung, reason in left_out.items():
         reasons.setdefault(reason, []).append(rung)

@@ -1,4 +1,4 @@
-"""Reuse of one batch: the plain policy gradient fails, which a KL penalty or clipping prevents."""
+"""Reuse of one batch: the plain policy gradient fails, unless a KL penalty or clipping is added."""
 
 from collections.abc import Sequence
 from functools import partial

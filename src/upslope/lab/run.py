@@ -43,7 +43,7 @@ def select(names: Sequence[str]) -> list[Experiment]:
 
 
 def check_seed(seed: int) -> None:
-    """Reject a seed from which the experiments cannot count upwards."""
+    """Reject a seed outside the range from 0 to `MOST_SEED`."""
     if not 0 <= seed <= MOST_SEED:
         raise UpslopeError(f"--seed must be from 0 to {MOST_SEED:,}, not {reprlib.repr(seed)}. Choose another one.")
 

@@ -136,7 +136,7 @@ def tail_errors(seed: int, std: float, sizes: list[int], repetitions: int) -> Fl
 
 
 def importance(seed: int = 0, repetitions: int = 320, largest: int = 2048) -> Outcome:
-    """Weights p/q correct a wrong sampling distribution, as long as the distributions are similar."""
+    """Weights p/q correct for sampling from the wrong distribution, as long as the distributions are similar."""
     plain, weighted = catch_fish(seed, repetitions, largest)
     truth = float(LAKE_A @ KILOGRAMS)
     distances = [0.25, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0]

@@ -1,5 +1,5 @@
-"""The effect of a noisy screen on exploration bonuses: a bonus for prediction error keeps the policy at the screen, and
-so does a bonus for counts if the screens never end."""
+"""The effect of a noisy television on exploration bonuses: a bonus for prediction error keeps the policy in front of
+it, and so does a count-based bonus if the pictures hardly ever repeat."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -27,7 +27,7 @@ from upslope.models.build import perceptrons_for
 
 ROOMS, BITS, STEPS = 16, 16, 64
 ENDLESS = 2**BITS
-"""A number of screens so large that hardly any screen is seen twice."""
+"""A number of pictures so large that hardly any of them is seen twice."""
 HALF_UP: Interval = (0.5, np.inf)
 HALF_DOWN: Interval = (-np.inf, 0.5)
 
@@ -79,7 +79,7 @@ def shares_of_watching(
     bonus: Bonus, screens: Sequence[int], seeds: Sequence[int], iterations: int
 ) -> Float[np.ndarray, "S K I"]:
     """The share of steps that change the channel in each iteration, for televisions with K different numbers of
-    screens."""
+    pictures."""
     world = Television()
     task = small_task(
         world,
@@ -112,8 +112,8 @@ def shares_of_watching(
 
 
 def television(seed: int = 0, seeds: int = 6, iterations: int = 120, screens: int = 4) -> Outcome:
-    """A television with few screens traps prediction error but not counts; one with endless screens traps counts
-    too."""
+    """A television with few pictures traps a policy that seeks prediction error, but not one that counts visits. If the
+    pictures hardly ever repeat, it traps both."""
     each = range(seed, seed + seeds)
     error = ICM(features=16, width=32, epochs=2)
     counted, random, icm = run_in_threads(

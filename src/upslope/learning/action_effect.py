@@ -16,11 +16,13 @@ LARGEST = 4096
 
 
 def action_effect(batch: Any, rollout: Rollout) -> Float[Array, ""]:
-    """Mean z² between the score of each action and the step's outcome: reward, end, and change of each observed number.
+    """Mean z² of the association between an action's score and the step's outcome.
+
+    The outcome y consists of the reward, the end of the episode, and the change in each observed number.
 
     The score ∂ log π(a|s)/∂(logits, mean) has mean 0 given s. If nothing depends on the action, it also has mean 0
-    given the outcome y, for any policy; z = Σ score·y / √Σ (score·y)² then has a mean square of 1, or more if the
-    policy is nearly deterministic, because its scores are then skewed.
+    given y, for any policy. In that case, z = Σ score·y / √Σ (score·y)² has a mean square of 1, or more if the policy
+    is nearly deterministic, because its scores are then skewed.
     """
     score, valid = scores_of(batch)
     before, after = (numbers_of(x, 2) for x in (rollout.observation, rollout.next_observation))
@@ -29,12 +31,12 @@ def action_effect(batch: Any, rollout: Rollout) -> Float[Array, ""]:
 
 
 def late_effect(batch: Any, rollout: Rollout) -> Float[Array, ""]:
-    """`action_effect` for delayed outcomes and hidden cues: the larger of two mean z², 1.64 by chance.
+    """Like `action_effect`, for delayed outcomes and hidden cues. Its expectation by chance alone is 1.64.
 
-    The first uses the weight Ψ, because an action's reward may come much later. The second uses reward and end, each
-    multiplied by the sum of the episode's earlier observations. If an action must match a cue that is no longer
-    visible, its reward is uncorrelated with the current observation, but the sum preserves a cue that was shown only
-    once.
+    Returns the larger of two mean z² values. The first uses the weight Ψ as the outcome, because an action's reward may
+    come much later. The second uses the reward and the end of the episode, each multiplied by the sum of the episode's
+    earlier observations. If an action must match a cue that is no longer visible, its reward is uncorrelated with the
+    current observation, but the sum preserves even a cue that was shown only once.
     """
     score, valid = scores_of(batch)
     is_first = jnp.concatenate([jnp.ones_like(rollout.valid[:1]), ends(rollout)[:-1]])
@@ -57,16 +59,16 @@ def late_effect(batch: Any, rollout: Rollout) -> Float[Array, ""]:
 
 
 def numbers_of(observation: Any, batch_axes: int) -> Float[Array, "B D"]:
-    """The numbers of an observation's arrays, with the batch axes flattened to rows.
+    """Collect the numbers in an observation's arrays, with the batch axes flattened to rows.
 
-    Of an array with more than `LARGEST` numbers, such as an image, only every k-th number is used."""
+    If an array has more than `LARGEST` numbers, as an image may, only every k-th number is used."""
     flat = [x.reshape(math.prod(x.shape[:batch_axes]), -1) for x in jax.tree.leaves(observation)]
     some = [x[:, :: -(-x.shape[1] // LARGEST)] if x.shape[1] else x for x in flat]
     return jnp.concatenate([x.astype(jnp.float32) for x in some], axis=1)
 
 
 def scores_of(batch: Any) -> tuple[Float[Array, "B K"], Float[Array, "B 1"]]:
-    """∂ log π(a|s)/∂(logits, mean) of each sample, 0 for padding, and a mask that is 1 for valid samples and 0 for
+    """Return ∂ log π(a|s)/∂(logits, mean) for each sample, and a mask that is 1 for valid samples. Both are 0 in
     padding."""
     scores = jax.grad(lambda policy: jnp.sum(policy.log_prob(batch.action)))(batch.old_policy)
     # A state-independent σ has one score for the whole batch, not one per sample.
@@ -90,8 +92,8 @@ def mean_square_z(
 def centred(x: Float[Array, "B D"], valid: Float[Array, "B 1"]) -> Float[Array, "B D"]:
     """x minus its mean over the valid rows.
 
-    The barriers, here and above, prevent fusion with neighbouring operations. Fusion would make a sum's rounding depend
-    on the surrounding program, and so on the number of seeds.
+    The optimisation barriers, here and above, prevent fusion with neighbouring operations. With fusion, the rounding of
+    a sum would depend on the surrounding program, and hence on the number of seeds.
     """
     x, valid = jax.lax.optimization_barrier((x, valid))
     return jax.lax.optimization_barrier(x - valid.T @ x / jnp.maximum(jnp.sum(valid), 1))

@@ -1,7 +1,7 @@
-"""Convert a rollout to a batch: facts and credit [T, N] → units from which minibatches are drawn.
+"""Convert a rollout into a batch: facts and credit [T, N] → units from which minibatches are drawn.
 
-Without memory a unit is one step, and a batch has B = T·N of them. With memory a unit is a sequence of L consecutive
-steps, whose initial carry is computed with the parameters before the update.
+Without memory, a unit is one step, and a batch has B = T·N units. With memory, a unit is a sequence of L consecutive
+steps, and its initial carry is computed with the parameters from before the update.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from upslope.models.agent import Agent, no_fresh
 from upslope.models.model import Carry, Memory, Model, Outputs, allowed, has_memory, unroll
 
 NEVER = 1e6
-"""The value of log μ in padding. It keeps the ratio π/μ finite there, no matter how probable action 0 is under the
+"""The value of log μ in padding. It keeps the ratio π/μ finite there, however probable action 0 is under the
 policy."""
 
 
@@ -41,22 +41,23 @@ class Batch(NamedTuple):
     action_mask: Bool[Array, "B ... M"] | None = None
     """Mask of the choices that were allowed."""
     old_value: Float[Array, "B ..."] | None = None
-    """V before the update; only if the critic's loss is clipped."""
+    """V before the update; present only if the critic's loss is clipped."""
     shift: Float[Array, "B ... K"] | None = None
-    """The shift added to the policy's mean in the ratio (Rahman & Xue 2022)."""
+    """The shift added to the policy's mean when the ratio is computed (Rahman & Xue 2022)."""
     reference: Distribution | None = None
     """The reference policy, if any."""
 
 
 def beginnings(rollout: Rollout, memory: Memory) -> Bool[Array, "T N"]:
-    """Mask of steps at which an episode begins; the first row comes from the memory."""
+    """Mask of the steps at which an episode begins; its first row comes from the memory."""
     return jnp.concatenate([memory.fresh[None], ends(rollout)[:-1]])
 
 
 def batch_of(
     agent: Agent, rollout: Rollout, credit: Credit, memory: Memory, length: int | None, vmapped: bool
 ) -> Batch:
-    """Create the batch, computing features and the old policy once. `length` is L, by default the whole rollout."""
+    """Create the batch, computing the features and the old policy only once. `length` is L, by default the whole
+    rollout."""
     valid = rollout.valid
     length = min(length or len(valid), len(valid)) if has_memory(agent.model) else None
 
@@ -67,7 +68,7 @@ def batch_of(
     features = jax.tree.map(lambda x: as_units(x, length), prepared)
     fresh = as_units(beginnings(rollout, memory), length)
     carry = () if length is None else carries_at(agent.model, prepared, memory, rollout, length)
-    # Every choice is allowed in padding, because a policy with no allowed action is nan.
+    # Allow every choice in padding, because a policy without any allowed action is nan.
     mask = None if rollout.action_mask is None else ~units(~rollout.action_mask)
     inputs = (features, carry, fresh, mask)
     return Batch(
@@ -96,12 +97,13 @@ def masked(tree: Any, valid: Bool[Array, "T N"], value: float = 0.0) -> Any:
 
 
 def inputs_of(batch: Batch) -> tuple[Any, Carry, Array, Array | None]:
-    """The inputs of `outputs_of` from a batch."""
+    """Extract the inputs of `outputs_of` from a batch."""
     return batch.features, batch.carry, batch.fresh, batch.action_mask
 
 
 def as_units(x: Shaped[Array, "T N ..."], length: int | None) -> Shaped[Array, "B ..."]:
-    """[T, N] → [B] without memory, otherwise [B, L]. The last sequences are padded with zeros and marked as invalid."""
+    """Reshape [T, N] to [B] without memory, or to [B, L] with memory. The last sequences are padded with zeros, which
+    are marked as invalid."""
     if length is None:
         return x.reshape(-1, *x.shape[2:])
     x = jnp.concatenate([x, jnp.zeros((-len(x) % length, *x.shape[1:]), x.dtype)])

@@ -5,7 +5,7 @@ successor observation, and starts the next episode itself. For whole-episode est
 episode, and the steps after its end are padding (`valid` is false).
 
 If the seed is split over devices (`split.py`), each device steps its share of the columns. It draws the random numbers
-for all columns, and uses those of its own.
+for all columns, but uses only those for its own columns.
 """
 
 from functools import partial
@@ -24,10 +24,10 @@ from upslope.models.head import ActionHead
 from upslope.models.model import Carry
 
 STEPS_TOGETHER = 4
-"""Steps per iteration of the loop on an accelerator, where each iteration is a separate launch."""
+"""Number of steps per loop iteration on an accelerator, where every iteration is launched separately."""
 MAX_RESET_BYTES = 1 << 24
-"""On an accelerator, the new episodes of all steps are created before the first step if they take at most this many
-bytes per seed. This takes a few kernels in total, instead of a few kernels in each step."""
+"""On an accelerator, the new episodes for all steps are created before the first step if they take up at most this many
+bytes per seed. This needs only a few kernels in total, instead of a few kernels in each step."""
 
 
 class EnvState(NamedTuple):
@@ -42,11 +42,11 @@ class EnvState(NamedTuple):
 
 
 class Randomness(NamedTuple):
-    """The random inputs of one step of N columns."""
+    """The random inputs for one step of N columns."""
 
     noise: Any
-    """Noise from which the policy's actions are sampled. If part of it is held over several steps, these are the keys
-    of this step's noise and of the held noise."""
+    """Noise from which the policy's actions are sampled. If part of the noise is held over several steps, this field
+    contains the keys for this step's noise and for the held noise."""
     keys: Key[Array, "N"]
     """Keys for the environment's transitions."""
 
@@ -61,7 +61,7 @@ class Finished(NamedTuple):
     """Mask of the steps at which an action was required but none was allowed; None if the environment does not mask
     actions."""
     info: Float[Array, "T N K"] | None = None
-    """The numbers under K keys of `info` after the step; None if no keys are logged."""
+    """The numbers stored under K keys of `info` after the step; None if no keys are logged."""
 
 
 def begin(world: CompiledEnvironment, agent: Acting, key: PRNGKeyArray, num_envs: int) -> EnvState:
@@ -88,7 +88,7 @@ def collect(
 ) -> tuple[EnvState, Rollout, Finished]:
     """Act for `num_steps` steps in N columns, continuing from `columns` and restarting whenever an episode ends.
 
-    `vmapped` means that several seeds run simultaneously on an accelerator. The program then has fewer and larger
+    `vmapped` means that several seeds run simultaneously on an accelerator. The program then has fewer, larger
     operations.
     """
     num_envs = columns.length.shape[0] * num_shares()
@@ -120,7 +120,7 @@ def collect(
 def restarted(
     world: CompiledEnvironment, agent: Acting, keys: Key[Array, "N"], done: Bool[Array, "N"], columns: EnvState
 ) -> EnvState:
-    """The columns, with a new episode from its own key wherever an episode is done."""
+    """Start a new episode, each from its own key, in every column whose episode is done."""
     if not world.costly_reset:
         return where_rows(done, begin_episodes(world, agent, keys), columns)
     done_first = jnp.argsort(~done)
@@ -168,10 +168,10 @@ def collect_episodes(
 
 
 def draw_randomness(agent: Acting, columns: EnvState, keys: Key[Array, "T"]) -> Randomness:
-    """The random inputs of T steps.
+    """The random inputs for T steps.
 
-    They are drawn in one batch, because in a fast environment, splitting keys and drawing numbers step by step takes a
-    large share of each step. The policy only provides the shape of the noise.
+    They are drawn in one batch. In a fast environment, splitting keys and drawing numbers would otherwise take up a
+    large share of the time per step. The policy is needed only for the shape of the noise.
     """
     keys, head = split_each(keys), agent.head
     transition_keys = own_part(split_each(keys[:, 1], columns.length.shape[0] * num_shares()), axis=1)
@@ -183,7 +183,7 @@ def draw_randomness(agent: Acting, columns: EnvState, keys: Key[Array, "T"]) -> 
 
 
 def policy_of_all(agent: Acting, columns: EnvState) -> Any:
-    """A policy with the columns of all devices together, for the shape of its noise."""
+    """A policy for the columns of all devices together, needed for the shape of its noise."""
     return act_in_columns(agent, of_all(columns._replace(state=())), None)[0]
 
 
@@ -200,7 +200,7 @@ def advance(
     max_episode_steps: int | None,
     log_info: tuple[str, ...] = (),
 ) -> tuple[EnvState, Rollout, Finished]:
-    """One step of every column, without restarting finished episodes."""
+    """Advance every column by one step, without restarting finished episodes."""
     mask = choices = mask_of(world, agent.head, columns.state)
     stuck = None
     if mask is not None:
@@ -235,12 +235,14 @@ def advance(
 
 
 def act_in_columns(agent: Acting, columns: EnvState, mask: Bool[Array, "N M"] | None) -> tuple[Any, Carry]:
-    """π(·|s) in every column, and the carry after it. The carry is already reset where an episode begins."""
+    """π(·|s) in every column, and the carry after this step.
+
+    The given carry has already been reset where an episode begins."""
     return agent.act(columns.observation, columns.carry, columns.length == 0, mask)
 
 
 def mask_of(world: CompiledEnvironment, head: ActionHead, state: Any) -> Bool[Array, "N M"] | None:
-    """The choices that the environment allows in every column; None if it does not mask actions."""
+    """The choices that the environment allows in each column; None if it does not mask actions."""
 
     def one(state: Any) -> Array | None:
         mask = world.action_mask(state)
@@ -250,7 +252,7 @@ def mask_of(world: CompiledEnvironment, head: ActionHead, state: Any) -> Bool[Ar
 
 
 def info_of(world: CompiledEnvironment, state: Any, keys: tuple[str, ...]) -> Float[Array, "N K"]:
-    """The numbers under these keys of `info` in every column."""
+    """The numbers stored under these keys of `info` in each column."""
 
     def one(state: Any) -> Array:
         found = world.episode_info(state)

@@ -18,16 +18,18 @@ from upslope.learning.split import num_shares, own_rows, own_valid, summed
 from upslope.learning.vectors import concatenate_leaves
 
 MAX_COPY_BYTES = 1 << 26
-"""On an accelerator, a seed's batch of up to this many bytes is copied into the order of its minibatches."""
+"""On an accelerator, a seed's batch is reordered by minibatch if it has at most this many bytes."""
 MINIBATCHES_TOGETHER = 4
 """Maximum number of minibatches per iteration of the loop on an accelerator."""
 MIN_SPLIT = 1024
-"""Minimum number of units in a minibatch for a CPU core to compute its gradient as a sum over two halves."""
+"""A CPU core computes the gradient of a minibatch as a sum over two halves if the minibatch has at least this many
+units."""
 
 
 @runtime_checkable
 class Units(Protocol):
-    """B units from which minibatches are drawn, e.g. a `Batch`: a pytree of arrays [B, …] with these two properties."""
+    """B units from which minibatches are drawn, e.g. a `Batch`: a pytree of arrays [B, …] with the two properties
+    below."""
 
     @property
     def weight(self) -> Float[Array, "B ..."]: ...
@@ -36,11 +38,11 @@ class Units(Protocol):
 
 
 Loss = Callable[[Any, Any], tuple[Float[Array, "B ..."], Any]]
-"""(parameters, units) → the loss of each sample, and other values of each sample, which are averaged."""
+"""(parameters, units) → the loss of each sample, and other values for each sample, which are averaged."""
 
 
 class Plan(NamedTuple):
-    """Settings of a group's descent."""
+    """Settings for the descent of one parameter group."""
 
     optimiser: Optimiser
     epochs: int
@@ -48,8 +50,8 @@ class Plan(NamedTuple):
     in_halves: bool
     """Whether a large minibatch is processed in two halves."""
     together: bool = False
-    """Whether an epoch's minibatches are gathered in one operation, and several of them form one iteration of the loop.
-    This is for accelerators."""
+    """Whether an epoch's minibatches are gathered in one operation, with several minibatches per iteration of the loop.
+    This is meant for accelerators."""
 
 
 class Descent(NamedTuple):
@@ -58,9 +60,9 @@ class Descent(NamedTuple):
     parameters: Any
     """A list of arrays; within `descend`, a single vector."""
     optimiser: Any
-    """The optimiser's state, for all parameters as one vector, so that each operation runs once and not once per array.
-    This requires operations that are elementwise or use a global norm, as in Adam's chain. A user's chain receives a
-    tree instead."""
+    """The optimiser's state. It treats all parameters as one vector, so that each operation runs once instead of once
+    per array. This requires operations that are elementwise or use a global norm, as in Adam's chain. A user's chain
+    receives a tree instead."""
     stopped: Bool[Array, ""]
 
 
@@ -81,9 +83,9 @@ def descend(
 ) -> tuple[Descent, Metrics]:
     """Minimise the mean of `loss` over epochs of shuffled, disjoint minibatches.
 
-    `must_stop` receives the means of the loss's other values, and the descent stops before the first minibatch for
-    which it returns true. If the division leaves a remainder, each epoch omits different samples. `renew` redraws the
-    random parts of the batch for each epoch.
+    `must_stop` receives the means of the other values that `loss` returns. The descent stops before the first minibatch
+    for which it returns true. If the units cannot be divided evenly, each epoch omits different ones. `renew` redraws
+    the random parts of the batch for each epoch.
     """
     num_units = batch.weight.shape[0]
     size = num_units // plan.minibatches
@@ -133,10 +135,10 @@ def descend(
 def minibatch_gradient(
     loss: Loss, parameters: Any, batch: Units, indices: Integer[Array, "M"] | None, in_halves: bool = True
 ) -> tuple[tuple[Float[Array, ""], Any], Any]:
-    """The means of the values of `loss` over these units (all units if None), and the gradient of the mean loss.
+    """Return the means of all values of `loss` over these units (all units if None), and the gradient of the mean loss.
 
     With `in_halves`, a large minibatch is summed over two halves, so that intermediate values stay in a core's cache.
-    If the seed is split over devices, each device computes a share of the units, and all of them receive the sum.
+    If the seed is split over devices, each device processes a share of the units, and all devices receive the sum.
     """
     if num_shares() > 1:
         num_units = batch.weight.shape[0]

@@ -24,9 +24,9 @@ from upslope.core.reading import brief
 from upslope.errors import UpslopeError
 
 SEEDS, NETWORKS, ENVIRONMENTS = "seeds", "networks", "environments"
-"""The axes of a mesh. Seeds are distributed over the first axis. The second axis has one device, or two devices for
-policy and critic. Instead of the second axis, a mesh may have the third, over which each seed's environments are
-split."""
+"""The axes of a mesh. Seeds are distributed over the first axis. The second axis has one device, or two, one for
+the policy and one for the critic. A mesh may have the third axis instead of the second; each seed's environments are
+then split over it."""
 VMAPPED_SEEDS = "vmapped"
 """The vmapped axis of seeds within one device."""
 
@@ -35,8 +35,8 @@ VMAPPED_SEEDS = "vmapped"
 def prepare(*, on_host: bool) -> None:
     """Make every CPU core a separate device, and cache compiled programs on disk.
 
-    `on_host` means that environments are stepped in Python. If JAX has already computed something, its devices cannot
-    change, and seeds share the existing ones.
+    `on_host` means that environments are stepped in Python. If JAX has already computed something, its devices can
+    no longer be changed, and seeds share the existing ones.
     """
     try:
         jax.config.update("jax_num_cpu_devices", num_cores())
@@ -49,8 +49,8 @@ def prepare(*, on_host: bool) -> None:
 def computing(*, on_host: bool) -> Iterator[None]:
     """Prepare JAX for a `with` block.
 
-    If there is an accelerator, use full 32-bit products. With `on_host`, compute on the CPU instead, because batches of
-    a few samples would leave the accelerator idle."""
+    If there is an accelerator, use full 32-bit matrix products. With `on_host`, compute on the CPU instead, because
+    batches of a few samples would leave the accelerator mostly idle."""
     prepare(on_host=on_host)
     with ExitStack() as stack:
         if on_host:
@@ -64,10 +64,10 @@ def computing(*, on_host: bool) -> Iterator[None]:
 
 
 def backend() -> str:
-    """The kind of device on which JAX computes.
+    """The kind of device that JAX uses.
 
     Raises:
-        UpslopeError: JAX is configured to use devices that it cannot use.
+        UpslopeError: JAX is configured to use devices that are not available.
     """
     try:
         return jax.default_backend()
@@ -90,14 +90,14 @@ def one_blas_thread() -> Any:
 
 
 def full_precision(is_accelerator: bool) -> AbstractContextManager[Any]:
-    """Use full 32-bit matrix products on accelerators, which round to fewer bits by default; CPUs do not."""
+    """Use full 32-bit matrix products on accelerators, which by default round to fewer bits. CPUs do not."""
     return jax.default_matmul_precision("float32") if is_accelerator else nullcontext()
 
 
 def configure_jax(*, on_host: bool) -> None:
     """Configure dispatch and the compilation cache of this process."""
     # Acting on the host waits for every result, so dispatching each call to another thread only adds overhead.
-    # Asynchronous dispatch is worthwhile for long programs on several devices.
+    # Asynchronous dispatch pays off only for long programs on several devices.
     jax.config.update("jax_cpu_enable_async_dispatch", not on_host)
     if jax.config.values["jax_compilation_cache_dir"] is None:
         folder = usable_cache()
@@ -105,7 +105,7 @@ def configure_jax(*, on_host: bool) -> None:
             return
         jax.config.update("jax_compilation_cache_dir", str(folder))
         replace_damaged_entries()
-        # Cache even the smallest programs, because there are dozens, and each takes longer to compile than to read.
+        # Cache even the smallest programs: there are dozens of them, and each takes longer to compile than to read.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
@@ -113,7 +113,7 @@ def configure_jax(*, on_host: bool) -> None:
 def usable_cache() -> Path | None:
     """The folder of compiled programs, or None if it cannot be created or another user could have written to it.
 
-    The latter matters because cached programs are executed without further checks."""
+    Write access matters because cached programs are executed without further checks."""
     folder = cache_folder()
     try:
         private_folder(folder.parent)
@@ -154,7 +154,7 @@ def replace_damaged_entries() -> None:
 
 
 def use_cores(count: int) -> None:
-    """Limit this process to this number of cores, since other processes use the rest."""
+    """Limit this process to `count` cores, because other processes use the rest."""
     global allowed_cores
     allowed_cores = count
 
@@ -173,17 +173,17 @@ def num_cores() -> int:
 def cache_folder() -> Path:
     """The folder of compiled programs.
 
-    JAX's cache key already covers its version, the program and the processor's features. There is a folder per version
-    so that users can delete old ones."""
+    JAX's cache key already covers its version, the program and the processor's features. Each version has its own
+    folder, so that users can delete old ones."""
     return user_cache_path("upslope") / f"programs-jaxlib-{version('jaxlib')}"
 
 
 def assign_seeds(num_seeds: int, is_worth_two: bool, per_seed: int = 1) -> list[tuple[slice, Mesh]]:
     """Assign seeds to devices, with `per_seed` devices for each seed.
 
-    The seeds fill as many full rounds over all devices as possible, and the remaining seeds form a separate program. If
-    those leave enough CPU cores idle and `is_worth_two`, each of them gets two cores, one for the policy and one for
-    the critic.
+    One program trains as many full rounds of seeds over all devices as possible, and a second program trains the
+    remaining seeds. If the second program would leave enough CPU cores idle and `is_worth_two` is true, each of its
+    seeds gets two cores, one for the policy and one for the critic.
 
     Raises:
         UpslopeError: there are fewer devices than a seed needs.
@@ -221,10 +221,10 @@ def has_two_devices(mesh: Mesh) -> bool:
 
 
 def is_vmapped(mesh: Mesh) -> bool:
-    """Whether a device of this mesh runs its seeds vmapped.
+    """Whether each device of this mesh runs its seeds vmapped.
 
-    A CPU core runs them one by one, so that each seed's data stays in its cache. An accelerator would be underused by a
-    single seed."""
+    A CPU core runs its seeds one by one, so that each seed's data stays in the core's cache. A single seed would
+    underuse an accelerator."""
     return not is_cpu_mesh(mesh)
 
 

@@ -15,11 +15,11 @@ from upslope.models.agent import Agent, value_of
 from upslope.models.model import Memory, has_memory, start_memory, unroll
 
 STATES_PER_NEW = 16
-"""All successors are evaluated if more than one in this many states ends an episode or a rollout."""
+"""If more than one in this many states ends an episode or a rollout, all successors are evaluated."""
 
 
 def evaluate(agent: Agent, rollout: Rollout, memory: Memory | None = None, vmapped: bool = False) -> Values:
-    """V(s_t) and V(s_{t+1}), the latter from the true successor, even at an episode's end.
+    """V(s_t) and V(s_{t+1}). The latter is computed from the true successor, even at an episode's end.
 
     If s_{t+1} is the next row's observation, that row's value is reused.
     """
@@ -64,8 +64,9 @@ def log_probs(agent: Agent, rollout: Rollout, memory: Memory | None = None, vmap
 
 
 def evaluate_with_memory(agent: Agent, rollout: Rollout, memory: Memory) -> Values:
-    """Like `evaluate`, with memory. V(s_{t+1}) takes one more step from the carry after step t, in the same episode."""
-    if isinstance(rollout.next_observation, Successors):  # separate rows, which are not on any column's device
+    """Like `evaluate`, but with memory. For V(s_{t+1}), the memory takes one more step from the carry after step t,
+    within the same episode."""
+    if isinstance(rollout.next_observation, Successors):  # separate rows, not tied to any column's device
         return evaluate_columns(agent, rollout, memory)
     return columns_shared(partial(evaluate_columns, agent), rollout, memory)
 

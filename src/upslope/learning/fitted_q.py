@@ -39,13 +39,13 @@ from upslope.models.product_heads import DictHead
 
 MOST_ITERATIONS, LEAST_ITERATIONS = 1000, 200
 HORIZONS = 4
-"""Each iteration looks one step further ahead. The default number of iterations is this many times 1/(1−γ), within the
-limits above."""
+"""Each iteration looks one step further ahead. The default number of iterations is this factor times 1/(1−γ), within
+the limits above."""
 
 
 @dataclass(frozen=True)
 class Fitting:
-    """Settings of the regressions for Q."""
+    """Settings for the regressions of Q."""
 
     iterations: int
     """Number of regressions, each on targets computed with the result of the previous one."""
@@ -55,7 +55,7 @@ class Fitting:
     learning_rate: float = 1e-3
     """Adam's step size, which falls linearly to 0."""
     samples: int = 4
-    """Number of actions sampled from π if the expectation over actions cannot be computed as a sum."""
+    """Number of actions to sample from π if the expectation over actions cannot be computed as a sum."""
 
 
 def usual_iterations(gamma: float, longest: int) -> int:
@@ -65,7 +65,7 @@ def usual_iterations(gamma: float, longest: int) -> int:
 
 
 class Steps(NamedTuple):
-    """M recorded steps of N episodes."""
+    """M recorded steps from N episodes."""
 
     states: Any
     """The observations of the steps, followed by the final observation of each episode, [M + N, …]."""
@@ -78,7 +78,7 @@ class Steps(NamedTuple):
     """The index of s_{t+1} among the states."""
 
     def at(self, rows: Int[Array, "B"]) -> tuple[Any, Distribution]:
-        """The states of these rows, and π at these states."""
+        """Return the states in these rows, and π at these states."""
         return jax.tree.map(lambda x: x[rows], (self.states, self.policy))
 
 
@@ -91,7 +91,7 @@ class ActionValues:
     offset: Float[Array, ""]
     scale: Float[Array, ""]
     head: ActionHead = field(metadata=STATIC)
-    """The head of the actions."""
+    """The action head."""
 
     def of(self, observation: Any, action: Shaped[Array, "B ..."]) -> Float[Array, "B"]:
         """Q̂(s, a)."""
@@ -131,10 +131,10 @@ def start_values(
     returns: Float[np.ndarray, "M"],
     key: PRNGKeyArray,
 ) -> ActionValues:
-    """A new network, whose output is about the mean of the recorded returns everywhere.
+    """Create a network whose output is close to the mean of the recorded returns everywhere.
 
-    `settings` are the networks' `hidden_sizes`, `activation` and `encoders`. Real-valued inputs are normalised with the
-    statistics of the recorded inputs.
+    `settings` holds the network's `hidden_sizes`, `activation` and `encoders`. Real-valued inputs are normalised with
+    the statistics of the recorded inputs.
     """
     wanted = dict(settings)
     inputs: Any = jax.tree.map(lambda x: x[: len(returns)], steps.states)
@@ -162,7 +162,7 @@ def spread_of(returns: Float[np.ndarray, "M"]) -> float:
 
 
 def encoder_of_actions(head: ActionHead) -> ObservationEncoder:
-    """The encoder of actions as a compiled environment receives them: clipped, and with choices counted from 0."""
+    """The encoder for actions as a compiled environment receives them: clipped, with choices counted from 0."""
     if isinstance(head, DiscreteHead):
         return DiscreteEncoder(head.n)
     if isinstance(head, MultiDiscreteHead):
@@ -184,7 +184,7 @@ def fit(
     fitting: Fitting,
     key: PRNGKeyArray,
 ) -> ActionValues:
-    """Q̂ of each fold [F], fitted to the steps whose rows the fold lists, with equal frequency.
+    """Fit one Q̂ per fold [F]. A fold lists the rows of its steps, which are all sampled equally often.
 
     Targets are clipped to the range that the recorded rewards allow, [min(r, 0), max(r, 0)] / (1−γ), so that Q̂ cannot
     diverge.
@@ -203,7 +203,7 @@ def fit(
 
 @dataclass(frozen=True)
 class Regression:
-    """The regressions of one fold, within a compiled program."""
+    """The regressions for one fold, within a compiled program."""
 
     start: ActionValues
     steps: Steps
@@ -228,7 +228,7 @@ class Regression:
         return values
 
     def targets(self, target: ActionValues, rows: Int[Array, "B"], key: PRNGKeyArray) -> Float[Array, "B"]:
-        """y = r + γ E_{a'~π}[Q(s', a')] of these steps."""
+        """y = r + γ E_{a'~π}[Q(s', a')] for these steps."""
         reward, every = self.steps.reward[rows], self.steps.reward
         ahead = target.expected(*self.steps.at(self.steps.following[rows]), key, self.fitting.samples)
         y = reward + self.gamma * jnp.where(self.steps.terminated[rows], 0.0, ahead)

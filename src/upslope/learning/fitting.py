@@ -1,4 +1,4 @@
-"""Fit networks that are not part of an agent, by the same kind of descent as the agent's."""
+"""Fit networks that are not part of an agent, with the same descent as the agent's networks."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from upslope.learning.optimisers import Optimiser
 
 
 class Fitted(NamedTuple):
-    """Networks and the state of their optimiser."""
+    """Networks and their optimiser's state."""
 
     networks: Any
     """A pytree whose float arrays are the parameters."""
@@ -27,11 +27,11 @@ class Examples(NamedTuple):
     weight: Float[Array, "B"]
     """One number per example, e.g. its target or its weight."""
     valid: Bool[Array, "B"]
-    """Examples that are not valid have no effect."""
+    """Mask of the valid examples. All others have no effect."""
 
 
 def begin_fitting(networks: Any, optimiser: Optimiser) -> Fitted:
-    """Prepare networks for the first step."""
+    """Prepare networks for their first step."""
     return Fitted(networks, start_optimiser(optimiser, jax.tree.leaves(networks)))
 
 

@@ -1,10 +1,10 @@
-"""A run's health metrics `health/…`, computed from data that are available after an update.
+"""A run's health metrics `health/…`, computed from the data available after an update.
 
 They are computed about `POINTS` times per run, so that they cost little and rows stay small. `upslope doctor` reads
-them. A metric that is undefined for a batch (no episode ended, no bounds) is nan, and rows omit it. On the device, all
-series are reduced together to one vector, which the host converts to named metrics, because many small reductions, each
-with its own kernel, would take longer to compile than the update. Source of most: Jones (2021), Debugging RL, Without
-the Agonizing Pain. Other sources are named where they are used.
+them. A metric that is undefined for a batch (e.g. because no episode ended or there are no bounds) is nan, and rows
+omit it. On the device, all series are reduced together to one vector, which the host converts to named metrics. Many
+small reductions, each with its own kernel, would take longer to compile than the update. Source of most metrics: Jones
+(2021), Debugging RL, Without the Agonizing Pain. Other sources are cited where they are used.
 """
 
 from typing import Any, NamedTuple
@@ -32,13 +32,13 @@ from upslope.models.model import POLICY, SHARED, VALUE, Memory, has_memory
 RAW = "health"
 """Name of the vector among an update's metrics."""
 POINTS = 100
-"""Number of times per run that the metrics are computed."""
+"""How many times per run the metrics are computed."""
 TAIL = 8
-"""Number of steps before an episode's end for which credit is compared with the actual return."""
+"""Credit is compared with the actual return for this many steps at the end of each episode."""
 ROWS = 256
 """Number of samples used to measure saturation."""
 SAMPLES = 1024
-"""Approximate number of samples for all other metrics, in at least four whole columns."""
+"""Approximate number of samples used for all other metrics, in at least four whole columns."""
 ADAM_BETAS = (0.9, 0.999)
 
 SHARES = ("reward_nonzero", "end_share", "truncated_share", "broken_links", "reset_as_successor", "zero_after_end")
@@ -59,7 +59,7 @@ class UpdateData(NamedTuple):
     """The data available after an update, with T·N samples."""
 
     values: Values
-    """The critic's values before the update, [T, C], for the first columns only; 0 without a critic."""
+    """The critic's values before the update, [T, C], for only the first columns; 0 without a critic."""
     reward_scale: Float[Array, ""]
     model: Any
     """The model after the update."""
@@ -127,7 +127,7 @@ class HealthProbe:
         return {RAW: jnp.where(self.is_due, found, nothing)} | self.of_parts(seen)
 
     def of_parts(self, seen: UpdateData) -> Metrics:
-        """The metrics of parts that only some models have; empty for other models."""
+        """The metrics of parts that only some models have; empty if the model has none of them."""
         if not has_parts(seen.model, seen.batch):
             return {}
         nothing = jnp.full(len(NAMES), jnp.nan)
@@ -197,7 +197,7 @@ def unknown(count: int) -> Float[Array, "K"]:
 
 
 def unpack_health(metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Replace the vectors [S, I, K] among metrics [S, I] by metrics `health/…`, in units independent of the
+    """Replace the vectors [S, I, K] among metrics [S, I] with metrics `health/…`, in units independent of the
     environment."""
     if PARTS in metrics:
         named = dict(zip(NAMES, np.moveaxis(metrics[PARTS], -1, 0), strict=True))
@@ -223,8 +223,8 @@ def rescale(moments: np.ndarray, correlations: np.ndarray, others: np.ndarray) -
     found |= {"weight_mean": mean["weight"] / std["weight"], "weight_std": std["weight"]}
     found["weight_max"] = np.maximum(high["weight"], -low["weight"]) / std["weight"]
     found |= {name: mean[name] / unit for name in ("terminal_error", "truncation_bootstrap")}
-    # This is also relative to the values, because with rare rewards, rounding errors alone would exceed the mean
-    # reward.
+    # Divide by the size of the values where it exceeds the mean reward. Otherwise, with rare rewards, rounding errors
+    # alone would exceed the mean reward.
     size = np.hypot(mean["value"], std["value"])
     found["truncation_error"] = mean["truncation_error"] / np.maximum(unit, np.nan_to_num(size))
     found["tail_bias"] = mean["tail_bias"] / np.maximum(std["tail"], unit)
@@ -275,14 +275,15 @@ def bootstrap_errors(
 ) -> tuple[Float[Array, "T N"], Bool[Array, "T N"]]:
     """|target − r − γ V(s_{t+1})| at time limits, with the true successor, and a mask of those steps.
 
-    It is 0 for every estimator that bootstraps there and takes nothing from the next episode."""
+    It is 0 for every estimator that bootstraps there and carries nothing over from the next episode."""
     is_cut = rollout.truncated & ~rollout.terminated & has_value
     return jnp.abs(credit.target - rollout.reward - gamma * values.next_value), is_cut
 
 
 def decisions(seen: UpdateData, head: ActionHead) -> Series:
-    """Series of the policy's decisions and of how the update changed them. An ascent step has a positive mean Ψ (ρ −
-    1)."""
+    """Series of the policy's decisions and of how the update changed them.
+
+    After an ascent step, the mean of Ψ (ρ − 1) is positive."""
     batch, valid = seen.batch, seen.rollout.valid
     log_prob = batch.old_policy.log_prob(batch.action)
     shifted_policy = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), batch.old_policy)
@@ -303,10 +304,10 @@ def decisions(seen: UpdateData, head: ActionHead) -> Series:
 
 
 def pairs(rollout: Rollout, credit: Credit, value: Array, has_value: Array, tail: tuple[Array, Array]) -> list[Any]:
-    """Pairs to correlate, each with a mask.
+    """Pairs of quantities to correlate, each with a mask.
 
-    They are targets and returns, values and targets at the last and second-to-last step, and Ψ and target − V, which
-    are equal for every advantage estimator."""
+    The pairs are targets and returns, values and targets at the last and second-to-last step, and Ψ and target − V. The
+    last two are equal for every advantage estimator."""
     last = rollout.terminated & has_value
     before_last = jnp.concatenate([last[1:], jnp.zeros_like(last[:1])]) & ~ends(rollout)
     return [
@@ -342,12 +343,12 @@ def ends_together(rollout: Rollout) -> Float[Array, ""]:
 
 
 def group_statistics(name: str, seen: UpdateData, batch: Any) -> Float[Array, "3"]:
-    """Signal and largest second moment of a group's gradient, and the share of saturated units.
+    """The signal and the largest second moment of a group's gradient, and the share of saturated units.
 
     A value is nan if the optimiser keeps no such moments or the model does not expose its units.
 
-    `signal` = ‖m̂‖² / Σ v̂: 1 for a constant gradient, (1 − β₁)/(1 + β₁) = 0.05 for pure noise. It estimates the
-    gradient noise scale of McCandlish et al. (2018) from the optimiser's existing moments.
+    `signal` = ‖m̂‖² / Σ v̂ is 1 for a constant gradient and (1 − β₁)/(1 + β₁) = 0.05 for pure noise. It estimates the
+    gradient noise scale of McCandlish et al. (2018) from moments that the optimiser computes anyway.
     """
     descent = seen.descents[name if name in seen.descents else SHARED]
     count, first, second = (unique_entry(descent.optimiser, moment) for moment in ("count", "mu", "nu"))
@@ -372,7 +373,7 @@ def unique_entry(state: Any, name: str) -> Any:
 
 
 def moments(series: Series) -> Float[Array, "K"]:
-    """Means, variances, minima and maxima of every series under its mask; not finite if the mask is empty."""
+    """The mean, variance, minimum and maximum of every series under its mask; not finite if the mask is empty."""
     x = jnp.stack([jnp.ravel(series[name][0]).astype(jnp.float32) for name in SERIES])
     x, where = jax.lax.optimization_barrier((x, jnp.stack([jnp.ravel(series[name][1]) for name in SERIES])))
     count = row_sums(where)

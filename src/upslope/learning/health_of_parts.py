@@ -1,6 +1,7 @@
-"""Health metrics of parts that only some models have: action masks, a memory, image encoders, and several keys.
+"""Health metrics of parts that only some models have: action masks, a memory, image encoders, and several
+observation keys.
 
-They are measured on a few samples, in addition to the metrics of every run, which they do not change.
+They are measured on a few samples and do not affect the metrics that every run has.
 """
 
 from collections.abc import Iterator
@@ -20,18 +21,19 @@ NAMES = ("forbidden_mass", "memory_saturated", "memory_dead", "encoder_dead", "k
 SAMPLES = 128
 """Number of samples used, in whole sequences if there is a memory."""
 STILL = 1e-6
-"""A smaller variance counts as 0. It corresponds to a deviation of 0.001, where numbers are at most 1 in magnitude."""
+"""Variances below this count as 0. This limit corresponds to a standard deviation of 0.001, for numbers of magnitude at
+most 1."""
 
 
 def has_parts(model: Any, batch: Any) -> bool:
-    """Whether the model or the batch has any of these parts."""
+    """Whether the model or the batch has any part that these metrics cover."""
     return bool(
         batch.action_mask is not None or has_memory(model) or image_branches(model) or len(keyed_features(model)) > 1
     )
 
 
 def of_parts(model: Any, batch: Any) -> Float[Array, "6"]:
-    """The metrics in the order of `NAMES`, for the model after the update, on the first units of its batch."""
+    """The metrics in the order of `NAMES`, for the model after the update, measured on the first units of the batch."""
     few = first_units(batch)
     unknown = jnp.float32(jnp.nan)
     forbidden = saturated = dead = unknown
@@ -52,7 +54,7 @@ def first_units(batch: Any) -> Any:
 
 
 def over_time(model: Any, batch: Any) -> tuple[Any, Any, Bool[Array, "L B"]]:
-    """The policy without its mask in the units' shape, the carry after each step [L, B, …], and the valid steps."""
+    """The unmasked policy in the units' shape, the carry after each step [L, B, …], and the mask of valid steps."""
     if not has_memory(model):
         return model.step(batch.features, (), jnp.zeros(len(batch.valid), bool))[0].policy, (), batch.valid[None]
     features, fresh = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (batch.features, batch.fresh))
@@ -63,16 +65,16 @@ def over_time(model: Any, batch: Any) -> tuple[Any, Any, Bool[Array, "L B"]]:
 def forbidden_mass(policy: Any, batch: Any) -> Float[Array, ""]:
     """Mean probability of forbidden actions under the policy without its mask.
 
-    A masked policy is π(a) / Z with the allowed mass Z, so Z = π(a) / π_masked(a) can be computed from any allowed
-    action.
+    A masked policy is π(a) / Z, where Z is the allowed mass. Z = π(a) / π_masked(a) can therefore be computed from any
+    allowed action.
     """
     allowed = jnp.exp(policy.log_prob(batch.action) - policy.masked(batch.action_mask).log_prob(batch.action))
     return jnp.sum(jnp.where(batch.valid, 1 - allowed, 0.0)) / jnp.sum(batch.valid)
 
 
 def of_carries(carries: Any, valid: Bool[Array, "L B"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The share of the memory's numbers that are at a bound, 0.99 < |h| ≤ 1, in all steps, and the share of those that
-    do not vary over steps and columns."""
+    """Return two shares of the memory's numbers: those at a bound, 0.99 < |h| ≤ 1, in all steps, and those that do not
+    vary over steps and columns."""
     rows = jnp.concatenate([x.reshape(valid.size, -1) for x in jax.tree.leaves(carries)], axis=1)
     where = valid.reshape(-1, 1)
     size = jnp.abs(rows)
@@ -129,8 +131,8 @@ def parts_by_key(encoder: ObservationEncoder) -> Iterator[tuple[str, Observation
 
 
 def of_keys(model: Any, batch: Any) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The largest share of one key in the variance of all features that enter the first layer, and its index
-    among the keys; nan unless two keys vary."""
+    """The largest share that a single key has in the variance of all features that enter the first layer, and the
+    index of that key; nan unless at least two keys vary."""
     vector: Any = batch.features[0] if isinstance(model, Composed) else batch.features
     spread = variances(vector.reshape(batch.valid.size, -1), batch.valid.reshape(-1, 1))
     sizes = [count for _, count in keyed_features(model)]

@@ -1,4 +1,4 @@
-"""The intrinsic stream, in which a bonus is credited like a reward, but separately from the environment's.
+"""The intrinsic stream: a bonus that is credited like a reward, but separately from the environment's rewards.
 
     act     facts keep the environment's rewards
     weigh   a copy of the facts, with the bonus as reward → the same estimator, with its own γ and critic;
@@ -41,8 +41,8 @@ class Intrinsic:
     gamma: float
     """γ of intrinsic returns."""
     is_episodic: bool = False
-    """Whether intrinsic returns end with the episode. If not, they continue into the next one, so the end of an episode
-    costs only the bonus that is missed on the way back."""
+    """Whether intrinsic returns end with the episode. If not, they continue into the next episode, so the end of an
+    episode costs only the bonus that is missed on the way back."""
 
 
 class Stream(NamedTuple):
@@ -83,7 +83,7 @@ def weigh_bonus(
 ) -> tuple[Stream, Credit, Metrics]:
     """The credit with the bonus's Ψ added, and the stream with the intrinsic critic's target.
 
-    `values` and `credit` are those of the environment's rewards.
+    `values` and `credit` refer to the environment's rewards.
     """
     begins = beginnings(rollout, memory)
     paid, bonus = paid_by(intrinsic.bonus, rollout, begins, stream.bonus, key)
@@ -151,7 +151,7 @@ def kinds_of(state: Any) -> tuple[Any, list[str]]:
 class Joined(NamedTuple):
     """An order of steps in which a return continues from one episode to the next.
 
-    In each column, the valid steps come first in the order of time, followed by the steps that did not happen."""
+    In each column, the valid steps come first, in chronological order, followed by the steps that did not happen."""
 
     order: Int[Array, "T N"]
     """The step at each position."""
@@ -159,11 +159,11 @@ class Joined(NamedTuple):
     """The position of each step."""
 
     def together(self, x: Shaped[Array, "T N ..."]) -> Shaped[Array, "T N ..."]:
-        """Convert the rollout's order to this order."""
+        """Rearrange an array from the rollout's order into this order."""
         return x[self.order, jnp.arange(self.order.shape[1])]
 
     def apart(self, x: Shaped[Array, "T N ..."]) -> Shaped[Array, "T N ..."]:
-        """Convert this order to the rollout's order."""
+        """Rearrange an array from this order into the rollout's order."""
         return x[self.place, jnp.arange(self.place.shape[1])]
 
 
@@ -176,7 +176,7 @@ def joined_steps(valid: Bool[Array, "T N"]) -> Joined:
 
 
 def without_ends(rollout: Rollout, joined: Joined) -> Rollout:
-    """A copy in the joined order, whose return continues from one episode to the next."""
+    """Copy the rollout into the joined order, and remove the ends of episodes, so that returns continue across them."""
     # No sum may stop at the step that some vector environments spend on a reset between two episodes. XLA omits the
     # arrays that the estimator does not read.
     copy = jax.tree.map(joined.together, rollout._replace(next_observation=successor_of(rollout)))
@@ -193,10 +193,10 @@ def last_of(x: Float[Array, "T N"], valid: Bool[Array, "T N"], otherwise: Float[
 def intrinsic_values(
     stream: Stream, agent: Agent, rollout: Rollout, begins: Bool[Array, "T N"], update: Update, joined: Joined | None
 ) -> Values:
-    """V(s_t) and V(s_{t+1}) of the intrinsic critic, 0 if there is none; in the joined order if one is given.
+    """V(s_t) and V(s_{t+1}) of the intrinsic critic, or 0 if there is none; in the joined order if one is given.
 
-    Unless the return ends with the episode, V after an episode's end is that of the next episode's first state. At the
-    last step, where this state is not known, V is the mean over the first states in the rollout, if there are any.
+    Unless the return ends with the episode, V after an episode's end is the value of the next episode's first state. At
+    the last step, where that state is unknown, V is the mean over the first states in the rollout, if there are any.
     """
     if stream.critic is None:
         return Values(jnp.zeros_like(rollout.reward), jnp.zeros_like(rollout.reward))
@@ -213,7 +213,7 @@ def intrinsic_values(
 
 
 def as_critic(agent: Agent, critic: Fitted) -> Agent:
-    """The agent with the intrinsic critic as its model, so that the critic reads observations in the same way."""
+    """The agent with the intrinsic critic as its model, so that the critic reads observations as the agent does."""
     return dataclasses.replace(agent, model=critic.networks)
 
 
@@ -231,7 +231,7 @@ def fit_critic(
     key: PRNGKeyArray,
     learning_rate: Any,
 ) -> tuple[Stream, Metrics]:
-    """Move the intrinsic critic towards the stream's target, like the critic of the environment's rewards."""
+    """Fit the intrinsic critic to the stream's target, like the critic of the environment's rewards."""
     target, stream = stream.target, stream._replace(target=None)
     if stream.critic is None or target is None:
         return stream, {}

@@ -47,10 +47,10 @@ PREFERRED = {"xla_backend_optimization_level": "1", "xla_cpu_prefer_vector_width
 QUICK: dict[str, Any] = {
     option: value for option, value in PREFERRED.items() if option not in os.environ.get("XLA_FLAGS", "")
 }
-"""Compiler options for faster compilation, used for programs that run once and for training on CPU cores. They also
-enable 512-bit vectors on cores that support them; by default, XLA uses 256 bits. `XLA_FLAGS` takes precedence."""
+"""Compiler options for faster compilation, used for programs that run only once and for training on CPU cores. They
+also enable 512-bit vectors on cores that support them; by default, XLA uses 256 bits. `XLA_FLAGS` takes precedence."""
 OF_BONUS, OF_INTRINSIC_CRITIC = 0x626F6E75, 0x63726974
-"""The number folded into an iteration's key for the bonus and its critic."""
+"""The number that is folded into an iteration's key to give the key for the bonus and its critic."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Task:
     imitation_iterations: int
     schedules: Schedules = CONSTANT
     clip_rewards: float | None = None
-    """Largest magnitude of a reward that the learner sees. The rollout and the returns of episodes keep the
+    """For the learner, rewards are clipped to this magnitude. The rollout and the episodes' returns keep the
     environment's rewards."""
     log_info: tuple[str, ...] = ()
     """Keys of the numbers in `info` that are stored for every finished episode."""
@@ -83,7 +83,7 @@ class Task:
     intrinsic: Intrinsic | None = None
     """The exploration bonus and how it is credited; None without a bonus."""
     precision: str = FULL
-    """The precision of the operands in the products of the networks' layers."""
+    """The precision of the operands in the matrix products of the networks' layers."""
     devices_per_seed: int = 1
     """Number of devices over which each seed's columns of a compiled environment are split."""
 
@@ -106,8 +106,8 @@ class TrainState(NamedTuple):
 
     learner: Learner
     columns: EnvState | None
-    """The running episodes of a compiled environment; None on the host or with whole episodes. If a seed is
-    split over devices, each device holds its share of them, and a full copy of everything else."""
+    """The running episodes of a compiled environment; None on the host, or if whole episodes are collected. If a seed
+    is split over devices, each device holds its share of the episodes, and a full copy of everything else."""
     memory: Memory
     """The model's memory in each column at the start of the next rollout."""
     discounted_return: Float[Array, "N"]
@@ -130,7 +130,7 @@ def initialise_all(task: Task, seeds: Sequence[int], *, acts: bool = True) -> Tr
     """The initial state of all seeds [S], with running episodes if `acts` and the environment is compiled.
 
     Networks are initialised in NumPy. Everything else is one program, which avoids compiling each small operation. The
-    program is that of a single seed and is run for each seed, since XLA may round a loop over several seeds differently
+    program handles a single seed and is run once per seed, because XLA may round a loop over several seeds differently
     from a single run of its body.
     """
     fresh, keys = fresh_networks(task, seeds)
@@ -138,8 +138,8 @@ def initialise_all(task: Task, seeds: Sequence[int], *, acts: bool = True) -> Tr
 
 
 def begin_each(begin_one: Callable[..., TrainState], fresh: Sequence[Any], *rest: Any) -> TrainState:
-    """Compute the initial state of all seeds [S] with a compiled program for one seed. Arrays of `rest` have a row per
-    seed."""
+    """Compute the initial state of all seeds [S] with a compiled program for one seed. The arrays in `rest` have one
+    row per seed."""
     states = [begin_one(one, *own) for one, *own in zip(fresh, *map(in_rows, rest), strict=True)]
     # Stack in NumPy and transfer the result to the device in one step, which avoids compiling each small operation.
     together = jax.device_put(jax.tree.map(lambda *x: np.stack([np.asarray(raw(leaf)) for leaf in x]), *states))
@@ -199,7 +199,7 @@ def as_reference(agent: Agent) -> Agent:
 
 
 def begun_with(state: TrainState, learner: Learner) -> TrainState:
-    """Replace the learner in the initial state of all seeds [S]. Its model initialises every memory."""
+    """Replace the learner in the initial state of all seeds [S]. The new learner's model initialises every memory."""
     num_envs = state.discounted_return.shape[1]
     memory = jax.vmap(lambda model: start_memory(model, num_envs))(learner.agent.model)
     columns = state.columns if state.columns is None else state.columns._replace(carry=memory.carry)
@@ -226,15 +226,15 @@ def iterate(task: Task, state: TrainState) -> tuple[TrainState, Metrics, Finishe
 
 
 def learn(weigh: Weigh, move: Move, state: TrainState, rollout: Rollout, key: AnyKey) -> tuple[TrainState, Metrics]:
-    """Learn from a rollout of any origin: weigh, then move."""
+    """Learn from a rollout, whatever its source: weigh, then move."""
     state, scaled, credit, assessed = weigh(state, rollout)
     state, metrics = move(state, scaled, credit, key)
     return state, metrics | assessed
 
 
 def weigh(task: Task, state: TrainState, rollout: Rollout) -> tuple[TrainState, Rollout, Credit, Metrics]:
-    """Facts → credit, with the critic's explained variance. The returned rollout has rewards in the learner's units;
-    the given rollout is not changed."""
+    """Facts → credit, together with the critic's explained variance. The returned rollout has rewards in the learner's
+    units; the given rollout is not changed."""
     rollout = with_clipped_rewards(rollout, task.clip_rewards)
     agent = state.learner.agent
     carry = state.discounted_return
@@ -276,7 +276,7 @@ def with_bonus(
 
 
 def equal_groups(rollout: Rollout, gamma: float, group_size: int) -> Float[Array, ""]:
-    """The share of groups whose returns are all equal, so that comparing them is uninformative."""
+    """The share of groups whose returns are all equal, which makes comparing them uninformative."""
     return jnp.mean(~returns_differ(returns_in_groups(rollout, gamma, group_size)))
 
 
@@ -290,8 +290,8 @@ def move(
 ) -> tuple[TrainState, Metrics]:
     """Credit → a better agent. Then update the normaliser with the observations, for the next iteration.
 
-    The normaliser is updated last, because with new statistics π_θ would differ from the policy that acted, and the
-    ratio would not start at 1.
+    The normaliser is updated last. With new statistics, π_θ would differ from the policy that acted, and the ratio
+    would not start at 1.
     """
     progress = state.steps.astype(jnp.float32) / task.steps
     steps = state.steps + jnp.sum(rollout.valid, dtype=jnp.uint32)
@@ -321,7 +321,7 @@ def move(
 
 
 def pace_of(task: Task, progress: Float[Array, ""], iteration: Integer[Array, ""]) -> Pace:
-    """The scheduled quantities at this point of the budget."""
+    """The values of all scheduled quantities at this point in the budget."""
     schedules = task.schedules
     objective = task.update.objective
     if schedules.epsilon is not None and hasattr(objective, "epsilon"):
@@ -342,19 +342,19 @@ def pace_of(task: Task, progress: Float[Array, ""], iteration: Integer[Array, ""
 def iterate_many(
     task: Task, state: TrainState, iterations: int
 ) -> tuple[TrainState, tuple[Metrics, Finished, Integer[Array, "I"], Integer[Array, "I"]]]:
-    """Run several iterations of one seed in one program."""
+    """Run several iterations for one seed in one program."""
     return repeat(task, partial(iterate, task), state, iterations)
 
 
 def repeat(
     task: Task, iterate_once: Callable[[TrainState], tuple[TrainState, Metrics, Any]], state: TrainState, count: int
 ) -> Any:
-    """Iterate several times. A seed whose budget is spent stays unchanged.
+    """Run several iterations. A seed whose budget is spent stays unchanged.
 
     Returns the state and, for each iteration, the metrics, the finished episodes, and the steps before and after.
     """
 
-    iterate_once = jax.jit(iterate_once, inline=True)  # trace only once, for both its shapes and its execution
+    iterate_once = jax.jit(iterate_once, inline=True)  # trace only once, for both shapes and execution
 
     def skip(state: TrainState) -> tuple[TrainState, Metrics, Any]:
         _, metrics, finished = jax.eval_shape(iterate_once, state)
@@ -409,18 +409,18 @@ def stack(states: list[Any]) -> Any:
 
 
 def iteration_keys(state: TrainState) -> tuple[PRNGKeyArray, PRNGKeyArray]:
-    """This iteration's keys for acting and moving, which depend only on the seed and the iteration."""
+    """The keys for acting and moving in this iteration, which depend only on the seed and the iteration."""
     return keys_at(state.key, state.iteration)
 
 
 def keys_at(key: PRNGKeyArray, iteration: Any) -> tuple[PRNGKeyArray, PRNGKeyArray]:
-    """The keys for acting and moving of an iteration, given the key of a seed."""
+    """The keys for acting and moving in an iteration, given the seed's key."""
     act_key, move_key = jax.random.split(jax.random.fold_in(key, iteration))
     return act_key, move_key
 
 
 def keys_ahead(key: PRNGKeyArray, iteration: Integer[Array, ""], count: int) -> Shaped[Array, "I 2 W"]:
-    """The data of the keys for acting and moving of the next iterations."""
+    """The data of the keys for acting and moving in the next iterations."""
     ahead = jax.vmap(lambda i: jnp.stack(keys_at(key, iteration + i)))(jnp.arange(count))
     return jax.random.key_data(ahead)
 

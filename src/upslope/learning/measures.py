@@ -8,8 +8,8 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 
 def feature_statistics(features: Float[Array, "B D"], valid: Bool[Array, "B"]) -> Float[Array, "5"]:
-    """The largest |mean|, smallest and largest variance, largest |value|, and share of constant features, in this
-    order."""
+    """Return, in this order, the largest |mean|, the smallest and the largest variance, the largest |value|, and the
+    share of constant features."""
     # Sums are computed as products, because a sum's rounding depends on the operations with which XLA fuses it.
     weight = valid / jnp.maximum(jnp.sum(valid), 1)
     centre = weight @ features
@@ -44,7 +44,7 @@ def correlations(pairs: list[Any]) -> Float[Array, "K"]:
 
 
 def saturation(units: Float[Array, "B K"], activation: str, valid: Bool[Array, "B"]) -> Float[Array, ""]:
-    """The share of units that are saturated, |tanh| > 0.99, or dead, with zero output on every sample. `units` are the
+    """The share of units that are saturated (|tanh| > 0.99) or dead (zero output on every sample). `units` holds the
     pre-activations."""
     if activation != "tanh":
         return jnp.mean(jnp.max(units, axis=0, initial=-jnp.inf, where=valid[:, None]) <= 0, dtype=jnp.float32)
@@ -53,7 +53,8 @@ def saturation(units: Float[Array, "B K"], activation: str, valid: Bool[Array, "
 
 
 def row_sums(x: Shaped[Array, "K B"]) -> Float[Array, "K"]:
-    """The sum of each row, as a matrix product, which is several times faster and rounds the same in every program."""
+    """The sum of each row, computed as a matrix product. This is several times faster and rounds the same in every
+    program."""
     return jax.lax.optimization_barrier(x.astype(jnp.float32)) @ jnp.ones(x.shape[1])
 
 

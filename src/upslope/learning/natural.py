@@ -1,4 +1,5 @@
-"""Natural gradient descent of the policy: one step per batch, whose size is measured in KL rather than in parameters.
+"""Natural gradient descent of the policy. Each batch gives one step, whose size is measured as a KL divergence rather
+than as a distance between parameters.
 
 The Fisher matrix is never formed. Its product with a vector is the derivative of the mean KL's gradient along the
 vector.
@@ -21,19 +22,21 @@ from upslope.learning.split import own_rows, own_valid, summed
 from upslope.learning.vectors import concatenate_leaves
 
 SHRINK = 0.8
-"""Each length that the line search tries is this fraction of the previous one."""
+"""The line search multiplies the step length by this factor after every failed try."""
 
 
 def descend_naturally(
     objective: NaturalGradient, loss: Loss, start: Descent, batch: Batch, *, vmapped: bool
 ) -> tuple[Descent, Metrics]:
-    """Move along F⁻¹∇L for the mean `loss`, whose other values include `kl`, the KL(π_old‖π_θ) of each sample."""
+    """Move along F⁻¹∇L, where L is the mean of `loss`.
+
+    The other values that `loss` returns must include `kl`, the KL(π_old‖π_θ) of each sample."""
     flat, unpack = ravel_pytree(start.parameters)
     rows, is_own = own_rows(batch)
     counts = own_valid(rows.valid, is_own)
 
     def own_means(parameters: Array) -> tuple[Array, Array]:
-        """This device's part of the mean loss and of the mean KL, which is differentiated twice."""
+        """This device's part of the mean loss and of the mean KL. The latter is differentiated twice."""
         losses, distance = blockwise(lambda rows: loss(unpack(parameters), rows), rows, vmapped=vmapped)
         count = jnp.maximum(jnp.sum(batch.valid), 1)
         loss_sum, kl_sum = (jnp.sum(jnp.where(counts, x, 0.0)) for x in (losses, distance.kl))
@@ -72,7 +75,7 @@ def line_search(objective: TrustRegion, means: Any, start: Array, step: Array) -
     """The first fraction 1, 0.8, 0.8², … of the step at which the loss falls and the KL is at most δ, or 0 if there is
     none.
 
-    Also returns the number of fractions tried, and the decrease of the loss."""
+    Also returns the number of fractions tried, and the decrease in the loss."""
     before = means(start)[0]
 
     def attempt(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:

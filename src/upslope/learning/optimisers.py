@@ -1,7 +1,7 @@
 """Optimisers, which compute an update direction from a gradient, and schedules over the budget.
 
 A direction is an Optax transformation without the learning rate, which `descend` applies. A user's Optax chain is
-complete, so its updates are added unchanged and the learning rate is not used.
+complete, so its updates are added unchanged, and the learning rate is not used.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def cosine(progress: Progress) -> Float[Array, ""]:
     return 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0)))
 
 
-# These are module-level functions, because tasks that are sent to worker processes contain them and must be picklable.
+# Schedules are module-level functions, because the tasks sent to worker processes contain them and must be picklable.
 SCHEDULES: dict[str, Schedule | None] = {"constant": None, "linear": linear, "cosine": cosine}
 """Name → schedule; None means constant."""
 DIRECTIONS: dict[str, Callable[[], optax.GradientTransformation]] = {
@@ -40,7 +40,7 @@ DIRECTIONS: dict[str, Callable[[], optax.GradientTransformation]] = {
     "rmsprop": lambda: optax.scale_by_rms(decay=0.99, eps=1e-5),
     "sgd": optax.identity,
 }
-"""Name → update direction. All of them are elementwise, so parameters may be one vector."""
+"""Name → update direction. All directions are elementwise, so the parameters may form a single vector."""
 
 
 def schedule_of(name: str | Schedule) -> Schedule | None:
@@ -53,7 +53,7 @@ def schedule_of(name: str | Schedule) -> Schedule | None:
 
 
 def scheduled(value: float, schedule: Schedule | None, progress: Progress) -> Any:
-    """The value of a setting at this point of the budget."""
+    """The value of a setting at this point in the budget."""
     return value if schedule is None else value * schedule(progress)
 
 
@@ -71,7 +71,7 @@ CONSTANT = Schedules()
 
 @dataclass(frozen=True)
 class Optimiser:
-    """An optimiser, which is gradient clipping and a named direction, or a user's complete Optax chain."""
+    """An optimiser: gradient clipping followed by a named direction, or a user's complete Optax chain."""
 
     name: str = "adam"
     max_grad_norm: float = 0.5
@@ -93,7 +93,7 @@ class Optimiser:
             raise UpslopeError(unknown("optimiser", self.name, DIRECTIONS))
         parts = [optax.clip_by_global_norm(self.max_grad_norm), DIRECTIONS[self.name]()]
         if self.name == "adamw":
-            # Optax tests whether a float is 0, which is impossible for an input of the program (`learning/varied.py`).
+            # Optax tests whether a float is 0, which it cannot do for an input of the program (`learning/varied.py`).
             decay = self.weight_decay if type(self.weight_decay) is float else jnp.float32(self.weight_decay)
             parts.append(optax.add_decayed_weights(decay))
         return optax.chain(*parts)

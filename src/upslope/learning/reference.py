@@ -29,7 +29,7 @@ def reference_policy(
 
 
 def reference_divergence(policy: Distribution, batch: Batch, estimator: str) -> Float[Array, "B ..."]:
-    """The estimate of KL(π_θ(·|s) ‖ π_ref(·|s)) of each sample, for which the learner is penalised."""
+    """The estimate of KL(π_θ(·|s) ‖ π_ref(·|s)) for each sample, which is penalised in the learner's loss."""
     assert batch.reference is not None
     if estimator == "exact":
         return policy.kl(batch.reference)

@@ -1,4 +1,4 @@
-"""Discounted returns computed forwards in time. Their spread is the unit of the rewards that the learner sees."""
+"""Discounted returns computed forwards in time. Their standard deviation is the unit of the learner's rewards."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from upslope.core.types import Rollout
 def discounted_returns(
     gamma: float, carry: Float[Array, "N"], rollout: Rollout
 ) -> tuple[Float[Array, "T N"], Float[Array, "N"]]:
-    """G_t = r_t + γ G_{t−1} within each episode, forwards in time, and the final G to continue from."""
+    """G_t = r_t + γ G_{t−1} within each episode, forwards in time. Also returns the final G, from which to continue."""
     end = ends(rollout)
     began = jnp.concatenate([jnp.zeros_like(end[:1]), end[:-1]])
 

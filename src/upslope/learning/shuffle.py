@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int32, PRNGKeyArray
 
 SHUFFLE_ROUNDS = 24
-"""Number of rounds. With 16 rounds, orders of 5 numbers are still measurably non-uniform; with 24, even orders of 8 are
-not."""
+"""Number of rounds. With 16 rounds, permutations of 5 numbers are still measurably non-uniform. With 24 rounds, not
+even permutations of 8 numbers are."""
 
 
 def shuffle(key: PRNGKeyArray, n: int) -> Int32[Array, "n"]:

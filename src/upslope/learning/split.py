@@ -8,9 +8,9 @@ rounding.
             the means that determine an early stop, are summed
 
 A seed thus has the same minibatches on any number of devices, and everything that depends on a whole batch
-(normalisers, standardised weights, groups of episodes, bonuses, a user's own parts) sees all of it. Numbers differ only
+(normalisers, standardised weights, groups of episodes, bonuses, a user's own parts) sees all of it. Results differ only
 because a sum over the rows adds its terms in a different order, and because a product with fewer rows may round
-differently. Each device holds the whole rollout; only the environments' states, the work, and the activations are
+differently. Each device holds the whole rollout. Only the environments' states, the work, and the activations are
 split.
 
 Outside such a mesh, the functions of this module have no effect.
@@ -49,20 +49,20 @@ def own_part(tree: Any, axis: int = 0) -> Any:
 
 
 def of_all(tree: Any) -> Any:
-    """Repeat this device's columns to the number that all devices have together, for code that depends only on this
-    number."""
+    """Repeat this device's columns until there are as many as all devices have together. This is for code that depends
+    only on the number of columns."""
     shares = num_shares()
     return tree if shares == 1 else jax.tree.map(lambda x: jnp.concatenate([x] * shares), tree)
 
 
 def gathered(tree: Any, axis: int = 0) -> Any:
-    """Concatenate the parts of all devices along an axis, on every device."""
+    """Concatenate the parts from all devices along an axis. Every device receives the result."""
     shares = num_shares()
     if shares == 1:
         return tree
     leaves, structure = jax.tree.flatten(tree)
     wide = [x for x in leaves if is_packable(x)]
-    # Send these in a single message, because each message takes about 50 microseconds regardless of its size.
+    # Send these arrays in a single message, because each message takes about 50 microseconds regardless of its size.
     words = jnp.concatenate([as_words(x) for x in wide]) if wide else jnp.zeros(0, jnp.uint32)
     received, place = jax.lax.all_gather(words, ENVIRONMENTS), 0
     joined = []
@@ -95,10 +95,10 @@ def summed(tree: Any) -> Any:
 
 
 def own_rows(tree: Any) -> tuple[Any, Bool[Array, "R"] | None]:
-    """This device's share of rows [B, …] that all devices have, and a mask of its own rows.
+    """This device's share of rows [B, …] that are complete on every device, and a mask of its own rows.
 
     If the number of devices does not divide B, the last devices repeat the last row, and the mask excludes these
-    copies. The mask is None if all rows are its own."""
+    copies. The mask is None if there are no copies."""
     shares, num_rows = num_shares(), jax.tree.leaves(tree)[0].shape[0]
     if shares == 1:
         return tree, None
@@ -114,14 +114,14 @@ def own_valid(valid: Bool[Array, "R ..."], is_own: Bool[Array, "R"] | None) -> B
 
 
 def own_places(num_rows: int, shares: int) -> Integer[Array, "R"]:
-    """The indices of this device's rows. Indices of `num_rows` and above stand for copies of the last row."""
+    """The indices of this device's rows. Indices from `num_rows` upwards stand for copies of the last row."""
     size = -(-num_rows // shares)
     return jax.lax.axis_index(ENVIRONMENTS) * size + jnp.arange(size)
 
 
 def rows_shared(function: Callable[[Any], Any], rows: Any) -> Any:
-    """Compute `function(rows)` for a function that acts on each row independently, with a share of the rows on each
-    device."""
+    """Compute `function(rows)` for a function that acts on each row independently. Each device computes a share of the
+    rows."""
     if num_shares() == 1:
         return function(rows)
     num_rows = jax.tree.leaves(rows)[0].shape[0]
@@ -130,7 +130,7 @@ def rows_shared(function: Callable[[Any], Any], rows: Any) -> Any:
 
 
 def columns_shared(function: Callable[[Any, Any], Any], over_time: Any, now: Any) -> Any:
-    """Compute `function(over_time, now)` of arrays [T, N, …] and [N, …], with a share of the columns on each device.
+    """Compute `function(over_time, now)` for arrays [T, N, …] and [N, …], with a share of the columns on each device.
 
     The function must act on each column independently and return arrays [T, N, …]. If the number of devices does not
     divide N, every device computes all columns."""

@@ -1,4 +1,4 @@
-"""Run the descents of policy and critic on two devices along a mesh axis, with identical results."""
+"""Run the descents of policy and critic on two devices along a mesh axis. The results are the same as on one device."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,8 @@ from upslope.learning.devices import NETWORKS
 
 
 def on_two_devices(first: Callable[[], Any], second: Callable[[], Any]) -> tuple[Any, Any]:
-    """Compute both results, each on its own device along the mesh axis `NETWORKS`, and gather them on both devices."""
+    """Compute each of the two results on its own device along the mesh axis `NETWORKS`. Both devices receive both
+    results."""
     shapes = jax.eval_shape(first), jax.eval_shape(second)
     nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     mine = jax.lax.cond(

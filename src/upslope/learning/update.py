@@ -1,7 +1,8 @@
 """The move step: improve an agent with a rollout and its credit.
 
-Policy and critic have separate optimisers, so there is no coefficient between their losses, and stopping one early does
-not affect the other. With a shared trunk, there is one group, whose loss is the policy's plus c times the critic's.
+Policy and critic have separate optimisers, so there is no coefficient between their losses, and stopping one descent
+early does not affect the other. With a shared trunk, there is one group. Its loss is the policy's plus c times the
+critic's.
 """
 
 import dataclasses
@@ -56,7 +57,7 @@ NEEDS_OWN_PARAMETERS = (
 
 @dataclass(frozen=True)
 class Update:
-    """Settings of an update. Fields without a description are hyperparameters, documented in `Config`."""
+    """Settings for an update. Fields without a description are hyperparameters, documented in `Config`."""
 
     objective: Objective
     needs_critic: bool
@@ -78,7 +79,7 @@ class Update:
     vmapped: bool = False
     """Whether this is one of several seeds along the axis `VMAPPED_SEEDS`."""
     reference_kl: float | None = None
-    """β, the coefficient of the divergence from a reference policy; None without a reference policy."""
+    """β, the coefficient of the divergence from a reference policy; None if there is no such policy."""
     reference_estimator: str = "exact"
 
     def may_stop(self) -> bool:
@@ -86,7 +87,7 @@ class Update:
         return self.target_kl is not None or self.min_effective_sample_size is not None
 
     def has_gone_too_far(self, distance: "Distance") -> Bool[Array, ""]:
-        """Whether the policy is so far from the old one that the batch is no longer informative about it."""
+        """Whether the policy has moved too far from the old one for the batch to remain informative."""
         too_far = jnp.bool_(False)
         if self.target_kl is not None:
             too_far |= distance.kl > self.target_kl
@@ -96,7 +97,7 @@ class Update:
         return too_far
 
     def stretch(self, steps: int, columns: int) -> int:
-        """L for a rollout [T, N]. By default, it is T, or less if there would otherwise be fewer sequences than
+        """L for a rollout [T, N]. The default is T, or less if there would otherwise be fewer sequences than
         minibatches."""
         return self.sequence_length or max(1, steps // math.ceil(self.minibatches / columns))
 
@@ -127,7 +128,7 @@ class Update:
 
 
 def plain_update(**changes: Any) -> Update:
-    """A plain update with these changes: one epoch, one minibatch, practically no clipping."""
+    """A plain update with these changes: one epoch, one minibatch, and no clipping in practice."""
     fields: dict[str, Any] = {
         "objective": PolicyGradient(),
         "needs_critic": True,
@@ -143,7 +144,7 @@ def plain_update(**changes: Any) -> Update:
 
 
 class Pace(NamedTuple):
-    """Settings that change over the budget, with their values for this iteration."""
+    """The values in this iteration of the settings that change over the budget."""
 
     learning_rate: Float[Array, ""]
     entropy_coefficient: Any
@@ -229,7 +230,7 @@ def improve(
 def descend_groups(
     update: Update, learner: Learner, batch: Batch, key: PRNGKeyArray, pace: Pace
 ) -> tuple[dict[str, Descent], tuple[Metrics, Metrics]]:
-    """Descend each parameter group on its own loss. Also return the metrics of the policy and of the critic."""
+    """Minimise the loss of each parameter group. Also return the metrics of the policy and of the critic."""
     model, objective = learner.agent.model, learner.objective
     policy_key, value_key = jax.random.split(key)
     # A number that differs between the trials of a sweep is not a plain float, and may be above 0 in some of them.
@@ -296,8 +297,8 @@ def losses_of(objective: Objective, state: ObjectiveState, sample: Sample) -> Fl
 
 
 def with_shifts(head: Any, alpha: float, batch: Batch, key: PRNGKeyArray) -> Batch:
-    """The batch with a shift z ~ U(−α, α) of the mean of each action, in units of `head.mean_unit` (Rahman & Xue
-    2022)."""
+    """The batch with a random shift z ~ U(−α, α) added to the mean of each action, in units of `head.mean_unit` (Rahman
+    & Xue 2022)."""
     drawn = jax.random.uniform(key, batch.action.shape, minval=-1.0, maxval=1.0)
     return batch._replace(shift=drawn * alpha * jnp.asarray(head.mean_unit))
 
@@ -305,7 +306,7 @@ def with_shifts(head: Any, alpha: float, batch: Batch, key: PRNGKeyArray) -> Bat
 def critic_loss(clip: float | None, value: Float[Array, "..."], batch: Batch) -> Float[Array, "..."]:
     """½ (V − target)² or, with a clip ε, the larger of that and ½ (V_old + clip(V − V_old, ±ε) − target)².
 
-    With the clip, moving V by more than ε brings no gain (Schulman et al. 2017, their code; Huang et al. 2022, detail
+    With the clip, moving V by more than ε brings no gain (code of Schulman et al. 2017; Huang et al. 2022, detail
     9)."""
     loss = squared_error(value, batch.target)
     if clip is None or batch.old_value is None:
@@ -325,7 +326,7 @@ def sample_of(model: Any, batch: Batch) -> tuple[Sample, Float[Array, "B ..."]]:
 
 
 def distance_from_reference(model: Any, batch: Batch) -> Float[Array, "B ..."]:
-    """KL(π_θ‖π_ref), exactly."""
+    """The exact KL(π_θ‖π_ref)."""
     return reference_divergence(outputs_of(model, *inputs_of(batch)).policy, batch, "exact")
 
 
@@ -357,7 +358,7 @@ def effective_sample_size(ratio: Float[Array, "B ..."], valid: Bool[Array, "B ..
 
 
 def effective_share(ratio: Float[Array, ""], squared_ratio: Float[Array, ""]) -> Float[Array, ""]:
-    """ESS/n from the means of ρ and ρ²."""
+    """ESS/n, computed from the means of ρ and ρ²."""
     return ratio**2 / squared_ratio
 
 
@@ -367,8 +368,8 @@ def mean(x: Shaped[Array, "..."], valid: Bool[Array, "..."]) -> Float[Array, ""]
 
 
 def standardise(x: Float[Array, "..."], valid: Bool[Array, "..."]) -> Float[Array, "..."]:
-    """(x − mean)/std over the valid samples; x unchanged if fewer than two samples are valid, because centring would
-    give 0."""
+    """(x − mean)/std over the valid samples. If fewer than two samples are valid, x is returned unchanged, because
+    centring would give 0."""
     centred = x - mean(x, valid)
     standardised = centred / (jnp.sqrt(mean(centred**2, valid)) + 1e-8)
     return jnp.where(valid, jnp.where(jnp.sum(valid) > 1, standardised, x), 0.0)

@@ -1,12 +1,12 @@
-"""Compile several tasks that differ only in numbers to one program, whose inputs are learning rates, discounts and
-coefficients.
+"""Compile several tasks that differ only in numeric settings into one program, whose inputs are learning rates,
+discounts and coefficients.
 
 An ordinary program contains its hyperparameters as constants. Formulas like `1 - epsilon` or `gamma * lambda_` are
 computed once, in Python's double precision, while the program is traced. Here, a task's field holds a `Varied` number
-instead. Arithmetic with other numbers gives another `Varied` number. When it is combined with an array, it becomes an
-input of the program, whose value is computed outside the program for each task, also in double precision. A task
-therefore uses the same numbers that its own program would contain as constants, and no formula needs to be aware of
-`Varied`.
+instead. Arithmetic with other numbers gives another `Varied` number. When a `Varied` number is combined with an array,
+it becomes an input of the program. The value of that input is computed outside the program for each task, also in
+double precision. A task therefore uses the same numbers that its own program would contain as constants, and no formula
+needs to be aware of `Varied`.
 """
 
 import copy
@@ -25,17 +25,17 @@ from upslope.errors import UpslopeError
 from upslope.learning.iteration import Task
 
 Path = tuple[str, ...]
-"""The names of the fields that lead from a task to a number in it."""
+"""The names of the fields that lead from a task to one of its numbers."""
 Read = Callable[["Varied"], Any]
-"""A function that returns the input of the program for a number."""
+"""A function that maps a number to the corresponding input of the program."""
 MAX_INPUTS = 64
-"""Maximum number of program inputs for such numbers and for the results of formulas that use them."""
+"""Maximum number of program inputs for `Varied` numbers and for the results of formulas that use them."""
 
 
 class Varied(float):
     """A number that a program takes as an input.
 
-    To code that is not aware of it, it is a float with the value nan, so that the results are obviously wrong.
+    Code that is not aware of this class sees a float with the value nan, so its results are obviously wrong.
     """
 
     text: str
@@ -43,8 +43,8 @@ class Varied(float):
     read: Read
 
     def __new__(cls, text: str, value: Callable[[Sequence[float]], float], read: Read) -> "Varied":
-        """`text` is the formula, `value` computes the number from those of a task, and `read` returns the program's
-        input."""
+        """`text` is the formula, `value` computes the number from the numbers of a task, and `read` returns the
+        program's input."""
         made = super().__new__(cls, math.nan)
         made.text, made.value, made.read = text, value, read
         return made
@@ -68,7 +68,7 @@ class Varied(float):
 
 
 class UndecidedError(TypeError):
-    """Raised when code requests the value of a number that differs between the tasks of a program."""
+    """Raised when code needs the value of a number that differs between the tasks of a program."""
 
 
 def arithmetic(symbol: str, operation: Callable[[Any, Any], Any], *, is_reflected: bool) -> Callable[..., Any]:
@@ -87,7 +87,7 @@ def arithmetic(symbol: str, operation: Callable[[Any, Any], Any], *, is_reflecte
 
 
 def comparison(self: Varied, other: Any) -> Any:
-    """Leave arrays to JAX, and refuse numbers, since the result would differ between tasks."""
+    """Leave arrays to JAX, and refuse numbers, because the result would differ between tasks."""
     return self.refuse() if isinstance(other, int | float) else NotImplemented
 
 
@@ -110,7 +110,7 @@ class Inputs:
     """The formula's text → its column, and its value for the numbers of a task."""
 
     def reading(self, row: Float[Array, "K"]) -> Read:
-        """Read numbers from a row of the program's inputs. A new formula is assigned a new column."""
+        """Read numbers from a row of the program's inputs. Each new formula is assigned a new column."""
 
         def read(number: Varied) -> Any:
             column, _ = self.columns.setdefault(number.text, (len(self.columns), number.value))
@@ -137,7 +137,7 @@ class Inputs:
 
 @dataclass(frozen=True, eq=False)
 class Family:
-    """Tasks that one program can train, since they differ only in the numbers at `paths`."""
+    """Tasks that one program can train, because they differ only in the numbers at `paths`."""
 
     first: Task
     paths: tuple[Path, ...]
@@ -167,11 +167,11 @@ class Family:
 
 
 STARTING = ("log_std_init",)
-"""Settings of a model that affect only its initial parameters. These are inputs of the program anyway."""
+"""Settings of a model that affect only its initial parameters, which are inputs of the program anyway."""
 
 
 def flatten(part: Any, path: Path = ()) -> dict[Path, Any]:
-    """Return the fields of a task and of the dataclasses in it, by path. The environment is not flattened."""
+    """Return the fields of a task and of the dataclasses in it, keyed by path. The environment is not flattened."""
     if path == ("model",):
         settings = {k: v for k, v in part.settings.items() if k not in STARTING}
         return {path: dataclasses.replace(part, settings=settings)}
@@ -184,8 +184,8 @@ def flatten(part: Any, path: Path = ()) -> dict[Path, Any]:
 
 
 def replaced(part: Any, path: Path, value: Any) -> Any:
-    """Return a copy of a dataclass with another value at a path. Its checks are skipped, because they need the actual
-    value."""
+    """Return a copy of a dataclass with a different value at a path. Its checks are skipped, because they would need an
+    actual number."""
     name, *rest = path
     changed = copy.copy(part)
     object.__setattr__(changed, name, replaced(getattr(part, name), tuple(rest), value) if rest else value)

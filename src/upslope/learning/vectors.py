@@ -1,4 +1,4 @@
-"""Concatenate the arrays of a pytree into one vector, quickly on CPUs too."""
+"""Concatenate the arrays of a pytree into one vector, in a way that is fast on CPUs too."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Float
 
 MIN_PIECEWISE_SIZE = 1 << 14
-"""Minimum total size for arrays to be copied into the vector one at a time."""
+"""Arrays are copied into the vector one at a time if their total size is at least this."""
 
 
 def concatenate_leaves(tree: Any) -> Float[jax.Array, "P"]:

@@ -15,8 +15,8 @@ from upslope.models.head import ActionHead
 
 
 def action_features(head: ActionHead, action: Shaped[Array, "B ..."]) -> Float[Array, "B A"]:
-    """The features of sampled actions as the environment receives them: choices are one-hot, and real numbers are in
-    units of their half range."""
+    """The features of sampled actions, computed from the actions as the environment receives them. Choices are one-hot,
+    and real numbers are in units of their half range."""
     space = counted_from_zero(head.space())
     parts = encoder_of(space, "action").leaves(head.to_compiled(action))
     ranges = encoder_of(space, "action").leaves(leaf_spaces(space))

@@ -34,7 +34,7 @@ class Agent:
 
     @property
     def normalize_observations(self) -> bool:
-        """Whether the agent keeps statistics of observations."""
+        """Whether the agent keeps running statistics of observations."""
         return bool(jax.tree.leaves(self.normaliser))
 
     def features(self, observation: Any) -> Any:
@@ -43,13 +43,13 @@ class Agent:
         return self.model.prepare(seen)
 
     def step(self, observation: Any, carry: Carry, fresh: Bool[Array, "N"]) -> tuple[Outputs, Carry]:
-        """The model's outputs for N observations, and the carry after them."""
+        """The model's outputs for N observations, one per column, and the carry after this step."""
         return self.model.step(self.features(observation), carry, fresh)
 
     def act(
         self, observation: Any, carry: Carry, fresh: Bool[Array, "N"], mask: Bool[Array, "N M"] | None = None
     ) -> tuple[Distribution, Carry]:
-        """π_θ(·|s) for N observations, restricted to allowed actions, and the carry after them."""
+        """π_θ(·|s) for N observations, restricted to allowed actions, and the carry after this step."""
         if has_memory(self.model):
             outputs, carry = self.step(observation, carry, fresh)
             return allowed(outputs.policy, mask), carry
@@ -69,8 +69,8 @@ class Agent:
     def reward_scale(self) -> Float[Array, ""]:
         """1/σ of the running discounted return: the factor that converts the environment's rewards to the learner's.
 
-        It is 1 without reward normalisation, and also until a reward has been seen. If σ is below about 1e-4, scaled
-        returns stay small, since 1e-8 is added to the variance."""
+        It is 1 without reward normalisation, and also before the first reward. If σ is below about 1e-4, scaled returns
+        stay small, because 1e-8 is added to the variance."""
         if not self.normalize_rewards:
             return jnp.float32(1.0)
         variance = self.return_statistics.variance
@@ -89,7 +89,7 @@ def returns_seen(
     discounted: Float[Array, "T N"],
     valid: Bool[Array, "T N"],
 ) -> RunningStatistics:
-    """The statistics of discounted returns after a batch.
+    """Update the statistics of discounted returns with a batch.
 
     σ is at least a tenth of the largest reward and return of the batch, and at least a quarter of the mean return.
     Constant rewards are therefore not scaled by 1/√ε, the first reward after K steps without one is not scaled by √K,
@@ -102,7 +102,7 @@ def returns_seen(
 
 
 def value_of(model: Any, features: Any) -> Float[Array, "..."]:
-    """V(s) for prepared observations, by a model without memory."""
+    """V(s) for prepared observations, from a model without memory."""
     if hasattr(model, "value"):
         return model.value(features)
     return model.step(features, (), no_fresh(features))[0].value
@@ -141,7 +141,7 @@ def initialise_agents(
     normalize_observations: bool = False,
     normalize_rewards: bool = False,
 ) -> list[Agent]:
-    """A newly initialised agent for each key."""
+    """Create a newly initialised agent for each key."""
     return [
         Agent(
             model=model,
@@ -155,5 +155,5 @@ def initialise_agents(
 
 
 def initialise_agent(key: PRNGKeyArray, spec: ModelSpec, **normalise: bool) -> Agent:
-    """A fresh agent."""
+    """Create a newly initialised agent."""
     return initialise_agents([key], spec, **normalise)[0]

@@ -27,7 +27,7 @@ from upslope.models.head import ActionHead
 PRACTICALLY_INFINITE = 1e30
 """Bounds at least this large are treated as infinite."""
 LOG_STD = (-5.0, 2.0)
-"""Bounds of a log σ that depends on the state, in units of the half range. Source: Yarats & Kostrikov 2020, PyTorch
+"""Bounds on a state-dependent log σ, in units of the half range. Source: Yarats & Kostrikov 2020, PyTorch
 implementation of Soft Actor-Critic, `log_std_bounds`."""
 
 
@@ -46,7 +46,8 @@ class BoxHead(ActionHead):
     dtype: str = "float32"
     """The environment's dtype; policies sample in 32 bits."""
     has_state_std: bool = field(default=False, metadata=OF_THE_POLICY)
-    """Whether the network also outputs log σ, which is added to the parameter log σ and clipped to `LOG_STD`."""
+    """Whether the network also outputs a log σ. It is added to the parameter log σ, and the sum is clipped to
+    `LOG_STD`."""
     is_continuous = True
     sample_dtype = np.float32
 
@@ -107,8 +108,8 @@ class BoxHead(ActionHead):
         return low.astype(self.dtype), high.astype(self.dtype)
 
     def random(self, generator: np.random.Generator, mask: Any = None) -> np.ndarray:
-        """A uniform action that may lie slightly beyond the bounds, like a policy's; `range` replaces infinite
-        bounds."""
+        """Draw a uniform action, which may lie slightly beyond the bounds, as a policy's actions may. `range` replaces
+        infinite bounds."""
         is_fixed = np.asarray(self.low) == np.asarray(self.high)
         low, high = (np.where(is_fixed, self.low, bound) for bound in self.range)
         beyond = 0.05 * (high - low)
@@ -176,7 +177,7 @@ class BoxHead(ActionHead):
 class SquashedHead(BoxHead):
     """A real vector that tanh squashes into its bounds, all of which are finite.
 
-    The sampled action u is stored before tanh; the environment gets centre + half · tanh(u).
+    The sampled action u is stored before tanh is applied. The environment receives centre + half · tanh(u).
     """
 
     @property
@@ -185,11 +186,11 @@ class SquashedHead(BoxHead):
 
     @property
     def mean_unit(self) -> np.ndarray:
-        """1, because tanh is applied after the mean."""
+        """The unit is 1, because tanh is applied after the mean."""
         return np.ones(len(self.low), np.float32)
 
     def random(self, generator: np.random.Generator, mask: Any = None) -> np.ndarray:
-        """An action whose tanh is almost uniform."""
+        """Draw an action whose tanh is almost uniform."""
         return np.arctanh(generator.uniform(-0.999, 0.999, len(self.low))).astype(np.float32)
 
     def distribution(
@@ -206,7 +207,7 @@ class SquashedHead(BoxHead):
         return super().to_compiled(self.squashed(action))
 
     def outside(self, action: Shaped[Array, "B ..."]) -> Float[Array, "B"] | None:
-        """Zeros, because nothing is clipped."""
+        """Return zeros, because nothing is clipped."""
         return jnp.zeros(action.shape[:-1], jnp.float32)
 
 
@@ -214,8 +215,8 @@ class SquashedHead(BoxHead):
 class StateNoiseHead(BoxHead):
     """A real vector whose exploration is a random function of the state, held over several steps (gSDE).
 
-    log σ is a parameter for each of H features and K components, and φ are the activations of the policy's last hidden
-    layer, into which no gradient flows from σ; see `StateDependentNoise`.
+    There is one log σ parameter for each of the H features and each of the K components. The features φ are the
+    activations of the policy's last hidden layer. No gradient flows into them from σ; see `StateDependentNoise`.
     """
 
     num_features: int = field(default=0, metadata=OF_THE_POLICY)

@@ -27,7 +27,8 @@ METHODS = ("prepare", "start", "step", "groups")
 
 
 class Rest:
-    """The leaves of a user's model that are not parameters: functions, sizes, flags. They are rebuilt, never stored."""
+    """The leaves of a user's model that are not parameters: functions, sizes, flags. They are rebuilt and never
+    stored."""
 
     def __init__(self, tree: Any):
         self.tree = tree
@@ -35,7 +36,7 @@ class Rest:
 
 @pytree
 class OwnModel:
-    """A user's model, with the parameters separate so that training can stack, store and update them."""
+    """A user's model, whose parameters are kept separate so that training can stack, store and update them."""
 
     parameters: Any
     rest: Rest = field(metadata=STATIC)
@@ -75,11 +76,11 @@ class ModelSpec:
     """A user's class or factory, own(observation_space, action_space, *, key, **settings); None for two perceptrons."""
 
     def build(self, key: PRNGKeyArray) -> Model:
-        """A fresh model."""
+        """Create a newly initialised model."""
         return self.build_all([key])[0]
 
     def build_all(self, keys: Sequence[PRNGKeyArray]) -> list[Any]:
-        """A new model for each key. The models differ only in their parameters."""
+        """Create a model for each key. The models differ only in their parameters."""
         if self.own is None:
             return [networks(self.encoder, self.head, key=key, **self.settings) for key in keys]
         parts = [equinox.partition(self.call(key), equinox.is_inexact_array) for key in keys]
@@ -126,7 +127,7 @@ class ModelSpec:
             raise UpslopeError(f"{name}.step() returns values of shape {outputs.shape} for 2 columns, not (2,).")
 
     def two_columns(self, model: OwnModel) -> Any:
-        """V and carry after one step of two columns. Raises TypeError if the outputs do not fit the head."""
+        """Return V and the carry after one step of two columns. Raises TypeError if the outputs do not fit the head."""
         observation = jax.tree.map(
             lambda shape, space: jnp.zeros((2, *shape), jax.dtypes.canonicalize_dtype(space.dtype)),
             self.encoder.shapes,
@@ -146,7 +147,7 @@ class ModelSpec:
 def networks(
     encoder: ObservationEncoder, head: ActionHead, *, key: PRNGKeyArray, encoders: Sequence[str] = (), **settings: Any
 ) -> Any:
-    """Upslope's own networks: two perceptrons, or composed networks for images, a memory or a shared trunk."""
+    """Build upslope's own networks: two perceptrons, or composed networks for images, a memory or a shared trunk."""
     images = networks_of(encoder, encoders)
     views = views_of(encoder, images, settings)
     built: dict[str, Any] = {name: value for name, value in settings.items() if name not in FLAGS} | {"views": views}
@@ -158,7 +159,8 @@ def networks(
 
 
 def networks_for(spec: ModelSpec, outputs: int, key: PRNGKeyArray, **settings: Any) -> Reader:
-    """A network from observations to this number of outputs, like the agent's own critic unless `settings` differ."""
+    """Create a network that maps observations to this number of outputs. Its settings are those of the agent's own
+    networks, unless `settings` overrides them."""
     chosen = spec.settings if spec.own is None else {}
     like = {name: chosen[name] for name in ("hidden_sizes", "activation") if name in chosen}
     images = networks_of(spec.encoder, chosen.get("encoders", ()))
@@ -205,7 +207,7 @@ def unusual_parts(spec: ModelSpec) -> list[str]:
 
 
 def perceptrons_for(environment: Any, **settings: Any) -> ModelSpec:
-    """A model of two perceptrons for an environment's spaces."""
+    """The specification of a model of two perceptrons for an environment's spaces."""
     encoder = encoder_of(environment.observation_space, "environment")
     return ModelSpec(encoder, head_of(environment.action_space, "environment"), settings)
 

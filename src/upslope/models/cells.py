@@ -1,8 +1,8 @@
 """Map each observation to one of a fixed number of cells, so that an array can count visits.
 
-If only few values are possible, each has its own cell. Otherwise they are hashed: integers (boards of a grid world,
-several choices) by their exact values, and real numbers and pictures by the signs of random projections, so that
-observations close to each other share a cell (Charikar 2002; Tang et al. 2017, #Exploration,
+If only a few values are possible, each has its own cell. Otherwise, they are hashed: integers (boards of a grid world,
+multiple choices) by their exact values, and real numbers and pictures by the signs of random projections, so that
+nearby observations share a cell (Charikar 2002; Tang et al. 2017, #Exploration,
 https://arxiv.org/abs/1611.04717, section 2.2).
 """
 
@@ -28,14 +28,14 @@ from upslope.models.encoders import (
 )
 
 WORD = 32
-"""Bits in a word; signs are packed into words."""
+"""Number of bits in a word. Signs are packed into words."""
 PICTURE_SIDE = 36
 """Images with a side shorter than this are compared exactly, since they are more likely to be grid-world boards than
 pictures."""
 MANY = 8
 """If there are more features than this, and all of their ranges begin at 0, they are measured from 0 rather than from
-the middle of their range. Otherwise most features of a sparse observation would be equal, and would determine all
-signs."""
+the middle of their range. Otherwise, most features of a sparse observation would have the same value and would
+determine all signs."""
 
 
 @pytree
@@ -43,7 +43,7 @@ class Cells:
     """Maps observations to cells 0 … `count` − 1."""
 
     projections: dict[str, Float[Array, "D B"]]
-    """The random directions of each real-valued part, by key; the last component multiplies a constant 1."""
+    """The random directions for each real-valued part, keyed by part. Their last component multiplies a constant 1."""
     multipliers: UInt32[Array, "W"]
     """An odd number for each word of an observation; empty if every observation has its own cell."""
     encoder: ObservationEncoder = field(metadata=STATIC)
@@ -85,9 +85,11 @@ class Cells:
 def cells_of(
     encoder: ObservationEncoder, space: gymnasium.Space, count: int, bits: int, generator: np.random.Generator
 ) -> Cells:
-    """The cells of an observation space: one for each observation if at most `count` are possible; otherwise a hash
-    gives `count` cells. `bits`, a multiple of 32, is the number of signs for a real-valued part. More bits give smaller
-    cells."""
+    """Create the cells of an observation space.
+
+    If at most `count` observations are possible, each has its own cell. Otherwise, they are hashed to `count` cells.
+    `bits`, a multiple of 32, is the number of signs for a real-valued part. More bits give smaller cells.
+    """
     leaves = [(key, inner, part) for key, inner, part in encoder.leaves(leaf_spaces(space))]
     sizes = [num_values(inner) for _, inner, _ in leaves]
     finite = [size for size in sizes if size is not None]
@@ -107,7 +109,7 @@ def cells_of(
 
 
 def mix(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
-    """Spread the bits of each word, so that small numbers differ in all of them (the finalizer of MurmurHash3)."""
+    """Mix the bits of each word, so that even small numbers differ in all bits (the finaliser of MurmurHash3)."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)
@@ -143,8 +145,8 @@ def is_whole(encoder: ObservationEncoder) -> bool:
 
 
 def range_of(encoder: ObservationEncoder, space: gymnasium.Space) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(centre, half range) for each feature, or one pair for all: from its bounds if they are finite, otherwise 0 and
-    1."""
+    """(centre, half range) for each feature, or one pair for all features. They follow from the bounds if these are
+    finite; otherwise they are 0 and 1."""
     if not isinstance(encoder, BoxEncoder) or not isinstance(space, spaces.Box):
         return (0.5,), (0.5,)  # a picture's features range from 0 to 1
     low, high = (np.asarray(x, np.float64).ravel() for x in (space.low, space.high))

@@ -58,7 +58,7 @@ class DiscreteHead(ActionHead):
         return Categorical(outputs)
 
     def to_environment(self, action: np.ndarray) -> Any:
-        """Add the space's start, in Gymnasium's dtype."""
+        """Add the space's start, and convert to Gymnasium's dtype."""
         return np.asarray(action, np.int64) + self.start
 
     def space(self) -> gymnasium.Space:

@@ -1,4 +1,5 @@
-"""Networks composed of image encoders, a memory, hidden layers and heads. They are separate or share a trunk.
+"""Networks composed of image encoders, a memory, hidden layers and heads. Policy and critic are separate or share a
+trunk.
 
 observation → encoders → features → (layer → memory) → hidden layers → policy and value
 """
@@ -40,7 +41,7 @@ class Branch(equinox.Module):
         return () if self.cell is None else self.cell.start(num)
 
     def before(self, features: Features) -> Float[Array, "B F"]:
-        """The input of the memory, or of the hidden layers if there is no memory."""
+        """Compute the input of the memory, or of the hidden layers if there is no memory."""
         vector, images = features
         seen = [] if vector is None else [vector]
         seen += [network(image) for network, image in zip(self.pictures, images, strict=True)]
@@ -56,24 +57,24 @@ class Branch(equinox.Module):
         return x if self.outward is None else self.outward.hidden(x)
 
     def once(self, features: Features, carry: Any) -> tuple[Float[Array, "N K"], Any]:
-        """One step of N columns."""
+        """Compute one step of N columns."""
         x, carry = self.remembered(features, carry)
         return self.after(x), carry
 
     def remembered(self, features: Features, carry: Any) -> tuple[Float[Array, "N F"], Any]:
-        """The input of the hidden layers in one step of N columns, and the memory after it."""
+        """The input of the hidden layers in one step of N columns, and the memory after this step."""
         x = self.before(features)
         return (x, carry) if self.cell is None else self.cell.once(x, carry)
 
     def over_time(self, features: Features, carry: Any, fresh: Bool[Array, "T N"]) -> tuple[Float[Array, "T N K"], Any]:
-        """T steps of N columns. Only the memory runs over time; everything else is one batch."""
+        """Compute T steps of N columns. Only the memory runs step by step; everything else is one batch."""
         x, carry = self.remembered_over_time(features, carry, fresh)
         return self.after(x), carry
 
     def remembered_over_time(
         self, features: Features, carry: Any, fresh: Bool[Array, "T N"]
     ) -> tuple[Float[Array, "T N F"], Any]:
-        """The input of the hidden layers in T steps of N columns, and the memory after each."""
+        """The input of the hidden layers in T steps of N columns, and the memory after each step."""
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), features)
         x = self.before(flat)
         x = x.reshape(*fresh.shape, *x.shape[1:])
@@ -81,7 +82,7 @@ class Branch(equinox.Module):
 
 
 class Reading(equinox.Module):
-    """The base of all networks that read observations, which prepares their inputs."""
+    """The base class of all networks that read observations. It prepares their inputs."""
 
     encoder: ObservationEncoder = equinox.field(static=True)
     networks: tuple[tuple[str, str], ...] = equinox.field(static=True)
@@ -109,7 +110,7 @@ class Reading(equinox.Module):
 
 
 class Composed(Reading):
-    """The common base of separate networks and of a shared trunk."""
+    """The common base class of separate networks and a shared trunk."""
 
     log_std: Float[Array, "K"]
     head: ActionHead = equinox.field(static=True)
@@ -189,7 +190,7 @@ class SharedTrunk(Composed):
 
 
 def layout_of(encoder: ObservationEncoder) -> Any:
-    """The layout of these observations as images; None if they are not images."""
+    """The layout of an encoder's observations as images; None if they are not images."""
     if not isinstance(encoder, BoxEncoder | ImageEncoder):
         return None
     return image_layout(encoder.shape, is_bytes=isinstance(encoder, ImageEncoder))
@@ -204,7 +205,7 @@ PERCEPTRON = "perceptron"
 
 
 def has_images(encoder: ObservationEncoder) -> bool:
-    """Whether an observation has images, which a convolutional network can read."""
+    """Whether an observation contains images that a convolutional network can read."""
     return any(layout_of(inner) for _, inner, _ in encoder.leaves(encoder.shapes))
 
 
@@ -295,8 +296,7 @@ def branch_of(
     memory: str | None = None,
     memory_size: int = 128,
 ) -> tuple[Branch, int]:
-    """A newly initialised network that ends in this layer (outputs, gain), if one is given, and its number of
-    outputs."""
+    """Create a network that ends in this layer (outputs, gain), if one is given. Also return its number of outputs."""
     leaves = {key: inner for key, inner, _ in encoder.leaves(encoder.shapes)}
     pictures = tuple(
         convolutions(network, layout_of(leaves[key]).size, next(keys), draw) for key, network in view.chosen(networks)
@@ -322,7 +322,7 @@ def last_layers(head: ActionHead) -> tuple[tuple[int, float], tuple[int, float]]
 def least_numbers_of(
     encoder: ObservationEncoder, networks: tuple[tuple[str, str], ...], settings: Mapping[str, Any]
 ) -> int:
-    """A lower bound on the number of parameters, computed without creating them; `networks` lists the images that are
+    """A lower bound on the number of parameters, computed without creating them. `networks` lists the images that are
     read."""
     shapes = {key: layout_of(inner).size for key, inner, _ in encoder.leaves(encoder.shapes) if key in dict(networks)}
     last = sum(flat_size(network, shapes[key]) * NETWORKS[network][1] for key, network in networks)

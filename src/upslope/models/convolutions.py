@@ -105,14 +105,13 @@ NETWORKS: dict[str, tuple[Callable[..., tuple[Any, ...]], int, int]] = {
     "impala": (impala, 256, 1),
     "board": (board, 128, 3),
 }
-"""Name → its layers, the number of features F, and the smallest side of an image that it accepts."""
+"""Network name → its layers, the number of features F, and the smallest side of an image that it accepts."""
 
 
 def convolutions(
     network: str, shape: tuple[int, int, int], key: PRNGKeyArray, draw: np.random.Generator
 ) -> Convolutions:
-    """A newly initialised network for images [height, width, channels], with orthogonal weights of gain √2 and zero
-    biases."""
+    """Create a network for images [height, width, channels], with orthogonal weights of gain √2 and zero biases."""
     layers_of, num_features, _ = NETWORKS[network]
     keys = iter(jax.random.split(key, 32))
     layers = layers_of(shape[-1], lambda: next(keys))
@@ -121,7 +120,7 @@ def convolutions(
 
 
 def flat_size(network: str, shape: tuple[int, int, int]) -> int:
-    """The number of features after the convolutions, found without computing anything."""
+    """The number of features after the convolutions, found by tracing shapes only."""
 
     def run(key: PRNGKeyArray, x: Array) -> Array:
         keys = iter(jax.random.split(key, 32))

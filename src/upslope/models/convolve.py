@@ -1,8 +1,8 @@
 """Convolutions as matrix products, because XLA's convolutions are slow inside compiled loops on CPU cores.
 
-Inside a compiled loop, XLA runs a convolution and its gradient as plain loops. On one core, for the layers of upslope's
-networks, these took 9 to 60 times as long as the matrix products (`benchmarks/convolutions.py`). Other devices use
-XLA's convolution.
+Inside a compiled loop, XLA runs a convolution and its gradient as plain loops. For the layers of upslope's networks on
+one core, these loops took 9 to 60 times as long as the matrix products (`benchmarks/convolutions.py`). Other devices
+use XLA's convolution.
 """
 
 from functools import partial, reduce
@@ -34,7 +34,7 @@ def by_convolution(x: Float[Array, "B H W C"], kernel: Float[Array, "O C k k"], 
 
 
 def by_products(x: Float[Array, "B H W C"], kernel: Float[Array, "O C k k"], stride: int) -> Array:
-    """The sum of one matrix product for each position in the kernel.
+    """The sum of matrix products, one for each position in the kernel.
 
     With stride s, each square of s × s pixels is first rearranged into channels. The kernel then has k / s positions
     per side and stride 1, so there are fewer but larger products.
@@ -45,7 +45,7 @@ def by_products(x: Float[Array, "B H W C"], kernel: Float[Array, "O C k k"], str
     weights = weights.transpose(0, 2, 1, 3, 4, 5).reshape(places * places, x.shape[-1], num_outputs)
     height, width = x.shape[1] - places + 1, x.shape[2] - places + 1
     rows = [x[:, i : i + height, j : j + width].reshape(-1, x.shape[-1]) for i in range(places) for j in range(places)]
-    # The barrier keeps the slicing out of the product, so that it remains a plain matrix product.
+    # The barrier keeps XLA from fusing the slicing into the product, which thus remains a plain matrix product.
     products = (linear(jax.lax.optimization_barrier(row), weight) for row, weight in zip(rows, weights, strict=True))
     return reduce(jnp.add, products).reshape(x.shape[0], height, width, num_outputs)
 

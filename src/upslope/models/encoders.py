@@ -1,4 +1,4 @@
-"""Observation encoders: from an environment's arrays to a network's input features.
+"""Observation encoders, which convert an environment's arrays to a network's input features.
 
 An `ObservationEncoder` is a small hashable record. It is stored in config.json, so that a saved agent can be rebuilt
 without its environment. To support another kind of space, add a record here and to `ENCODERS`.
@@ -30,7 +30,7 @@ Refuse = Any
 
 
 class ObservationEncoder(ABC):
-    """Encodes the observations of one space."""
+    """Encodes the observations from one space."""
 
     @property
     @abstractmethod
@@ -110,8 +110,8 @@ class BoxEncoder(FlatEncoder):
 
 
 PICTURE, BOARD = 255.0, 16
-"""The largest value in a picture, and the largest side of a board, which is also the largest number in a board with
-longer sides."""
+"""The largest value in a picture, and the longest side of a board. The latter is also the largest number in a board
+with longer sides."""
 
 
 @dataclass(frozen=True)
@@ -366,7 +366,7 @@ def encoder_of(space: gymnasium.Space, name: str) -> ObservationEncoder:
 
 
 def unreadable(space: gymnasium.Space, key: str, depth: int = 0) -> Iterator[tuple[str, gymnasium.Space]]:
-    """The unsupported parts of a space, by key; the key "" means the space itself."""
+    """The unsupported parts of a space, keyed by part; the key "" means the space itself."""
     parts = list(parts_of(space))
     has_names = not isinstance(space, spaces.Dict) or all(isinstance(index, str) for index, _ in parts)
     if parts and has_names and depth < MAX_DEPTH:

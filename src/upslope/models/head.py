@@ -1,9 +1,9 @@
 """The interface of action heads.
 
-A head converts a network's outputs to a distribution over actions, and actions to the environment's form. It is a small
-hashable record that is stored in config.json. It also defines the shape of an action, how to check it, and how to
-describe it. An action with several parts remains one vector from the policy to the file; `to_environment` and
-`to_compiled` give it the structure of its space.
+A head converts a network's outputs to a distribution over actions, and actions to the form that the environment takes.
+It also defines the shape of an action, how to check it, and how to describe it. A head is a small hashable record that
+is stored in config.json. An action with several parts remains one vector from the policy to the file; `to_environment`
+and `to_compiled` give it the structure of its space.
 """
 
 from abc import ABC, abstractmethod
@@ -34,7 +34,7 @@ class ActionHead(ABC):
     sample_dtype: Any = np.int32
     """The dtype of an action as the policy samples it."""
     num_features = 0
-    """H, the number of activations of the policy's last hidden layer, if the distribution reads them, otherwise 0."""
+    """H, the number of activations of the policy's last hidden layer if the distribution reads them; otherwise 0."""
     noise_every = 1
     """The number of steps for which the noise of a sample is held; 0 for a whole rollout or episode."""
 
@@ -55,7 +55,7 @@ class ActionHead(ABC):
 
     @property
     def boxes(self) -> "dict[str, BoxHead]":
-        """The heads of the real-valued parts, by key; the key "" means the whole action."""
+        """The heads of the real-valued parts, keyed by part; the key "" means the whole action."""
         return {}
 
     @property
@@ -106,7 +106,7 @@ class ActionHead(ABC):
 
     @abstractmethod
     def random(self, generator: np.random.Generator, mask: Any = None) -> np.ndarray:
-        """A random allowed action, in the form in which the policy samples it."""
+        """Draw a random allowed action, in the form in which the policy samples it."""
 
     def permits(self, mask: Any, action: Any) -> np.ndarray:
         """Whether each mask [..., M] allows the corresponding sampled action."""
@@ -132,8 +132,8 @@ class ActionHead(ABC):
         """Convert a batch of sampled actions for a Gymnasium environment."""
 
     def kept(self, action: np.ndarray, taken: Any) -> np.ndarray:
-        """An array for a checkpoint, which `replayed` converts back to the environment's actions. `taken` are the
-        actions that `to_environment` returned for the sampled ones."""
+        """Return an array for a checkpoint, which `replayed` converts back to the environment's actions. `taken` holds
+        the actions that `to_environment` returned for the sampled actions."""
         return taken.copy()
 
     def replayed(self, kept: np.ndarray) -> Any:
@@ -141,7 +141,7 @@ class ActionHead(ABC):
         return kept
 
     def in_space(self, space: gymnasium.Space) -> "ActionHead":
-        """This head with the action dtype of an equal space, since older runs did not record the dtype."""
+        """This head with the action dtype of `space`, which is otherwise equal. Older runs did not record the dtype."""
         return self
 
     def to_compiled(self, action: Shaped[Array, "N ..."]) -> Any:
@@ -190,6 +190,6 @@ def as_flags(mask: Any) -> Any:
 
 
 def random_choice(generator: np.random.Generator, n: int, mask: Any) -> np.ndarray:
-    """One of n choices, uniform over those that the mask allows."""
+    """Draw one of n choices, uniformly from those that the mask allows."""
     chosen = generator.integers(n) if mask is None else generator.choice(np.flatnonzero(mask))
     return np.asarray(chosen, np.int32)

@@ -1,4 +1,4 @@
-"""Choose the head for an action space, and the policy that a run gives it.
+"""Choose the head for an action space, with the kind of policy that a run requests.
 
 To support another kind of space, write a head and add it to `HEADS`.
 """
@@ -21,11 +21,11 @@ from upslope.models.product_heads import DictHead, ProductHead, TupleHead
 
 HEADS = (DiscreteHead, BoxHead, MultiDiscreteHead, MultiBinaryHead, DictHead, TupleHead)
 MOST_CHOICES = 2**24
-"""The largest number of choices in a part of an action: 32-bit floats represent every integer up to this number."""
+"""The largest number of choices in a part of an action. 32-bit floats represent every integer up to this number."""
 
 
 def head_of(space: gymnasium.Space, name: str = "The environment") -> ActionHead:
-    """The head for an action space, with a Gaussian policy for real-valued actions.
+    """Create the head for an action space, with a Gaussian policy for real-valued actions.
 
     Raises:
         UpslopeError: the space is not supported.

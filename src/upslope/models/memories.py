@@ -1,7 +1,8 @@
 """Memory cells, which keep information from step to step.
 
-A cell has `start(num)`, the memory at the start of an episode, and `over_time`, which runs the cell over [T, N] inputs
-and restarts it where an episode begins. The layers are Equinox's; only the linear recurrence is implemented here.
+A cell has two methods: `start(num)` returns the memory at the start of an episode, and `over_time` runs the cell over
+[T, N] inputs and restarts it where an episode begins. The layers are Equinox's; only the linear recurrence is
+implemented here.
 """
 
 from abc import abstractmethod
@@ -33,10 +34,10 @@ class Cell(equinox.Module):
     def over_time(
         self, x: Float[Array, "T N D"], carry: Any, fresh: Bool[Array, "T N"]
     ) -> tuple[Float[Array, "T N H"], Any]:
-        """Outputs [T, N, H], and the carry after each step [T, N, …]. The carry restarts where `fresh`."""
+        """Outputs [T, N, H], and the carry after each step [T, N, …]. The carry restarts where `fresh` is true."""
 
     def once(self, x: Float[Array, "N D"], carry: Any) -> tuple[Float[Array, "N H"], Any]:
-        """One step of N columns whose carry has already been restarted."""
+        """Compute one step of N columns. Their carry has already been reset where an episode begins."""
         outputs, after = self.over_time(x[None], carry, jnp.zeros((1, x.shape[0]), bool))
         return outputs[0], jax.tree.map(lambda c: c[0], after)
 
@@ -91,7 +92,7 @@ class LinearRecurrence(Cell):
 
     def start(self, num: int) -> Any:
         zeros = jnp.zeros((num, self.size))
-        return zeros, zeros  # the real and imaginary parts, since files hold real numbers
+        return zeros, zeros  # the real and imaginary parts, because files hold only real numbers
 
     def over_time(
         self, x: Float[Array, "T N D"], carry: Any, fresh: Bool[Array, "T N"]
@@ -125,8 +126,8 @@ def gated(kind: Any, inputs: int, size: int, key: PRNGKeyArray, draw: np.random.
 
 
 SLOWEST, FASTEST, LARGEST_PHASE = 0.999, 0.9, np.pi / 10
-"""Initially, |λ| is uniform (in area) between `FASTEST` and `SLOWEST`, for memories of 10 to 1,000 steps, and the
-phases are small."""
+"""Initially, |λ| is drawn uniformly by area between `FASTEST` and `SLOWEST`, which gives memories of 10 to 1,000 steps.
+The phases are small."""
 
 
 def linear_recurrence(inputs: int, size: int, key: PRNGKeyArray, draw: np.random.Generator) -> LinearRecurrence:

@@ -48,8 +48,8 @@ class Model(Protocol):
         ...
 
     def step(self, features: Any, carry: Carry, fresh: Bool[Array, "N"]) -> tuple[Outputs, Carry]:
-        """One step of N columns. `fresh` marks columns where an episode begins, whose carry has already been reset. It
-        has no meaning for a model without memory."""
+        """Compute one step of N columns. `fresh` marks the columns in which an episode begins; their carry has already
+        been reset. A model without memory can ignore `fresh`."""
         ...
 
     def groups(self) -> dict[str, Any]:
@@ -74,8 +74,8 @@ def restarted(model: Model, carry: Carry, fresh: Bool[Array, "N"]) -> Carry:
 
 
 def allowed(policy: Any, mask: Any) -> Any:
-    """Restrict π(·|s) to allowed actions. All acting and learning code applies masks here, so that no model needs to do
-    so."""
+    """Restrict π(·|s) to allowed actions. All acting and learning code applies masks here, so no model needs to do
+    it."""
     return policy if mask is None else policy.masked(mask)
 
 
@@ -84,7 +84,8 @@ def unroll(
 ) -> tuple[Outputs, Carry]:
     """Run a model over T steps of N columns: outputs [T, N], and the carry after each step [T, N, …].
 
-    A model without memory processes one large batch; with memory, a scan resets the carry where an episode begins.
+    A model without memory processes one large batch. A model with memory runs in a scan that resets the carry where an
+    episode begins.
     """
     if not has_memory(model):
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), features)

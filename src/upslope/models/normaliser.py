@@ -23,7 +23,7 @@ class RunningStatistics(NamedTuple):
 
     @staticmethod
     def start(shape: tuple[int, ...]) -> "RunningStatistics":
-        """Statistics before any sample: mean 0 and variance 1, which leave inputs unchanged."""
+        """The statistics before the first sample: mean 0 and variance 1, which leave inputs unchanged."""
         zeros, ones = np.zeros(shape, np.float32), np.ones(shape, np.float32)
         placed: Any = jax.device_put((zeros, ones, np.float32(0.0)))
         return RunningStatistics(*placed)
@@ -31,7 +31,7 @@ class RunningStatistics(NamedTuple):
     def update(self, x: Float[Array, "T N *D"], valid: Bool[Array, "T N"]) -> "RunningStatistics":
         """Include the valid rows of a batch."""
         # The barriers prevent fusion with neighbouring operations, which would make rounding depend on the surrounding
-        # program, and therefore on the number of seeds.
+        # program, and hence on the number of seeds.
         before, x, valid = jax.lax.optimization_barrier((self, x, valid))
         is_row = valid.reshape(valid.shape + (1,) * (x.ndim - 2))
         count = jnp.sum(valid).astype(jnp.float32)
@@ -61,8 +61,8 @@ def is_statistics(node: Any) -> bool:
 
 
 def start_normaliser(shapes: Any) -> Any:
-    """A normaliser: the observation's pytree, with statistics for each leaf that has a shape in `shapes`. Leaves that
-    have none, because they are not real-valued, get None."""
+    """Create a normaliser: the observation's pytree, with statistics for each leaf that has a shape in `shapes`. The
+    other leaves are not real-valued and get None."""
 
     def start(shape: tuple[int, ...] | None) -> RunningStatistics | None:
         return None if shape is None else RunningStatistics.start(shape)

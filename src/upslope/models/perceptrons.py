@@ -24,7 +24,7 @@ from upslope.models.views import WHOLE, Views
 
 @pytree
 class Actor:
-    """π_θ(·|features). `log_std` is a parameter independent of the state; it is empty for discrete actions."""
+    """π_θ(·|features). `log_std` is a state-independent parameter; it is empty for discrete actions."""
 
     network: Perceptron
     log_std: Float[Array, "K"]
@@ -86,7 +86,7 @@ def perceptrons(
     log_std_init: float = 0.0,
     views: Views = (WHOLE, WHOLE),
 ) -> Perceptrons:
-    """Newly initialised networks. The policy head has gain 0.01, so the initial policy hardly depends on the state."""
+    """Create the networks. The policy head has gain 0.01, so the initial policy hardly depends on the state."""
     generator = generator_of(key)
     policy, critic = ((view.width(encoder.num_features), *hidden_sizes) for view in views)
     actor = Actor(

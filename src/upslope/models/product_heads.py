@@ -39,7 +39,7 @@ class ProductHead(ActionHead):
 
     @abstractmethod
     def structure(self, parts: Sequence[Any]) -> Any:
-        """Put one value for each part into the structure of the space."""
+        """Arrange one value per part in the structure of the space."""
 
     @abstractmethod
     def parts_of_mask(self, mask: Any) -> list[Any] | None:
@@ -111,8 +111,7 @@ class ProductHead(ActionHead):
         return xp.concatenate(flat) if flat else super().flat_mask(np.zeros(0))
 
     def mask_of_part(self, key: Any, head: ActionHead, mask: Any) -> Any:
-        """The flat mask of a part, given its mask or None, which allows everything. The result is None if the part has
-        no choices.
+        """Flatten the mask of a part. A mask of None allows everything. The result is None if the part has no choices.
 
         Raises:
             ValueError: the mask does not fit the part.

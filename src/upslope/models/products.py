@@ -20,7 +20,7 @@ PRECISION: ContextVar[str] = ContextVar("precision", default=FULL)
 
 @contextmanager
 def operands_in(precision: str) -> Iterator[None]:
-    """Inside this block, traced products round their operands to this precision. Sums always have 32 bits."""
+    """Within this block, traced products round their operands to this precision. Sums always have 32 bits."""
     before = PRECISION.set(precision)
     try:
         yield
@@ -29,12 +29,12 @@ def operands_in(precision: str) -> Iterator[None]:
 
 
 def product(x: Float[Array, "... D"], y: Float[Array, "D K"]) -> Float[Array, "... K"]:
-    """x y in the precision of the program."""
+    """x y, with operands in the precision of the program being traced."""
     return product_in(PRECISION.get(), x, y)
 
 
 def product_in(precision: str, x: Float[Array, "... D"], y: Float[Array, "D K"]) -> Float[Array, "... K"]:
-    """x y in this precision."""
+    """x y, with operands in this precision."""
     if precision == FULL:
         return x @ y
     return jnp.matmul(x.astype(jnp.bfloat16), y.astype(jnp.bfloat16), preferred_element_type=jnp.float32)

@@ -16,7 +16,7 @@ from upslope.models.views import WHOLE, Features
 
 
 class Reader(Reading):
-    """A network from observations to K numbers, without memory. With K = 1 it is a critic (see `value`)."""
+    """A network without memory that maps observations to K numbers. With K = 1, it is a critic (see `value`)."""
 
     branch: Branch
 
@@ -29,7 +29,7 @@ class Reader(Reading):
         return self.of_floats(self.floating(features))
 
     def of_floats(self, features: Features) -> Float[Array, "B K"]:
-        """The K numbers for features that are already floating-point numbers, for example normalised ones."""
+        """The K numbers for features that are already floating-point numbers, e.g. normalised features."""
         return self.branch.after(self.branch.before(features))
 
     def value(self, features: Features) -> Float[Array, "B"]:
@@ -47,8 +47,7 @@ def reader(
     networks: Sequence[tuple[str, str]] = (),
     gain: float = 1.0,
 ) -> Reader:
-    """A newly initialised network. `networks` lists (key, network) for each image, and `gain` is the gain of the last
-    layer."""
+    """Create a network. `networks` lists (key, network) for each image, and `gain` is the gain of the last layer."""
     keys = iter(jax.random.split(key, 16))
     branch, _ = branch_of(
         encoder, WHOLE, ((outputs, gain),), keys, generator_of(key),

@@ -28,17 +28,17 @@ Features = tuple[Any, tuple[Any, ...]]
 NUMBERS = re.compile(r"(|.*/)([0-9]{1,9})(?:-([0-9]{1,9}))?")
 """A component of a vector, or an inclusive range of components: `2`, `2-5`, `arm/2-5`."""
 MOST = 20
-"""The largest number of keys listed in a message."""
+"""Maximum number of keys listed in a message."""
 
 
 @dataclass(frozen=True)
 class View:
-    """A part of an observation. None means all of it."""
+    """A part of an observation. In each field, None means everything."""
 
     keys: tuple[str, ...] | None = None
     """The keys of the arrays that are read, in whole or in part."""
     spans: tuple[tuple[int, int], ...] | None = None
-    """(start, stop) of each range of features that is read, in the vector of all features."""
+    """(start, stop) of each range that is read, within the vector of all features."""
     images: tuple[int, ...] | None = None
     """The indices of the images that are read by a convolutional network."""
 
@@ -66,7 +66,7 @@ class View:
         return num_features if self.spans is None else sum(stop - start for start, stop in self.spans)
 
     def chosen(self, networks: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-        """Those (key, network) pairs whose images are read."""
+        """The (key, network) pairs whose images are read."""
         return networks if self.images is None else tuple(networks[place] for place in self.images)
 
     def reads(self, key: str) -> bool:
@@ -75,7 +75,7 @@ class View:
 
 
 WHOLE = View()
-"""All of an observation."""
+"""The whole observation."""
 Views = tuple[View, View]
 """The view of the policy, and the view of the critic."""
 FLAGS = {"policy_reads": "--policy-reads", "critic_reads": "--critic-reads"}
@@ -96,7 +96,7 @@ def views_of(encoder: ObservationEncoder, networks: Sequence[tuple[str, str]], s
 
 
 def view_of(encoder: ObservationEncoder, networks: Sequence[tuple[str, str]], wanted: Sequence[str], flag: str) -> View:
-    """The parts of an observation under these keys; `networks` lists the images for convolutional networks."""
+    """The parts of an observation under these keys. `networks` lists the images that convolutional networks read."""
     if not wanted:
         raise UpslopeError(
             f"{flag} names no part, but a network that reads nothing cannot learn. Name at least one part."
@@ -105,7 +105,7 @@ def view_of(encoder: ObservationEncoder, networks: Sequence[tuple[str, str]], wa
     parts, sizes = dict(parts_of(encoder)), vectors_of(encoder)
     chosen = [stretch for key in wanted for stretch in part_under(key, parts, sizes, flag)]
     keys, seen = {key for key, _, _ in chosen}, tuple(sorted({images[key] for key, _, _ in chosen if key in images}))
-    # Merged, so that parts that are named twice or overlap are read only once, in the observation's order.
+    # Merge the spans, so that parts that are named twice or overlap are read only once, in the observation's order.
     spans = joined((columns[key] + start, columns[key] + stop) for key, start, stop in chosen if key in columns)
     total = sum(inner.num_features for key, inner, _ in encoder.leaves(encoder.shapes) if key in columns)
     if sum(stop - start for start, stop in spans) == total and len(seen) == len(images):
@@ -130,7 +130,7 @@ Stretch = tuple[str, int, int]
 
 
 def parts_of(encoder: ObservationEncoder, key: str = "") -> Iterator[tuple[str, list[Stretch]]]:
-    """Each part of an observation by its key, with the features of its arrays."""
+    """Key of each part of an observation → the features of its arrays."""
     if not isinstance(encoder, CompositeEncoder):
         yield key, [(key, 0, encoder.num_features)]
         return
@@ -143,7 +143,7 @@ def parts_of(encoder: ObservationEncoder, key: str = "") -> Iterator[tuple[str, 
 
 
 def vectors_of(encoder: ObservationEncoder) -> dict[str, int]:
-    """The length of each vector; its components can be read individually."""
+    """The length of each vector, i.e. of each array whose components can be read individually."""
     leaves = encoder.leaves(encoder.shapes)
     return {key: x.num_features for key, x, _ in leaves if isinstance(x, BoxEncoder) and len(x.shape) == 1}
 
@@ -169,7 +169,7 @@ def part_under(key: str, parts: Mapping[str, list[Stretch]], sizes: Mapping[str,
 
 
 def joined(spans: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    """Spans in ascending order, with those that touch or overlap merged."""
+    """Sort spans in ascending order, and merge those that touch or overlap."""
     found: list[tuple[int, int]] = []
     for start, stop in sorted(spans):
         if found and start <= found[-1][1]:
@@ -185,7 +185,8 @@ def listed(names: Sequence[str]) -> str:
 
 
 def view_in(model: Any, group: str) -> View:
-    """The part of an observation that a group of a model reads. Models other than upslope's own read all of it."""
+    """The part of an observation that a parameter group of a model reads. Models other than upslope's own read all of
+    it."""
     policy, critic = getattr(model, "views", (WHOLE, WHOLE))
     return {POLICY: policy, VALUE: critic}[group]
 

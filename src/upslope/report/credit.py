@@ -16,14 +16,14 @@ PANEL_HEIGHT = 85
 GAP = 26
 MARGINS = 56
 MAX_LINES = 6
-"""Largest number of actions or dimensions that are drawn."""
+"""Maximum number of actions or dimensions that are drawn."""
 MAX_CHOICES = 24
-"""Largest number of a mask's choices that are drawn."""
+"""Maximum number of choices of a mask that are drawn."""
 MEMORY_HEIGHT, FAINTEST = 360, -4.0
 """Height of the memory picture in pixels, and the smallest influence that is distinguished, as the log₁₀ of its ratio
 to the largest one."""
 MAX_PARTS = 6
-"""Largest number of an action's parts that are drawn."""
+"""Maximum number of parts of an action that are drawn."""
 SCALE = [[0, "@down"], [0.5, "@mid"], [1, "@up"]]
 
 
@@ -33,7 +33,7 @@ def credit_view(figures: Figures, credit: EpisodeCredit, title: str, picture_byt
     data = view_data(figures.found[-1]["name"], credit, picture_bytes)
     figures.found[-1]["credit"] = data
     memory = None if credit.influence is None else memory_part(figures, credit, title)
-    # The view opens at the step that the last estimator singles out, which is GAE if there is one.
+    # The view opens at the step to which the last estimator (GAE, if there is one) gives the largest weight.
     start = credit.most_blamed(list(credit.weights)[-1])
     view = {"title": title, "credit": credit, "figure": place, "data": data, "start": start, "memory": memory}
     return view | {"policy": policy_key(credit)}
@@ -80,7 +80,7 @@ def panels_of(credit: EpisodeCredit) -> list[tuple[str, list[dict[str, Any]], di
 
 
 def mask_panel(credit: EpisodeCredit) -> tuple[str, list[dict[str, Any]], dict[str, Any]]:
-    """The choices that were forbidden at each step, and the actions taken if each of them is one choice."""
+    """The choices that were forbidden at each step and, if each action is a single choice, the actions taken."""
     assert credit.mask is not None
     shown = credit.mask[:, :MAX_CHOICES].T
     strip = {

@@ -108,8 +108,8 @@ def render(template: str, figures: Figures, *, package: str = "upslope.report", 
 
 
 def compress(text: str) -> str:
-    """Compress text with gzip and encode it in base64, which reduces it to a third and leaves no HTML syntax such as
-    `</script>`."""
+    """Compress text with gzip and encode it in base64, which reduces it to about a third of its size and leaves no HTML
+    syntax such as `</script>`."""
     return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
 
 

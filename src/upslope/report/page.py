@@ -25,7 +25,7 @@ from upslope.report.tables import comparison_part, settings_part
 from upslope.runs.directory import RunDirectory
 
 REPORT_PICTURES, CREDIT_PICTURES = 1_200_000, 2_500_000
-"""Total number of bytes of pictures in a page, for all runs together."""
+"""Maximum total size, in bytes, of the pictures in a report and in a credit page, for all runs together."""
 LINE_STYLES: dict[str, str] = dict(zip(DASHES, ("solid", "dashed", "dotted", "dashed"), strict=True))
 """The CSS line style that corresponds to each of Plotly's dash styles."""
 
@@ -61,7 +61,7 @@ def write_report(
     missing = add_credit([record.path for record in records], environment=environment, trust=trust) if credit else []
     comparison, warnings = compared(records, score, normalize, trust, metric)
     figures = Figures()
-    # In the order of the page, since the figures are numbered in this order.
+    # The parts are made in the order of the page, since figures are numbered as they are added.
     parts = {
         "learning": learning_part(figures, records, names),
         "comparison": comparison_part(figures, comparison, called) if comparison else None,

@@ -46,7 +46,7 @@ MARK = "Made by upslope"
 LARGEST = 1 << 28
 """Number of bytes of a file that are searched for the mark."""
 LINES = ("-", "--", ":", "-.")
-"""Line styles; when all colours are used, they repeat with the next style."""
+"""Line styles; once all colours are used, they repeat with the next style."""
 
 
 @dataclass(frozen=True)
@@ -89,16 +89,17 @@ def figure(
     """Draw a figure for a paper or a slide, with the numbers of `upslope.compare` and of the report.
 
     Runs that differ only in their seeds form one line. Areas and bars are 95 % intervals of the mean over seeds. The
-    colours are distinguishable with any colour vision. The same runs and versions give identical bytes.
+    colours can be told apart with any type of colour vision. The same runs and package versions give files that are
+    identical byte for byte.
 
     Args:
-        runs: run directories, or archives of `upslope.bundle`.
+        runs: run directories, or archives made by `upslope.bundle`.
         output: the file to write, .pdf, .svg or .png, or a folder for figure.pdf. An existing file is overwritten only
             if it is an upslope figure.
         kind: "curves", a metric over environment steps; "comparison", the scores of the seeds with their mean;
             "profile", the share of seeds whose normalised score exceeds τ.
         size: "column" (3.25 inches wide), "page" (6.75 inches) or "slide".
-        metric: for curves, a metric of metrics.jsonl; by default the mean return of the last 100 training episodes.
+        metric: for curves, a metric from metrics.jsonl; by default the mean return of the last 100 training episodes.
         labels: names for the groups of runs, in the order of the runs.
         score, normalize, trust: as in `upslope.compare`; a profile is normalised by "range" by default.
         style: a Matplotlib style sheet. Only fonts, colours, lines and sizes are taken from it, and no code is run.
@@ -275,7 +276,7 @@ def notes_on_names(panels: Sequence[Panel], form: Format) -> list[str]:
 
 
 def drawn(panels: Sequence[Panel], form: Format, style: Style, suffix: str) -> tuple[bytes, list[str]]:
-    """The file's content, and notes."""
+    """The content of the figure's file, and notes."""
     import matplotlib
 
     settings: Any = style.settings
@@ -296,7 +297,7 @@ def metadata_of(suffix: str) -> dict[str, Any]:
 
 
 def laid_out(panels: Sequence[Panel], form: Format, style: Style) -> Any:
-    """All panels with one legend."""
+    """Lay out all panels with one legend."""
     from matplotlib import rcParams
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -395,7 +396,7 @@ def in_short(steps: float) -> str:
 
 
 def add_legend(whole: Any, entries: Sequence[tuple[str, dict[str, Any]]]) -> None:
-    """A legend below the panels, in as many columns as fit."""
+    """Add a legend below the panels, in as many columns as fit."""
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], **line) for _, line in entries]

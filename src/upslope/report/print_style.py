@@ -13,8 +13,8 @@ from upslope.errors import UpslopeError
 
 Size = Literal["column", "page", "slide"]
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Colours that are distinguishable with any colour vision: those of Okabe & Ito (2008, Color Universal Design) except
-yellow, which is too pale for a line."""
+"""Colours that can be told apart with any type of colour vision: those of Okabe & Ito (2008, Color Universal Design)
+except yellow, which is too pale for a line."""
 FAMILIES = (
     *(
         "axes.",

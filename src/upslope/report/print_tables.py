@@ -34,11 +34,11 @@ FORMULA = tuple("=+-@\t\r\n＝＋－＠")
 def table(runs: str | Path | Sequence[str | Path], format: Format = "latex", *, score: Score = "auto") -> str:
     """A table of the scores of runs, as text: mean, interquartile mean and median with 95 % intervals, seeds and steps.
 
-    Runs that differ only in their seeds form one row. The numbers and their digits are those of `upslope.compare`,
-    which also gives reasons to doubt them. CSV has all digits.
+    Runs that differ only in their seeds form one row. The numbers are the same as in `upslope.compare`, with the same
+    rounding; its warnings give reasons to doubt them. CSV keeps all digits.
 
     Args:
-        runs: run directories, or archives of `upslope.bundle`.
+        runs: run directories, or archives made by `upslope.bundle`.
         format: "latex" (with the booktabs package), "markdown" or "csv".
         score: how a seed is scored, as in `upslope.compare`.
 

@@ -1,4 +1,4 @@
-"""The tables of a page: comparison and settings."""
+"""The tables of the report page: the comparison and the settings."""
 
 from collections.abc import Sequence
 from html import escape
@@ -39,7 +39,7 @@ def estimate(x: Estimate, spread: float = np.nan) -> str:
 def comparison_part(figures: Figures, comparison: Comparison, names: dict[Path, str]) -> dict[str, Any]:
     """Scores with intervals, as figures and tables, and pairwise probabilities, with one part per environment.
 
-    A group of one run has the run's name; a group of several runs has its label in the comparison.
+    A group with a single run is shown under the run's name; one with several runs, under its label in the comparison.
     """
     parts = []
     for environment in dict.fromkeys(g.environment for g in comparison.groups):
@@ -127,7 +127,8 @@ def single_tick_axis(scores: np.ndarray) -> dict[str, Any]:
 
 
 def score_table(groups: Sequence[Group], titles: dict[str, str], metric: str = "return") -> Table:
-    """Mean, interquartile mean, median, and sample efficiency. The mean comes first, since a phone shows only that."""
+    """Mean, interquartile mean, median, and sample efficiency. The mean comes first, since nothing else fits on a
+    phone's screen."""
     known = [g.efficiency for g in groups if g.efficiency]
     early = [Html(f"{escape(metric)} at<br>{steps:,} steps") for steps in known[0].steps] if known else []
     head = ["", "mean", "IQM", "median", "seeds", Html("budget<br>(steps)"), *early, Html("area /<br>length")]
@@ -151,7 +152,7 @@ def improvement_table(comparison: Comparison, titles: dict[str, str], environmen
             cells[found.label, found.other] = estimate(found.probability, HUNDREDTHS)
             cells.setdefault((found.other, found.label), estimate(complement(found.probability), HUNDREDTHS))
     rows = [[titles[a], *(cells.get((a, b), "") for b in titles)] for a in titles]
-    return Table(["", *titles.values()], rows, "Probability that a seed of the row beats one of the column")
+    return Table(["", *titles.values()], rows, "Probability that a seed from the row beats one from the column")
 
 
 def complement(p: Estimate) -> Estimate:
@@ -161,7 +162,7 @@ def complement(p: Estimate) -> Estimate:
 
 
 def settings_part(records: Sequence[Record], names: Sequence[str]) -> dict[str, Table | None]:
-    """The networks, the settings that differ between the runs, the settings that all share, and the versions."""
+    """The networks, the settings that differ between the runs, the settings that all runs share, and the versions."""
     settings = [r.config.to_json() for r in records]
     keys = list(dict.fromkeys(key for one in settings for key in one))
     differ = [k for k in keys if len({repr(one.get(k)) for one in settings}) > 1]

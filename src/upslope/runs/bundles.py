@@ -1,7 +1,7 @@
 """Pack runs into one archive for sharing, and read such archives safely even if they come from an untrusted source.
 
 bundle.json        format, and for each run its command, versions and the hashes of its files
-REPEAT.md          the same in readable form: the commands that repeat the runs
+REPEAT.md          the commands that repeat the runs, in readable form
 NAME/…             the files of each run, as in its run directory
 """
 
@@ -41,7 +41,7 @@ END, END_64 = b"PK\x05\x06", b"PK\x06\x07"
 """The signatures of the last record of a zip archive, and of the record before it in archives larger than 4 GiB."""
 END_SIZE, END_64_SIZE, MAX_COMMENT = 22, 20, 1 << 16
 EPOCH = (1980, 1, 1, 0, 0, 0)
-"""The timestamp of every file in an archive, so that the same runs give identical bytes."""
+"""The timestamp given to every file in an archive, so that packing the same runs again yields identical bytes."""
 HELD: list[TemporaryDirectory[str]] = []
 """The folders of unpacked archives, which are removed when the process ends."""
 
@@ -51,8 +51,8 @@ def bundle(
 ) -> Path:
     """Pack runs into one archive, with their versions and the commands that repeat them.
 
-    `upslope.compare`, `figure`, `table` and the commands report, doctor and compare read it directly. Packing the same
-    runs again produces an identical archive.
+    `upslope.compare`, `figure`, `table` and the commands report, doctor and compare read the archive directly. Packing
+    the same runs again produces an identical archive.
 
     Args:
         runs: run directories.
@@ -132,12 +132,12 @@ def names_of(runs: Sequence[Path]) -> list[str]:
 
 
 def is_plain(character: str) -> bool:
-    """Whether a character is allowed in a name on every system."""
+    """Return whether a character is allowed in file names on every system."""
     return character.isprintable() and character not in '/\\:*?"<>|'
 
 
 def files_of(directory: RunDirectory, checkpoints: bool) -> dict[str, Path]:
-    """Return the files of a run by their names relative to its folder.
+    """Return a run's files, keyed by their paths relative to its folder.
 
     Checkpoints come first: a run may still be training, and a checkpoint needs all the rows written before it.
 
@@ -159,7 +159,7 @@ def files_of(directory: RunDirectory, checkpoints: bool) -> dict[str, Path]:
 
 
 def description_of(name: str, directory: RunDirectory, there: Mapping[Path, str]) -> dict[str, Any]:
-    """Describe a run for the archive, without its files; `there` maps every packed run to its name in the archive."""
+    """Describe a run for the archive, except for its files. `there` maps each packed run to its name in the archive."""
     description = directory.read()
     command, note = repeating(name, directory, there)
     return {
@@ -172,9 +172,10 @@ def description_of(name: str, directory: RunDirectory, there: Mapping[Path, str]
 
 
 def repeating(name: str, directory: RunDirectory, there: Mapping[Path, str]) -> tuple[str, str]:
-    """Return the command that trains a run again under its name in the archive, and notes on what else it needs."""
+    """Return the command that trains a run again under its name in the archive, and notes on anything else that it
+    needs."""
     from upslope.config.command import command_of, wanted_preset
-    from upslope.runs.lineage import inherited_from, source_of  # this imports JAX, which reading an archive does not
+    from upslope.runs.lineage import inherited_from, source_of  # loads JAX, which is not needed for reading
     from upslope.runs.policy import spaces_of
 
     config = directory.config()
@@ -224,7 +225,7 @@ def repeat_text(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def entry_of(name: str) -> zipfile.ZipInfo:
-    """Return an archive entry for a file that contains nothing machine-dependent."""
+    """Return an archive entry for a file, without any machine-dependent metadata."""
     entry = zipfile.ZipInfo(name, EPOCH)
     entry.compress_type, entry.create_system, entry.external_attr = zipfile.ZIP_DEFLATED, 3, 0o644 << 16
     return entry
@@ -242,13 +243,13 @@ def pack(archive: zipfile.ZipFile, name: str, path: Path) -> str:
 
 
 def unpacked(run: str | Path) -> list[Path]:
-    """Return the run directories that a path stands for.
+    """Return the run directories that a path refers to.
 
     An archive is unpacked into a private temporary folder, which is removed when the process ends. Any other path is
     returned unchanged.
 
     Raises:
-        UpslopeError: the archive is damaged, unsafe, or was made by another program.
+        UpslopeError: the archive is damaged or unsafe, or was made by another program.
     """
     path = Path(run)
     if path.suffix.lower() != SUFFIX or not path.is_file():
@@ -327,7 +328,7 @@ def check(archive: zipfile.ZipFile, size: int) -> list[zipfile.ZipInfo]:
 
 
 def is_of_a_run(name: str) -> bool:
-    """Whether `bundle` could have given a file or folder this name."""
+    """Return whether `bundle` could have given a file or folder this name."""
     run, _, inner = name.partition("/")
     is_name = 0 < len(run) <= MAX_NAME and all(map(is_plain, run)) and run.strip(" .") == run
     return is_name and (inner in (*TABLES, *CHECKPOINTS) or (inner.rstrip("/") in FOLDERS and name.endswith("/")))
@@ -349,7 +350,8 @@ def check_contents(archive: zipfile.ZipFile) -> None:
 
 
 def unpack(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path) -> None:
-    """Extract an entry into a folder. Its name must have been checked, so that it cannot point outside the folder."""
+    """Extract an entry into a folder. Its name must have been checked first, since it could otherwise point outside the
+    folder."""
     path = folder.joinpath(*PurePosixPath(entry.filename).parts)
     path.parent.mkdir(parents=True, exist_ok=True)
     with archive.open(entry) as source, path.open("xb") as file:

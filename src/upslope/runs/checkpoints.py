@@ -69,7 +69,7 @@ def load_checkpoint(
 
 
 def old_name(name: str) -> str:
-    """The name of an agent's array in format 1."""
+    """Return the name of an agent's array in format 1."""
     for new, old in OLD_NAMES.items():
         if name.startswith(new):
             return old + name.removeprefix(new)
@@ -77,7 +77,8 @@ def old_name(name: str) -> str:
 
 
 def check_size(path: Path, numbers: int) -> None:
-    """Refuse a checkpoint too small to hold this many 32-bit numbers, before allocating memory for them.
+    """Refuse a checkpoint that is too small to hold the given number of 32-bit numbers, before memory for them is
+    allocated.
 
     Raises:
         UpslopeError: the file is missing or too small.

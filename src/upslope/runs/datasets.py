@@ -1,12 +1,12 @@
 """Recorded rollouts: episodes in a file.
 
-The format, for writing your own: a `.npz` with `meta` (JSON text) and, for M steps in E concatenated episodes,
-`observation` [M, …], `action` [M, …], `reward` [M], `length` [E], `terminated` [E] (false: truncated),
+To write a file of your own, use this format: a `.npz` with `meta` (JSON text) and, for M steps in E concatenated
+episodes, `observation` [M, …], `action` [M, …], `reward` [M], `length` [E], `terminated` [E] (false: truncated),
 `final_observation` [E, …], and, if known, `behaviour_log_prob` [M], log μ(a|s) in the environment's units, and
 `action_mask` [M, K], the allowed choices, with the K choices of all components of an action concatenated. Discrete
-actions are counted from 0; a Box action is flattened, and stored as sampled, before clipping to its bounds. An action
-with several parts is one vector of floats: the parts, flattened, in the order of their keys. If `meta` has `"squashed":
-true`, Box actions are stored before tanh: the environment received centre + half range · tanh(number).
+actions are numbered from 0. A Box action is flattened and stored as sampled, before it is clipped to its bounds. An
+action with several parts is one vector of floats: the parts, flattened, in the order of their keys. If `meta` has
+`"squashed": true`, Box actions are stored before tanh: the environment received centre + half range · tanh(number).
 """
 
 from collections.abc import Sequence
@@ -26,14 +26,15 @@ from upslope.runs.minari_datasets import is_minari, read_minari
 
 DATASET_FORMAT = 4
 """Format 4 adds actions with several parts and squashed actions, format 3 adds action masks, which learners must
-respect, and format 2 adds observations with several arrays. A file that does not use what its format adds is identical
-to one of the previous format."""
+respect, and format 2 adds observations with several arrays. A file that does not use the additions of its format is
+identical to one in the previous format."""
 READABLE_FORMATS = (1, 2, 3, 4)
 """Formats that can be read."""
 MAX_PADDING = 200
 """Episodes are padded to the longest one. The padded size may be at most about this many times the number of steps."""
 MAX_PADDED, SMALL = 20, 1 << 31
-"""The padded arrays may take at most 2 GiB, or this many times the bytes of the arrays in the file."""
+"""The padded arrays may take at most 2 GiB or this many times the bytes of the arrays in the file, whichever is
+more."""
 REQUIRED = ("action", "reward", "length", "terminated")
 EVERY_STEP = ("observation", "action", "reward", "behaviour_log_prob", "action_mask")
 """Names of the arrays with one entry per step."""
@@ -59,7 +60,8 @@ def save_dataset(path: Path, rollouts: Sequence[Rollout], meta: dict[str, Any], 
 
 
 def named_facts(rollout: Rollout) -> dict[str, np.ndarray]:
-    """Return every array of a rollout by name. If an observation has several arrays, the path of each is appended."""
+    """Return every array of a rollout by name. If an observation has several arrays, the path of each is appended to
+    its name."""
     return {
         f"{name}{jax.tree_util.keystr(path)}": np.asarray(x)
         for name, tree in rollout._asdict().items()
@@ -181,7 +183,7 @@ def as_rollout(arrays: dict[str, np.ndarray], encoder: ObservationEncoder) -> Ro
 def check_dataset(
     path: str | Path, arrays: dict[str, np.ndarray], meta: dict[str, Any], encoder: ObservationEncoder, head: ActionHead
 ) -> None:
-    """Raise an error if this is not a valid dataset for these spaces."""
+    """Raise an error if this is not a valid dataset for the spaces."""
 
     def refuse(reason: str) -> UpslopeError:
         return UpslopeError(f"{path} cannot be learned from: {reason}.")

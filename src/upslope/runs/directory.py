@@ -8,7 +8,7 @@
     tracking/          what was sent to experiment trackers, if any
 
 Rows are appended, and each checkpoint records the sizes of the files. Resuming truncates the files to those sizes, so
-that the files of a resumed run equal those of an uninterrupted one.
+the files of a resumed run are identical to those of an uninterrupted one.
 """
 
 import json
@@ -199,7 +199,7 @@ class RunDirectory:
         return description
 
     def config(self) -> Config:
-        """The run's config."""
+        """Return the run's config."""
         description = self.read()
         settings = description["config"]
         try:
@@ -216,7 +216,7 @@ class RunDirectory:
             raise self.unwritable(path, error) from error
 
     def unwritable(self, path: Path, error: OSError) -> UpslopeError:
-        """The error for a growing file that cannot be written."""
+        """Return the error for a growing file that cannot be written."""
         remedy = "Free disk space, make sure that the folder is writable, and"
         again = "try again" if path == self.evaluation_path else f"resume: {shell('upslope', 'resume', self.path)}"
         return UpslopeError(
@@ -224,7 +224,7 @@ class RunDirectory:
         )
 
     def sizes(self) -> dict[str, int]:
-        """The sizes of the growing files, after flushing them to disk."""
+        """Return the sizes of the growing files, after flushing them to disk."""
         found = {}
         for path in (self.metrics_path, self.episodes_path):
             try:
@@ -253,7 +253,7 @@ class RunDirectory:
                 raise self.unwritable(path, error) from error
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All rows of metrics.jsonl, except an incomplete last one."""
+        """Return all rows of metrics.jsonl, except an incomplete last one."""
         return [row for some in self.metric_rows() for row in some]
 
     def metric_rows(self) -> Iterator[list[dict[str, Any]]]:
@@ -261,24 +261,25 @@ class RunDirectory:
         return read_rows(self.metrics_path)
 
     def episodes(self) -> np.ndarray:
-        """All finished training episodes, as a structured array with fields `step`, `seed`, `return`, `length`, and
-        `info/…` for each key of --log-info."""
+        """Return all finished training episodes, as a structured array with fields `step`, `seed`, `return`, `length`,
+        and `info/…` for each key of --log-info."""
         return read_csv(self.episodes_path, (*EPISODE_COLUMNS, *info_columns(self.config())))
 
     def evaluations(self) -> np.ndarray:
-        """All evaluation episodes, as a structured array with the columns of evaluation.csv."""
+        """Return all evaluation episodes, as a structured array with the columns of evaluation.csv."""
         path, columns, text = self.evaluation_path, evaluation_columns(self.config()), EVALUATION_TEXT
         return read_csv(path, columns, text) if path.exists() else np.zeros(0, csv_type(columns, text))
 
     def add_evaluation(self, rows: Iterable[Sequence[Any]], place: Callable[[], Path] | None = None) -> Path:
-        """Add all of these evaluation episodes or none, and return the file that holds them.
+        """Add either all of the evaluation episodes or none, and return the file that holds them.
 
-        The file is evaluation.csv, or the path that `place` returns; `place` is called while no other process writes.
+        The file is evaluation.csv, or the path that `place` returns; `place` is called while no other process is
+        writing.
 
-        The episodes are the first of their seed, mode, checkpoint and environment seed under the run's own limit, so
-        they replace the same number of stored episodes, and later stored episodes are kept. A row or header that an
-        earlier write left incomplete is repaired. If a row in the middle is unreadable, the original file is kept as
-        `evaluation.csv.damaged`."""
+        The new episodes are the first ones of their seed, mode, checkpoint and environment seed under the run's own
+        step limit. They therefore replace the same number of stored episodes; any later stored episodes are kept. A row
+        or header that an earlier write left incomplete is repaired. If a row in the middle is unreadable, the original
+        file is kept as `evaluation.csv.damaged`."""
         text = "".join(",".join(map(str, row)) + "\n" for row in rows)
         columns = evaluation_columns(self.config())
         with self.exclusive():
@@ -291,7 +292,8 @@ class RunDirectory:
         return path
 
     def evaluations_at(self, step: int) -> Path:
-        """The file for evaluations of the agent at this step if its checkpoint no longer exists."""
+        """Return the file for evaluations of the agent at this step, which is used if the agent's checkpoint no longer
+        exists."""
         return self.path / f"evaluation-at-step-{step}.csv"
 
     def set_aside_evaluations(self, aside: Path) -> Path | None:
@@ -317,7 +319,7 @@ class RunDirectory:
 
 
 def before_there_were(spaces: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that apply to runs of older versions, which had no masks and read images with perceptrons."""
+    """Return the settings that apply to runs of older versions, which had no masks and read images with perceptrons."""
     if "encoder" in settings:
         return {"masks": False}
     # Imported here because they import JAX, which takes a second, and reports on newer runs do not need it.
@@ -333,18 +335,18 @@ def before_there_were(spaces: dict[str, Any], settings: dict[str, Any]) -> dict[
 
 
 def info_columns(config: Config) -> tuple[str, ...]:
-    """The columns for the numbers from `info` that a run stores for every episode."""
+    """Return the columns for the numbers from `info` that a run stores for every episode."""
     return tuple(INFO + key for key in config.log_info)
 
 
 def evaluation_columns(config: Config) -> tuple[str, ...]:
-    """The columns of evaluation.csv."""
+    """Return the columns of evaluation.csv."""
     return (*EVALUATION_COLUMNS, *info_columns(config))
 
 
 def repaired(content: str, columns: Sequence[str] = EVALUATION_COLUMNS) -> tuple[str, bool]:
-    """Return an evaluation file with its header and its readable rows, and whether nothing but an incomplete last row
-    was dropped."""
+    """Return an evaluation file reduced to its header and readable rows, and whether at most an incomplete last row was
+    dropped."""
     header = ",".join(columns)
     first, *lines = content.split("\n")
     kept = [line for line in lines if is_evaluation_row(line, len(columns))]
@@ -373,12 +375,12 @@ def by_episodes(lines: Iterable[str]) -> dict[tuple[str, ...], list[str]]:
 
 
 def episodes_key(line: str) -> tuple[str, ...]:
-    """The seed, mode, checkpoint and environment seed of a row."""
+    """Return the seed, mode, checkpoint and environment seed of a row."""
     return tuple(line.split(",")[:4])
 
 
 def is_evaluation_row(line: str, num_columns: int = len(EVALUATION_COLUMNS)) -> bool:
-    """Whether the line is a complete row."""
+    """Return whether the line is a complete row."""
     cells = line.split(",")
     try:
         seed, _, _, environment_seed, score, length, terminated, *info = cells
@@ -414,7 +416,7 @@ def not_a_run(path: Path) -> str:
 
 
 def runs_in(folder: Path) -> list[str]:
-    """The paths of the runs directly in a folder."""
+    """Return the paths of the runs directly in a folder."""
     return sorted(str(found.parent) for found in folder.glob("*/config.json"))
 
 
@@ -434,9 +436,10 @@ def same_run(path: Path, config: Config) -> Path:
 
 
 def versions(environment: str = "") -> dict[str, str]:
-    """Versions of Python, the machine, and the packages that affect results.
+    """Return the machine type and the versions of Python and of the packages that affect results.
 
-    Simulation packages are included only if they are loaded, as is the package imported for the environment's id."""
+    Simulation packages are included only if they are loaded. The package imported for the environment's id is included
+    too."""
     found = {"python": platform.python_version(), "machine": platform.machine()}
     for package in (*PACKAGES, *(name for name, module in ENGINES.items() if module in sys.modules)):
         try:

@@ -1,7 +1,7 @@
 """Display training progress as a live panel, as plain lines, or not at all.
 
 Training passes a `Snapshot` to `update` after each iteration. `update` only stores it, so training never waits for the
-screen, and the panel is drawn about once a second from the latest snapshot.
+screen. The panel is drawn from the latest snapshot about once a second.
 """
 
 import math
@@ -62,7 +62,7 @@ LABEL_WIDTH = 19
 NOTE_WIDTH = 17
 MAX_PANEL_WIDTH = 100
 MAX_PAUSE = 3.0
-"""Maximum seconds between two redraws, however long drawing takes."""
+"""Maximum number of seconds between redraws, however long drawing takes."""
 DRAWING_SHARE = 0.02
 """Maximum share of one core's time that drawing may use."""
 TO_ASCII = str.maketrans({"±": "+/-", "·": "-", "–": "-", "—": "-", "−": "-", "→": "->", "…": "..."})
@@ -70,7 +70,8 @@ TO_ASCII = str.maketrans({"±": "+/-", "·": "-", "–": "-", "—": "-", "−":
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The state of a run. Every sequence has one entry per seed; seconds and steps count from the start."""
+    """The state of a run. Every sequence has one entry per seed. Seconds and steps are counted from the start of the
+    run."""
 
     iteration: int
     steps: Sequence[int]
@@ -91,11 +92,12 @@ class Snapshot:
     age: float = 0.0
     """Age of this state in seconds, if the run is watched from outside."""
     stopped: Sequence[bool] = ()
-    """Which seeds stopped before they had spent their budget; empty if none did."""
+    """Whether each seed stopped before it had spent its budget; empty if no seed did."""
 
     @property
     def spent(self) -> list[int]:
-        """Steps that count as done for each seed: those taken, or the whole budget if the seed has stopped."""
+        """Number of steps that count as done for each seed: the steps taken, or the whole budget if the seed has
+        stopped."""
         stopped = self.stopped or [False] * len(self.steps)
         return [self.total_steps if over else step for step, over in zip(self.steps, stopped, strict=True)]
 
@@ -115,13 +117,13 @@ class Snapshot:
 
 
 def mean(values: Sequence[float]) -> float:
-    """The mean of the finite values; nan if there are none."""
+    """Return the mean of the finite values, or nan if there are none."""
     numbers = finite(values)
     return fmean(numbers) if numbers else math.nan
 
 
 def title_of(config: Config) -> str:
-    """One line that describes what is being trained."""
+    """Return one line that describes what is being trained."""
     seeds = "1 seed" if config.seeds == 1 else f"{config.seeds} seeds"
     return f"{config.algorithm} on {config.environment} · {seeds}"
 
@@ -129,7 +131,7 @@ def title_of(config: Config) -> str:
 def closing_words(
     elapsed: float, seeds: Sequence[int], returns: Sequence[float] | None, stopped_at: Sequence[int] = ()
 ) -> str:
-    """The results of a run in one line; `returns` is None for a run on recorded data.
+    """Return the results of a run in one line; `returns` is None for a run on recorded data.
 
     `stopped_at` holds the step at which each seed stopped early, or 0 if the seed spent its whole budget."""
     if returns is None:
@@ -156,14 +158,14 @@ def clock(seconds: float) -> str:
 
 
 def progress_words(snapshot: Snapshot) -> str:
-    """Steps per seed out of the budget; a range if seeds differ, as in whole-episode runs."""
+    """Return the steps per seed out of the budget, as a range if seeds differ, as in whole-episode runs."""
     low, high = min(snapshot.steps, default=0), max(snapshot.steps, default=0)
     done = f"{low:,}" if low == high else f"{low:,} – {high:,}"
     return f"{done} of {snapshot.total_steps:,}"
 
 
 def time_words(snapshot: Snapshot) -> str:
-    """Elapsed time, remaining time and the total speed of all seeds."""
+    """Return the elapsed time, the remaining time, and the total speed of all seeds."""
     spent = clock(snapshot.elapsed)
     if not math.isfinite(snapshot.steps_per_second):
         return spent if snapshot.fraction == 1 else f"{spent}, including compilation · time left not known yet"
@@ -171,7 +173,7 @@ def time_words(snapshot: Snapshot) -> str:
 
 
 def return_words(values: Sequence[float], is_recorded: bool = False) -> tuple[str, str, str]:
-    """The mean return, its uncertainty, and a warning if few seeds support it."""
+    """Return the mean return, its uncertainty, and a warning if it is based on few seeds."""
     numbers = finite(values)
     if not numbers:
         return UNKNOWN, "recorded data: see upslope evaluate" if is_recorded else "no episode finished yet", ""
@@ -185,7 +187,7 @@ def return_words(values: Sequence[float], is_recorded: bool = False) -> tuple[st
 
 
 def summary(snapshot: Snapshot) -> str:
-    """The state of a run in one line, for a log."""
+    """Return the state of a run in one line, for a log."""
     value, note, warning = return_words(snapshot.episode_return, snapshot.is_recorded)
     details = f"{note} · {warning}" if warning else note
     done = f"{percent(snapshot.fraction):>5}  {progress_words(snapshot)} steps per seed"
@@ -193,7 +195,7 @@ def summary(snapshot: Snapshot) -> str:
 
 
 def curve_place(snapshot: Snapshot) -> int:
-    """The index of the point on the curve that a run has reached."""
+    """Return the index of the point on the curve that a run has reached."""
     return min(int(snapshot.fraction * CURVE_POINTS), CURVE_POINTS - 1)
 
 
@@ -217,7 +219,7 @@ def sparkline(curve: Sequence[float], width: int) -> str:
 
 
 def progress_bar(fraction: float, width: int) -> Table:
-    """A bar and the percentage."""
+    """Return a bar and the percentage."""
     bar = Table.grid(padding=(0, 2, 0, 0))
     progress = ProgressBar(1.0, fraction, width=width, complete_style="cyan", finished_style="cyan")
     bar.add_row(progress, Text(percent(fraction), "bold"))
@@ -259,7 +261,7 @@ def diagnostic_rows(table: Table, snapshot: Snapshot) -> None:
 
 
 def phase_rows(table: Table, snapshot: Snapshot, width: int) -> None:
-    """Add a bar divided by phase. Spaces separate its pieces, so that it is readable without colour."""
+    """Add a bar divided by phase. Spaces separate its pieces, which keeps it readable without colour."""
     spent = {name: seconds for name, seconds in snapshot.phases.items() if seconds > 0}
     other = snapshot.elapsed - sum(spent.values())
     if spent and other > 0.01 * snapshot.elapsed:
@@ -279,7 +281,7 @@ def phase_rows(table: Table, snapshot: Snapshot, width: int) -> None:
 
 
 def panel(title: str, snapshot: Snapshot, curve: Sequence[float], width: int, brief: bool = False) -> Panel:
-    """The complete display of a run, `width` columns wide; `brief` omits the diagnostics."""
+    """Return the complete display of a run, `width` columns wide; `brief` omits the diagnostics."""
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="dim", width=LABEL_WIDTH, no_wrap=True)
     table.add_column()
@@ -304,7 +306,8 @@ def panel(title: str, snapshot: Snapshot, curve: Sequence[float], width: int, br
 
 
 class Display:
-    """The interface to which training reports. Leaving its `with` block always restores the terminal."""
+    """The interface through which training reports its progress. Leaving its `with` block always restores the
+    terminal."""
 
     is_quiet: bool = False
     """Whether only messages are shown. If so, the doctor is not needed."""
@@ -387,7 +390,7 @@ class LiveDisplay(Display):
         self.live.stop()
 
     def render(self) -> RenderableType:
-        """The current panel, short enough to be redrawn in place while the run continues."""
+        """Return the current panel, short enough to be redrawn in place while the run continues."""
         snapshot, silence = self.snapshot, time.monotonic() - self.updated
         if snapshot is None:
             return Text(f"{self.title}: waiting for the first iteration, {clock(silence)}", "dim")
@@ -400,7 +403,7 @@ class LiveDisplay(Display):
         return SegmentLines(lines, new_lines=True)
 
     def panel_of(self, snapshot: Snapshot, silence: float, brief: bool = False) -> Panel:
-        """The panel, with the age of its data if that is more than a few seconds."""
+        """Return the panel, with the age of its data if that is more than a few seconds."""
         # Ctrl-C makes the terminal print ^C after the panel: two free columns keep it on that line.
         width = min(self.console.width - 2, MAX_PANEL_WIDTH)
         picture = panel(self.title, snapshot, list(self.curve), width, brief)

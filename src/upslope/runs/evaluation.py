@@ -1,6 +1,6 @@
-"""Evaluate and record trained agents, in fresh environments and whole episodes, keeping every return.
+"""Evaluate and record trained agents over whole episodes in fresh environments, keeping every return.
 
-Each episode has its own column, so that short episodes are not overrepresented.
+Each episode has its own column, so short episodes are not overrepresented.
 """
 
 import sys
@@ -54,11 +54,11 @@ MODES: tuple[Mode, ...] = ("stochastic", "deterministic")
 COLUMNS = 10
 """Number of episodes that run in parallel."""
 LIMIT = 10_000
-"""Steps after which an evaluation episode is truncated if neither the run nor the environment has a limit."""
+"""Number of steps after which an evaluation episode is truncated if neither the run nor the environment has a limit."""
 EVALUATION_SEED = 1_000_003
 """Offset added to a run's seeds, so that evaluation episodes differ from training episodes."""
 RECORDING_SEED = 500_009
-"""Offset for recorded episodes, so that agents trained on them are not evaluated on them."""
+"""Offset for recorded episodes. It keeps agents from being evaluated on the episodes on which they were trained."""
 
 
 @pytree
@@ -97,18 +97,18 @@ class GreedyAgent:
         return self.agent.head
 
     def act(self, observation: Any, carry: Carry, fresh: Any, mask: Any = None) -> tuple[AlwaysMode, Carry]:
-        """The mode of π(·|s), and the carry after it."""
+        """Return the mode of π(·|s), and the carry after it."""
         policy, carry = self.agent.act(observation, carry, fresh, mask)
         return AlwaysMode(policy), carry
 
     def policy(self, observation: Any, mask: Any = None) -> AlwaysMode:
-        """The mode of π(·|s), for a model without memory."""
+        """Return the mode of π(·|s), for a model without memory."""
         return AlwaysMode(self.agent.policy(observation, mask))
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Raw episodes of one mode: returns, lengths and termination flags, each [S, E]."""
+    """The episodes of one mode: returns, lengths and termination flags, each [S, E]."""
 
     mode: Mode
     seeds: tuple[int, ...]
@@ -116,10 +116,10 @@ class Evaluation:
     lengths: np.ndarray
     terminated: np.ndarray
     info: dict[str, np.ndarray] = field(default_factory=dict)
-    """The numbers of each key of the run's --log-info at the episodes' ends, each [S, E]."""
+    """For each key of the run's --log-info, the numbers at the ends of the episodes, [S, E]."""
 
     def seed_means(self) -> np.ndarray:
-        """Each seed's mean return [S]; the seed is the unit of replication."""
+        """Return each seed's mean return [S]; the seed is the unit of replication."""
         return self.returns.mean(axis=1)
 
     def _repr_html_(self) -> str:
@@ -127,14 +127,14 @@ class Evaluation:
 
 
 class Evaluations(dict[str, Evaluation]):
-    """The evaluation of each mode, by its name."""
+    """The evaluation of each mode, keyed by the mode's name."""
 
     def _repr_html_(self) -> str:
         return page_of_evaluations(self)
 
 
 def page_of_evaluations(found: Mapping[str, Evaluation]) -> str:
-    """A table for a notebook: each seed's mean return in each mode, and the mean over seeds."""
+    """Return a table for a notebook: each seed's mean return in each mode, and the mean over seeds."""
     first = next(iter(found.values()), None)
     if first is None:
         return ""
@@ -161,12 +161,12 @@ def evaluate(
 ) -> Evaluations:
     """Run every seed's agent for `episodes` fresh episodes in both modes and store the episodes in `evaluation.csv`.
 
-    Returns `{"stochastic": …, "deterministic": …}`. If more episodes than these are already stored, the additional ones
-    are kept. An episode is truncated after `max_episode_steps`, by default the limit of the run or of the environment.
-    If neither has a limit, it is truncated after 10,000 steps, with a notice. Episodes under a different limit have
-    different returns, so they are returned but not stored with the run. `environment` and `model` are needed only if
-    those of the run cannot be found by name, as in `upslope.resume`. As in `upslope.train`, `cluster` determines where
-    workers run; each evaluates some of the seeds. `trust` allows the code named by the run's config.json; registered
+    Returns `{"stochastic": …, "deterministic": …}`. If more episodes are already stored, the additional ones are kept.
+    An episode is truncated after `max_episode_steps`, by default the limit of the run or of the environment. If neither
+    has a limit, it is truncated after 10,000 steps, with a notice. A different limit leads to different returns, so
+    such episodes are returned but not stored with the run. `environment` and `model` are needed only if those of the
+    run cannot be found by name, as in `upslope.resume`. As in `upslope.train`, `cluster` determines where workers run;
+    each worker evaluates some of the seeds. `trust` allows the code named by the run's config.json; registered
     Gymnasium ids, upslope's own environments and runs trained on this machine do not need it.
 
     Raises:
@@ -199,15 +199,16 @@ def evaluate(
 
 
 def played_steps(meta: Mapping[str, Any], checkpoint: Which) -> Any:
-    """The steps of each seed's agent, from a checkpoint's metadata; None if an old version did not record them."""
+    """Return the steps of each seed's agent, from a checkpoint's metadata, or None if an old version did not record
+    them."""
     return meta.get("steps" if checkpoint == "last" else "best_step")
 
 
 def file_of_rows(directory: RunDirectory, checkpoint: Which, steps: Any) -> Path:
-    """The file for episodes of the agents at these steps.
+    """Return the file that stores the episodes of agents with the given numbers of steps.
 
-    It is evaluation.csv only if the checkpoint still contains these agents, since training may have replaced it in the
-    meantime."""
+    This is evaluation.csv only if the checkpoint still contains the same agents, since training may have replaced it in
+    the meantime."""
     path = directory.last if checkpoint == "last" else directory.best
     if played_steps(load_arrays(path, "checkpoint")[1], checkpoint) == steps:
         return directory.evaluation_path
@@ -219,7 +220,7 @@ def store(directory: RunDirectory, rows: Iterator[tuple[Any, ...]], place: Calla
     trained further in the meantime."""
     try:
         path = directory.add_evaluation(rows, place)
-    except (UpslopeError, OSError) as error:  # the results took long to compute, so they are shown anyway
+    except (UpslopeError, OSError) as error:  # the results took a long time to compute, so show them anyway
         return [f"not stored: {str(error).rstrip('.')}. The results are shown, but not stored with the run."]
     if path == directory.evaluation_path:
         return []
@@ -230,7 +231,8 @@ def store(directory: RunDirectory, rows: Iterator[tuple[Any, ...]], place: Calla
 
 
 def evaluating(cluster: str | Placement | None, environment: Any) -> AbstractContextManager[Callable[..., Any]]:
-    """The function that evaluates seeds: `evaluate_seeds`, or the same in workers on a cluster."""
+    """Return a context manager that yields the function for evaluating seeds: `evaluate_seeds`, or its counterpart on a
+    cluster."""
     if cluster is None:
         return nullcontext(evaluate_seeds)
     from upslope.runs.evaluation_on_cluster import on_cluster
@@ -239,7 +241,7 @@ def evaluating(cluster: str | Placement | None, environment: Any) -> AbstractCon
 
 
 def trusted_settings(environment: EnvironmentLike | None, model: Callable[..., Any] | None = None) -> set[str]:
-    """The settings of a run that need no trust: those used only for learning, and those passed by the user."""
+    """Return the settings of a run that need no trust: those used only for learning, and those passed by the user."""
     passed = {"environment": environment, "model": model}
     return {*LEARNING, *(name for name, part in passed.items() if part is not None)}
 
@@ -250,13 +252,13 @@ def with_limit(config: Config, max_episode_steps: int | None) -> Config:
 
 
 def limit_of(config: "Config | RunSeeds", environment: Any) -> int:
-    """The number of steps after which an episode is truncated."""
+    """Return the number of steps after which an episode is truncated."""
     return config.max_episode_steps or environment.max_episode_steps or LIMIT
 
 
 def lines_of_limit(own: Config, config: Config, environment: Any, given: EnvironmentLike | None) -> list[str]:
-    """The notice that these episodes have another step limit than the run; none if `own`, the run's config, has the
-    same limit."""
+    """Return the notice that these episodes have a different step limit from `own`, the run's config, or no lines if
+    the limits are the same."""
     if config == own:
         return []
     # If the environment is given by its id, its limit is replaced on creation.
@@ -279,7 +281,7 @@ def evaluate_seeds(
     offset: int,
     notices: Notices | None = None,
 ) -> tuple[Evaluation, int]:
-    """Evaluate these seeds in one mode. Also return how many of the episodes were cut short."""
+    """Evaluate the seeds in one mode. Also return how many of the episodes were cut short."""
     infos: list[np.ndarray] = []
     # The images of all steps of all episodes would not fit into memory.
     seen = dict.fromkeys(("observation", "next_observation", "action", "behaviour_log_prob", "action_mask"))
@@ -289,14 +291,14 @@ def evaluate_seeds(
 
 
 def num_cut(config: "Config | RunSeeds", environment: Any, rollouts: Sequence[Rollout]) -> int:
-    """The number of episodes that were truncated because neither the run nor the environment has a limit."""
+    """Return the number of episodes that were truncated because neither the run nor the environment has a limit."""
     if config.max_episode_steps or environment.max_episode_steps:
         return 0
     return sum(int((np.asarray(r.valid).sum(axis=-2) >= LIMIT).sum() - ended_at_limit(r)) for r in rollouts)
 
 
 def cut_lines(config: Config, count: int, mode: str = "") -> list[str]:
-    """The notice about this number of episodes that were cut short."""
+    """Return the notice that this many episodes were cut short."""
     if not count:
         return []
     return [
@@ -307,7 +309,7 @@ def cut_lines(config: Config, count: int, mode: str = "") -> list[str]:
 
 
 def ended_at_limit(rollout: Rollout) -> int:
-    """The number of episodes that terminated exactly on step `LIMIT`."""
+    """Return the number of episodes that terminated exactly on step `LIMIT`."""
     terminated = np.asarray(rollout.terminated & rollout.valid)
     return int(terminated[..., LIMIT - 1 : LIMIT, :].sum())
 
@@ -333,7 +335,7 @@ def record(
     """Record fresh episodes of one seed's agent, sampled from its policy, together with their log-probabilities.
 
     Returns the path of the dataset, by default `dataset.npz` in the run directory. An existing file is not overwritten.
-    With `output="minari:NAME"`, a Minari dataset is written instead, which has no log-probabilities, and its folder is
+    With `output="minari:NAME"`, a Minari dataset without log-probabilities is written instead, and its folder is
     returned. `max_episode_steps`, `environment`, `model` and `trust` are the same as in `evaluate`.
     """
     positive(episodes=episodes, max_episode_steps=max_episode_steps)
@@ -405,7 +407,7 @@ class RunSeeds:
     seeds: tuple[int, ...]
 
     def seed_list(self) -> list[int]:
-        """The selected seeds."""
+        """Return the selected seeds."""
         return list(self.seeds)
 
     @property
@@ -456,7 +458,7 @@ def episodes_of(
 
 
 def without_returns(rollout: Rollout, is_finite: np.ndarray) -> Rollout:
-    """Episodes [S, T, N] with the rewards replaced by nan for seeds whose agent has diverged."""
+    """Return episodes [S, T, N] with the rewards replaced by nan for seeds whose agent has diverged."""
     if is_finite.all():
         return rollout
     return rollout._replace(reward=np.where(is_finite[:, None, None], rollout.reward, np.nan))
@@ -471,7 +473,7 @@ def compiled_episodes(
     keys: Array,
     number: Any,
 ) -> tuple[Rollout, Any]:
-    """Run a batch of episodes of every seed in a compiled environment. Also return the numbers from info at their ends
+    """Run a batch of episodes for every seed in a compiled environment. Also return the numbers from info at their ends
     [S, N, K]."""
 
     def one_seed(inputs: tuple[Any, Array]) -> tuple[Rollout, Any]:
@@ -504,7 +506,7 @@ def host_episodes(
     notices: Notices | None = None,
     log_info: tuple[str, ...] = (),
 ) -> Iterator[tuple[Rollout, np.ndarray]]:
-    """Yield batches of episodes of every seed in Gymnasium environments, and the numbers from info at their ends
+    """Yield batches of episodes for every seed in Gymnasium environments, and the numbers from info at their ends
     [S, N, K]."""
     encoder = encoder_of(environment.observation_space, environment.name)
     head = agents.head.in_space(environment.action_space)
@@ -525,7 +527,7 @@ def host_episodes(
 def summarise(
     mode: Mode, config: "Config | RunSeeds", rollouts: list[Rollout], infos: Sequence[np.ndarray] = ()
 ) -> Evaluation:
-    """The returns, lengths, termination flags and numbers from info of all episodes."""
+    """Collect the returns, lengths, termination flags and numbers from info of all episodes."""
     returns = np.concatenate([np.sum(r.reward * r.valid, axis=1, dtype=np.float64) for r in rollouts], axis=1)
     lengths = np.concatenate([np.asarray(r.valid).sum(axis=1) for r in rollouts], axis=1)
     terminated = np.concatenate([np.asarray(r.terminated & r.valid).any(axis=1) for r in rollouts], axis=1)
@@ -535,7 +537,7 @@ def summarise(
 
 
 def rows_of(evaluation: Evaluation, checkpoint: Which, environment_seed: int) -> Iterator[tuple[Any, ...]]:
-    """Rows of evaluation.csv."""
+    """Yield the rows of evaluation.csv."""
     for s, seed in enumerate(evaluation.seeds):
         for e in range(evaluation.returns.shape[1]):
             numbers = (

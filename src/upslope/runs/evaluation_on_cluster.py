@@ -17,12 +17,12 @@ from upslope.models.agent import Agent
 from upslope.runs.evaluation import Evaluation, Mode, RunSeeds, evaluate_seeds, print_line
 
 Evaluate = Callable[..., tuple[Evaluation, int]]
-"""`upslope.runs.evaluation.evaluate_seeds`."""
+"""The type of `upslope.runs.evaluation.evaluate_seeds`."""
 
 
 @contextmanager
 def on_cluster(placement: str | Placement, environment: Any) -> Iterator[Evaluate]:
-    """`evaluate_seeds` in workers on a cluster.
+    """Yield a counterpart of `evaluate_seeds` that runs in workers on a cluster.
 
     Raises:
         UpslopeError: the environment cannot be sent to the cluster, or a node's setup differs.
@@ -58,7 +58,7 @@ def on_cluster(placement: str | Placement, environment: Any) -> Iterator[Evaluat
 def evaluate_shares(
     cluster: Any, config: Config, environment: Any, agents: Agent, mode: Mode, episodes: int, offset: int, notices: Any
 ) -> tuple[Evaluation, int]:
-    """Evaluate all seeds, with a share of them in each worker of a `Cluster`."""
+    """Evaluate all seeds, giving each worker of a `Cluster` a share of them."""
     seeds = config.seed_list()
     shares = np.array_split(np.arange(len(seeds)), min(len(seeds), cluster.capacity()))
     names = [f"seeds {', '.join(str(seeds[i]) for i in share)}" for share in shares]
@@ -76,7 +76,7 @@ def evaluate_shares(
 
 
 def joined(mode: Mode, parts: list[Evaluation]) -> Evaluation:
-    """Combine the evaluations of the shares into one of all seeds."""
+    """Combine the evaluations of the shares into one for all seeds."""
     arrays = {name: np.concatenate([getattr(p, name) for p in parts]) for name in ("returns", "lengths", "terminated")}
     info = {key: np.concatenate([part.info[key] for part in parts]) for key in parts[0].info}
     return Evaluation(mode, tuple(seed for part in parts for seed in part.seeds), info=info, **arrays)

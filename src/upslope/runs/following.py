@@ -1,4 +1,5 @@
-"""What a user's function can see and do between the chunks of a run: `upslope.train(..., on_iteration=f)`."""
+"""The object that a user's function receives between the chunks of a run: `upslope.train(...,
+on_iteration=f)`."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -18,8 +19,8 @@ ROLE = "method of the environment"
 class Following:
     """A run between two chunks of training.
 
-    A function `f(state)` receives it after every chunk. A chunk is one iteration if the environments run on the host,
-    and about a hundredth of the run if they are compiled.
+    The user's function `f(state)` receives this object after every chunk. A chunk is one iteration if the environments
+    run on the host, and about a hundredth of the run if they are compiled.
 
     Attributes:
         seeds: the run's seeds.
@@ -46,14 +47,14 @@ class Following:
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl of this chunk, one for each iteration and seed."""
+        """This chunk's rows of metrics.jsonl, one for each iteration and seed."""
         return [json.loads(line) for line in self._lines]
 
     def call(self, name: str, *arguments: Any) -> None:
         """Call a method of every environment at its next reset, e.g. to make its episodes harder.
 
-        Calls are stored in the checkpoint, so that a resumed run repeats them. Arguments can be numbers, text, and
-        lists and dictionaries of these. A tuple is passed on as a list.
+        Calls are stored in the checkpoint, so a resumed run repeats them. Arguments can be numbers, text, and
+        lists and dictionaries that contain them. A tuple is passed on as a list.
 
         Raises:
             UpslopeError: the environments have no such method, their methods cannot be called because they are compiled
@@ -87,13 +88,13 @@ def kept_arguments(name: str, arguments: Sequence[Any]) -> list[Any]:
 
 
 def request_of(name: str, arguments: Sequence[Any]) -> Request:
-    """Convert the call to a request for trust, as if a file made it. Numbers among its arguments need no trust."""
+    """Convert the call to a request for trust, as if it came from a file. Numeric arguments need no trust."""
     text = json.dumps([x for x in arguments if not isinstance(x, bool | int | float | None)])
     return Request(ROLE, name, {} if text == "[]" else {"arguments": text})
 
 
 def require_calls(calls: Sequence[tuple[str, list[Any]]], source: Any, *, trust: bool) -> None:
-    """Check that the calls of environments' methods in a checkpoint are allowed.
+    """Check that the calls to environments' methods stored in a checkpoint are allowed.
 
     Raises:
         UpslopeError: a call is not allowed.

@@ -24,7 +24,7 @@ class GrowingTable:
         self.position, self.anchor = 0, b""
 
     def read(self) -> list[str]:
-        """Return the complete lines that were added since the last call; none if the file does not exist yet."""
+        """Return the complete lines that were added since the last call, or no lines if the file does not exist yet."""
         if not self.path.exists():
             return []
         plain_file(self.path, MAX_TABLE)
@@ -50,8 +50,8 @@ class GrowingTable:
 
 
 def is_last(row: dict[str, Any], budget: int) -> bool:
-    """Whether a row is its seed's last, because its budget of steps is spent or the row records that the seed has
-    stopped."""
+    """Return whether a row is its seed's last, because its budget of steps is spent or the row records that the seed
+    has stopped."""
     return row["step"] >= budget or STOP in row
 
 
@@ -59,7 +59,7 @@ def parsed_rows(path: Path, lines: list[str], seeds: Container[int]) -> list[dic
     """Parse lines of metrics.jsonl.
 
     Raises:
-        UpslopeError: a row is not a JSON object with one of these seeds and a step.
+        UpslopeError: a row is not a JSON object with a step and one of the given seeds.
     """
     try:
         rows = [parse_json(line, is_large=True) for line in lines]
@@ -74,7 +74,8 @@ def parsed_rows(path: Path, lines: list[str], seeds: Container[int]) -> list[dic
 
 
 def episode_of(line: str) -> tuple[int, int, float, int] | None:
-    """Parse a line of episodes.csv to (step, seed, return, length); None if it is the header or not an episode."""
+    """Parse a line of episodes.csv as (step, seed, return, length). Return None if it is the header or not an
+    episode."""
     try:
         step, seed, episode_return, length, *_ = line.split(",")
         return int(step), int(seed), float(episode_return), int(length)

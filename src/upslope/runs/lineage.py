@@ -36,7 +36,7 @@ NETWORKS = (
     *("model", "model_kwargs", "encoder", "memory", "memory_size", "shared_trunk", "policy_reads", "critic_reads"),
     *("hidden_sizes", "activation", "head", "state_dependent_std", "log_std_init"),
 )
-"""Settings with which an agent was built. They cannot change."""
+"""Settings that determine how an agent is built. They cannot change."""
 NORMALISED = ("normalize_observations", "normalize_rewards")
 OF_THE_START = ("start_from", "from_seed", "fresh_normalisers", "fresh_optimiser")
 NEVER_INHERITED = ("environment", "algorithm", "preset", "devices_per_seed", "precision", *OF_THE_START)
@@ -67,8 +67,8 @@ class Source:
 
     @cached_property
     def read(self) -> tuple[str, Content]:
-        """The SHA-256 of the checkpoint and its content, read only once because a run in training may replace it at any
-        time."""
+        """The SHA-256 of the checkpoint and its content. They are read only once, because a run in training may replace
+        the checkpoint at any time."""
         if not self.path.is_file():
             known = sorted(path.stem for path in self.path.parent.glob("*.npz"))
             raise UpslopeError(
@@ -81,7 +81,7 @@ class Source:
                 return digest, content
 
     def digest(self) -> str:
-        """The SHA-256 of the checkpoint in its current state."""
+        """Return the SHA-256 of the checkpoint in its current state."""
         with self.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -92,7 +92,7 @@ class Source:
         return ".learner.agent" if any(name.startswith("state.learner.agent") for name in self.content[0]) else ""
 
     def steps(self) -> list[int]:
-        """The steps that each seed had taken at the checkpoint."""
+        """Return the steps that each seed had taken at the checkpoint."""
         meta = self.content[1]
         check_scores(self.path, meta, self.config.seeds)
         steps = meta.get("steps") if self.prefix else meta["best_step"]
@@ -156,7 +156,8 @@ def request_from(
 
 
 def inherited_from(config: Config, environment: str, algorithm: str, preset: bool | str) -> dict[str, Any]:
-    """The settings that a run with this environment, algorithm and preset inherits from a run with this config."""
+    """Return the settings that a run with this environment, algorithm and preset inherits from a run with this
+    config."""
     names = {*NETWORKS, *NORMALISED, "seed", "seeds"}
     if environment == config.environment:
         names |= set(MAKING)
@@ -215,7 +216,7 @@ def different_spaces(source: Source, config: Config, task: Task) -> list[str]:
 
 
 def different_settings(source: Source, config: Config, names: Iterable[str]) -> list[str]:
-    """Describe which of these settings differ from those of the source."""
+    """Describe which of the named settings differ from those of the source."""
     both = {name: (getattr(source.config, name), getattr(config, name)) for name in names}
     return [f"{flag_of(name)} was {old}, and is now {new}" for name, (old, new) in both.items() if old != new]
 
@@ -241,7 +242,7 @@ def require_same_agent(source: Source, config: Config, task: Task) -> None:
 
 
 def seeds_of(source: Source, config: Config) -> list[int]:
-    """The seed of the source from which each seed starts."""
+    """Return the seed of the source from which each seed starts."""
     known = source.config.seed_list()
     wanted = config.seed_list() if config.from_seed is None else [config.from_seed] * config.seeds
     if missing := [seed for seed in wanted if seed not in known]:
@@ -256,7 +257,7 @@ def seeds_of(source: Source, config: Config) -> list[int]:
 
 
 def agent_of(source: Source, fresh: Agent, index: np.ndarray, keeps: tuple[bool, ...]) -> Agent:
-    """Return the agents [S] in these rows of the source. Statistics that are not inherited come from the `fresh`
+    """Return the agents [S] in the given rows of the source. Statistics that are not inherited come from the `fresh`
     agents."""
     keeps_observations, keeps_rewards = keeps
     wanted = fresh if keeps_observations else replace(fresh, normaliser=None)
@@ -289,7 +290,8 @@ def optimisers_of(
 
 
 def optimiser_of(source: Source, group: str, fresh: Any, index: np.ndarray) -> Any:
-    """Return the state [S] of a group's optimiser in these rows; None if the checkpoint contains none of this form."""
+    """Return the state [S] of a group's optimiser in the given rows, or None if the checkpoint contains no state of
+    this form."""
     leaves = []
     for name, leaf in named_leaves({group: fresh}):
         found = source.content[0].get(f"state.learner.optimisers{name}")
@@ -301,7 +303,7 @@ def optimiser_of(source: Source, group: str, fresh: Any, index: np.ndarray) -> A
 
 
 def lines_of_lineage(lineage: Mapping[str, Any]) -> list[str]:
-    """The lines shown before training that describe the run's starting point."""
+    """Return the lines shown before training that describe the run's starting point."""
     seeds: Sequence[int] = lineage["seeds"]
     shared = len(seeds) > 1 and len(set(seeds)) == 1
     whose = f"all with its seed {seeds[0]}" if shared else counted(len(seeds), "agent")

@@ -1,7 +1,7 @@
 """The outer training loop: advance, write, display and save, and stop cleanly on a signal or an error.
 
 Apart from the time columns, everything written here depends only on the config and the seeds, so the files of a resumed
-run equal those of an uninterrupted one.
+run are identical to those of an uninterrupted one.
 """
 
 import math
@@ -33,13 +33,13 @@ from upslope.runs.signals import Interrupted, stop_on_signal, unless_closed
 from upslope.runs.tracking.process import Tracking
 
 CHECKPOINT_SECONDS = 10.0
-"""Minimum seconds between two writes of `last`; it is also written whenever training stops."""
+"""Minimum number of seconds between writes of `last`; it is also written whenever training stops."""
 MIN_DURATION = 1e-6
 """Lower bound on durations in seconds, in case the clock stops or goes backwards."""
 WINDOW = 100
-"""A seed's return is the mean over this many of its last finished training episodes."""
+"""Number of a seed's most recent finished training episodes over which its return is averaged."""
 BEST_AFTER = 20
-"""Minimum number of episodes in the window before it may count as the best."""
+"""Minimum number of episodes in the window before the window may count as the best."""
 RECENT, MIN_RECENT = 20, 3
 """Maximum and minimum number of chunks over which the current rate is computed."""
 BEST_CHECKS = 100
@@ -51,7 +51,7 @@ class Watch(Protocol):
     """Diagnoses a run during training."""
 
     def look(self) -> str:
-        """The most certain finding, in one line; empty if there is none."""
+        """Return the most certain finding in one line, or an empty string if there is none."""
         ...
 
 
@@ -83,7 +83,7 @@ class Progress:
 
 
 def begin_progress(state: TrainState, seeds: list[int]) -> Progress:
-    """The initial progress of a run."""
+    """Return the initial progress of a run."""
     return Progress(
         windows=[deque(maxlen=WINDOW) for _ in seeds],
         best=state.learner.agent,
@@ -95,7 +95,7 @@ def begin_progress(state: TrainState, seeds: list[int]) -> Progress:
 
 
 class SpeedMeter:
-    """Measures environment steps per second over all seeds, without the first chunk, which includes compilation."""
+    """Measures environment steps per second over all seeds, excluding the first chunk, which includes compilation."""
 
     def __init__(self) -> None:
         self.started, self.ended, self.steps = perf_counter(), 0.0, 0
@@ -103,7 +103,8 @@ class SpeedMeter:
         self.recent: deque[float] = deque(maxlen=RECENT)
 
     def rate(self, steps: int) -> float:
-        """The mean rate after a chunk of `steps` steps; after the first chunk, its own rate, including compilation."""
+        """Return the mean rate after a chunk of `steps` steps. After the first chunk, this is the rate of that chunk,
+        which includes compilation."""
         before, self.ended = self.ended, perf_counter()
         if not self.first_ended:
             self.first_ended = self.ended
@@ -114,8 +115,8 @@ class SpeedMeter:
 
     @property
     def recent_rate(self) -> float:
-        """The median rate of the last chunks, so that one that recompiles has little effect; nan if there are too
-        few."""
+        """The median rate of the most recent chunks, so that a chunk that recompiles has little effect; nan if there
+        are too few chunks."""
         return median(self.recent) if len(self.recent) >= MIN_RECENT else math.nan
 
 
@@ -138,7 +139,7 @@ class Loop:
         self.say = unless_closed(display.message)
 
     def run(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
-        """Train to the end. On a signal, save and raise `Stopped`; on an error, save and raise it."""
+        """Train to the end. On a signal, save and raise `Stopped`; on an error, save and re-raise the error."""
         started, saved, speed = perf_counter() - progress.elapsed, perf_counter(), SpeedMeter()
         with stop_on_signal(lambda: self.engine.hangs) as stop:
             if progress.iteration == 0:
@@ -186,7 +187,7 @@ class Loop:
     def follow(self, state: TrainState, chunk: Chunk, progress: Progress) -> bool:
         """Call the user's function and return whether it asked to stop. If it raises an exception, save the run first.
 
-        It is called before a checkpoint is written, so that the checkpoint includes its effects.
+        The function is called before a checkpoint is written, so the checkpoint includes its effects.
         """
         assert self.on_iteration is not None
         steps, returns = chunk.steps[:, -1].copy(), np.asarray(mean_of(progress, 0))
@@ -221,7 +222,8 @@ class Loop:
         return stopping
 
     def reached(self, chunk: Chunk, progress: Progress) -> np.ndarray:
-        """Whether each seed's window is full and has reached --stop-at-return for the first time [S]."""
+        """Return, for each seed [S], whether its window is full and has just reached --stop-at-return for the first
+        time."""
         limit, moved = self.config.stop_at_return, chunk.steps[:, -1] > chunk.before[:, 0]
         if limit is None:
             return np.zeros(len(self.seeds), bool)
@@ -231,7 +233,7 @@ class Loop:
         return reached
 
     def stop_seeds(self, state: TrainState, progress: Progress, stopping: np.ndarray) -> TrainState:
-        """Return a state in which these seeds [S] have no budget left, so that no engine changes them any more."""
+        """Return a state in which the stopping seeds [S] have no budget left, so no engine changes them any more."""
         if not stopping.any():
             return state
         for s in np.flatnonzero(stopping).tolist():
@@ -243,7 +245,8 @@ class Loop:
         return state._replace(steps=jnp.asarray(np.where(stopping, np.maximum(steps, self.config.steps), steps)))
 
     def keep_best(self, state: TrainState, chunk: Chunk, progress: Progress, stopping: np.ndarray) -> None:
-        """A hundred times per run, and when a seed stops, keep its agent if its window is the best so far."""
+        """Keep each seed's agent if its window is the best so far. Check this a hundred times per run and when a seed
+        stops."""
         checks = chunk.steps[:, -1] * BEST_CHECKS // self.config.steps
         is_due, progress.checks = (checks > progress.checks) | stopping, checks
         if not is_due.any():
@@ -296,7 +299,7 @@ class Loop:
         return f"Everything up to step {int(np.asarray(state.steps, np.int64).max()):,} is saved"
 
     def snapshot(self, chunk: Chunk, progress: Progress, rate: float) -> Snapshot:
-        """The state of the run, for the display."""
+        """Return the state of the run, for the display."""
         return Snapshot(
             iteration=progress.iteration,
             steps=chunk.steps[:, -1].tolist(),
@@ -313,13 +316,13 @@ class Loop:
         )
 
     def check_finite(self, chunk: Chunk, progress: Progress) -> None:
-        """Report once for each seed whose parameters are no longer finite, and stop when all seeds are affected."""
+        """Report, once per seed, that its parameters are no longer finite, and stop when all seeds are affected."""
         for s in np.flatnonzero(not_finite(chunk)).tolist():
             if s not in progress.broken:
                 progress.broken.add(s)
                 self.say(
                     f"seed {self.seeds[s]}: the agent's parameters are no longer finite at step "
-                    f"{chunk.steps[s, -1]:,}, so this seed is lost. Lower --learning-rate, or normalise its inputs."
+                    f"{chunk.steps[s, -1]:,}, so this seed is lost. Lower --learning-rate, or normalise the inputs."
                 )
         if len(progress.broken) == len(self.seeds):
             raise UpslopeError(
@@ -330,18 +333,19 @@ class Loop:
 
 
 def true_steps(steps: np.ndarray, progress: Progress) -> np.ndarray:
-    """The steps [S, …] that seeds have really taken. In the state, a stopped seed counts as having spent its budget."""
+    """Return the steps [S, …] that seeds have actually taken. In the state, a stopped seed counts as having spent its
+    budget."""
     stopped = progress.stopped_at.reshape(-1, *(1,) * (steps.ndim - 1))
     return np.where(stopped > 0, stopped, steps)
 
 
 def with_true_steps(chunk: Chunk, progress: Progress) -> Chunk:
-    """Return the chunk with the steps that seeds have really taken."""
+    """Return the chunk with the steps that seeds have actually taken."""
     if not progress.stopped_at.any():
         return chunk
     return replace(chunk, steps=true_steps(chunk.steps, progress), before=true_steps(chunk.before, progress))
 
 
 def mean_of(progress: Progress, part: int) -> list[float]:
-    """Each seed's mean return (0) or length (1) over its window; nan if no episode has ended."""
+    """Return each seed's mean return (0) or length (1) over its window, or nan if no episode has ended."""
     return [float(np.mean([x[part] for x in w])) if w else math.nan for w in progress.windows]

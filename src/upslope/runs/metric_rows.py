@@ -15,8 +15,8 @@ NONE: Mapping[int, float] = {}
 
 
 class Ended:
-    """A seed's finished episodes in a chunk, ordered by step. Prefix sums make means fast, since a chunk may hold many
-    episodes."""
+    """A seed's finished episodes in a chunk, ordered by step. Prefix sums make the means fast to compute, since a chunk
+    may contain many episodes."""
 
     def __init__(self, rows: list[EpisodeRow], log_info: Sequence[str] = ()):
         self.log_info = log_info
@@ -32,7 +32,8 @@ class Ended:
         self.lengths = np.cumsum([0, *(row[3] for row in rows)])
 
     def between(self, before: int, after: int) -> dict[str, Any]:
-        """The number of episodes that ended in (before, after], and their mean return, length and numbers from info."""
+        """Return the number of episodes that ended in (before, after], and their mean return, length and numbers from
+        info."""
         first, last = np.searchsorted(self.steps, [before, after], side="right")
         count = int(last - first)
         # A diverged agent may receive nan as its reward. This must not affect the means of later iterations.
@@ -81,11 +82,11 @@ def metric_rows(
 
 
 def last_finite(x: np.ndarray) -> list[float]:
-    """Each seed's last finite value of a metric [S, I]; nan if there is none."""
+    """Return each seed's last finite value of a metric [S, I], or nan if there is none."""
     rows = [row[np.isfinite(row)] for row in x]
     return [float(row[-1]) if row.size else math.nan for row in rows]
 
 
 def finite(x: float) -> float | None:
-    """The number, or None if it is not finite, since JSON cannot represent it."""
+    """Return the number, or None if it is not finite, since JSON cannot represent it."""
     return x if math.isfinite(x) else None

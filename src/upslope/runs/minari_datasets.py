@@ -1,8 +1,8 @@
 """Read and write datasets of Minari, the Farama Foundation's format and library for recorded episodes (extra `minari`).
 
-Only data are read. A dataset whose metadata lack its spaces is refused, since Minari would create the environment that
-it names to determine them. Formats other than HDF5 are refused too. Minari stores the actions that the environment
-received, but not the probabilities with which they were taken.
+Only data are read. A dataset whose metadata lack its spaces is refused, since Minari would determine them by creating
+the environment that the dataset names. Formats other than HDF5 are refused too. Minari stores the actions that the
+environment received, but not the probabilities with which they were taken.
 """
 
 import json
@@ -32,7 +32,7 @@ MOST_EPISODES = 10_000_000
 
 
 def is_minari(where: str | Path) -> bool:
-    """Whether this names a Minari dataset."""
+    """Return whether this names a Minari dataset."""
     return str(where).startswith(PREFIX)
 
 
@@ -148,7 +148,7 @@ def episode_arrays(episode: Mapping[str, Any], shapes: Any, head: ActionHead) ->
 def sampled(head: ActionHead, taken: Any) -> np.ndarray:
     """Convert actions [T, …] that the environment received to the form in which a policy samples them.
 
-    Choices are counted from 0, and parts are concatenated. Clipping is not undone."""
+    Choices are numbered from 0, and parts are concatenated. Clipping is not undone."""
     if isinstance(head, ProductHead):
         parts = [sampled(part, taken[key]) for key, part in head.children]
         return np.concatenate([x.reshape(len(x), -1).astype(np.float32) for x in parts], axis=-1)

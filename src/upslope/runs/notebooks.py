@@ -19,9 +19,9 @@ from upslope.runs.directory import RunDirectory
 from upslope.runs.display import Display, Snapshot, extend_curve, panel, title_of
 
 WIDTH = 92
-"""Characters in a line of the panel."""
+"""Width of the panel in characters."""
 REDRAW_SECONDS = 1.0
-"""Minimum seconds between two redraws."""
+"""Minimum number of seconds between redraws."""
 CODE = "<pre style='line-height: 1.2; white-space: pre; overflow-x: auto'>{code}</pre>"
 CURVE_WINDOW, CURVE_POINTS = 100, 200
 """Number of episodes averaged for each point of a curve, and number of points of a curve."""
@@ -32,7 +32,7 @@ TABLES = ("metrics", "episodes", "evaluation")
 
 
 class NotebookDisplay(Display):
-    """Cell output in a notebook that is redrawn in place and remains when the run has ended."""
+    """The output of a notebook cell, which is redrawn in place and remains visible after the run has ended."""
 
     def __init__(self) -> None:
         self.title = ""
@@ -141,7 +141,8 @@ def curves(episodes: np.ndarray, config: Config) -> str:
 
 
 def curve_of(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Select points of a curve: steps at which episodes ended, and the mean return of the last 100 episodes at each."""
+    """Select the points of a curve: steps at which episodes ended, and the mean return of the last 100 episodes at each
+    step."""
     rows = rows[np.argsort(rows["step"], kind="stable")]
     total = np.concatenate([[0.0], np.cumsum(rows["return"], dtype=np.float64)])
     last = np.arange(1, len(rows) + 1)

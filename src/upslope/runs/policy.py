@@ -48,7 +48,7 @@ class Policy:
 
     Parts of a Dict that the policy does not read (`--policy-reads`) may be missing from its observations.
 
-    A policy trained with action masks needs one at every call, unless the observation contains it under
+    A policy trained with action masks needs a mask at every call, unless the observation contains the mask under
     `action_mask`: `policy(observation, mask=info["action_mask"])`; for a batch, pass a sequence of masks.
     """
 
@@ -63,7 +63,7 @@ class Policy:
         ignored: Sequence[str] = (),
         needs_mask: bool = False,
     ):
-        """`ignored` are the keys of an observation that the agent was trained without."""
+        """`ignored` holds the keys of observations that were ignored in training."""
         self.ignored, self.needs_mask = ignored, needs_mask
         self.agent, self.encoder, self.seed, self.checkpoint = agent, encoder, seed, checkpoint
         self.has_critic, self.has_memory = has_critic, has_memory(agent.model)
@@ -90,8 +90,8 @@ class Policy:
         squashing.
 
         Raises:
-            UpslopeError: the observation has neither the shape of the space nor that shape with one batch axis; or the
-                mask of allowed actions is missing, does not fit, or allows none.
+            UpslopeError: the observation has neither the shape of the space nor that shape with one batch axis, or the
+                mask of allowed actions is missing, does not fit, or allows no action.
         """
         observation, shown = self.without_mask(observation)
         mask = shown if mask is None and self.needs_mask else mask
@@ -120,7 +120,7 @@ class Policy:
     def as_batch(self, observation: Any, group: str) -> tuple[Any, bool]:
         """Return the observation with a batch axis, and whether it already had one.
 
-        Parts that this group of the model does not read may be missing; they are replaced by 0."""
+        Parts that this group of the model does not read may be missing, and are then replaced by 0."""
         shapes, view = self.encoder.shapes, view_in(self.agent.model, group)
         axes = None
         for ignored in ((), self.ignored):  # without the parts that training ignored, or with them
@@ -153,7 +153,7 @@ class Policy:
                 )
 
     def as_mask(self, mask: Any, batch: Any, is_batch: bool) -> Any:
-        """Return the allowed choices of each row [B, M]; None if nothing is forbidden."""
+        """Return the allowed choices of each row [B, M], or None if nothing is forbidden."""
         if mask is None:
             if self.needs_mask:
                 raise UpslopeError(
@@ -193,7 +193,7 @@ class Policy:
         return arrays, self.encoder.num_batch_axes(arrays)
 
     def distribution(self, batch: Any, mask: Any = None) -> Any:
-        """Return π(·|s) for every row. If the model has memory, it is updated."""
+        """Return π(·|s) for every row. If the model has memory, the memory is updated."""
         if not self.has_memory:
             return self.numpy_agent.policy(batch, mask) if self.acts_in_numpy else self.act(self.agent, batch, mask)
         count = jax.tree.leaves(batch)[0].shape[0]
@@ -248,15 +248,16 @@ def load(
 
     Args:
         run: the run directory.
-        seed: one of the run's seeds; by default the one with the best training return. Since this selects by outcome,
-            evaluate all seeds to assess an algorithm.
+        seed: one of the run's seeds; by default the one with the best training return. Since this choice depends on the
+            outcome, evaluate all seeds to assess an algorithm.
         checkpoint: `best` (the agent with the highest mean return over its last 20 to 100 training episodes) or `last`.
         random_seed: the seed for sampling actions with `deterministic=False`.
         model: the class or factory of a custom model that cannot be found by its name.
         trust: allows importing the custom model that the run's config.json names; nothing else is imported.
 
     Raises:
-        UpslopeError: there is no such run, seed or checkpoint, or it is damaged or was written by another version.
+        UpslopeError: there is no such run, seed or checkpoint, or the checkpoint is damaged or was written by another
+            version.
     """
     directory = RunDirectory(run)
     config = directory.config()
@@ -276,8 +277,8 @@ def load(
 
 
 def require_finite(agents: Agent, index: int, seed: int, directory: RunDirectory) -> None:
-    """Raise an error if the agent at this index has diverged, since its actions would still look like those of a
-    policy."""
+    """Raise an error if the agent at this index has diverged, since the actions of such an agent still look
+    plausible."""
     if not finite_seeds(agents)[index]:
         raise UpslopeError(
             f"The policy's parameters are not finite, so it cannot act: the agent of seed {seed} of {directory.path} "
@@ -294,7 +295,7 @@ def load_agents(
     *,
     trust: bool = False,
 ) -> tuple[Agent, dict[str, Any]]:
-    """Load all seeds' agents [S] from a checkpoint, and its metadata about their returns."""
+    """Load all seeds' agents [S] from a checkpoint, together with its metadata about their returns."""
     if checkpoint not in ("best", "last"):
         raise UpslopeError(f'A checkpoint is "best" or "last", not "{checkpoint}".')
     if model is None:
@@ -316,9 +317,10 @@ def load_agents(
 
 
 def check_checkpoint_size(path: Path, config: Config, spec: ModelSpec, more: int = 0) -> None:
-    """Raise an error if a config describes more numbers, plus `more` per seed, than the checkpoint contains.
+    """Raise an error if the checkpoint contains fewer numbers than the config describes, plus `more` per seed.
 
-    This happens before memory for them is allocated. The size of a custom model is known only after it is created."""
+    This check runs before memory for the numbers is allocated. The size of a custom model is known only after it is
+    created."""
     check_size(path, config.seeds * (least_numbers(spec) + more))
 
 
@@ -328,7 +330,7 @@ def spaces_of(directory: RunDirectory) -> tuple[ObservationEncoder, ActionHead]:
 
 
 def spaces_from(spaces: dict[str, Any], where: str) -> tuple[ObservationEncoder, ActionHead]:
-    """The inverse of `described_spaces`; `where` is the file's name in messages."""
+    """Invert `described_spaces`; `where` is the file's name in messages."""
     try:
         return from_json(spaces["observation"], ENCODERS), from_json(spaces["action"], HEADS)
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
@@ -336,7 +338,7 @@ def spaces_from(spaces: dict[str, Any], where: str) -> tuple[ObservationEncoder,
 
 
 def has_masks(directory: RunDirectory) -> bool:
-    """Whether a run was trained with action masks."""
+    """Return whether a run was trained with action masks."""
     return directory.read()["spaces"].get("has_masks", False) is True
 
 
@@ -355,5 +357,5 @@ def check_scores(path: Path, meta: dict[str, Any], seeds: int) -> None:
 
 
 def is_list(value: Any, kinds: tuple[type, ...], length: int) -> bool:
-    """Whether the value is a list of `length` values of these types; a bool is not a number."""
+    """Return whether the value is a list of `length` values of the given types. A bool does not count as a number."""
     return isinstance(value, list) and len(value) == length and all(type(x) in kinds for x in value)

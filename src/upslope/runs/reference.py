@@ -52,7 +52,7 @@ def require_same_networks(source: Source, config: Config, task: Task) -> None:
 
 
 def seeds_of(source: Source, config: Config) -> list[int]:
-    """The seed of the source whose policy is each seed's reference."""
+    """Return the seed of the source whose policy is each seed's reference."""
     known = source.config.seed_list()
     one = known[0] if len(known) == 1 and config.reference_seed is None else config.reference_seed
     wanted = config.seed_list() if one is None else [one] * config.seeds

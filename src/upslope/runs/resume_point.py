@@ -22,7 +22,7 @@ from upslope.runs.loop import WINDOW, Progress, begin_progress
 from upslope.runs.policy import check_scores, is_list
 
 MAX_COUNT, MAX_NUMBER = 2**62, 1e60
-"""Upper bounds on counts and seconds, and on returns, in a checkpoint. No training reaches them."""
+"""Upper bounds on the counts and seconds, and on the returns, in a checkpoint. No real run comes near them."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class ResumePoint:
     """The sizes of the growing files at the checkpoint."""
     step: int
     is_followed: bool = False
-    """Whether a function of the user was called between chunks."""
+    """Whether a user's function was called between chunks."""
 
     def is_finished(self, config: Config) -> bool:
-        """Whether every seed's budget is spent."""
+        """Return whether every seed's budget is spent."""
         return bool((np.asarray(self.state.steps, np.int64) >= config.steps).all())
 
 
@@ -50,7 +50,7 @@ def resume_point_of(
     """Read the last checkpoint. A run that was killed before its first checkpoint starts from the beginning.
 
     Raises:
-        UpslopeError: a checkpoint is missing, damaged, or from another run.
+        UpslopeError: a checkpoint is missing or damaged, or belongs to another run.
     """
     if not directory.has_begun:
         sizes = directory.sizes() | {directory.metrics_path.name: 0}
@@ -100,7 +100,7 @@ def require_same_settings(directory: RunDirectory, config: Config, trained_with:
 
 
 def problem_of(meta: dict[str, Any], seeds: int) -> str:
-    """Describe the problem with a checkpoint's metadata; empty if there is none."""
+    """Describe the problem with a checkpoint's metadata, or return an empty string if there is none."""
     names = ("metrics.jsonl", "episodes.csv")
     windows, sizes = meta.get("windows"), meta.get("sizes")
     sound = {
@@ -118,7 +118,7 @@ def problem_of(meta: dict[str, Any], seeds: int) -> str:
 
 
 def is_window(window: list[Any]) -> bool:
-    """Whether the value is a valid list of a seed's last returns and lengths."""
+    """Return whether the value is a valid list of a seed's most recent returns and lengths."""
     return len(window) <= WINDOW and all(
         isinstance(row, list)
         and len(row) == 2
@@ -130,22 +130,23 @@ def is_window(window: list[Any]) -> bool:
 
 
 def is_possible(value: float | int | None) -> bool:
-    """Whether training could have produced this count or sum; None stands for a number that is not finite."""
+    """Return whether training could have produced this count or sum; None represents a number that is not finite."""
     return value is None or abs(value) <= MAX_NUMBER
 
 
 def is_count(value: Any) -> bool:
-    """Whether the value is a non-negative integer within the bound on counts."""
+    """Return whether the value is a non-negative integer within the bound on counts."""
     return type(value) is int and 0 <= value <= MAX_COUNT
 
 
 def is_counts(value: Any, length: int) -> bool:
-    """Whether the value is a list of `length` counts."""
+    """Return whether the value is a list of `length` counts."""
     return is_list(value, (int,), length) and all(map(is_count, value))
 
 
 def snapshot_problem(snapshot: dict[str, np.ndarray], config: Config, task: Task, needed: bool) -> str:
-    """Describe the problem with the snapshot of environments on the host; empty if there is none."""
+    """Describe the problem with the snapshot of environments on the host, or return an empty string if there is
+    none."""
     if not needed:
         return ""
     shapes, head = task.model.encoder.shapes, task.model.head

@@ -77,5 +77,5 @@ def short(value: Any) -> str:
 
 
 def environment_name(environment: Any) -> str:
-    """The name of an environment in messages."""
+    """Return an environment's name for messages."""
     return getattr(environment, "name", type(environment).__name__)

@@ -59,9 +59,10 @@ class Session:
     display: Display
     resources: Resources = EVERYTHING
     watch: Callable[[Path], Watch] | None = None
-    """Creates the diagnosis that accompanies training, given the run's directory; the display shows its findings."""
+    """A function that creates the `Watch` for a run, given the path of its directory. The display shows the
+    findings."""
     trackers: Sequence[str] = ()
-    """Names of the experiment trackers to which the run is sent."""
+    """Names of the experiment trackers that receive the run."""
     project: str | None = None
     """The trackers' project; if None, their own configuration determines it."""
     on_iteration: Callable[[Following], Any] | None = None
@@ -79,20 +80,20 @@ class Run:
     """Each seed's mean return over its last 100 training episodes [S]."""
 
     def load(self, *, seed: int | None = None, checkpoint: Which = "best") -> Policy:
-        """The trained policy; see `upslope.load`."""
+        """Load the trained policy; see `upslope.load`."""
         return load(self.path, seed=seed, checkpoint=checkpoint)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl."""
+        """Return the rows of metrics.jsonl."""
         return RunDirectory(self.path).metrics()
 
     def episodes(self) -> np.ndarray:
-        """Every finished training episode, as a structured array."""
+        """Return every finished training episode, as a structured array."""
         return RunDirectory(self.path).episodes()
 
     def frame(self, table: Literal["metrics", "episodes", "evaluation"] = "metrics") -> Any:
-        """A table as a pandas DataFrame (extra `pandas`): a row per iteration and seed, per training episode, or per
-        evaluation episode."""
+        """Return a table as a pandas DataFrame (extra `pandas`), with a row per iteration and seed, per training
+        episode, or per evaluation episode."""
         return frame_of(RunDirectory(self.path), table)
 
     def _repr_html_(self) -> str:
@@ -109,7 +110,7 @@ def resume_run(
 ) -> Run:
     """Resume from the last checkpoint.
 
-    `notes` are shown unless the run is already finished. `trust` allows the calls of environments' methods that the
+    `notes` are shown unless the run is already finished. `trust` allows the calls to environments' methods that the
     checkpoint contains."""
     first = partial(resume_once, config, task, directory, session, notes, trust=trust)
     return through_losses(first, config, task, directory, session, trust=trust)
@@ -126,7 +127,7 @@ def through_losses(
 ) -> Run:
     """Train. If a cluster loses workers or grows, continue from the last checkpoint with the available workers.
 
-    Since a resumed run equals an uninterrupted one, this does not change the results.
+    Since a resumed run gives the same results as an uninterrupted one, this does not change the results.
     """
     try:
         again = partial(resume_once, config, task, directory, session, [], trust=trust)
@@ -160,7 +161,7 @@ def attempts(first: Callable[[], Run], again: Callable[[], Run], session: Sessio
 
 
 def last_step(directory: RunDirectory) -> str:
-    """The steps at the last checkpoint, as text; empty if there is no checkpoint."""
+    """Return the steps at the last checkpoint as text, or an empty string if there is no checkpoint."""
     return str(load_arrays(directory.last, "checkpoint")[1].get("steps")) if directory.last.exists() else ""
 
 
@@ -243,7 +244,7 @@ def resume_once(
             return Run(directory.path, config, tuple(config.seed_list()), np.asarray(mean_of(point.progress, 0)))
         lines = [f"resuming {directory.path} at step {point.step:,} of {config.steps:,}", *notes]
         if aside := directory.set_aside_evaluations(directory.evaluations_at(point.step)):
-            lines.append(f"its stored evaluation is of the agent at step {point.step:,}, and is kept as {aside.name}")
+            lines.append(f"the evaluation of its agent at step {point.step:,} is kept as {aside.name}")
         if point.is_followed and session.on_iteration is None:
             lines.append(
                 "on_iteration was passed before but not this time, so no function is called between iterations"
@@ -255,12 +256,12 @@ def resume_once(
 
 
 def is_on_host(config: Config, task: Task) -> bool:
-    """Whether environments are stepped in Python, in this process or in workers."""
+    """Return whether environments are stepped in Python, in this process or in workers."""
     return config.data is None and not task.environment.is_compiled
 
 
 def engine_for(config: Config, task: Task, session: Session) -> Engine:
-    """Create the engine that suits the source of experience."""
+    """Create the engine that fits the run's source of experience."""
     data = None if config.data is None else read_data(config, task)
     say, stored = unless_closed(session.display.message), stored_programs(config)
     return engine_of(task, config.seed_list(), session.resources, data, say, stored)
@@ -319,18 +320,18 @@ def run_loop(
 
 
 def lines_of_evaluations(directory: RunDirectory) -> list[str]:
-    """Rename evaluation.csv if it was written during training, since its agents were trained further, and report
-    this."""
+    """Rename evaluation.csv if it was written during training, since the agents in it were trained further. Return the
+    lines that report this."""
     if not directory.evaluation_path.exists():
         return []
     try:
         steps = load_arrays(directory.last, "checkpoint")[1]["steps"]
         aside = directory.set_aside_evaluations(directory.path / f"evaluation-up-to-step-{max(steps)}.csv")
     except (UpslopeError, OSError) as error:
-        return [f"evaluation.csv is about earlier agents, and could not be renamed: {brief(error)}"]
+        return [f"evaluation.csv contains results of earlier agents, but could not be renamed: {brief(error)}"]
     if aside is None:
         return []
-    return [f"evaluations made during training are about earlier agents and do not count: kept as {aside.name}"]
+    return [f"evaluations made during training used earlier agents and do not count: kept as {aside.name}"]
 
 
 def tracking_of(directory: RunDirectory, session: Session) -> Tracking:
@@ -341,7 +342,7 @@ def tracking_of(directory: RunDirectory, session: Session) -> Tracking:
 
 
 def call_of(command: str, config: Config, directory: RunDirectory) -> str:
-    """How to call a command on this run: in the shell, or in Python if the environment must be passed."""
+    """Return how to call a command on this run: in the shell, or in Python if the environment must be passed."""
     if lost(config.environment):
         argument = json.dumps(str(directory.path), ensure_ascii=False)
         command, argument = ("train", f"start_from={argument}") if "--from" in command else (command, argument)
@@ -350,7 +351,7 @@ def call_of(command: str, config: Config, directory: RunDirectory) -> str:
 
 
 def opening_lines(config: Config, directory: RunDirectory) -> list[str]:
-    """Notes to show before training begins."""
+    """Return the notes to show before training begins."""
     lines = [f"writing to {directory.path}", *source_lines(config)]
     if config.preset is not None:
         recorded = recorded_preset(config)
@@ -372,7 +373,8 @@ def opening_lines(config: Config, directory: RunDirectory) -> list[str]:
 
 
 def source_lines(config: Config) -> list[str]:
-    """The notes on the package that was imported because of the environment's id, and on the meaning of an episode."""
+    """Return the notes on the package that was imported because of the environment's id, and on the meaning of an
+    episode."""
     found = {} if ":" in without_batching(config.environment) else registered_version(config.environment)
     lines = [f"{config.environment} comes from {name} {n}, imported because of its id" for name, n in found.items()]
     if any(arguments.get("terminal_on_life_loss") for _, arguments in map(parse_wrapper, config.wrappers)):
@@ -381,7 +383,7 @@ def source_lines(config: Config) -> list[str]:
 
 
 def lines_of_task(config: Config, task: Task) -> list[str]:
-    """The notes on the task to show before training begins."""
+    """Return the notes on the task to show before training begins."""
     kind = "" if task.environment.is_compiled else task.environment.kind
     batched = [f"batched: {kind}; its episodes cannot be replayed, so a resumed run starts new ones"] if kind else []
     return [
@@ -394,11 +396,11 @@ def lines_of_task(config: Config, task: Task) -> list[str]:
 
 
 LARGE_BATCH = 2**25
-"""Observations of an iteration are mentioned if they take at least this many bytes."""
+"""The size of an iteration's observations is mentioned if it is at least this many bytes."""
 
 
 def lines_of_batch(task: Task) -> list[str]:
-    """The note on the memory that the observations of an iteration take, if it is a lot."""
+    """Return the note on the memory that an iteration's observations take, if that is a lot."""
     encoder, whole = task.model.encoder, task.estimator.whole_episodes
     parts = (inner for _, inner, _ in encoder.leaves(encoder.shapes))
     one = sum(math.prod(inner.shapes) * (1 if isinstance(inner, ImageEncoder) else 4) for inner in parts)
@@ -412,7 +414,7 @@ def lines_of_batch(task: Task) -> list[str]:
 
 
 def lines_of_masks(config: Config, task: Task) -> list[str]:
-    """The note that masks are used, or that there are no masks to ignore."""
+    """Return the note that masks are used, or that there are no masks to ignore."""
     if task.environment.gives_masks:
         return ["masks: only actions that the environment allows are taken; --no-masks ignores its masks"]
     if config.masks or task.environment.ignores_masks:
@@ -421,13 +423,13 @@ def lines_of_masks(config: Config, task: Task) -> list[str]:
 
 
 def lines_of_networks(task: Task) -> list[str]:
-    """The note that describes the networks, unless they are just two perceptrons."""
+    """Return the note that describes the networks, unless they are just two perceptrons."""
     parts = unusual_parts(task.model)
     return [f"networks: {', '.join(parts)}"] if parts else []
 
 
 def lines_of_one_sample(task: Task) -> list[str]:
-    """The note that advantages are not standardised if a batch consists of a single step."""
+    """Return the note that advantages are not standardised if a batch consists of a single step."""
     is_single = not task.estimator.whole_episodes and task.num_envs * task.rollout_steps == 1
     if not (is_single and task.update.normalize_advantage):
         return []
@@ -435,7 +437,7 @@ def lines_of_one_sample(task: Task) -> list[str]:
 
 
 def finished_lines(config: Config, directory: RunDirectory) -> list[str]:
-    """The note that the run is finished, with advice on how to train longer."""
+    """Return the note that the run is finished, with advice on how to train longer."""
     longer = replace(config, steps=min(2 * config.steps, MAX_STEPS))
     is_continuous = spaces_of(directory)[1].is_continuous
     stops = "" if config.stop_at_return is None else f" or reached a return of {config.stop_at_return:g}"
@@ -451,7 +453,7 @@ def finished_lines(config: Config, directory: RunDirectory) -> list[str]:
 
 
 def closing_lines(config: Config, directory: RunDirectory, progress: Any) -> list[str]:
-    """The results of each seed, and what to do next."""
+    """Return the results of each seed, and what to do next."""
     returns = None if config.data is not None else mean_of(progress, 0)
     return [
         closing_words(progress.elapsed, config.seed_list(), returns, progress.stopped_at.tolist()),

@@ -17,20 +17,20 @@ from upslope.runs.display import Display, Snapshot, clock, closing_words, curve_
 from upslope.runs.growing import GrowingTable, episode_of, is_last, parsed_rows
 
 PAUSE = 1.0
-"""Seconds between two checks of the directory."""
+"""Seconds between checks of the directory."""
 WINDOW = 100
-"""A seed's return is the mean over this many of its last finished training episodes, as in training."""
+"""Number of a seed's most recent finished training episodes over which its return is averaged, as in training."""
 SILENT_SECONDS, LONGER = 60.0, 10.0
-"""A run seems to have stopped if no row has come for this many seconds and for this many times its longest pause so
-far."""
+"""A run is assumed to have stopped if no row has appeared for this many seconds and for this many times its longest
+pause so far."""
 MOMENT = 5.0
-"""Maximum seconds between the last row of a run and the end of its process."""
+"""Maximum number of seconds between the last row of a run and the end of its process."""
 FIRST_SECONDS = 600.0
-"""Maximum seconds before the first rows, which include compilation."""
+"""Maximum number of seconds until the first rows appear, including compilation."""
 NOT_SHOWN = (PREFIX, "time/", "episode/")
 """Prefixes of metrics that the display does not show or obtains in another way."""
 MAX_COUNT = 2**53
-"""The largest number of steps, iterations or seconds that is accepted. No training reaches it."""
+"""The largest number of steps, iterations or seconds that is accepted. No real run comes near it."""
 LOCKS = Path("/proc/locks")
 """The file in which Linux lists all locks held by processes on this machine."""
 
@@ -62,7 +62,8 @@ class History:
         return self.over == set(self.seeds)
 
     def read(self) -> list[Snapshot]:
-        """Return the run's states since the last call: the latest one, and enough earlier ones to draw a curve."""
+        """Return the states that the run has reached since the last call: the latest one, and enough earlier ones to
+        draw a curve."""
         lines = self.metrics.read()
         if self.metrics.has_restarted:
             self.restart()
@@ -89,7 +90,7 @@ class History:
                 self.waiting[seed].append((step, episode_return, length))
 
     def add(self, rows: list[dict[str, Any]]) -> None:
-        """Advance by the rows of a chunk. A seed without a row keeps its last values."""
+        """Advance the state by the rows of a chunk. A seed without a row keeps its last values."""
         for seed in {row["seed"] for row in rows}:
             for values in self.values.values():
                 values[seed] = math.nan
@@ -132,26 +133,26 @@ class History:
         self.iteration = iteration + 1 if isinstance(iteration, int) and 0 <= iteration <= MAX_COUNT else self.iteration
 
     def closing_line(self) -> str:
-        """The summary of the finished run."""
+        """Return the summary of the finished run."""
         returns = None if self.config.data is not None else self.means(0)
         return closing_words(self.elapsed, self.seeds, returns)
 
     def means(self, part: int) -> list[float]:
-        """Each seed's mean return (0) or length (1) over its last episodes."""
+        """Return each seed's mean return (0) or length (1) over its last episodes."""
         return [mean([float(episode[part]) for episode in window]) for window in self.windows.values()]
 
 
 def is_shown(value: Any) -> TypeGuard[int | float]:
-    """Whether the value is a non-negative number that can be displayed."""
+    """Return whether the value is a non-negative number that can be displayed."""
     return isinstance(value, int | float) and 0 <= value <= MAX_COUNT
 
 
 class Silence:
     """Estimates from outside whether a run is still training.
 
-    At first, the age of the last row is the age of the file, which is wrong if the clock of a network share is. Later,
-    it is the time since a new row was seen. If training runs on this machine under Linux, its lock shows whether its
-    process is alive.
+    At first, the last row is assumed to be as old as the file, which is wrong if a network share's clock is wrong.
+    Later, its age is the time since a new row was last seen. If training runs on this machine under Linux, its lock
+    shows whether its process is alive.
     """
 
     def __init__(self, history: History, now: Callable[[], float]):
@@ -176,7 +177,7 @@ class Silence:
         return max(SILENT_SECONDS, LONGER * pause) if pause else FIRST_SECONDS
 
     def words(self) -> str:
-        """The notice about the silence; empty if nothing is wrong."""
+        """Return the notice about the silence, or an empty string if nothing is wrong."""
         run, is_alive = self.history.directory.path, is_locked(self.history.directory.path / "config.json")
         self.was_alive |= is_alive
         if self.was_alive and not is_alive and self.seconds > MOMENT:
@@ -192,7 +193,7 @@ class Silence:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process on this machine holds a run's lock, according to Linux's list of locks.
+    """Return whether a process on this machine holds a run's lock, according to Linux's list of locks.
 
     Trying to take the lock instead would interfere with training."""
     try:
@@ -213,7 +214,7 @@ def watch(
 ) -> None:
     """Show a run until it has spent its budget. Nothing in its directory is written or locked.
 
-    `look` returns the doctor's finding. `sleep` and `now` are the clock, replaceable in tests.
+    `look` returns the doctor's finding. Tests can replace `sleep` and `now`, which provide the clock.
 
     Raises:
         UpslopeError: `run` is not a run directory, or it is damaged.

@@ -40,7 +40,7 @@ def _wrap(angle: Float[Array, ""]) -> Float[Array, ""]:
 
 
 def _derivative(state: State, torque: Float[Array, ""]) -> State:
-    """(θ̇₁, θ̇₂, θ̈₁, θ̈₂) by the equations of Sutton & Barto's book, not the NIPS paper's."""
+    """(θ̇₁, θ̇₂, θ̈₁, θ̈₂) from the equations in Sutton & Barto's book, not those in the NIPS paper."""
     angle_1, angle_2, velocity_1, velocity_2 = state
     cosine_2, sine_2 = jnp.cos(angle_2), jnp.sin(angle_2)
     coupling = MASS_2 * LENGTH_1 * CENTRE_2
@@ -70,7 +70,7 @@ class Acrobot(CompiledEnvironment):
     θ̇₂. Action: 0, 1, 2 for a torque of −1, 0, +1 N m on the middle joint. Each step is one fourth-order
     Runge–Kutta step of 0.2 s.
 
-        terminated where −cos θ₁ − cos(θ₁ + θ₂) > 1
+        terminated when −cos θ₁ − cos(θ₁ + θ₂) > 1
 
     Source: Sutton (1996); Sutton & Barto's book equations as in Gymnasium's acrobot.py.
     """

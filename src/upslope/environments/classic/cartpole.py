@@ -41,7 +41,8 @@ class CartPole(CompiledEnvironment):
         θ̈ = (g sin θ − u cos θ) / (l (4/3 − m_p cos² θ / m))
         ẍ = u − m_p l θ̈ cos θ / m
 
-    The episode terminates where |x| > 2.4 m or |θ| > 12°. `sutton_barto_reward`: 0 per step and −1 at the end instead.
+    The episode terminates when |x| > 2.4 m or |θ| > 12°. With `sutton_barto_reward`, the reward is 0 per step and −1 at
+    the end instead.
     Source: Barto, Sutton & Anderson (1983); Florian (2007), without friction; Gymnasium's cartpole.py.
     """
 

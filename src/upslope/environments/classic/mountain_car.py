@@ -44,7 +44,7 @@ class MountainCarContinuous(CompiledEnvironment):
         v ← clip(v + 0.0015 clip(u, ±1) − 0.0025 cos 3x, ±0.07),    x ← clip(x + v, −1.2, 0.6)
         r = 100 · terminated − 0.1 u²
 
-    The left wall stops the car. The episode terminates where x ≥ 0.45 and v ≥ `goal_velocity`. Doing nothing
+    The left wall stops the car. The episode terminates when x ≥ 0.45 and v ≥ `goal_velocity`. Doing nothing
     yields a return of 0, a local optimum; a good policy reaches about 95.
     Source: Moore (1990); Gymnasium's continuous_mountain_car.py.
     """
@@ -80,7 +80,7 @@ class MountainCar(CompiledEnvironment):
 
         v ← clip(v + 0.001 (a − 1) − 0.0025 cos 3x, ±0.07),    x ← clip(x + v, −1.2, 0.6),    r = −1
 
-    The left wall stops the car. The episode terminates where x ≥ 0.5 and v ≥ `goal_velocity`. A random policy hardly
+    The left wall stops the car. The episode terminates when x ≥ 0.5 and v ≥ `goal_velocity`. A random policy hardly
     ever gets there; a good one takes about 105 steps. Source: Moore (1990); Gymnasium's mountain_car.py.
     """
 

@@ -1,8 +1,8 @@
 """Craftax: an open world that combines ideas from Crafter and NetHack (Matthews et al. 2024,
 https://github.com/MichaelTMatthews/Craftax).
 
-`is_terminal` merges death and victory with the limit `params.max_timesteps`. The environment gets parameters without
-that limit, which is upslope's `max_episode_steps`; nothing else in the library reads it.
+`is_terminal` merges death and victory with the limit `params.max_timesteps`. The environment therefore gets parameters
+without that limit, which becomes upslope's `max_episode_steps`. Nothing else in the library reads it.
 """
 
 from collections.abc import Iterable

@@ -34,7 +34,7 @@ class Gymnax(CompiledEnvironment):
 
 
 def space_of(space: Any) -> spaces.Space:
-    """Convert a space of gymnax to Gymnasium's. Boards of zeros and ones, as in MinAtar, become bytes."""
+    """Convert a gymnax space to a Gymnasium space. Boards of zeros and ones, as in MinAtar, become bytes."""
     if hasattr(space, "spaces"):
         parts = space.spaces
         if isinstance(parts, dict):

@@ -1,7 +1,7 @@
 """XLand-MiniGrid: grid worlds (Nikulin et al. 2023, https://github.com/dunnolab/xland-minigrid).
 
 An episode ends at a goal (`discount` 0) or at the limit `params.max_steps` (`discount` 1), which is upslope's
-`max_episode_steps`. The observation is the agent's view [side, side, 2] of kinds and colours.
+`max_episode_steps`. The observation is the agent's view [side, side, 2]: the type and colour of each tile.
 """
 
 from collections.abc import Iterable

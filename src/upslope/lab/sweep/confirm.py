@@ -1,7 +1,7 @@
 """Compare the winner of a sweep with the defaults after retraining both on seeds that no trial has seen.
 
-The best of many trials is partly the luckiest, so its score in the sweep is optimistic. Its score on fresh seeds is
-not.
+The best of many trials is partly the luckiest, so its score in the sweep is optimistic, unlike its score on fresh
+seeds.
 """
 
 from collections.abc import Callable

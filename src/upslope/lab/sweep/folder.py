@@ -1,7 +1,7 @@
 """The folder of a sweep. It contains nothing else, so that nothing else is overwritten or deleted.
 
-A file in it, the mark, names the study whose trials the folder contains, wherever the storage is. A folder that is
-neither empty nor this study's is rejected, and so is a link inside it.
+A file in the folder, called the mark, names the study whose trials the folder contains, regardless of where the storage
+is. A folder that is neither empty nor this study's is rejected, and so is one that contains a link.
 """
 
 import json
@@ -52,7 +52,8 @@ def database_in(path: Path, storage: str) -> str:
 
 
 def claim(path: Path, study: Study, *, is_old: bool) -> None:
-    """Mark the folder as this study's, or check the existing mark. With `is_old`, the study must have begun earlier.
+    """Mark the folder as this study's, or check the existing mark. With `is_old`, an unmarked folder is accepted only
+    if the study already existed.
 
     Raises:
         UpslopeError: the folder belongs to another study.

@@ -34,7 +34,7 @@ from upslope.runs.train import Session, begin
 LOOK_SECONDS = 0.5
 """Seconds between two checks of whether Ctrl-C was pressed and whether there is room for more workers."""
 WAITING_SECONDS = 60.0
-"""Seconds without any worker after which a message reports it."""
+"""Seconds without any worker after which a message is shown."""
 
 
 def train_on_cluster(
@@ -251,7 +251,7 @@ class Outcome:
 
 
 class Server:
-    """The worker's side: trains a trial."""
+    """The worker's side, which trains the trials."""
 
     notices: Notices | None = None
     columns = InProgram()
@@ -319,7 +319,7 @@ class OneTrial:
         self.outcome = Outcome("failed", "it was not trained")
 
     def ask(self) -> "OneTrial | None":
-        """The trial, once."""
+        """Return the trial on the first call, and None afterwards."""
         self.is_asked, was = True, self.is_asked
         return None if was else self
 
@@ -344,7 +344,7 @@ class OneTrial:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """The files of a folder by their relative paths."""
+    """The contents of a folder's files, keyed by relative path."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 

@@ -21,7 +21,7 @@ from upslope.report.output import page_path, render, write_page
 from upslope.report.tables import Table, score_figure, score_table
 
 BEST = 10
-"""Number of best trials in the table."""
+"""Number of trials in the table of the best ones."""
 TICKS = 5
 """Maximum number of labels on an axis of settings."""
 SCALE = [[0, "@soft/0.35"], [0.5, "@0/0.6"], [1, "@1"]]

@@ -1,5 +1,5 @@
-"""Trials in a compiled environment. Trials that differ only in numbers share one program, which trains several of them
-simultaneously."""
+"""Trials in a compiled environment. Trials that differ only in numeric settings share one program, which trains several
+of them simultaneously."""
 
 import math
 from collections import deque
@@ -25,8 +25,8 @@ from upslope.runs.loop import WINDOW
 from upslope.runs.signals import stop_on_signal
 
 AT_ONCE, AT_ONCE_ON_ACCELERATOR = 8, 64
-"""Default number of trials trained simultaneously. More trials use an accelerator better; with fewer, the sampler knows
-more results when it suggests a trial."""
+"""Default number of trials trained simultaneously. More trials make better use of an accelerator; with fewer, the
+sampler knows more results when it suggests a trial."""
 
 
 @dataclass
@@ -36,11 +36,11 @@ class Active:
     trial: Any
     slot: int
     windows: list[deque[float]]
-    """The last training returns of each seed."""
+    """The most recent training returns of each seed."""
     told: int = 0
 
     def recent(self) -> float:
-        """The mean over seeds of the last training returns; nan until each seed has finished an episode."""
+        """The mean over seeds of the most recent training returns; nan until each seed has finished an episode."""
         return fmean(fmean(window) if window else math.nan for window in self.windows)
 
 
@@ -149,7 +149,8 @@ class Programs:
             self.place(trial, task, at_once, ())
 
     def place(self, trial: Any, task: Task, at_once: int, paths: tuple[Path, ...]) -> None:
-        """Begin a trial in the first engine of its family, or in a new one whose numbers at `paths` may differ."""
+        """Begin a trial in the first engine of its family, or in a new one in which the numbers at `paths` may differ
+        between trials."""
         fitting = [pair for pair in self.engines if pair[0].family.joined(task) is pair[0].family]
         found = next((pair for pair in fitting if len(pair[1]) < pair[0].slots), None)
         if found is None:
@@ -192,8 +193,8 @@ class Programs:
                     self.end(active, one, self.study.prune)
 
     def lose(self, engine: TrialsEngine, active: list[Active], reason: str) -> None:
-        """Mark the trial that could not be trained as failed. If there were several, put them back to be trained one by
-        one, which shows which of them fails."""
+        """Handle a program that failed. If it had only one trial, mark that trial as failed; otherwise put all of them
+        back to be trained one by one, to find out which one fails."""
         is_alone = len(active) == 1
         for one in list(active):
             engine.stop(one.slot)

@@ -63,9 +63,9 @@ def was_put_back(trial: Any) -> bool:
 
 
 def is_gone(attributes: Mapping[str, Any], first_seen: float = math.inf) -> bool:
-    """Whether the process that was training a trial has ended. This is judged by its signs of life and, on this
-    machine, also by its process id, which may have been reused. If a trial has never given a sign of life, its process
-    is considered dead some time after the trial was first seen."""
+    """Whether the process that was training a trial has ended. The answer depends on its signs of life and, if it ran
+    on this machine, also on its process id, which may have been reused. If a trial has never given a sign of life, its
+    process is considered dead some time after the trial was first seen."""
     if time.time() - float(attributes.get("alive", first_seen)) > LOST_SECONDS:
         return True
     machine, _, number = str(attributes.get("process", "")).rpartition(":")

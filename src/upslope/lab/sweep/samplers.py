@@ -52,7 +52,7 @@ def samplers() -> dict[str, type]:
 
 @cache
 def pruners() -> dict[str, type]:
-    """Optuna's pruners by name; its `NopPruner` is none."""
+    """Optuna's pruners by name: `MedianPruner` is median, and `NopPruner` is none."""
     found = parts_of(require_optuna().pruners, "Pruner")
     return {NONE if name == "nop" else name: kind for name, kind in found.items()}
 

@@ -103,7 +103,7 @@ Parameter = Range | Choices
 
 @dataclass(frozen=True)
 class Space:
-    """The settings that a sweep searches, and those that it fixes, by field of `Config`."""
+    """The settings that a sweep searches and those that it fixes, keyed by field of `Config`."""
 
     searched: Mapping[str, Parameter]
     fixed: Mapping[str, Any]
@@ -219,7 +219,7 @@ def choices_of(name: str, entry: Mapping[str, Any]) -> Choices:
 
 
 def range_of(name: str, entry: Mapping[str, Any]) -> Range:
-    """The range of a number."""
+    """The range of a numeric setting."""
     kind = number_kind(get_type_hints(Config)[name])
     if kind is None:
         raise UpslopeError(f"{name} is not a number, so it has no range. Give {{choices: […]}}.")

@@ -37,9 +37,9 @@ class Told:
     """complete, pruned, diverged, failed or running."""
     drawn: dict[str, Any]
     score: float
-    """The mean over seeds of the last training returns; nan unless complete."""
+    """The mean over seeds of the last 100 training returns; nan unless the trial is complete."""
     reports: dict[int, float]
-    """Number of a report, from 1 to `REPORTS` → the recent return that it contains."""
+    """Maps the number of each report, from 1 to `REPORTS`, to the recent return that it contains."""
     reason: str
     seconds: float
 
@@ -68,7 +68,7 @@ class Study:
         description: Mapping[str, Any],
         first: Mapping[str, Any] | None = None,
     ):
-        """`description` must be the same in all processes and calls; `first` are the settings of a new study's first
+        """`description` must be the same in all processes and calls; `first` gives the settings of a new study's first
         trial.
 
         Raises:
@@ -99,7 +99,7 @@ class Study:
         self.begun: int | None = None
         """The trial that Optuna is currently starting."""
         self.first_seen: dict[int, float] = {}
-        """Trial of another process → when this process first saw it running."""
+        """Maps each trial of another process to the time at which this process first saw it running."""
 
     def announce(self, trial: Any) -> None:
         """Record which process owns the trial before its settings are drawn, since drawing may fail or be
@@ -109,7 +109,7 @@ class Study:
         self.pulse.add(trial._trial_id)
 
     def trials(self) -> list[Any]:
-        """All trials that count, i.e. except those put back."""
+        """All trials that count, i.e. all except those that were put back."""
         found = self.study.get_trials(deepcopy=False)
         return [t for t in found if t.state != self.states.WAITING and not was_put_back(t)]
 
@@ -128,8 +128,8 @@ class Study:
         return kept
 
     def identity(self) -> str:
-        """An identifier that distinguishes this study from all others, even those of the same name. A study created by
-        an earlier version gets one now."""
+        """An identifier that distinguishes this study from all others, even those with the same name. A study created
+        by an earlier version gets one now."""
         if "id" not in self.study.user_attrs:
             self.study.set_user_attr("id", token_hex(8))
         return self.study.user_attrs["id"]
@@ -197,8 +197,8 @@ class Study:
 
     @contextmanager
     def unless_ended(self) -> Iterator[list[bool]]:
-        """Suppress the error of changing a trial that has ended, e.g. because another process assumed that this process
-        was dead and put the trial back. The yielded list is emptied in this case."""
+        """Suppress the error that changing a trial raises if the trial has ended, e.g. because another process assumed
+        that this process was dead and put the trial back. The yielded list is emptied in this case."""
         still = [True]
         try:
             yield still
@@ -213,7 +213,7 @@ class Study:
             self.storage.set_trial_user_attr(trial._trial_id, "put_back", True)
             self.storage.set_trial_state_values(trial._trial_id, self.states.FAIL)
         if still and again:
-            # Settings that were given but not yet drawn, like those of the defaults, are not among the parameters.
+            # Settings that were given but not yet drawn, such as the defaults, are not among the parameters.
             self.study.enqueue_trial(kept.system_attrs.get("fixed_params", {}) | kept.params)
         return bool(still)
 

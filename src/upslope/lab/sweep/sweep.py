@@ -34,7 +34,8 @@ from upslope.runs.display import choose
 
 TRIALS, SEEDS, STEPS = 100, 3, 100_000
 FRESH, EPISODES = 10, 20
-"""Number of fresh seeds for the winner and for the default, and of evaluation episodes for each seed."""
+"""Default number of fresh seeds on which the winner and the default are retrained, and of evaluation episodes per
+seed."""
 WAIT_SECONDS = 2.0
 """Seconds between two checks of the trials of other processes."""
 
@@ -85,7 +86,7 @@ def sweep(
 
     All trials have the same environment, budget and seeds. A trial's score is the mean over seeds of the last 100
     training returns. The best trial's settings and the defaults are then retrained on fresh seeds and compared.
-    The same call continues a sweep that was stopped, and several processes may make it simultaneously.
+    Repeating the call continues a sweep that was stopped, and several processes may make the same call simultaneously.
 
     Args:
         environment: as in `upslope.train`.

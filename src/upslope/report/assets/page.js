@@ -1,5 +1,5 @@
 "use strict";
-// Draws the page's figures: each when it comes near the screen, in the colours of the theme, with a shared axis of steps.
+// Draws the page's figures, each as it scrolls into view, in the colours of the theme and with a shared axis of steps.
 (async () => {
   const problem = (text) => {
     const place = document.getElementById("problem");
@@ -21,8 +21,8 @@
   const isTouch = matchMedia("(pointer: coarse)").matches;
   const darkness = matchMedia("(prefers-color-scheme: dark)");
   const drawn = new Map(); // name → the element that holds the figure
-  const hidden = new Set(); // runs
-  let range = null; // of the step axis, after a zoom
+  const hidden = new Set(); // the runs that are hidden
+  let range = null; // the range of the step axis after a zoom
 
   // --- theme -------------------------------------------------------------------------------------------------
   const lookUp = () => {

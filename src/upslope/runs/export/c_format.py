@@ -23,7 +23,7 @@ NUMBERS_A_LINE = 8
 
 
 def files_of(plan: Plan, path: Path) -> dict[Path, bytes]:
-    """The header at this path.
+    """Return the header at this path.
 
     Raises:
         UpslopeError: part of the policy cannot be expressed in C.
@@ -59,7 +59,7 @@ def prefix_of(path: Path) -> str:
 
 
 def sizes_of(plan: Plan) -> tuple[int, int]:
-    """(bytes of constants, bytes of the state) of the policy in C."""
+    """Return the size of the policy in C: (bytes of constants, bytes of state)."""
     normaliser = 2 * 4 * num_inputs(plan) if is_normalised(plan) else 0
     layers = sum(x.size for layer in plan.layers for x in vars(layer).values() if isinstance(x, np.ndarray))
     heads = sum(x.nbytes for part in plan.parts for x, _ in constants_of(part.head).values())
@@ -68,18 +68,18 @@ def sizes_of(plan: Plan) -> tuple[int, int]:
 
 
 def num_inputs(plan: Plan) -> int:
-    """The length of an observation after concatenating its arrays."""
+    """Return the length of an observation after concatenating its arrays."""
     return sum(one.num_features for one in plan.inputs)
 
 
 def widest(plan: Plan) -> int:
-    """The largest number of inputs or outputs of any layer."""
+    """Return the largest number of inputs or outputs of any layer."""
     widths = [layer.weight.shape[1] if isinstance(layer, Dense) else layer.size for layer in plan.layers]
     return max(num_inputs(plan), *widths)
 
 
 def is_normalised(plan: Plan) -> bool:
-    """Whether any array of the observation is normalised."""
+    """Return whether any array of the observation is normalised."""
     return any(isinstance(one.coding, Numbers) and one.coding.mean is not None for one in plan.inputs)
 
 
@@ -105,7 +105,7 @@ def source(plan: Plan, prefix: str) -> str:
 
 
 def beginning(plan: Plan, prefix: str) -> Iterator[str]:
-    """The comment that describes inputs and outputs."""
+    """Yield the comment that describes inputs and outputs."""
     mask = ", mask" if plan.has_masks else ""
     yield "/* A policy trained by upslope, in C99, without allocation. Link with -lm."
     yield " *"
@@ -134,7 +134,7 @@ def beginning(plan: Plan, prefix: str) -> Iterator[str]:
 
 
 def plain(name: str) -> str:
-    """Replace all but plain characters in a key, since others could end the comment."""
+    """Replace all characters in a key except plain ones, since others could end the comment."""
     return re.sub(r"[^A-Za-z0-9_/. -]", "?", name).replace("*/", "?").replace("/*", "?")
 
 
@@ -158,7 +158,7 @@ def word_of(key: str | int) -> str:
 
 
 def ending_of(field: dict[str, str]) -> str:
-    """The suffix of the names of a part."""
+    """Return the suffix of a part's names."""
     return field["action"].removeprefix("action")
 
 
@@ -370,7 +370,8 @@ def step(plan: Plan, prefix: str) -> Iterator[str]:
 
 
 def head(made: Head, field: dict[str, str], prefix: str, *, has_mask: bool) -> Iterator[str]:
-    """Yield the code that converts the outputs of a part to its action and stores it in these fields of the result."""
+    """Yield the code that converts the outputs of a part to its action and stores it in the given fields of the
+    result."""
     if isinstance(made, Gaussian):
         yield from gaussian(made, field, prefix)
         return
@@ -408,7 +409,7 @@ def gaussian(made: Gaussian, field: dict[str, str], prefix: str) -> Iterator[str
 
 
 def highest(made: Categories, field: dict[str, str]) -> Iterator[str]:
-    """Yield the code that selects the first of the highest logits of each choice."""
+    """Yield the code that selects the highest logit of each choice, or the first of them in a tie."""
     logits = field["logits"]
     for k, (first, size, start) in enumerate(
         zip(np.cumsum([0, *made.sizes]).tolist(), made.sizes, made.start, strict=False)

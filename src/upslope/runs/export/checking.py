@@ -20,8 +20,8 @@ from upslope.runs.export.running import Found, actions_of, over_time
 from upslope.runs.export.samples import structured
 
 EPISODES, STEPS = 32, 4
-"""Numbers of random episodes, and of steps in each, on which a file is checked. For a policy without memory, every step
-is the first of an episode."""
+"""Number of random episodes on which a file is checked, and number of steps in each. For a policy without memory, every
+step is the first of an episode."""
 TOLERANCE = 1e-3
 """Tolerance, relative plus absolute. A file that differs by more than this computes something else and is not written.
 Rounding errors are about 1e-6."""
@@ -61,14 +61,14 @@ def expected(plan: Plan, policy: Any, arrays: list[np.ndarray], masks: np.ndarra
 
 
 def leaves_of(distribution: Any) -> list[Any]:
-    """The distributions of the parts of an action, in order."""
+    """Return the distributions of the parts of an action, in order."""
     if type(distribution) is Product:
         return [leaf for part in distribution.parts for leaf in leaves_of(part)]
     return [distribution]
 
 
 def parameters_of(distribution: Any) -> tuple[np.ndarray, ...]:
-    """The parameters of a distribution without parts, in the order of the plan."""
+    """Return the parameters of a distribution without parts, in the order of the plan."""
     if type(distribution) in (DiagonalGaussian, SquashedGaussian, StateDependentNoise):
         mean = np.asarray(distribution.mean)
         return mean, np.broadcast_to(np.asarray(distribution.log_std), mean.shape)

@@ -33,7 +33,7 @@ ACTIVATIONS = {"tanh": "np.tanh({})", "relu": "np.maximum({}, 0)", "silu": "silu
 
 
 def files_of(plan: Plan, path: Path) -> dict[Path, bytes]:
-    """The Python file at this path and the arrays next to it.
+    """Return the Python file at this path and the arrays next to it.
 
     Raises:
         UpslopeError: the policy has convolutions.
@@ -51,7 +51,7 @@ def files_of(plan: Plan, path: Path) -> dict[Path, bytes]:
 
 
 def arrays_of(plan: Plan) -> dict[str, np.ndarray]:
-    """The arrays that the Python file reads, by name."""
+    """Return the arrays that the Python file reads, by name."""
     found: dict[str, np.ndarray] = {}
     for k, one in enumerate(plan.vectors):
         if isinstance(one.coding, Numbers) and one.coding.mean is not None and one.coding.deviation is not None:
@@ -68,7 +68,7 @@ def arrays_of(plan: Plan) -> dict[str, np.ndarray]:
 
 
 def arrays_of_gaussian(head: Gaussian) -> dict[str, np.ndarray]:
-    """The arrays of a Gaussian, by name."""
+    """Return the arrays of a Gaussian, by name."""
     found = {name: getattr(head, name) for name in ("centre", "half", "low", "high")}
     if head.range_of_log_std is None:
         return found | {"log_std": head.log_std + head.log_unit}
@@ -76,7 +76,7 @@ def arrays_of_gaussian(head: Gaussian) -> dict[str, np.ndarray]:
 
 
 def suffix(plan: Plan, k: int) -> str:
-    """The suffix of the names of the k-th part of an action."""
+    """Return the suffix of the names of an action's k-th part."""
     return f"_of_{k}" if len(plan.parts) > 1 else ""
 
 
@@ -86,7 +86,7 @@ def source(plan: Plan) -> str:
 
 
 def beginning(plan: Plan) -> list[str]:
-    """The beginning of the file: its docstring, which describes inputs and outputs, and its imports."""
+    """Return the beginning of the file: its docstring, which describes inputs and outputs, and its imports."""
     mask = ", mask" if plan.has_masks else ""
     what = [f"    {one.name!a}: {one.kind} {list(one.shape)}" for one in plan.inputs]
     return [
@@ -179,7 +179,7 @@ def coded_input(k: int, one: Input) -> str:
 
 
 def dense(k: int, layer: Dense) -> Iterator[str]:
-    """A layer."""
+    """Yield the code of a dense layer."""
     more = ""
     if isinstance(layer, Spread):
         more = f' + a["share_{k}"] * np.log((x * x) @ a["variance_{k}"] + np.float32({VARIANCE_FLOOR}))'
@@ -216,7 +216,7 @@ def memory(k: int, layer: Memory) -> Iterator[str]:
 
 
 def parameters_in_words(plan: Plan) -> str:
-    """The names of the parameters, without the names of parts."""
+    """Return the names of the parameters, without the names of parts."""
     return ", ".join(dict.fromkeys(name for part in plan.parts for name in part.head.parameters))
 
 
@@ -240,7 +240,7 @@ def head(plan: Plan) -> Iterator[str]:
 
 
 def sizes_of(head: Head) -> list[int]:
-    """The number of choices of each decision."""
+    """Return the number of choices of each decision."""
     return [2] * head.num_outputs if isinstance(head, Switches) else list(getattr(head, "sizes", ()))
 
 

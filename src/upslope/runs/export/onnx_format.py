@@ -33,8 +33,8 @@ from upslope.runs.export.plan import (
 )
 
 OPSET, IR_VERSION = 17, 8
-"""Versions of the operators and of the file format: those of onnx 1.12 (2022), which onnxruntime supports since
-1.12."""
+"""Versions of the operators and of the file format: those of onnx 1.12 (2022), which onnxruntime has supported since
+version 1.12."""
 MASK, OWN = "action_mask", "upslope:"
 """The name of the mask input, and the prefix of every internal name."""
 KINDS = {"Box": "float32", "image": "uint8", "Discrete": "int64", "MultiDiscrete": "int64", "MultiBinary": "int8"}
@@ -279,7 +279,7 @@ class GraphWriter:
         return self.ops("Split", x, outputs=[self.fresh() for _ in range(count)], axis=1)
 
     def split(self, x: str, sizes: Sequence[int]) -> Sequence[str]:
-        """Split the last axis into parts of these sizes."""
+        """Split the last axis into parts of the given sizes."""
         return self.ops("Split", x, self.constant(sizes, np.int64), outputs=[self.fresh() for _ in sizes], axis=1)
 
     def heads(self, x: str, plan: Plan) -> None:
@@ -324,7 +324,7 @@ class GraphWriter:
         return self.op("Add", self.constant(head.centre), self.op("Mul", self.constant(head.half), x), output=output)
 
     def switches(self, x: str, part: Part, head: Switches, mask: str | None) -> None:
-        """Add the logits, infinite where a mask leaves only one value, and which of them are positive."""
+        """Add the logits, infinite where a mask leaves only one value, and whether each of them is positive."""
         (logits,) = part.parameters
         if mask is not None:
             pairs = self.reshape(mask, head.num_outputs, 2)
@@ -337,7 +337,8 @@ class GraphWriter:
         self.reshape(is_on, *head.shape, output=part.action)
 
     def categories(self, x: str, part: Part, head: Categories, mask: str | None) -> None:
-        """Add the logits, −∞ where the mask forbids a choice, and the first of the highest logits of each choice."""
+        """Add the logits, −∞ where the mask forbids a choice, and the index of the highest logit of each choice (the
+        first in a tie)."""
         (logits,) = part.parameters
         if mask is not None:
             self.op("Where", mask, x, self.constant(-np.inf), output=logits)

@@ -1,4 +1,4 @@
-"""A description, as plain data, of what a policy computes. Every export format is written from it.
+"""A description, as plain data, of what a policy computes. Every export format is generated from this description.
 
 observation → inputs, normalised and encoded → features, and pictures → layers, possibly including a memory → a head for
 each part of the action
@@ -215,7 +215,7 @@ class Gaussian:
 
     @property
     def log_unit(self) -> np.ndarray:
-        """The term that, added to log σ, expresses it in the units of the mean."""
+        """The term to add to log σ to express it in the units of the mean."""
         return np.zeros_like(self.half) if self.is_squashed else np.log(self.half)
 
     num_choices = 0
@@ -223,7 +223,7 @@ class Gaussian:
 
 @dataclass(frozen=True)
 class Categories:
-    """Choices, each the index of the highest of its logits plus its start."""
+    """Choices. Each is the index of its highest logit plus its start."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -249,7 +249,7 @@ class Categories:
 
 @dataclass(frozen=True)
 class Switches:
-    """Bits, each 1 if its logit is positive."""
+    """Bits. Each is 1 if its logit is positive."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -286,7 +286,8 @@ class Part:
     head: Head
 
     def name(self, what: str) -> str:
-        """The name of the part's action or of a parameter: `mean`, or `mean/KEY` if the action has several parts."""
+        """Return the name of the part's action or of a parameter: `mean`, or `mean/KEY` if the action has several
+        parts."""
         return f"{what}/{self.label}" if self.path else what
 
     @property
@@ -354,7 +355,7 @@ class Plan:
         return "the most probable one, within its bounds"
 
     def is_masked(self, part: Part) -> bool:
-        """Whether the mask covers this part."""
+        """Return whether the mask covers this part."""
         return self.has_masks and part.head.num_choices > 0
 
     @property

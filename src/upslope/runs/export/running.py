@@ -1,7 +1,8 @@
-"""Run an exported file on observations: its outputs, and the duration of a step.
+"""Run an exported file on observations to obtain its outputs and the duration of a step.
 
 Each runner takes sequences of observations, given as an array [T, B, …] for each input, and masks [T, B, M] or None.
-All B episodes begin at t = 0. It returns the actions [T, B, …] and the parameters [T, B, K] of each part by name.
+All B episodes begin at t = 0. The runner returns the actions [T, B, …] and the parameters [T, B, K] of each part by
+name.
 """
 
 import math
@@ -28,7 +29,7 @@ Found = dict[str, np.ndarray]
 """The actions and the parameters of all parts, [T, B, …]."""
 STANDARD = ("-std=c99", "-O2")
 PATIENCE = 60
-"""Maximum seconds that the compiler or a program may run."""
+"""Maximum number of seconds that the compiler or a program may run."""
 
 
 def run_numpy(
@@ -67,7 +68,7 @@ def run_onnx(path: Path, plan: Plan, arrays: Sequence[np.ndarray], masks: np.nda
 
 
 def session_of(path: Path) -> Callable[[list[str], dict[str, Any]], list[Any]]:
-    """A function that runs a graph."""
+    """Return a function that runs a graph."""
     if find_spec("onnxruntime") is None:
         return import_module("onnx.reference").ReferenceEvaluator(str(path)).run
     return import_module("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"]).run
@@ -92,14 +93,15 @@ class Timed(NamedTuple):
 
 
 def compiler() -> str | None:
-    """The C compiler of this machine."""
+    """Return the C compiler of this machine, or None if there is none."""
     return which("gcc") or which("cc")
 
 
 def run_c(
     header: Path, plan: Plan, arrays: Sequence[np.ndarray], masks: np.ndarray | None, more: Sequence[str] = ()
 ) -> Timed:
-    """Compile the header with a program that steps the policy, passing `more` options to the compiler, and run it.
+    """Compile the header together with a program that steps the policy, and run the program. `more` holds additional
+    compiler options.
 
     Raises:
         subprocess.SubprocessError, OSError: there is no compiler, or it does not work.
@@ -127,7 +129,7 @@ def run_c(
 
 
 def kinds_of(plan: Plan) -> Iterator[tuple[str, np.dtype, tuple[int, ...]]]:
-    """(name, dtype, shape) of everything that a policy returns, in the order of `fields_of`."""
+    """Yield (name, dtype, shape) for everything that a policy returns, in the order of `fields_of`."""
     for part in plan.parts:
         yield part.action, np.dtype(part.head.dtype), part.head.shape
         yield from ((name, np.dtype(np.float32), (part.head.width,)) for name in part.parameters)

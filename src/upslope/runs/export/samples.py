@@ -9,17 +9,17 @@ from upslope.models.encoders import CompositeEncoder, DictEncoder, ObservationEn
 from upslope.runs.export.plan import Bytes, Categories, Choices, Head, Input, Plan
 
 MOST = 2**24
-"""Maximum magnitude of a number; 32-bit floats represent every integer up to it."""
+"""Maximum magnitude of a random number; 32-bit floats represent every integer up to it."""
 
 
 def random_arrays(plan: Plan, count: int, generator: np.random.Generator) -> list[np.ndarray]:
-    """`count` observations, an array [count, …] for each input. Numbers are spread around the mean seen in training,
-    and some exceed the clipping bounds."""
+    """Return `count` random observations, as an array [count, …] for each input. Numbers are spread around the mean
+    seen in training, and some exceed the clipping bounds."""
     return [random_array(one, count, generator) for one in plan.inputs]
 
 
 def random_array(one: Input, count: int, generator: np.random.Generator) -> np.ndarray:
-    """`count` arrays of one input."""
+    """Return `count` random arrays for one input, [count, …]."""
     shape, coding = (count, *one.shape), one.coding
     if isinstance(coding, Bytes):
         return generator.integers(0, 256 if coding.is_picture else 5, shape, np.uint8)
@@ -35,7 +35,8 @@ def random_array(one: Input, count: int, generator: np.random.Generator) -> np.n
 
 
 def random_masks(plan: Plan, count: int, generator: np.random.Generator) -> np.ndarray | None:
-    """`count` masks [count, M], each of which allows at least one action; None if the policy has no masks."""
+    """Return `count` random masks [count, M], each of which allows at least one action. Return None if the policy has
+    no masks."""
     if not plan.has_masks:
         return None
     masks = generator.random((count, plan.num_choices)) < 0.6
@@ -47,7 +48,7 @@ def random_masks(plan: Plan, count: int, generator: np.random.Generator) -> np.n
 
 
 def sizes_of(head: Head) -> Sequence[int]:
-    """The number of options of each choice that a mask covers."""
+    """Return the number of options of each choice that a mask covers."""
     return head.sizes if isinstance(head, Categories) else [2] * (head.num_choices // 2)
 
 

@@ -1,7 +1,7 @@
-"""Convert a trained agent to a plan of what its policy computes: the only code that knows how networks are built.
+"""Convert a trained agent to a plan of what its policy computes: the only code that depends on how networks are built.
 
-Anything unknown is refused by name, so that no part of a policy is silently omitted. This covers unknown classes, and
-fields that were added to known classes and do not have their default values.
+Anything unknown is refused with an error that names it, so no part of a policy is silently omitted. This covers unknown
+classes, and fields that were added to known classes and do not have their default values.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -104,7 +104,7 @@ def plan_of(agent: Any, encoder: encoders.ObservationEncoder, *, has_masks: bool
 
 
 def key_of(one: Input) -> str:
-    """The key that encoders use for this array."""
+    """Return the key that encoders use for this array."""
     return "/".join(map(str, one.path))
 
 
@@ -123,7 +123,7 @@ def known(part: Any) -> Any:
 
 
 def not_known(words: str) -> UpslopeError:
-    """The error for a part that is not supported."""
+    """Return the error for a part that is not supported."""
     return UpslopeError(
         f"This policy has a {words}, which cannot be exported yet. Use it from Python: upslope.load returns the policy."
     )
@@ -162,7 +162,7 @@ def widened(
 def inputs_of(
     encoder: encoders.ObservationEncoder, statistics: Any, path: tuple[str | int, ...] = ()
 ) -> Iterator[tuple[Input, encoders.ObservationEncoder]]:
-    """Each array of an observation, with its encoder."""
+    """Yield each array of an observation, with its encoder."""
     known(encoder)
     if isinstance(encoder, encoders.CompositeEncoder):
         for key, part in encoder.children:
@@ -236,7 +236,7 @@ def parts_of(head: Any) -> Iterator[Any]:
 
 
 def branch_of(model: Any) -> Branch:
-    """The network that the policy uses to read observations."""
+    """Return the network that the policy uses to read observations."""
     return model.trunk if isinstance(model, SharedTrunk) else model.actor
 
 

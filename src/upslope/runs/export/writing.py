@@ -36,7 +36,7 @@ class Exported:
     """The files of an exported policy."""
 
     paths: tuple[Path, ...]
-    """The exported file and, for NumPy, the file of its arrays."""
+    """The exported file and, for NumPy, the file that holds its arrays."""
     largest_difference: float | None
     """The largest difference from the original policy on random observations, relative plus absolute; None if the file
     could not be run on this machine."""
@@ -138,7 +138,7 @@ def refuse_taken(files: dict[Path, bytes]) -> dict[Path, bytes]:
 
 
 def sequences(plan: Plan) -> tuple[list[np.ndarray], np.ndarray | None]:
-    """Random observations and masks, [T, B, …]."""
+    """Return random observations and masks, each [T, B, …]."""
     generator = np.random.default_rng(0)
     steps, episodes = (STEPS, EPISODES) if plan.memory else (1, EPISODES * STEPS)
     if plan.pictures:
@@ -153,7 +153,7 @@ def checked(plan: Plan, found: Found, wanted: Found) -> Agreement:
     """Check that a file agrees with the policy, and return how closely.
 
     Raises:
-        UpslopeError: it computes something else.
+        UpslopeError: the file computes something else.
     """
     made = agreement(plan, found, wanted)
     if made.differing or not made.largest <= TOLERANCE:

@@ -57,7 +57,7 @@ class MlflowTracker:
         return {"parent": parent, "runs": runs}
 
     def experiment(self, project: str | None) -> str:
-        """Return the id of the experiment named by the user, by MLflow's environment variables, or otherwise
+        """Return the id of the experiment named by the user or by MLflow's environment variables, or else of
         `upslope`."""
         if project is None and (identity := os.environ.get("MLFLOW_EXPERIMENT_ID")):
             return identity

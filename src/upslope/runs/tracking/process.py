@@ -1,4 +1,4 @@
-"""Run a process per tracker that follows the growing run directory.
+"""Run one process per tracker, which follows the run directory as it grows.
 
 Training starts the process, and closes a pipe when training ends. No data are passed to it, so training never waits and
 no queue can fill up. A tracker that fails, hangs or dies affects only its own process.
@@ -26,13 +26,13 @@ from upslope.runs.tracking.sending import Sender
 from upslope.runs.tracking.tracker import keep_private
 
 PAUSE = 1.0
-"""Seconds between two checks of the run directory."""
+"""Seconds between checks of the run directory."""
 PATIENCE = 15.0
 """Seconds without progress after which an unfinished tracker is stopped once training has ended."""
 QUIET_WAIT = 1.0
-"""Seconds of waiting after training before the user is told which trackers have not finished."""
+"""Seconds to wait after training before the user is told which trackers have not finished."""
 ORPHAN_SECONDS = 600.0
-"""Maximum seconds that the process may take to finish after training has ended."""
+"""Maximum number of seconds that the process may take to finish after training has ended."""
 NICENESS = 10
 """The niceness of the process, so that training has priority on the processor."""
 BOOTSTRAP = f"""
@@ -57,7 +57,7 @@ class TrackerProcess:
         self.words: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self.is_sent = self.is_told = False
         self.where: list[str] = []
-        """Lines that say where the tracker shows the run, not yet shown to the user."""
+        """Lines, not yet shown to the user, that say where the tracker shows the run."""
         safe_path(run, run / "tracking", is_folder=True).mkdir(exist_ok=True)
         log = safe_path(run, run / "tracking" / "output.log")
         (over, mine), (theirs, words) = os.pipe(), os.pipe()
@@ -90,7 +90,8 @@ class TrackerProcess:
                 self.words.put(json.loads(line))
 
     def news(self, wait: float = 0.0) -> list[str] | None:
-        """Return new lines for the user since the last call; None if the process sent nothing within `wait` seconds."""
+        """Return new lines for the user since the last call, or None if the process sent nothing within `wait`
+        seconds."""
         words: list[dict[str, Any]] = []
         with contextlib.suppress(queue.Empty):
             words.append(self.words.get(timeout=wait) if wait else self.words.get_nowait())
@@ -109,7 +110,7 @@ class TrackerProcess:
         return self.process.poll() is not None and not self.listener.is_alive() and self.words.empty()
 
     def failure(self, why: str) -> str:
-        """Return the message that tracking failed, and note that the user has been told."""
+        """Return the message that tracking failed, and record that the user has been told."""
         self.is_told = True
         return f"{self.name} failed: {why}. The run is not affected. Send the rest later: {self.command}"
 
@@ -166,8 +167,8 @@ class Tracking:
         return lines is not None
 
     def close(self) -> None:
-        """Wait until the processes have sent the rest. A process that makes no progress is stopped, and Ctrl-C ends the
-        wait."""
+        """Wait until the processes have sent the remaining data. A process that makes no progress is stopped, and
+        Ctrl-C ends the wait."""
         for one in self.processes:
             one.request_end()
         with contextlib.suppress(BrokenPipeError):  # the reader of the output has exited; the run is saved
@@ -233,7 +234,7 @@ def follow(sender: Sender, over: int, say: Callable[..., None]) -> None:
     """Send rows as they appear."""
 
     def pause() -> bool:
-        """Wait a little, and return whether training is over."""
+        """Wait briefly, and return whether training is over."""
         return bool(select.select([over], [], [], PAUSE)[0])
 
     def wait_for_another() -> bool:

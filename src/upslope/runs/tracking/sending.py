@@ -29,7 +29,7 @@ from upslope.runs.tracking.tracker import (
 BATCH = 200
 """Maximum number of rows passed to a tracker in one call. Progress is recorded after each call."""
 LAST_EPISODES = 100
-"""A seed's result is the mean over this many of its last training episodes."""
+"""Number of a seed's most recent training episodes over which its result is averaged."""
 
 
 class Memory:
@@ -42,7 +42,7 @@ class Memory:
         self.path = self.folder / f"{self.stem}.json"
         self.root = directory.path
         self.rows = 0
-        """Number of rows of metrics.jsonl that were sent, counted from the first."""
+        """Number of rows of metrics.jsonl that have been sent, starting with the first."""
         self.known: dict[str, Any] = {}
         """Data that the tracker needs to continue its runs."""
         self.summary: dict[str, dict[str, float]] = {}
@@ -161,8 +161,8 @@ class Sender:
 
 
 def summary_of(directory: RunDirectory, seeds: Sequence[int]) -> dict[int, dict[str, float]]:
-    """Return each seed's results: means over its last training episodes, and over its evaluation episodes by checkpoint
-    and mode."""
+    """Return each seed's results: means over its most recent training episodes, and over its evaluation episodes for
+    each checkpoint and mode."""
     episodes, evaluations = directory.episodes(), directory.evaluations()
     found: dict[int, dict[str, float]] = {}
     for seed in seeds:
@@ -179,8 +179,8 @@ def summary_of(directory: RunDirectory, seeds: Sequence[int]) -> dict[int, dict[
 
 
 def means_of(name: str, rows: np.ndarray) -> dict[str, float]:
-    """Return the mean return and length of episodes, and the means of their numbers from `info`; empty without
-    episodes."""
+    """Return the mean return and length of episodes, and the means of their numbers from `info`. The result is empty if
+    there are no episodes."""
     columns = ["return", "length", *(column for column in rows.dtype.names or () if column.startswith(INFO))]
     known = {column: rows[column][np.isfinite(rows[column])] for column in columns}
     return {f"{name}/{column}": float(x.mean()) for column, x in known.items() if len(x)}
@@ -191,7 +191,7 @@ def track(run: str | Path | Any, to: str | Sequence[str], *, project: str | None
     the results of training and evaluation.
 
     What was sent is recorded in the run directory, so a second call sends only what is new. If the run was tracked
-    during training, the same tracker runs are continued. Returns a line for each tracker that tells what was sent, and
+    during training, the same tracker runs are continued. Returns a line for each tracker that states what was sent and
     where.
 
     Args:

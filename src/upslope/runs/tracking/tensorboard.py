@@ -1,4 +1,5 @@
-"""TensorBoard event files, in `tensorboard/seed_…` of the run directory, so that TensorBoard overlays the seeds."""
+"""Write TensorBoard event files to `tensorboard/seed_…` in the run directory, so that TensorBoard overlays the
+seeds."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

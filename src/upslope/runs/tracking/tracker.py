@@ -27,15 +27,15 @@ TRACKERS: dict[str, tuple[str, str, str]] = {
     "trackio": ("TrackioTracker", "trackio", "Trackio"),
     "mlflow": ("MlflowTracker", "mlflow", "MLflow"),
 }
-"""Name, which is also the name of the module in this package and of the extra → the class, the package that it needs,
-and a description."""
+"""The name of each tracker (also the name of its module in this package and of the extra) → its class, the package that
+it needs, and a description."""
 PRIVATE = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "WANDB_ERROR_REPORTING": "false",
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
-"""Environment variables that turn off the usage reporting of trackers, unless the user has set them."""
+"""Environment variables that turn off trackers' usage reporting. Those that the user has already set are kept."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class MetricRow:
 class Tracker(Protocol):
     """Sends one training run to one tracker, with a tracker run per seed.
 
-    The methods are called in the order in which they are listed. They may block or raise, since a separate process
-    calls them, not the one that trains."""
+    The methods are called in the order in which they are listed. They may block or raise exceptions, since they are
+    called in a separate process, not in the one that trains."""
 
     def begin(self, run: TrackedRun, known: dict[str, Any]) -> dict[str, Any]:
         """Open a tracker's run for each seed.
@@ -86,7 +86,7 @@ class Tracker(Protocol):
         ...
 
     def summarise(self, summary: Mapping[int, Mapping[str, float]], step: int) -> None:
-        """Send each seed's results, i.e. its training return and its evaluation. Called at the end if they have
+        """Send each seed's results, i.e. its training return and its evaluation. Called at the end if the results have
         changed."""
         ...
 
@@ -125,7 +125,7 @@ def require_trackers(names: Sequence[str], flag: str = "--track") -> None:
 
 
 def is_installed(package: str) -> bool:
-    """Whether a package can be imported."""
+    """Return whether a package can be imported."""
     try:
         return find_spec(package) is not None
     except ValueError:  # its import is blocked in `sys.modules`
@@ -187,7 +187,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def words(value: Any) -> str:
-    """A parameter as text."""
+    """Return a parameter as text."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

@@ -29,7 +29,7 @@ class WandbTracker:
         return {"ids": ids, "project": project, "where": f"{where} (group {run.name})"}
 
     def start(self, wandb: Any, run: TrackedRun, seed: int, project: str, identity: str, is_known: bool) -> Any:
-        """The wandb run of one seed."""
+        """Return the wandb run of one seed."""
         options: dict[str, Any] = {
             "project": project,
             "group": run.name,
@@ -39,7 +39,7 @@ class WandbTracker:
             "config": run.parameters | {"seed": seed},
             "resume": "allow" if is_known else None,
             "reinit": "create_new",
-            # Training prints its output in another process, and the load of this process is not that of the run.
+            # Training prints its output in another process, and this process's load is not the run's load.
             "settings": wandb.Settings(console="off", x_disable_stats=True),
         }
         try:
