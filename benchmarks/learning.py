@@ -124,7 +124,12 @@ CASES: dict[str, Case] = {
     ),
     "lunarlander_ppo": Case("LunarLander-v3", "ppo", 1_000_000, "≥ 200", f"242.1 on v2 ({ZOO})"),
     "mountaincarcontinuous_ppo": Case(
-        "jax:MountainCarContinuous-v0", "ppo", 1_000_000, "≥ 90", "solved at 90 (Gymnasium); the zoo reports 94", seeds=10
+        "jax:MountainCarContinuous-v0",
+        "ppo",
+        1_000_000,
+        "≥ 90",
+        "solved at 90 (Gymnasium); the zoo reports 94",
+        seeds=10,
     ),
     "halfcheetah_ppo": Case(
         "HalfCheetah-v5",

@@ -479,7 +479,7 @@ def test_a_file_that_is_there_is_kept_and_names_are_checked(tmp_path: Path):
     with pytest.raises(UpslopeError, match=r"policy\.npz already exists"):
         policy.export("numpy", tmp_path)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("policy.npz", "mine")]
-    for output, words in (("policy.onnx", "is a .py file"), ("nowhere/", "There is no folder")):
+    for output, words in (("policy.onnx", "needs a .py file"), ("nowhere/", "There is no folder")):
         with pytest.raises(UpslopeError, match=words):
             policy.export("numpy", f"{tmp_path}/{output}")
     with pytest.raises(UpslopeError, match='There is no format "torch"'):

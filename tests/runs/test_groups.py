@@ -127,7 +127,7 @@ def test_refusals(environment: str, algorithm: str, settings: dict[str, Any], wo
         ({"reference": "nowhere"}, "nowhere"),
         ({"hidden_sizes": (4,)}, r"--hidden-sizes was \(8,\), and is now \(4,\)"),
         ({"env_kwargs": {}}, "spaces"),
-        ({"seeds": 3}, "no seed 2. Choose one .* --reference-seed 0"),
+        ({"seeds": 3}, "no seed 2. To use one of them .* --reference-seed 0"),
         ({"reference_seed": 9}, "no seed 9"),
         ({"reference_estimator": "k4"}, "one of exact, k1, k2, k3"),
     ],

@@ -15,7 +15,9 @@ SPECIFICATION = re.compile("^COMPLETION_SPEC = .*$", re.MULTILINE)
 BREAK = re.compile(r"\\+n")
 """An escaped line break in that line. If a help text kept its line breaks, the shell would offer the text after each
 break as a separate word."""
-FILES_TOO = """ # If a flag or argument has no fixed values, complete file names, e.g. of runs and outputs. _upslope() {
+FILES_TOO = """
+# If a flag or argument has no fixed values, complete file names, e.g. of runs and outputs.
+_upslope() {
   _tyro_upslope
   [[ ${#COMPREPLY[@]} -eq 1 && -z ${COMPREPLY[0]} ]] && COMPREPLY=()
   return 0

@@ -153,8 +153,8 @@ def size_of_one(flat: Any) -> int:
 
 
 def successors_of(ends: list[EndedRows], newest: Any, shape: tuple[int, int]) -> Successors:
-    """Return the successors [S, K, …] that are not the next step's observation; `newest` holds those of the last step. Seeds with
-    fewer than K successors are padded."""
+    """Return the successors [S, K, …] that are not the next step's observation; `newest` holds those of the last step.
+    Seeds with fewer than K successors are padded."""
     num_seeds, num_envs = shape
     rest = np.setdiff1d(np.arange(num_seeds * num_envs), ends[-1].rows)
     at_last = EndedRows(rest, jax.tree.map(lambda x: x[rest], newest))

@@ -221,7 +221,7 @@ def store(directory: RunDirectory, rows: Iterator[tuple[Any, ...]], place: Calla
     try:
         path = directory.add_evaluation(rows, place)
     except (UpslopeError, OSError) as error:  # the results took a long time to compute, so show them anyway
-        return [f"not stored: {str(error).rstrip('.')}. The results are shown, but not stored with the run."]
+        return [f"not stored: {str(error).rstrip('.')}. The results are only shown."]
     if path == directory.evaluation_path:
         return []
     return [
