@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from gymnasium import spaces
 
-from upslope.core.arrays import is_shape, shaped_like
+from upslope.core.arrays import is_shape, over_parts, shaped_like
 from upslope.core.messages import raised_at, text_of, told
 from upslope.core.reading import brief
 from upslope.core.space_parts import leaf_spaces
@@ -79,10 +79,17 @@ class Leaf:
         """The dtypes that can be converted to the stored dtype without changing a number."""
         return frozenset({self.dtype, np.dtype(np.float64)} if self.dtype == np.float32 else {self.dtype})
 
+    @cached_property
+    def holds_all(self) -> bool:
+        """Whether every array of the stored dtype can be stored, so that its numbers need no check."""
+        return not self.is_index and self.dtype.itemsize < 8
+
     def wrong(self, observation: Any) -> str:
         """Explain why the value cannot be stored unchanged, or return an empty string if it can."""
         try:
             x = np.asarray(observation)
+            if type(observation) is np.ndarray and x.dtype == self.dtype and self.holds_all:
+                return ""
         except STOPS:
             raise
         except BaseException as error:  # e.g. a tensor that records gradients
@@ -121,6 +128,8 @@ class Leaf:
         if self.is_index or self.low is None:
             return False
         x = np.asarray(observation)
+        if not ((x < self.low) | (x > self.high)).any():
+            return False
         margin = 1e-5 * (1 + np.abs(x)) if self.dtype.kind == "f" else 0
         return bool(((x < self.low - margin) | (x > self.high + margin)).any())
 
@@ -145,31 +154,29 @@ class Border:
 
     def place(self, into: Any, row: int, observation: Any, episode: Place) -> None:
         """Write an observation after checking it against the space."""
-        episode.seen = seen = episode.seen + 1
-        only = self.only
-        if seen > FIRST and episode.length and seen % EVERY:
-            if only is None:
-                if self.place_parts(into, row, observation):
-                    return
-            elif only.is_plainly_right(observation):
-                into[row] = observation
-                return
-        self.check(observation, episode)
-        assign(into, row, shaped_like(self.shapes, observation))
+        self.placing(into)(row, observation, episode)
 
-    def place_parts(self, into: Any, row: int, observation: Any) -> bool:
-        """Write each array that passes the quick check, and return whether all of them passed."""
-        try:
-            for leaf in self.leaves:
-                array, x = into, observation
-                for key in leaf.keys:
-                    array, x = array[key], x[key]
-                if not leaf.is_plainly_right(x):
-                    return False
-                array[row] = x
-        except (KeyError, IndexError, TypeError):
-            return False
-        return True
+    def placing(self, into: Any) -> Callable[[int, Any, Place], None]:
+        """Return a function that writes observations into rows of these arrays after checking them against the space.
+
+        The arrays of a Dict or Tuple are looked up here once, not again for every row.
+        """
+        only = self.only
+        parts = [] if only else [(part_at(leaf.keys, into), leaf) for leaf in self.leaves]
+
+        def place(row: int, observation: Any, episode: Place) -> None:
+            episode.seen = seen = episode.seen + 1
+            if seen > FIRST and episode.length and seen % EVERY:
+                if only is None:
+                    if place_parts(parts, row, observation):
+                        return
+                elif only.is_plainly_right(observation):
+                    into[row] = observation
+                    return
+            self.check(observation, episode)
+            assign(into, row, shaped_like(self.shapes, observation))
+
+        return place
 
     def check(self, observation: Any, episode: Place) -> None:
         """Raise an error if a value is not in the space. Report values outside its bounds and features that are lost in
@@ -233,6 +240,26 @@ class Border:
         if self.only is not None:
             return [observation]
         return self.structure.flatten_up_to(shaped_like(self.shapes, observation))
+
+
+def place_parts(parts: list[tuple[np.ndarray, Leaf]], row: int, observation: Any) -> bool:
+    """Write each part that passes the quick check into its array, and return whether all of them passed."""
+    try:
+        for array, leaf in parts:
+            x = observation[leaf.keys[0]] if len(leaf.keys) == 1 else part_at(leaf.keys, observation)
+            if not leaf.is_plainly_right(x):
+                return False
+            array[row] = x
+    except (KeyError, IndexError, TypeError):
+        return False
+    return True
+
+
+def part_at(keys: tuple[Any, ...], observation: Any) -> Any:
+    """Return the part of an observation at these keys, with the outermost key first."""
+    for key in keys:
+        observation = observation[key]
+    return observation
 
 
 class Spread:
@@ -486,7 +513,13 @@ def raised(name: str, where: str, place: str, error: BaseException) -> str:
 
 def read_mask(info: Any, head: ActionHead, name: str, place: Place) -> Any:
     """Return the mask of allowed choices [M] in an environment's info."""
-    return flat_mask(mask_in(info), head, name, place.describe)
+    mask = mask_in(info)
+    if type(mask) is np.ndarray and mask.shape == (head.num_choices,) and mask.size:  # the usual form
+        if mask.dtype.char == "?":
+            return mask
+        if mask.dtype.char in "bB" and not mask.tobytes().strip(b"\0\1"):
+            return mask.view(bool)
+    return flat_mask(mask, head, name, place.describe)
 
 
 def flat_mask(mask: Any, head: ActionHead, name: str, describe: Callable[[], str]) -> Any:
@@ -519,7 +552,4 @@ def nothing_allowed(name: str, place: str) -> str:
 
 def assign(into: Any, rows: Any, values: Any) -> None:
     """Assign into[rows] = values for every array of an observation."""
-    if isinstance(into, np.ndarray):
-        into[rows] = values
-    else:
-        jax.tree.map(lambda a, b: a.__setitem__(rows, b), into, values)
+    over_parts(lambda a, b: a.__setitem__(rows, b), into, values)

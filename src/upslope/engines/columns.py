@@ -221,6 +221,7 @@ class HostColumns:
         # The environment receives its own copy of the action, since it may modify the action in place.
         given, kept = one_by_one(taken), one_by_one(self.head.kept(action, taken))
         listed, episodes, limit = rows.tolist(), self.episodes, self.limit
+        place = self.border.placing(next_observation)
         for row in listed:
             self.row, episode = row, episodes[row]
             episode.length = length = episode.length + 1
@@ -245,7 +246,7 @@ class HostColumns:
             episode.episode_return += float(reward[row])
             if limit is not None and length >= limit:
                 truncated[row] = True
-            self.border.place(next_observation, row, observation, episode)
+            place(row, observation, episode)
             if self.read_info is not None and (ended or truncated[row]):
                 episode.info = self.read_info(info, episode)
             if self.mask is not None:

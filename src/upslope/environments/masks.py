@@ -50,7 +50,7 @@ def method_of(env: Any) -> Callable[[], Any] | None:
 
 def mask_in(info: Any) -> Any:
     """The mask in an environment's info; None if there is none."""
-    return info.get(KEY) if isinstance(info, Mapping) else None
+    return info.get(KEY) if type(info) is dict or isinstance(info, Mapping) else None
 
 
 class MaskInInfo(gymnasium.Wrapper):
