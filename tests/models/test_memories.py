@@ -14,6 +14,7 @@ from upslope.models.choice_heads import DiscreteHead
 from upslope.models.encoders import BoxEncoder
 from upslope.models.memories import Cell, cell_of
 from upslope.models.model import restarted, unroll
+from upslope.models.recurrences import gated_over_time
 
 T, N, D, H = 9, 4, 3, 5
 MEMORIES = ("gru", "lstm", "lru")
@@ -80,6 +81,38 @@ def test_a_cell_over_time_is_its_formula_step_by_step_and_starts_anew_with_each_
             expected, carry = {"gru": gru_by_hand, "lstm": lstm_by_hand}[memory](made.layer, x[t], carry)
         np.testing.assert_allclose(outputs[t], expected, atol=2e-5)
         jax.tree.map(lambda c, e, t=t: np.testing.assert_allclose(c[t], e, atol=2e-5), after, carry)
+
+
+@pytest.mark.parametrize("memory", ["gru", "lstm"])
+def test_the_gradient_over_time_is_that_of_equinoxs_cell_in_a_plain_scan(memory: str):
+    made: Any = cell(memory)
+    x, fresh = (jnp.asarray(array) for array in inputs())
+    start = jax.tree.map(lambda c: jnp.full(c.shape, 0.3), made.start(N))
+    towards = jax.tree.map(lambda c: jnp.asarray(np.random.default_rng(5).normal(size=(T, *c.shape))), start)
+
+    def plain(layer: Any, x: Any, carry: Any) -> Any:
+        def one(carry: Any, now: Any) -> Any:
+            carry = jax.tree.map(lambda c: jnp.where(now[1][:, None], 0.0, c), carry)
+            carry = jax.vmap(layer)(now[0], carry)
+            return carry, carry
+
+        return jax.lax.scan(one, carry, (x, fresh))[1]
+
+    def slope_of(after: Any) -> Any:
+        return sum(
+            jnp.sum(jnp.sin(a) * b) for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(towards), strict=True)
+        )
+
+    def product(loss: Any) -> Any:
+        """Return the loss, its gradient, and the product of its second derivatives with the parameters."""
+        given = made.layer, x, start
+        slope, along = jax.linearize(jax.grad(loss, argnums=(0, 1, 2)), *given)
+        return loss(*given), slope, along(*given)
+
+    found = product(lambda layer, x, carry: slope_of(gated_over_time(layer, x, carry, fresh)))
+    expected = product(lambda layer, x, carry: slope_of(plain(layer, x, carry)))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("memory", MEMORIES)

@@ -1,8 +1,8 @@
 """Memory cells, which keep information from step to step.
 
 A cell has two methods: `start(num)` returns the memory at the start of an episode, and `over_time` runs the cell over
-[T, N] inputs and restarts it where an episode begins. The layers are Equinox's; only the linear recurrence is
-implemented here.
+[T, N] inputs and restarts it where an episode begins. The weights are those of Equinox's layers, run over time by
+`recurrences.py`; only the linear recurrence is implemented here.
 """
 
 from abc import abstractmethod
@@ -16,6 +16,7 @@ from equinox.nn import GRUCell, LSTMCell
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from upslope.models.networks import orthogonal
+from upslope.models.recurrences import gated_over_time
 
 
 class Cell(equinox.Module):
@@ -58,13 +59,7 @@ class Gated(Cell):
     def over_time(
         self, x: Float[Array, "T N D"], carry: Any, fresh: Bool[Array, "T N"]
     ) -> tuple[Float[Array, "T N H"], Any]:
-        def one(carry: Any, now: tuple[Array, Array]) -> tuple[Any, Any]:
-            inputs, begins = now
-            kept = jax.tree.map(lambda c: jnp.where(begins[:, None], 0.0, c), carry)
-            carry = jax.vmap(self.layer)(inputs, kept)
-            return carry, carry
-
-        after = jax.lax.scan(one, carry, (x, fresh))[1]
+        after = gated_over_time(self.layer, x, carry, fresh)
         return (after[0] if isinstance(self.layer, LSTMCell) else after), after
 
 
