@@ -21,7 +21,7 @@ from gymnasium.vector import AutoresetMode
 
 from upslope.core.arrays import copied, in_seeds
 from upslope.core.their_folder import TheirFolder
-from upslope.engines.border import Border, assign, flag_of, has_shape, kind_of, raised, read_mask, reward_of
+from upslope.engines.border import Border, assign, flag_of, has_shape, kind_of, mask_reader, raised, reward_of
 from upslope.engines.columns import (  # fmt: skip
     NOT_RUNNING,
     TOO_LONG,
@@ -103,6 +103,7 @@ class BatchedColumns:
         self.flat = self.border.empty(count)
         self.mask: Any = np.ones((count, head.num_choices), bool) if world.gives_masks else None
         """See `HostColumns.mask`."""
+        self.read_mask = mask_reader(head, world.name)
         self.is_waiting = np.zeros(count, bool)
         """Rows whose next step only resets them (NEXT_STEP)."""
         self.generators = [np.random.default_rng(seed) for seed in seeds]
@@ -325,7 +326,7 @@ class BatchedColumns:
         if self.mask is not None:
             resets = is_over and self.modes[row // self.shape[1]] is not AutoresetMode.SAME_STEP
             given = {"action_mask": mask_of(info, column)}
-            self.mask[row] = True if resets else read_mask(given, self.head, self.world.name, self.episodes[row])
+            self.mask[row] = True if resets else self.read_mask(given, self.episodes[row])
 
     def call(self, name: str, arguments: list[Any]) -> None:
         """Refuse to call a method, since a single column is never reset from outside."""

@@ -28,8 +28,8 @@ from upslope.models.head import ActionHead
 FIRST = 100
 """Number of initial observations of each environment that are checked in full, as is the first observation of every
 episode."""
-EVERY = 16
-"""After these observations, only every 16th one is checked in full."""
+EVERY = 64
+"""After these observations, only every 64th one is checked in full."""
 FEW_SPACINGS = 4.0
 """A feature is considered lost if its standard deviation is less than this many times the spacing between floats."""
 FAR = 10.0
@@ -162,7 +162,8 @@ class Border:
         The arrays of a Dict or Tuple are looked up here once, not again for every row.
         """
         only = self.only
-        parts = [] if only else [(part_at(leaf.keys, into), leaf) for leaf in self.leaves]
+        arrays = [part_at(leaf.keys, into) for leaf in self.leaves]
+        parts = [(array, leaf.keys, leaf.is_plainly_right) for array, leaf in zip(arrays, self.leaves, strict=True)]
 
         def place(row: int, observation: Any, episode: Place) -> None:
             episode.seen = seen = episode.seen + 1
@@ -173,16 +174,17 @@ class Border:
                 elif only.is_plainly_right(observation):
                     into[row] = observation
                     return
-            self.check(observation, episode)
-            assign(into, row, shaped_like(self.shapes, observation))
+            for array, x in zip(arrays, self.checked(observation, episode), strict=True):
+                array[row] = x
 
         return place
 
-    def check(self, observation: Any, episode: Place) -> None:
-        """Raise an error if a value is not in the space. Report values outside its bounds and features that are lost in
-        32 bits."""
+    def checked(self, observation: Any, episode: Place) -> list[Any]:
+        """Return the arrays of an observation, or raise an error if a value is not in the space. Report values outside
+        its bounds and features that are lost in 32 bits."""
         self.require_fit(observation, episode)
-        for leaf, x, spread in zip(self.leaves, self.parts(observation), self.spreads, strict=True):
+        found = self.parts(observation)
+        for leaf, x, spread in zip(self.leaves, found, self.spreads, strict=True):
             reason = leaf.wrong(x)
             if reason:
                 raise UpslopeError(
@@ -198,6 +200,7 @@ class Border:
                 )
             if spread is not None and spread.count >= 0:
                 self.watch(leaf, x, spread, is_last=episode.seen >= FIRST)
+        return found
 
     def watch(self, leaf: Leaf, x: Any, spread: "Spread", *, is_last: bool) -> None:
         """Track the spread of the first observations, and report features that floats cannot resolve."""
@@ -242,12 +245,16 @@ class Border:
         return self.structure.flatten_up_to(shaped_like(self.shapes, observation))
 
 
-def place_parts(parts: list[tuple[np.ndarray, Leaf]], row: int, observation: Any) -> bool:
-    """Write each part that passes the quick check into its array, and return whether all of them passed."""
+def place_parts(
+    parts: list[tuple[np.ndarray, tuple[Any, ...], Callable[[Any], bool]]], row: int, observation: Any
+) -> bool:
+    """Write each part that passes its quick check into its array, and return whether all of them passed."""
     try:
-        for array, leaf in parts:
-            x = observation[leaf.keys[0]] if len(leaf.keys) == 1 else part_at(leaf.keys, observation)
-            if not leaf.is_plainly_right(x):
+        for array, keys, is_plainly_right in parts:
+            x = observation
+            for key in keys:
+                x = x[key]
+            if not is_plainly_right(x):
                 return False
             array[row] = x
     except (KeyError, IndexError, TypeError):
@@ -511,15 +518,20 @@ def raised(name: str, where: str, place: str, error: BaseException) -> str:
     return f"{said} — {place}" + (f" ({at})." if at else ".")
 
 
-def read_mask(info: Any, head: ActionHead, name: str, place: Place) -> Any:
-    """Return the mask of allowed choices [M] in an environment's info."""
-    mask = mask_in(info)
-    if type(mask) is np.ndarray and mask.shape == (head.num_choices,) and mask.size:  # the usual form
-        if mask.dtype.char == "?":
-            return mask
-        if mask.dtype.char in "bB" and not mask.tobytes().strip(b"\0\1"):
-            return mask.view(bool)
-    return flat_mask(mask, head, name, place.describe)
+def mask_reader(head: ActionHead, name: str) -> Callable[[Any, Place], Any]:
+    """Return a function that returns the mask of allowed choices [M] in an environment's info, as zeros and ones or
+    booleans."""
+    shape = (head.num_choices,) if head.num_choices else None
+
+    def read(info: Any, place: Place) -> Any:
+        mask = mask_in(info)
+        if type(mask) is np.ndarray and mask.shape == shape:  # the usual forms
+            kind = mask.dtype.char
+            if kind == "?" or (kind in "bB" and not mask.tobytes().strip(b"\0\1")):
+                return mask
+        return flat_mask(mask, head, name, place.describe)
+
+    return read
 
 
 def flat_mask(mask: Any, head: ActionHead, name: str, describe: Callable[[], str]) -> Any:

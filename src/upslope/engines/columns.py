@@ -22,9 +22,9 @@ from upslope.engines.border import (  # fmt: skip
     Border,
     assign,
     in_32_bits,
+    mask_reader,
     nothing_allowed,
     raised,
-    read_mask,
     reset_answer,
     step_answer,
 )
@@ -136,6 +136,7 @@ class HostColumns:
         self.flat = self.border.empty(len(self.episodes))
         self.mask: Any = np.ones((len(self.episodes), head.num_choices), bool) if world.gives_masks else None
         """The currently allowed choices of every environment [S·N, M]; None if nothing is ever forbidden."""
+        self.read_mask = mask_reader(head, world.name)
         self.row: int | None = None
         """The row whose environment is currently being called."""
         self.mark(between_episodes=True)
@@ -185,7 +186,7 @@ class HostColumns:
         self.border.place(self.flat, row, observation, episode)
         self.check_finite([row], np.zeros(row + 1), self.flat)
         if self.mask is not None:
-            self.mask[row] = read_mask(answer[1], self.head, self.world.name, episode)
+            self.mask[row] = self.read_mask(answer[1], episode)
 
     def make_calls(self, episode: HostEpisode, num_calls: int) -> None:
         """Make any of the first `num_calls` calls that the environment has not made yet."""
@@ -252,7 +253,7 @@ class HostColumns:
             if self.mask is not None:
                 # No action is chosen at the end of an episode, so the mask does not matter.
                 is_over = ended or truncated[row]
-                self.mask[row] = True if is_over else read_mask(info, self.head, self.world.name, episode)
+                self.mask[row] = True if is_over else self.read_mask(info, episode)
         self.row = None
         self.check_finite(listed, reward, next_observation)
         self.refuse_stuck()
@@ -368,7 +369,7 @@ class HostColumns:
         if len(actions):
             self.border.place(self.flat, row, observation, episode)
             if self.mask is not None:
-                self.mask[row] = read_mask(info, self.head, self.world.name, episode)
+                self.mask[row] = self.read_mask(info, episode)
         now = jax.tree.map(lambda x: x[row], self.flat)
         return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(now), jax.tree.leaves(shown), strict=True))
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from upslope.core.arrays import copied, in_seeds
 from upslope.core.their_folder import TheirFolder
-from upslope.engines.border import Border, assign, raised, read_mask, reset_answer, step_answer
+from upslope.engines.border import Border, assign, mask_reader, raised, reset_answer, step_answer
 from upslope.engines.columns import HostColumns, join_snapshots, one_by_one, part_of
 from upslope.engines.notices import Notices, notices_to
 from upslope.engines.processes import LocalChannel, reduce_overhead, start_process
@@ -330,12 +330,13 @@ def step_seconds(environment: HostEnvironment) -> float:
         at: list[float] = []
         try:
             head, generator = head_of(environment.action_space, environment.name), np.random.default_rng(0)
+            read_mask = mask_reader(head, environment.name)
             answer = instance.reset(seed=0)
             reset_answer(answer, environment.name, place)
             at.append(perf_counter())
             while len(at) == 1 or (at[-1] - at[0] < TRIAL_SECONDS and place.length < 1000):
                 where, place.length = "step", place.length + 1
-                mask = read_mask(answer[-1], head, environment.name, place) if environment.gives_masks else None
+                mask = read_mask(answer[-1], place) if environment.gives_masks else None
                 (action,) = one_by_one(head.to_environment(head.random(generator, mask)[None]))
                 answer = instance.step(action)
                 _, _, terminated, truncated = step_answer(answer, environment.name, place)
