@@ -83,7 +83,7 @@ def named(instruction: str, role: str) -> Iterator[str]:
 
 
 def count(computations: dict[str, list[str]], name: str) -> tuple[int, int]:
-    """Count the operations that a computation and everything it calls launch, and the iterations of their loops."""
+    """Count the operations launched by a computation and everything it calls, and the iterations of their loops."""
     launched = rounds = 0
     for instruction in computations[name]:
         operation = operation_of(instruction)

@@ -31,7 +31,7 @@ gymnasium.register({id!r}, entry_point="user_environments:Walk", max_episode_ste
 
 
 class Told(Walk):
-    """A walk whose observation also contains a text that says where to go."""
+    """A walk whose observation also contains text that says where to go."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Where computations run and with which precision, with and without an accelerator."""
+"""Where computations run and at what precision, with and without an accelerator."""
 
 import jax
 import pytest

@@ -1,4 +1,4 @@
-"""Draw the images in an episode's observations as pictures that people can look at."""
+"""Draw the images in an episode's observations as viewable pictures."""
 
 from typing import Any
 
@@ -39,8 +39,10 @@ def drawn(layout: ImageLayout, part: ObservationEncoder, images: np.ndarray, ste
 
 
 def photographs(layout: ImageLayout, images: Any, *, is_bytes: bool) -> np.ndarray:
-    """Convert pictures to RGB [F, height, width, 3]. If frames are stacked, only the newest is used. Floats are scaled
-    to their range in the episode."""
+    """Convert pictures to RGB [F, height, width, 3]. If frames are stacked, only the newest is used.
+
+    Floats are rescaled from their range in the episode to 0–255.
+    """
     shown: Any = layout.channels_last(images)
     others = [size for axis, size in enumerate(layout.shape) if axis not in (layout.height, layout.width)]
     channels = others[-1] if others else 1

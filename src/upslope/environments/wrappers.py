@@ -19,7 +19,7 @@ from upslope.errors import STOPS, UpslopeError
 
 
 class WeightedReward(gymnasium.Wrapper):
-    """Replaces several rewards r_i, e.g. for several objectives, by the single reward Σ_i w_i r_i."""
+    """Replaces several rewards r_i, e.g. for several objectives, with the single reward Σ_i w_i r_i."""
 
     def __init__(self, env: gymnasium.Env, weights: Sequence[int | float]):
         super().__init__(env)

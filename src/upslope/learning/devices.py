@@ -120,8 +120,8 @@ def usable_cache() -> Path | None:
         return private_folder(folder)
     except OSError as error:
         warnings.warn(
-            f"Compiled programs are not cached, so every start recompiles them: {brief(error)}. Remove it, or set "
-            "JAX_COMPILATION_CACHE_DIR to a folder that only you can write.",
+            f"Compiled programs cannot be cached, so every process recompiles them: {brief(error)}. Remove it, or set "
+            "JAX_COMPILATION_CACHE_DIR to a folder that only you can write to.",
             stacklevel=2,
         )
         return None

@@ -130,7 +130,7 @@ def request_from(
 ) -> dict[str, Any]:
     """Return the arguments of `prepare` for a run that starts from the agent of another run.
 
-    The settings with which the agent was built are always inherited. Those that create the environment are inherited if
+    The settings with which the agent was built are always inherited. Those used to create the environment are inherited if
     the environment stays the same, and all others if the algorithm stays the same and no preset is named. `parts` are
     the roles for which an object was passed.
 
@@ -231,8 +231,8 @@ def require_same_agent(source: Source, config: Config, task: Task) -> None:
         )
     if changed := different_settings(source, config, NETWORKS):
         raise UpslopeError(
-            f"The networks of {source.directory.path} cannot change: {'; '.join(changed)}. Omit that to "
-            "continue with its agent, or omit --from to train a new one."
+            f"The networks of {source.directory.path} cannot change: {'; '.join(changed)}. Omit these "
+            "settings to continue with its agent, or omit --from to train a new one."
         )
     if source.config.normalize_observations and not config.normalize_observations:
         raise UpslopeError(
