@@ -150,7 +150,8 @@ def test_workers_that_cannot_be(environment: str, count: int, folder: Path):
 
 
 def test_mujoco_measures_no_times_in_a_worker():
-    """MuJoCo's own timers show whether timing is switched on. The switch is global, so the test uses a separate process."""
+    """MuJoCo's own timers show whether timing is switched on. The switch is global, so the test uses a separate
+    process."""
     script = (
         "import gymnasium\n"
         "from upslope.engines.mujoco_timer import stop_stopwatch\n"

@@ -130,9 +130,9 @@ def request_from(
 ) -> dict[str, Any]:
     """Return the arguments of `prepare` for a run that starts from the agent of another run.
 
-    The settings with which the agent was built are always inherited. Those used to create the environment are inherited if
-    the environment stays the same, and all others if the algorithm stays the same and no preset is named. `parts` are
-    the roles for which an object was passed.
+    The settings with which the agent was built are always inherited. Those used to create the environment are inherited
+    if the environment stays the same, and all others if the algorithm stays the same and no preset is named. `parts`
+    are the roles for which an object was passed.
 
     Raises:
         UpslopeError: there is no such run, or it names code that is not trusted.
