@@ -96,7 +96,7 @@ def trained(entry: Entry, python: Path, flags: tuple[str, ...]) -> dict[str, Any
             status, said = command(python, step, folder)
             if status:
                 return found | {"result": "failed", "words": f"{step[0]}: {said[-2000:]}"}
-            found[step[0]] = [line for line in said.splitlines() if line.startswith(("going on", "warning:"))]
+            found[step[0]] = [line for line in said.splitlines() if line.startswith(("resuming", "warning:"))]
         found["evaluate"] = returns_in(folder / "runs/run/evaluation.csv")
         versions = json.loads((folder / "runs/run/config.json").read_text())["versions"]
         return found | {"result": "works", "seconds": round(time.monotonic() - started, 1), "versions": versions}

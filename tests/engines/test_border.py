@@ -14,6 +14,7 @@ from run_helpers import assert_same_run, before_chunk
 from user_environments import Answers, Levers, Panic, Shows, Still, Strict, matrix, narrow_doubles, scalar
 
 import upslope
+from upslope.core.arrays import copied
 from upslope.engines.border import FIRST, Border, lost_in_float32
 from upslope.engines.columns import HostColumns, reset_seed
 from upslope.engines.notices import Notices
@@ -35,8 +36,33 @@ def walked(create: Any, steps: int = 3) -> tuple[HostColumns, list[str]]:
     columns = HostColumns(world, encoder, head, [0], 1, None, notices=Notices(lambda kind, words: said.append(words)))
     columns.begin([0])
     for _ in range(steps):
-        columns.step(np.zeros((1, *head.sample_shape), np.float32), np.arange(1), columns.flat.copy())
+        columns.step(np.zeros((1, *head.sample_shape), np.float32), np.arange(1), copied(columns.flat))
     return columns, said
+
+
+GOOD: dict[str, Any] = {"a": np.zeros(2, np.float32), "b": 1}
+
+
+@pytest.mark.parametrize(
+    ("late", "words"),
+    [
+        (GOOD | {"b": 7}, "7 is out of range"),
+        (GOOD | {"c": 0}, "requires"),
+        ({"a": GOOD["a"]}, "requires"),
+        (GOOD | {"a": np.ma.array([0.0, 1.0], mask=[True, False])}, "some of its numbers are masked"),
+        (GOOD | {"a": np.zeros(3, np.float32)}, "requires"),
+        (np.zeros((), [("c", int)]), "requires"),
+        ((GOOD["a"], 1), "requires"),
+    ],
+)
+def test_a_fault_in_a_part_is_found_in_the_first_step_that_has_it(late: Any, words: str):
+    space = spaces.Dict({"a": spaces.Box(-9, 9, (2,), np.float32), "b": spaces.Discrete(3)})
+    count = iter(range(1000))
+    columns, _ = walked(lambda: Shows(space, lambda generator: GOOD if next(count) < FIRST + 6 else late), FIRST + 4)
+    act = np.zeros((1, *columns.head.sample_shape), np.float32)
+    columns.step(act, np.arange(1), copied(columns.flat))
+    with pytest.raises(UpslopeError, match=words):
+        columns.step(act, np.arange(1), copied(columns.flat))
 
 
 def box(low: float, high: float, dtype: Any, shape: tuple[int, ...] = (1,)) -> spaces.Box:

@@ -1,5 +1,6 @@
 """Action masks: their sources, and their use in acting, learning, resuming, recording and loading."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -16,8 +17,10 @@ from upslope import UpslopeError
 from upslope.analysis.episode_credit import credit_of
 from upslope.config.prepare import prepare
 from upslope.core.types import Transition
+from upslope.engines.border import mask_reader
 from upslope.environments.registry import make
 from upslope.learning import batch
+from upslope.models.heads import head_of
 from upslope.runs.directory import RunDirectory
 from upslope.runs.train import lines_of_masks
 
@@ -131,6 +134,16 @@ def test_asking_for_masks_disturbs_no_random_numbers_and_hides_no_error():
     assert not make(Broken, masks=False).gives_masks
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int64, np.float32])
+def test_a_mask_of_other_numbers_is_refused_in_every_dtype(dtype: Any):
+    read = mask_reader(head_of(spaces.Discrete(3), "it"), "it")
+    place: Any = SimpleNamespace(describe=lambda: "step 3", seen=0, length=3)
+    assert np.asarray(read({"action_mask": np.array([1, 0, 1], dtype)}, place), bool).tolist() == [True, False, True]
+    for wrong in ([1, 2, 0], [1, 0], [[1, 0, 1]]):
+        with pytest.raises(UpslopeError, match="which does not fit its action space.*step 3"):
+            read({"action_mask": np.array(wrong, dtype)}, place)
+
+
 def test_masks_that_are_not_there_cannot_be_ignored_in_silence():
     worlds = {"CartPole-v1": 1, "jax:CartPole-v1": 1, FENCED: 0, "user_environments:FencedByKey": 0, PROBE: 0}
     for environment, count in worlds.items():
@@ -141,7 +154,7 @@ def test_masks_that_are_not_there_cannot_be_ignored_in_silence():
 
 def test_a_mask_cannot_be_ignored_as_a_part_of_observations(tmp_path):
     for environment in (own.FencedByKey, halves):
-        with pytest.raises(upslope.UpslopeError, match=r"The networks never read `action_mask`.*--no-masks"):
+        with pytest.raises(upslope.UpslopeError, match=r"have no `action_mask`.*--no-masks"):
             train(environment, tmp_path, "ignored", ignore_observation=("action_mask",))
 
 

@@ -57,6 +57,7 @@ def prepare(
     config, made, asked, objects = configured(environment, algorithm, **request, **parts)
     task = task_of(config, made, objects)
     refuse_unread(asked, config, task)
+    refuse_long_sequences(config, task)
     return config, task
 
 
@@ -148,6 +149,17 @@ def refuse_unread(asked: Iterable[str], config: Config, task: Task) -> None:
             f"{', and '.join(unread)}. This run has --estimator {config.estimator} and --objective {config.objective}, "
             f"learns from {source}, and takes {type(task.environment.action_space).__name__} actions. Omit settings "
             "that it does not read."
+        )
+
+
+def refuse_long_sequences(config: Config, task: Task) -> None:
+    """Raise an error if gradients are to flow through more steps than an iteration has. Whole episodes have no fixed
+    number of steps."""
+    has_fixed_steps = config.data is None and not task.estimator.whole_episodes
+    if has_fixed_steps and (config.sequence_length or 1) > config.rollout_steps:
+        raise UpslopeError(
+            f"--sequence-length {config.sequence_length} is more than --rollout-steps {config.rollout_steps}, but "
+            "gradients flow only through the steps of one iteration. Lower the former or raise the latter."
         )
 
 

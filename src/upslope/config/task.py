@@ -258,11 +258,6 @@ def task_of(config: Config, environment: AnyEnvironment, parts: Parts = NO_PARTS
         reference_estimator=config.reference_estimator,
     )
     if config.data is None:  # with recorded data, sizes are known only after the data have been read
-        if not estimator.whole_episodes and (config.sequence_length or 1) > config.rollout_steps:
-            raise UpslopeError(
-                f"--sequence-length {config.sequence_length} is more than --rollout-steps {config.rollout_steps}, but "
-                "gradients flow only through the steps of one iteration. Lower the former or raise the latter."
-            )
         steps = (limit or 1) if estimator.whole_episodes else config.rollout_steps
         longer = "raise --num-envs" if estimator.whole_episodes else "raise --rollout-steps"
         update.check_minibatches(steps, config.num_envs, has_memory=config.memory is not None, longer=longer)

@@ -133,9 +133,9 @@ def num_bytes(tree: Any) -> int:
 
 
 def over_parts(function: Callable[..., Any], *observations: Any) -> Any:
-    """Apply a function to each array of observations: arrays, or dictionaries and tuples of them at any depth.
+    """Apply a function to each array of observations: NumPy arrays, or dictionaries and tuples of them at any depth.
 
-    The result is that of `jax.tree.map`, whose overhead would slow down every step of an environment.
+    `jax.tree.map` does the same, but its overhead would slow down every step of an environment.
     """
     first = observations[0]
     if isinstance(first, np.ndarray):

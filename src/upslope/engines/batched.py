@@ -101,6 +101,7 @@ class BatchedColumns:
             raise
         count = len(self.episodes)
         self.flat = self.border.empty(count)
+        self.place = self.border.placing(self.flat)
         self.mask: Any = np.ones((count, head.num_choices), bool) if world.gives_masks else None
         """See `HostColumns.mask`."""
         self.read_mask = mask_reader(head, world.name)
@@ -197,7 +198,7 @@ class BatchedColumns:
         for row in rows.tolist():
             self.row, episode = row, self.episodes[row]
             episode.begin()
-            self.border.place(self.flat, row, row_of(observation, row - first), episode)
+            self.place(row, row_of(observation, row - first), episode)
             self.allow(row, info, row - first)
         self.check_finite(rows.tolist(), np.zeros(len(self.episodes), np.float32), self.flat)
 
@@ -269,10 +270,11 @@ class BatchedColumns:
             self.episodes[row].length += 1
         batch = joined(actions, self.world.action_space)
         observation, reward, terminated, truncated, info = self.called(number, "step", lambda envs: envs.step(batch))
+        place = self.border.placing(next_observation)
         for column, row in enumerate(mine.tolist()):
             if is_asked[row]:
                 flags = reward[column], terminated[column], truncated[column]
-                self.take(row, column, row_of(observation, column), flags, info, next_observation, found)
+                self.take(row, column, row_of(observation, column), flags, info, next_observation, place, found)
             elif not is_waiting[column]:
                 self.is_stale[row] = True
                 self.is_over[row] = is_over = bool(terminated[column] or truncated[column])
@@ -296,9 +298,10 @@ class BatchedColumns:
         flags: tuple[Any, Any, Any],
         info: Any,
         next_observation: Any,
+        place: Callable[[int, Any, Any], None],
         found: tuple[np.ndarray, ...],
     ) -> None:
-        """Store the result of a step for a column."""
+        """Store the result of a step for a column. `place` writes rows of `next_observation`."""
         self.row, episode, name = row, self.episodes[row], self.world.name
         reward, terminated, truncated = found
         reward[row] = reward_of(flags[0], name, episode)
@@ -308,10 +311,10 @@ class BatchedColumns:
         self.is_over[row] = is_over = terminated[row] or truncated[row]
         if is_over and self.modes[row // self.shape[1]] is AutoresetMode.SAME_STEP:
             final = final_observation(info, column, name, episode.describe)
-            self.border.place(next_observation, row, final, episode)
-            self.border.place(self.flat, row, observation, episode)
+            place(row, final, episode)
+            self.place(row, observation, episode)
         else:
-            self.border.place(next_observation, row, observation, episode)
+            place(row, observation, episode)
             assign(self.flat, row, jax.tree.map(lambda x: x[row], next_observation))
         if not is_over and self.limit is not None and episode.length >= self.limit:
             # The vector environment continues the episode, so the column can be recovered only by resetting the whole

@@ -76,7 +76,9 @@ class Leaf:
 
     @cached_property
     def plain_dtypes(self) -> frozenset[np.dtype]:
-        """The dtypes that can be converted to the stored dtype without changing a number."""
+        """The dtypes whose numbers can all be stored unchanged."""
+        if self.dtype.kind in "iu" and self.dtype.itemsize == 8:  # networks read at most 32 bits
+            return frozenset()
         return frozenset({self.dtype, np.dtype(np.float64)} if self.dtype == np.float32 else {self.dtype})
 
     @cached_property
@@ -162,6 +164,7 @@ class Border:
         The arrays of a Dict or Tuple are looked up here once, not again for every row.
         """
         only = self.only
+        size = 0 if only else len(self.shapes)
         arrays = [part_at(leaf.keys, into) for leaf in self.leaves]
         parts = [(array, leaf.keys, leaf.is_plainly_right) for array, leaf in zip(arrays, self.leaves, strict=True)]
 
@@ -169,7 +172,7 @@ class Border:
             episode.seen = seen = episode.seen + 1
             if seen > FIRST and episode.length and seen % EVERY:
                 if only is None:
-                    if place_parts(parts, row, observation):
+                    if place_parts(parts, size, row, observation):
                         return
                 elif only.is_plainly_right(observation):
                     into[row] = observation
@@ -246,10 +249,13 @@ class Border:
 
 
 def place_parts(
-    parts: list[tuple[np.ndarray, tuple[Any, ...], Callable[[Any], bool]]], row: int, observation: Any
+    parts: list[tuple[np.ndarray, tuple[Any, ...], Callable[[Any], bool]]], size: int, row: int, observation: Any
 ) -> bool:
-    """Write each part that passes its quick check into its array, and return whether all of them passed."""
+    """Write each part of a Dict or Tuple of this size that passes its quick check into its array, and return whether
+    all of them passed."""
     try:
+        if len(observation) != size:
+            return False
         for array, keys, is_plainly_right in parts:
             x = observation
             for key in keys:
@@ -257,7 +263,7 @@ def place_parts(
             if not is_plainly_right(x):
                 return False
             array[row] = x
-    except (KeyError, IndexError, TypeError):
+    except (KeyError, IndexError, TypeError, ValueError):
         return False
     return True
 

@@ -33,14 +33,10 @@ def ignoring(environment: Any, keys: tuple[str, ...], name: str) -> Any:
     known = dict(keyed_parts(space))
     for key in keys:
         if key not in known:
+            of_mask = " Networks never read a mask; --no-masks allows forbidden actions." if key == MASK else ""
             has = f"they have the keys {listed(known)}" if known else f"{type(space).__name__} has no parts"
-            if key == MASK:
-                raise UpslopeError(
-                    f"The networks never read `{MASK}`, so it cannot be ignored among the observations of {name}. Drop "
-                    f"--ignore-observation {key}, or pass --no-masks to allow forbidden actions."
-                )
             raise UpslopeError(
-                f"The observations of {name} have no `{key}`: {has}. Correct --ignore-observation {key}."
+                f"The observations of {name} have no `{key}`: {has}. Correct --ignore-observation {key}.{of_mask}"
             )
     left = kept_space(space, frozenset(keys))
     if left is None:

@@ -59,16 +59,12 @@ def squares(x: Float[Array, "B H W C"], side: int) -> Array:
     return cut.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height, width, side * side * channels)
 
 
+@partial(jax.checkpoint, static_argnums=(1, 2, 3))
 def highest(x: Float[Array, "B H W C"], size: int, stride: int, padding: int) -> Float[Array, "B I J C"]:
     """The maximum of each window of `size` × `size` pixels (max pooling).
 
     The backward pass compares the windows again, which takes less time than keeping the comparisons.
     """
-    return jax.checkpoint(partial(highest_kept, size=size, stride=stride, padding=padding))(x)
-
-
-def highest_kept(x: Float[Array, "B H W C"], size: int, stride: int, padding: int) -> Float[Array, "B I J C"]:
-    """`highest`, keeping everything for the backward pass."""
     around = (padding, padding)
     x = jnp.pad(x, ((0, 0), around, around, (0, 0)), constant_values=-jnp.inf)
     height, width = ((n - size) // stride + 1 for n in x.shape[1:3])
