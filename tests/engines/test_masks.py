@@ -140,7 +140,7 @@ def test_a_mask_of_other_numbers_is_refused_in_every_dtype(dtype: Any):
     place: Any = SimpleNamespace(describe=lambda: "step 3", seen=0, length=3)
     assert np.asarray(read({"action_mask": np.array([1, 0, 1], dtype)}, place), bool).tolist() == [True, False, True]
     for wrong in ([1, 2, 0], [1, 0], [[1, 0, 1]]):
-        with pytest.raises(UpslopeError, match="which does not fit its action space.*step 3"):
+        with pytest.raises(UpslopeError, match=r"which does not fit its action space.*step 3"):
             read({"action_mask": np.array(wrong, dtype)}, place)
 
 
