@@ -57,10 +57,10 @@ GOOD: dict[str, Any] = {"a": np.zeros(2, np.float32), "b": 1}
 )
 def test_a_fault_in_a_part_is_found_in_the_first_step_that_has_it(late: Any, words: str):
     space = spaces.Dict({"a": spaces.Box(-9, 9, (2,), np.float32), "b": spaces.Discrete(3)})
-    count = iter(range(1000))
-    columns, _ = walked(lambda: Shows(space, lambda generator: GOOD if next(count) < FIRST + 6 else late), FIRST + 4)
+    shown = [GOOD]
+    columns, _ = walked(lambda: Shows(space, lambda generator: shown[-1]), FIRST + 4)
+    shown.append(late)
     act = np.zeros((1, *columns.head.sample_shape), np.float32)
-    columns.step(act, np.arange(1), copied(columns.flat))
     with pytest.raises(UpslopeError, match=words):
         columns.step(act, np.arange(1), copied(columns.flat))
 
