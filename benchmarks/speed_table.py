@@ -6,6 +6,7 @@ other's duration divided by upslope's. It is always computed within a round and 
 
 import json
 import statistics
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "speed"
 PAGE = HERE.parent / "docs" / "performance.md"
 PLOT = HERE.parent / "docs" / "images" / "speed.svg"
+TITLE_WIDTH = 76
+"""Characters that fit on a line above a bar plot."""
 Rounds = list[dict[str, dict[str, float]]]
 
 
@@ -119,7 +122,7 @@ def plot() -> None:
     from matplotlib import pyplot
 
     results = stored_results()
-    heights = [0.5 + 0.28 * len(result.names) for result in results]
+    heights = [0.7 + 0.28 * len(result.names) for result in results]
     figure, axes = pyplot.subplots(
         len(results), 1, figsize=(8, sum(heights) + 0.5), height_ratios=heights, layout="constrained"
     )
@@ -135,7 +138,7 @@ def plot() -> None:
         axis.barh(result.names, middle, xerr=reach, color=colours)
         axis.invert_yaxis()
         unit = "seconds; less is better" if result.unit == "seconds" else "thousand steps/s"
-        axis.set_title(f"{result.title} ({unit})", fontsize=9, loc="left")
+        axis.set_title(textwrap.fill(f"{result.title} ({unit})", TITLE_WIDTH), fontsize=9, loc="left")
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(PLOT)
