@@ -265,7 +265,7 @@ def write_page() -> None:
         modes = r["evaluation"]
         cells = [f"`{path.stem}`", r["environment"], r["algorithm"], f"{r['steps']:,}", str(len(r["seeds"]))]
         cells += [words(r["training_return"]), words(modes["stochastic"]), words(modes["deterministic"])]
-        case: Any = CASES.get(path.stem)
+        case = CASES.get(path.stem)
         target, published = (case.target, case.published) if case else (r["target"], r["published"])
         lines.append("| " + " | ".join([*cells, target, published or "–"]) + " |")
     lines += ["", MUJOCO, EVERY_SEED % every_seed(), TABULAR % tabular_worlds()]

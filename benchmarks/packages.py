@@ -146,9 +146,8 @@ def table(rows: list[dict[str, Any]], date: str) -> str:
         lines.append(f"| `{row['environment']}` | {row.get('package', '')} | {row['steps']:,} | {result_of(row)} |")
     works = sum(row["result"] == "works" for row in rows)
     remedied = sum(row.get("remedied", {}).get("result") == "works" for row in rows)
-    untried = [
-        f"`{entry.environment}`" for entry in ENTRIES if entry.environment not in {row["environment"] for row in rows}
-    ]
+    tried = {row["environment"] for row in rows}
+    untried = [f"`{entry.environment}`" for entry in ENTRIES if entry.environment not in tried]
     left = f" Not tried yet, of the {len(ENTRIES)} in the list: {', '.join(untried)}." if untried else ""
     words = (
         f"Of {len(rows)}, {works} can be trained, resumed and evaluated without changes, and {remedied} more with the "

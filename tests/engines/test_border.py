@@ -149,12 +149,12 @@ def test_each_array_of_an_observation_is_checked():
     columns, _ = walked(Still)
     border = Border("it", space, Encoder())
     into, sound = border.empty(2), {"a": np.array([3], np.uint8), "b": np.array([1, 2]), "c": 3}
-    border.place(into, 1, sound, columns.episodes[0])
+    border.placing(into)(1, sound, columns.episodes[0])
     assert [into[name][1].tolist() for name in "abc"] == [[3], [1, 2], 3]
     assert [into[name].dtype for name in "abc"] == [np.uint8, np.int64, np.int64]
     for name, wrong in (("a", np.array([0.5])), ("b", np.array([1, 3])), ("c", 4)):
         with pytest.raises(UpslopeError, match=rf"observation\['{name}'\]"):
-            border.place(into, 0, sound | {name: wrong}, columns.episodes[0])
+            border.placing(into)(0, sound | {name: wrong}, columns.episodes[0])
 
 
 @pytest.mark.parametrize(

@@ -365,7 +365,7 @@ def narrow(numbers: np.ndarray) -> np.ndarray:
 
 
 def joined(parts: list[tuple[int, np.ndarray]], num_rows: int) -> np.ndarray:
-    """Assemble a column of a table from its parts, each of which is given with the row where it begins."""
+    """Assemble a column of a table from its parts. Each part comes with the row at which it begins."""
     column = np.full(num_rows, np.nan, np.result_type(np.float32, *(part.dtype for _, part in parts)))
     for start, part in parts:
         column[start : start + len(part)] = part

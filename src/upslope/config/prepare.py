@@ -47,7 +47,7 @@ def prepare(
 ) -> tuple[Config, Task]:
     """Return the config and task of a new run.
 
-    `parts` are the estimator, objective, model, optimiser and schedules, each of which is a name, an object or None.
+    `parts` are the estimator, objective, model, optimiser and schedules. Each is a name, an object or None.
     `inherited` holds the settings of the run from which the new run starts.
 
     Raises:
@@ -72,7 +72,7 @@ def configured(
 ) -> tuple[Config, AnyEnvironment, dict[str, Any], Parts]:
     """Return the config of a new run.
 
-    Settings come from these sources, of which later ones take precedence: the defaults, the rung, the preset,
+    Settings come from these sources, and later ones take precedence: the defaults, the rung, the preset,
     `inherited`, the user's own parts, and `settings`.
 
     Also returns the environment, the requested settings by field, and the objects among the parts.

@@ -15,11 +15,10 @@ new episodes.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from upslope.core.arrays import copied, in_seeds
+from upslope.core.arrays import copied, in_seeds, over_parts
 from upslope.core.their_folder import TheirFolder
 from upslope.engines.border import Border, assign, flag_of, has_shape, kind_of, mask_reader, raised, reward_of
 from upslope.engines.columns import (  # fmt: skip
@@ -315,7 +314,7 @@ class BatchedColumns:
             self.place(row, observation, episode)
         else:
             place(row, observation, episode)
-            assign(self.flat, row, jax.tree.map(lambda x: x[row], next_observation))
+            assign(self.flat, row, over_parts(lambda x: x[row], next_observation))
         if not is_over and self.limit is not None and episode.length >= self.limit:
             # The vector environment continues the episode, so the column can be recovered only by resetting the whole
             # vector environment.

@@ -154,10 +154,6 @@ class Border:
         """Allocate arrays for `count` observations."""
         return jax.tree.unflatten(self.structure, [np.zeros((count, *leaf.shape), leaf.dtype) for leaf in self.leaves])
 
-    def place(self, into: Any, row: int, observation: Any, episode: Place) -> None:
-        """Write an observation after checking it against the space."""
-        self.placing(into)(row, observation, episode)
-
     def placing(self, into: Any) -> Callable[[int, Any, Place], None]:
         """Return a function that writes observations into rows of these arrays after checking them against the space.
 
@@ -165,7 +161,7 @@ class Border:
         """
         only = self.only
         size = 0 if only else len(self.shapes)
-        arrays = [part_at(leaf.keys, into) for leaf in self.leaves]
+        arrays = self.structure.flatten_up_to(into)
         parts = [(array, leaf.keys, leaf.is_plainly_right) for array, leaf in zip(arrays, self.leaves, strict=True)]
 
         def place(row: int, observation: Any, episode: Place) -> None:
@@ -266,13 +262,6 @@ def place_parts(
     except (KeyError, IndexError, TypeError, ValueError):
         return False
     return True
-
-
-def part_at(keys: tuple[Any, ...], observation: Any) -> Any:
-    """Return the part of an observation at these keys, with the outermost key first."""
-    for key in keys:
-        observation = observation[key]
-    return observation
 
 
 class Spread:

@@ -134,6 +134,7 @@ class HostColumns:
         """Calls requested since the run began. Every environment makes each of them before its next reset."""
         self.every_row = np.arange(len(self.episodes))
         self.flat = self.border.empty(len(self.episodes))
+        self.place = self.border.placing(self.flat)
         self.mask: Any = np.ones((len(self.episodes), head.num_choices), bool) if world.gives_masks else None
         """The currently allowed choices of every environment [S·N, M]; None if nothing is ever forbidden."""
         self.read_mask = mask_reader(head, world.name)
@@ -183,7 +184,7 @@ class HostColumns:
         except BaseException as error:
             raise UpslopeError(raised(self.world.name, "reset", episode.describe(), error)) from error
         observation = reset_answer(answer, self.world.name, episode)
-        self.border.place(self.flat, row, observation, episode)
+        self.place(row, observation, episode)
         self.check_finite([row], np.zeros(row + 1), self.flat)
         if self.mask is not None:
             self.mask[row] = self.read_mask(answer[1], episode)
@@ -367,7 +368,7 @@ class HostColumns:
                 return False
         self.row = None
         if len(actions):
-            self.border.place(self.flat, row, observation, episode)
+            self.place(row, observation, episode)
             if self.mask is not None:
                 self.mask[row] = self.read_mask(info, episode)
         now = jax.tree.map(lambda x: x[row], self.flat)

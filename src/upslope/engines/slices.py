@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from upslope.core.arrays import copied, in_seeds
+from upslope.core.arrays import copied, in_seeds, over_parts
 from upslope.core.their_folder import TheirFolder
 from upslope.engines.border import Border, assign, mask_reader, raised, reset_answer, step_answer
 from upslope.engines.columns import HostColumns, join_snapshots, one_by_one, part_of
@@ -203,7 +203,7 @@ class SlicedColumns:
         if is_whole:
             assign(self.flat, slice(None), next_observation)
         else:
-            assign(self.flat, rows, jax.tree.map(lambda x: x[rows], next_observation))
+            assign(self.flat, rows, over_parts(lambda x: x[rows], next_observation))
         return outcome
 
     def take_end(self, row: int, i: int, found: dict[str, np.ndarray], *, has_begun: bool) -> None:

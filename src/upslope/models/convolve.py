@@ -63,7 +63,7 @@ def squares(x: Float[Array, "B H W C"], side: int) -> Array:
 def highest(x: Float[Array, "B H W C"], size: int, stride: int, padding: int) -> Float[Array, "B I J C"]:
     """The maximum of each window of `size` × `size` pixels (max pooling).
 
-    The backward pass compares the windows again, which takes less time than keeping the comparisons.
+    The backward pass compares the windows again, so the comparisons need not be kept.
     """
     around = (padding, padding)
     x = jnp.pad(x, ((0, 0), around, around, (0, 0)), constant_values=-jnp.inf)
