@@ -128,8 +128,8 @@ def lockstep() -> dict[str, Any]:
 
 
 def calls() -> dict[str, Any]:
-    """Measure the median milliseconds of simultaneous calls to 1 to 16 actors that only return their message, for
-    several message sizes."""
+    """Measure the median duration, in milliseconds, of simultaneous calls to 1 to 16 actors that only return their
+    message, for several message sizes."""
     found: dict[str, Any] = {}
     kind = ray.remote(num_cpus=1)(Echo)
     for count in WORKERS:

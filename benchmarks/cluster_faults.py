@@ -61,7 +61,7 @@ class Place:
     draw: np.random.Generator
 
     def even(self, count: int = 3) -> None:
-        """Add or remove nodes until the cluster has this number of them."""
+        """Add or remove nodes until the cluster has `count` nodes."""
         others = list(self.nodes.worker_nodes)
         for node in others[count - 1 :]:
             self.nodes.remove_node(node, allow_graceful=False)
@@ -150,7 +150,7 @@ KILLED, UNAVAILABLE = "the command killed, resumed", "a call or its answer lost 
 
 @contextmanager
 def place_of(folder: Path, seed: int) -> Iterator[Place]:
-    """Start a cluster of three nodes with one CPU each. With root privileges, it uses small file systems."""
+    """Start a cluster of three nodes with one CPU each. If run as root, mount small file systems for it."""
     spots = folder / "ray", folder / "runs"
     for spot, size in zip(spots, ("400m", "24m"), strict=True):
         spot.mkdir(parents=True, exist_ok=True)

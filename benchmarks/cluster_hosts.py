@@ -200,8 +200,8 @@ def train(hosts: Hosts, run_folder: Path) -> subprocess.Popen[bytes]:
 
 
 def cut_often(times: int, seconds: float, *, until_lost: bool) -> dict[str, Any]:
-    """Cut the link this many times, each time for this number of seconds, while runs train on both hosts, and count the
-    runs that were unaffected."""
+    """Cut the link `times` times, for `seconds` seconds each, while runs train on both hosts, and count the runs that
+    were unaffected."""
     tally: dict[str, Any] = {"struck": 0, "runs": 0, "runs as without faults": 0, "lost rows": 0}
     draw, began = np.random.default_rng(0), time.perf_counter()
     with two_hosts() as hosts:

@@ -1,6 +1,6 @@
 """What limits a run on 10, 100 and 1,000 nodes? A simulation with measured times and sizes.
 
-    python benchmarks/cluster_scale.py    # check it against the measured figures, and write the tables of docs/scale.md
+    python benchmarks/cluster_scale.py    # compare the simulation with measurements, and write docs/scale.md's tables
 
 The main process is modelled as a single server. It sends a request to one worker after another and receives their
 answers one at a time, as they arrive. A worker starts when its request arrives and computes for a time that varies
@@ -10,8 +10,8 @@ received.
 
 Four quantities were measured by benchmarks/cluster.py and are read from benchmarks/results/cluster.json: the cost of a
 call for the main process, by message size and number of workers; the main process's own share of an iteration; the
-sizes of messages; and the time that a trial takes in the main process. Two are assumed and stated in the tables: the
-duration of the work itself, and the speed of the main process's network link.
+sizes of messages; and the time that a trial takes in the main process. Other quantities are assumed, such as the
+duration of the work itself and the speed of the main process's network link.
 """
 
 import heapq

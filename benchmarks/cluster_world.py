@@ -22,7 +22,7 @@ class Sleeping(gymnasium.Env):
         return np.zeros(4, np.float32), {}
 
     def pass_time(self) -> None:
-        """Sleep, as a slow simulator would compute."""
+        """Sleep, to imitate a slow simulator."""
         time.sleep(SECONDS)
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:

@@ -51,7 +51,7 @@ LONG = ["jax:CartPole-v1", "--algorithm", "a2c", "--num-envs", "1", "--steps", "
 
 
 def train(arguments: list[str], folder: str, quiet: bool = True) -> subprocess.Popen[bytes]:
-    """Run the command in a pseudo-terminal, as a user would, unless it is quiet."""
+    """Run the command in a pseudo-terminal, as a user would, unless `quiet` is set."""
     command = [*UPSLOPE, "train", *arguments, "--folder", folder, "--name", "run"]
     if quiet:
         return subprocess.Popen([*command, "--quiet"], stdout=subprocess.DEVNULL)

@@ -63,7 +63,7 @@ RIVALS = {
 
 
 def main() -> None:
-    """Simulate and store."""
+    """Simulate every case, and store the coverages."""
     found = {}
     for count in (2, 3, 10):
         for n in SEEDS:

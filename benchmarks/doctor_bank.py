@@ -1,4 +1,4 @@
-"""Train the bank of `benchmarks/doctor.py`, which has many runs but needs only a few compiled programs.
+"""Train the bank of runs for `benchmarks/doctor.py`. It has many runs but needs only a few compiled programs.
 
 Short runs spend most of their time compiling. The numbers that a fault or a variant changes (learning rate, γ, entropy
 coefficient, planted values) are therefore arguments of the compiled program, and runs that differ only in these numbers

@@ -18,7 +18,7 @@ CARTPOLE, ACROBOT, PENDULUM = "jax:CartPole-v1", "jax:Acrobot-v1", "jax:Pendulum
 HOST_CARTPOLE, HOST_PENDULUM, HOST_ACROBOT = "CartPole-v1", "Pendulum-v1", "Acrobot-v1"
 MOUNTAIN, GRID, KEY = "jax:MountainCarContinuous-v0", "jax:GridWorld-v0", "jax:Key-v0"
 SWINGS = {"num_envs": 4, "rollout_steps": 512, "epochs": 10, "minibatches": 16, "gamma": 0.95, "learning_rate": 1e-3}
-"""Settings that learn the pendulum within a short budget."""
+"""Settings with which PPO learns the pendulum within a short budget."""
 BASE: dict[str, dict[str, Any]] = {
     CARTPOLE: {"steps": 50_000},
     ACROBOT: {"steps": 50_000, "learning_rate": 1e-3},
@@ -46,7 +46,7 @@ class Fault:
     nor `test`."""
     settings: dict[str, Any] = field(default_factory=dict)
     test_settings: dict[str, Any] | None = None
-    """The same fault with a different strength."""
+    """Settings that give the same fault a different strength."""
     plant: dict[str, float] = field(default_factory=dict)
     algorithm: str = "ppo"
     unlimited: bool = False

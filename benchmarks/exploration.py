@@ -1,4 +1,4 @@
-"""Do exploration bonuses help? Trains in the deep sea and other worlds with rare rewards, with and without a bonus.
+"""Do exploration bonuses help? Trains in DeepSea and other environments with rare rewards, with and without a bonus.
 
     python benchmarks/exploration.py                        # every case that is not stored yet
     python benchmarks/exploration.py --only deep_sea_20     # measure one world again
@@ -55,7 +55,7 @@ def until_solved(
     **settings: Any,
 ) -> World:
     """Return a world in which each seed trains only until it has solved the world, to measure how soon that happens.
-    `tuned` holds settings that were searched together with the bonus; a case with these settings but without the bonus
+    `tuned` holds settings found by a search that used the bonus; a case with these settings but without the bonus
     separates the two effects. `settings` holds the settings that all cases share."""
     cases = {"none": {}, bonus["bonus"]: bonus}
     if tuned:
@@ -167,8 +167,8 @@ def steps_until_solved(name: str, found: dict[str, Any]) -> list[int]:
 
 
 def table_of_steps(stored: dict[str, Any]) -> str:
-    """Format a table of how soon each world was solved, for the worlds in which each seed stops once it has solved
-    them."""
+    """Format a table of how soon each world was solved, for the worlds in which a seed stops once it has solved the
+    world."""
     lines = [
         "| world | required mean return | bonus | solved | steps until solved: median | each seed |",
         "|---|---|---|---|---|---|",

@@ -90,7 +90,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Measure, store, and fill in the table."""
+    """Measure runs with each number of seeds, store the results, and fill in the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", action="store_true")
     if not parser.parse_args().table:

@@ -58,7 +58,7 @@ def rate(seeds: int, steps: int, has_neighbour: bool) -> float:
 
 
 def main() -> None:
-    """Measure, store and print."""
+    """Measure both cases, and print and store the results."""
     found: dict[str, Any] = {}
     for name, (seeds, steps) in CASES.items():
         rounds = [{"alone": rate(seeds, steps, False), "beside": rate(seeds, steps, True)} for _ in range(ROUNDS)]

@@ -1,4 +1,4 @@
-"""How often do the 95 % intervals of `upslope judge` cover the exact value? Simulates recordings of finite worlds.
+"""How often do the 95 % intervals of `upslope judge` cover the exact value? Simulates recordings of tabular worlds.
 
     python benchmarks/off_policy.py          # simulate and store (a few minutes)
     python benchmarks/off_policy.py --table  # write the tables in docs/judge.md from the stored results
@@ -62,7 +62,7 @@ Row = tuple[str, float, int, str, float, bool, float, float]
 def one_pair(
     name: str, world: Tabular, gamma: float, limit: int, distance: float, episodes: int, random: np.random.Generator
 ) -> list[Row]:
-    """Apply every estimator to 200 recordings, for one pair of a recording and a judged policy."""
+    """Apply every estimator to 200 recordings, for one pair of a recording policy and a judged policy."""
     shape = (int(world.observation_of.max()) + 1, world.transition.shape[1])
     logits = random.normal(size=shape)
     behaviour = softmax(logits, axis=-1)
@@ -176,8 +176,8 @@ def binned(rows: list[Row]) -> dict[str, Any]:
 
 
 def by_case(rows: list[Row]) -> list[dict[str, Any]]:
-    """Return, for each case and estimator, how often it reports a value and covers the true one, and its median half
-    width."""
+    """Return, for each case and estimator, the share of recordings with an estimate, the coverage of its intervals, and
+    their median half width."""
     cases: dict[tuple[str, float, int, str], list[Row]] = {}
     for row in rows:
         cases.setdefault(row[:4], []).append(row)

@@ -70,7 +70,7 @@ def compiled() -> dict[str, float]:
 
 
 def products(rows: int = 2048, width: int = 64, times: int = 500) -> int:
-    """Measure the billions of operations per second in the product of a minibatch and a hidden layer's weights."""
+    """Measure the product of a minibatch and a hidden layer's weights, in billions of operations per second."""
 
     def again(x: Array, _: None) -> tuple[Array, None]:
         return x @ weight, None

@@ -2,7 +2,7 @@
 
     python benchmarks/recurrence.py       # about a minute
 
-The layer's gradient is computed over 128 steps, for 1 and for 16 sequences of a minibatch. The two ways are timed
+The layer's gradient is computed over 128 steps, for 1 and for 16 sequences of a minibatch. The two versions are timed
 alternately, and each ratio is between two consecutive timings. The two products with the recurrent weights that a step
 needs, one forwards and one backwards, are also timed alone, because nothing can remove them from the loop. Stores
 results/recurrence.json.
@@ -54,7 +54,7 @@ def descent(over_time: Callable[..., Any], layer: GRUCell, x: Any, fresh: Any) -
 
 
 def products(layer: GRUCell, x: Any, fresh: Any) -> Any:
-    """Only the two products with the recurrent weights, each step waiting for the one before."""
+    """Compute only the two products with the recurrent weights, where each step depends on the previous one."""
 
     def one(hidden: Any, _: Any) -> Any:
         return jnp.tanh(hidden @ layer.weight_hh.T) @ layer.weight_hh * 1e-2, None

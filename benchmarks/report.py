@@ -74,7 +74,7 @@ def measure(folder: Path) -> dict[str, Any]:
 
 
 def main(folder: str | None) -> None:
-    """Measure and store."""
+    """Take all measurements, and store and print them."""
     with tempfile.TemporaryDirectory() as temporary:
         found = measure(Path(folder or temporary))
     RESULTS.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")

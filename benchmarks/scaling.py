@@ -57,13 +57,13 @@ def measure(point: dict[str, int]) -> dict[str, float]:
 
 
 def in_a_process(point: dict[str, int]) -> dict[str, float]:
-    """Measure a point in its own process, on this number of cores."""
+    """Measure a point in its own process, on as many cores as the point specifies."""
     command = [sys.executable, __file__, "--point", json.dumps(point)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
 def main() -> None:
-    """Measure every point and store them."""
+    """Measure every point, and store the results."""
     found: dict[str, Any] = {name: {} for name in VARIED}
     for name, values in VARIED.items():
         for value in values:

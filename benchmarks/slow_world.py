@@ -43,7 +43,7 @@ def steps_per_second(folder: str, name: str, workers: int | None) -> float:
 
 
 def main() -> None:
-    """Measure and store."""
+    """Time both variants in every round, and store the results."""
     rounds = []
     with tempfile.TemporaryDirectory() as folder:
         for number in range(ROUNDS):

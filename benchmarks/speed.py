@@ -146,7 +146,7 @@ def measure(name: str, folder: Path, count: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", help=f"of the peers: {', '.join(CASES)}; --against: {', '.join(PAIRINGS)}")
+    parser.add_argument("cases", nargs="*", help=f"with peers: {', '.join(CASES)}; --against: {', '.join(PAIRINGS)}")
     parser.add_argument("--environments", type=Path, metavar="FOLDER")
     parser.add_argument(
         "--rounds", type=int, default=ROUNDS, help="with fewer than %(default)s, results are shown but not stored"

@@ -37,7 +37,7 @@ PLAIN = {"normalize_rewards": False, "normalize_observations": False}
 
 @dataclass(frozen=True)
 class Pairing:
-    """A case, whose steps take several seconds on two cores after compilation."""
+    """A case whose training takes several seconds on two cores, not counting compilation."""
 
     environment: str
     algorithm: str
@@ -107,7 +107,7 @@ def rate_of(tree: Path, case: Pairing) -> float:
 def median_interval(ratios: Sequence[float], level: float = 0.95) -> tuple[float, float]:
     """Return two of the values between which the true median lies with at least this probability."""
     ordered, n = sorted(ratios), len(ratios)
-    # Drop the most values at each end that the allowed error probability permits.
+    # Drop as many values at each end as the allowed error probability permits.
     cut = max((k for k in range(n // 2) if 2 * binom.cdf(k, n, 0.5) <= 1 - level), default=0)
     return ordered[cut], ordered[n - 1 - cut]
 
@@ -121,7 +121,7 @@ def summary(rates: Sequence[dict[str, float]]) -> dict[str, Any]:
 
 
 def measure_against(commit: str, names: Sequence[str], pairs: int, processor: str) -> bool:
-    """Measure, print and store the cases of the two trees; return whether no case is slower."""
+    """Measure, print and store the cases of the two trees; return True if no case is slower."""
     if pairs < FEWEST_PAIRS:
         print(f"{pairs} pairs are too few to bound the median: the interval shown is their range, without a verdict.")
     with checked_out(commit) as older:

@@ -307,7 +307,7 @@ def from_shell(cache: str) -> dict[str, Case]:
 
     A run stops as soon as the mean return of its last 100 training episodes reaches the score, or when its budget is
     spent. In either case, the mean return of its last 20 episodes must reach the score. upslope uses its presets,
-    PureJaxRL the numbers of upslope's preset for CartPole, SB3 the settings of its zoo, and RLtools those of its
+    PureJaxRL the settings of upslope's preset for CartPole, SB3 the settings of its zoo, and RLtools those of its
     example. SB3 compiles nothing, so its second run takes as long as its first.
     """
     state = {"cold": "nothing compiled before", "warm": "the second time"}[cache]

@@ -5,7 +5,7 @@
 
 Both learners are trained on the same 200 episodes of CartPole with the same seeds. Importance sampling uses the
 settings of `off_policy`; V-trace adds `--estimator vtrace --objective policy_gradient`. Each seed's last policy is
-evaluated in 100 fresh episodes with sampled actions. The difference comes with Welch's 95 % interval.
+evaluated in 100 fresh episodes with sampled actions. The difference is reported with Welch's 95 % interval.
 """
 
 import argparse
@@ -24,7 +24,7 @@ LEARNERS = {"off_policy": {}, "vtrace": {"estimator": "vtrace", "objective": "po
 
 
 def measure(steps: int, seeds: int) -> dict[str, object]:
-    """Train both learners, and return each one's return by seed, and the difference with its interval."""
+    """Train both learners, and return each learner's mean return per seed, and their difference with its interval."""
     with tempfile.TemporaryDirectory() as folder:
         teacher = upslope.train("jax:CartPole-v1", steps=20_000, folder=folder, name="teacher", preset=False)
         data = str(upslope.record(teacher.path, episodes=200))
@@ -45,7 +45,7 @@ def measure(steps: int, seeds: int) -> dict[str, object]:
 
 
 def main() -> None:
-    """Measure and store."""
+    """Measure with each number of steps, and store the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, nargs="*", default=[300_000, 3_000_000])
     parser.add_argument("--seeds", type=int, default=5)

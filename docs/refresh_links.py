@@ -53,7 +53,7 @@ def find(file: Path, symbol: str) -> tuple[Path, int, int]:
         found = [(path, *lines) for path in candidates if (lines := lines_of(path, symbol)) is not None]
         if len(found) == 1:
             return found[0]
-    raise LookupError(f"{symbol} is defined neither in {file} nor in exactly one file of src")
+    raise LookupError(f"{symbol} is defined neither in {file} nor in exactly one file in src")
 
 
 def refreshed(page: Path, text: str) -> str:

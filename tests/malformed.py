@@ -117,7 +117,7 @@ def npy(array: np.ndarray) -> bytes:
 
 
 def declaring(descr: str, shape: str, held: bytes = b"") -> bytes:
-    """Return the content of an .npy file whose header declares this type and shape, whatever follows it."""
+    """Return the content of an .npy file whose header declares this type and shape, followed by `held`."""
     text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}".encode("latin1", "replace")
     return b"\x93NUMPY\x01\x00" + (len(text) + 1).to_bytes(2, "little") + text + b"\n" + held
 
@@ -139,7 +139,7 @@ def unpacked(content: bytes) -> dict[str, bytes]:
 
 @st.composite
 def spoiled_array(draw: Any, content: bytes, planted: Path) -> bytes:
-    """Draw an array with another type, shape or size, an array with other values, or bytes that are no valid array."""
+    """Draw an array with another type, shape or size, an array with other values, or bytes that are not an array."""
     array = np.load(io.BytesIO(content))
     how = draw(st.sampled_from(("type", "shape", "header", "values", "values", "objects", "pickle", "bytes", "end")))
     if how == "type":

@@ -44,7 +44,7 @@ class Walk(gymnasium.Env):
 
 
 class Faulty(Walk):
-    """A walk in which each instance fails at its step number `at`. `kind` selects the failure, if any."""
+    """A walk in which each instance fails at step `at` of its lifetime. `kind` selects the failure, if any."""
 
     kind: ClassVar[str | None] = None
     at: ClassVar[int] = 0
@@ -579,7 +579,7 @@ class CompiledHybrid(CompiledEnvironment):
 
 
 class Amount(Still):
-    """Has episodes of one step. Two fixed amounts give the highest reward; their bounds are not centred on 0."""
+    """Has episodes of one step. Each of two amounts has a best value; the bounds of the second are not centred on 0."""
 
     action_space: spaces.Space = spaces.Box(np.array([-1.0, 0.0]), np.array([1.0, 10.0]), (2,), np.float64)
 
@@ -605,7 +605,7 @@ class Panic(BaseException):
 
 
 class Panics(Still):
-    """Raises `Panic`, SystemExit or KeyboardInterrupt in one given place."""
+    """Raises `Panic`, SystemExit or KeyboardInterrupt in a given place."""
 
     def __init__(self, place: str, kind: str = "Panic") -> None:
         self.place, self.kind = place, kind

@@ -1,4 +1,4 @@
-"""Measure Stable-Baselines3 or a relative on a Gymnasium environment in one or more processes; print a JSON line.
+"""Measure Stable-Baselines3 or a related library on a Gymnasium environment in one or more processes; print JSON.
 
 python measure_baselines.py sb3|a2c|sbx|recurrent ENVIRONMENT PROCESSES STEPS '{"n_envs": 8, "n_steps": 128, …}'
 

@@ -1,4 +1,4 @@
-"""Train PureJaxRL's PPO on gymnax's CartPole with the numbers of upslope's preset; print a JSON line.
+"""Train PureJaxRL's PPO on gymnax's CartPole with the settings of upslope's preset; print a JSON line.
 
     python solve_purejaxrl.py CLONE
 

@@ -31,4 +31,4 @@ def split(name: str) -> tuple[Path, str]:
         path = SOURCE.joinpath(*parts[:length]).with_suffix(".py")
         if path.is_file():
             return path, ".".join(parts[length:])
-    raise LookupError(f"no file of src defines {name}")
+    raise LookupError(f"no file in src defines {name}")

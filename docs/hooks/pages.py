@@ -80,7 +80,7 @@ def link(found: re.Match[str], uri: str, source: Path, linked: set[Path]) -> str
     target = (source.parent / found["path"]).resolve()
     if not target.is_relative_to(ROOT) or not target.is_file():
         raise PluginError(
-            f"{source.relative_to(ROOT)} links to {found['path']}, which is not a file of the repository."
+            f"{source.relative_to(ROOT)} links to {found['path']}, which is not a file in the repository."
         )
     if target.is_relative_to(DOCS) and source.is_relative_to(DOCS) and target.suffix != ".py":
         return found[0]

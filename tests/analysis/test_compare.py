@@ -1,4 +1,4 @@
-"""Comparisons of synthetic runs: groups, scores and warnings. Unlike runs are never averaged without a warning."""
+"""Comparisons of synthetic runs: groups, scores and warnings. Dissimilar runs are never averaged without a warning."""
 
 import json
 import math

@@ -188,7 +188,7 @@ def test_a_run_without_a_critic_says_nothing_of_values(runs):
 
 
 def test_whom_an_estimator_blames(runs):
-    """By hand: (1 + 5)²/(1 + 25) actions share the credit. The second is blamed although its weight is negative."""
+    """By hand: (1 + 5)²/(1 + 25) actions share the credit. The second is blamed most despite its negative weight."""
     credit = credit_of(runs["key"])
     one = dataclasses.replace(credit, weights={"mine": np.asarray([1.0, -5.0]), "flat": np.asarray([2.0, -2.0])})
     assert one.spread("mine") == pytest.approx(36 / 26)

@@ -121,7 +121,7 @@ def test_the_median_of_six_or_more_lies_between_order_statistics():
 @pytest.mark.parametrize("n", [3, 5, 10])
 @pytest.mark.parametrize("name", ESTIMATES)
 def test_intervals_cover_normal_seeds(name, n):
-    """With 1,500 samples, this test rejects intervals that cover only 93.5 %, and also clearly too wide intervals."""
+    """With 1,500 samples, this test rejects intervals that cover only 93.5 % or are clearly too wide."""
     samples = np.random.default_rng(n).normal(400.0, 50.0, (1500, n))
     covered = np.mean([low <= 400.0 <= high for low, high in (ends(ESTIMATES[name](x)) for x in samples)])
     # For n = 10, the order statistics cover 97.9 %, and the wider of the two intervals of the interquartile mean covers
@@ -217,7 +217,8 @@ def test_scores_on_a_quartile_count_in_part():
 
 
 def test_environments_weigh_the_same_whatever_their_seeds():
-    """One environment scores about 0 and one about 1. Half of each is in the middle half, however many seeds it has."""
+    """Scores are near 0 in one environment and near 1 in the other. Half of each environment's weight is in the middle
+    half, however many seeds it has."""
     low, high = np.asarray([0.0, 0.01, -0.01]), 1 + 0.001 * np.arange(10)
     for strata in ([low, high], [high, low]):
         found = stratified_iqm(strata)
@@ -274,7 +275,7 @@ def test_a_profile_is_the_share_above_with_its_interval():
     x = np.asarray([0.1, 0.5, 0.9, 0.9])
     band = profile([x], np.asarray([0.0, 0.5, 0.9]))
     assert band.mean.tolist() == [1.0, 0.5, 0.0]
-    # Clopper–Pearson: observing 0 of 4 excludes every share p for which that has probability (1 − p)⁴ < 0.025.
+    # Clopper–Pearson: observing 0 of 4 excludes every share p for which this outcome has probability (1 − p)⁴ < 0.025.
     assert (band.low[2], band.high[2]) == pytest.approx((0.0, 1 - 0.025**0.25))
     wilson = stats.binomtest(2, 4).proportion_ci(method="wilson")
     two = profile([x, x], np.asarray([0.5]))

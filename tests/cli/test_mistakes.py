@@ -1,4 +1,4 @@
-"""Beginners' mistakes on the command line: each immediately gets a single message as the answer."""
+"""Beginners' mistakes on the command line: each is immediately answered with a single message."""
 
 import html
 import json

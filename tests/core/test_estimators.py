@@ -1,4 +1,4 @@
-"""Estimators (axis 1) checked against sums by hand, RLax, a plain Python loop over episodes, and general laws."""
+"""Estimators (axis 1) checked against hand-computed sums, RLax, a plain Python loop over episodes, and general laws."""
 
 from functools import partial
 

@@ -128,7 +128,7 @@ def test_each_division_has_the_bias_of_its_formula(estimator, weight):
     found = expected_gradient(estimator)
     close(found, by_formula(weight))
     cosine = found @ GRADIENT / np.linalg.norm(found) / np.linalg.norm(GRADIENT)
-    assert cosine < 1 - 1e-5  # with three distinct returns, dividing by the deviation also turns it
+    assert cosine < 1 - 1e-5  # with three distinct returns, dividing by the deviation also rotates the gradient
 
 
 BATCHES = np.array(list(itertools.product(range(3), repeat=4)))

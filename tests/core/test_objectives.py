@@ -1,4 +1,4 @@
-"""Objectives (axis 2) checked against tables by hand, RLax, exact sums over actions, and the law that all obey."""
+"""Objectives (axis 2) checked against hand-computed tables, RLax, exact sums over actions, and a law that all obey."""
 
 from dataclasses import replace
 

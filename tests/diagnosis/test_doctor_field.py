@@ -1,4 +1,4 @@
-"""The bank of runs in `benchmarks/doctor_field.py`: its split by world, its labels, and its definition of harm."""
+"""The bank of runs in `benchmarks/doctor_field.py`: split by environment, labels, and definition of harm."""
 
 import json
 import sys

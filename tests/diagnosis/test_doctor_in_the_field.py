@@ -1,5 +1,5 @@
-"""Synthetic versions of runs that the doctor misjudged in unseen worlds. Most tests compare a run that has a fault with
-a similar one that has none."""
+"""Synthetic versions of runs that the doctor misjudged in unseen environments. Most tests compare a run that has a
+fault with a similar one that has none."""
 
 import pytest
 from doctor_helpers import alarms_and_notes, write_run

@@ -1,4 +1,4 @@
-"""The doctor on runs that are actually trained: some have planted faults of `benchmarks/doctor.py`, one is healthy."""
+"""The doctor on runs that are actually trained: some have faults from `benchmarks/doctor.py`, and one is healthy."""
 
 import subprocess
 import sys
@@ -27,8 +27,8 @@ bank = Path(sys.argv[1])
 doctor_bank.train(bank, len(chosen))
 print(*(f"{{job.cause}} {{doctor_bank.place(bank, job)}}" for job in chosen), sep="\\n")
 """
-"""Trains the runs in one world, so that most share a compiled program. This needs its own process, because planting a
-fault replaces programs."""
+"""Trains the runs in one environment, so that most share a compiled program. This needs a separate process, because
+planting a fault replaces programs."""
 
 
 @pytest.mark.parametrize("runs", RUNS.values(), ids=RUNS)

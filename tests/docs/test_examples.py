@@ -157,7 +157,7 @@ def as_arrays(rollout):
 
 
 def test_ppo_bootstraps_at_truncation_only():
-    """By hand, for γ = 0.99, λ = 0.95, r = 1, V(s_t) = 2, V(s_{t+1}) = 10: the first step may end an episode."""
+    """Check advantages by hand for γ = 0.99, λ = 0.95, r = 1, V(s_t) = 2, V(s_{t+1}) = 10; step 1 may be the end."""
     one, no = np.ones((2, 1), np.float32), np.zeros((2, 1), bool)
     first = np.array([[True], [False]])
     going_on = 1 + 0.99 * 10 - 2

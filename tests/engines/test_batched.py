@@ -1,4 +1,4 @@
-"""Vector environments: in every autoreset mode, all recorded steps were really taken, and no reset is a transition."""
+"""Vector environments: in every autoreset mode, all recorded steps were actually taken, and none is a reset."""
 
 import sys
 from pathlib import Path

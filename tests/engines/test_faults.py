@@ -230,7 +230,7 @@ def test_a_diverged_seed_harms_neither_the_others_nor_the_files(environment, eng
 
 @pytest.mark.parametrize("part", ["estimator", "objective"])
 def test_a_class_instead_of_an_object_is_not_ignored(part: str, tmp_path: Path):
-    # Training silently with the default of the rung would not be the experiment that was requested.
+    # Silently training with the rung's default would not be the experiment that was requested.
     given: Any = {"estimator": upslope.NStep, "objective": upslope.KLPenalty}[part]
     train = getattr(upslope.train, "__wrapped__", upslope.train)
     with pytest.raises(Exception, match=part):
@@ -243,7 +243,7 @@ PLACES = ("__init__", "observation_space", "reset", "step", "close")
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("kind", ["Panic", "SystemExit"])
 def test_every_exception_of_an_environment_is_its_failure(kind: str, place: str, tmp_path: Path, capsys: Any):
-    """Some exceptions derive only from BaseException. They must not cause greater losses than others do."""
+    """Some exceptions derive only from BaseException. They must not cause more data loss than other exceptions do."""
     environment = {"env_kwargs": {"place": place, "kind": kind}, "max_episode_steps": 20}
     train = partial(upslope.train, "user_environments:Panics", steps=32, folder=tmp_path, **SMALL, **environment)
     words = f"{kind}.*called unwrap"

@@ -115,7 +115,7 @@ def test_each_step_and_column_of_a_compiled_rollout_has_chances_of_its_own():
 
 
 def test_the_compiled_cartpole_is_gymnasiums_step_by_step():
-    # Gymnasium computes in float64, so rounding errors would accumulate. Each step therefore starts from its state.
+    # Gymnasium computes in float64, so rounding errors would add up. Each step therefore starts from a recorded state.
     world = make("CartPole-v1")
     assert isinstance(world, HostEnvironment)
     rollout = host_facts(world, decided_agent([0.0, 0.1, 0.3, 1.0]), 200, num_envs=3, limit=world.max_episode_steps)

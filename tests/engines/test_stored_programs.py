@@ -1,4 +1,4 @@
-"""Programs stored between runs give the same bits and are found again. None is stored for user or library code."""
+"""Programs stored between runs give the same bits and are found again; none with user or library code is stored."""
 
 import numpy as np
 import pytest

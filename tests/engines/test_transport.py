@@ -1,4 +1,4 @@
-"""Training does not depend on the kind of channel to the workers: a cluster of local processes trains the same run."""
+"""Training does not depend on the kind of channel to the workers: a cluster of local processes gives the same run."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Many trials in one program: each gives, bit for bit, the same numbers as on its own."""
+"""Many trials in one program: each gives the same numbers, bit for bit, as it does alone."""
 
 import jax
 import numpy as np

@@ -127,7 +127,7 @@ def test_a_file_that_names_it_needs_trust(tmp_path, monkeypatch):
 
 
 def test_another_process_runs_it(tmp_path):
-    """The command runs in the shell, in the module's folder."""
+    """The command runs as if from a shell in the module's folder."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     words = ["train", "jax:catch:Catch", "--steps", "256", "--num-envs", "4", "--rollout-steps", "32"]
     command = [sys.executable, "-c", "from upslope.cli.main import main; main()", *words, "--folder", str(tmp_path)]

@@ -254,7 +254,7 @@ def test_the_value_of_a_hidden_state_is_what_the_best_play_of_what_is_seen_retur
             state, now = jax.vmap(world.step, (None, 0, 0))(jax.random.key(0), state, choose(t, seen, first))
             total += np.where(going, 0.9**t * now.reward, 0.0)
             going, seen = going & ~np.asarray(now.terminated), now.observation
-        assert not going.any(), "it ends by itself"
+        assert not going.any(), "every episode ends within the limit"
         return total, exact
 
     total, exact = returns(lambda t, seen, first: jax.vmap(best)(seen, first))

@@ -1,4 +1,4 @@
-"""The token environment agrees with a verifier written here, and its exact values with counts by hand."""
+"""The token environment agrees with a verifier in this file, and its exact values agree with hand-computed counts."""
 
 import itertools
 

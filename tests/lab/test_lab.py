@@ -1,4 +1,4 @@
-"""The lab's rule for verdicts, its experiments at small size, the refutation of wrong claims, and the page in both
+"""The lab's rule for verdicts, its experiments at a small size, the refutation of wrong claims, and the page in both
 languages."""
 
 import json
@@ -106,7 +106,7 @@ def test_a_biased_estimator_is_refuted_as_the_gradient(estimator, gamma):
 
 
 def test_what_is_predicted_is_what_theory_says(outcomes):
-    """Regions predicted by claims of equality, worked by hand. Wider regions would support unequal values."""
+    """Check by hand the regions that claims of equality predict. Wider regions would support unequal values."""
     regions = {(name, f.name): f.predicted for name in ("expectation", "importance") for f in outcomes(name).findings}
     assert regions["expectation", "mean"] == pytest.approx((88 - 0.1, 88 + 0.1))
     assert regions["expectation", "rate"] == pytest.approx((-0.55, -0.45))
@@ -117,7 +117,7 @@ def test_what_is_predicted_is_what_theory_says(outcomes):
 
 @pytest.fixture(scope="module")
 def outcomes():
-    """Return a function that runs an experiment at its quick size, once."""
+    """Return a function that runs each experiment only once, at its quick size."""
     found = {}
 
     def of(name):

@@ -1,4 +1,4 @@
-"""The experiment on groups sums over kinds of groups, which must equal the sum over all groups of sequences."""
+"""The experiment on groups sums over kinds of groups. This sum must equal the sum over all groups of sequences."""
 
 from itertools import product
 

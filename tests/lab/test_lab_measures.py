@@ -1,4 +1,4 @@
-"""The lab's tools (environments, scales, shares and pools) agree with numbers worked by hand."""
+"""The lab's tools (environments, scales, shares and pools) agree with numbers worked out by hand."""
 
 import math
 

@@ -114,7 +114,7 @@ def test_nothing_is_overwritten(race):
 
 
 def test_a_race_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(race, tmp_path, monkeypatch):
-    """Press Ctrl-C in the second rung: the first is not trained again, the second continues, and the third starts."""
+    """Press Ctrl-C during the second rung: the first is not retrained, the second continues, and the third starts."""
     options = {
         "algorithms": ["reinforce", "a2c", "actor_critic"],
         "folder": tmp_path,

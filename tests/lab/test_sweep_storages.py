@@ -1,4 +1,4 @@
-"""Several processes share a sweep through one storage (SQLite or a PostgreSQL server), even after one of them was
+"""Several processes share a sweep through one storage (SQLite or a PostgreSQL server), even after one of them is
 killed."""
 
 import importlib

@@ -1,4 +1,4 @@
-"""Bonuses agree with hand-made counts, and with the same networks in NumPy trained by numerical gradients."""
+"""Bonuses agree with hand-computed counts, and with the same networks in NumPy, trained with numerical gradients."""
 
 from functools import partial
 

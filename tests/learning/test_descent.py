@@ -67,7 +67,7 @@ def test_parameters_end_to_end_are_where_the_optimiser_unpacks_them(num_wide):
 
 
 def batch_of(num_samples):
-    """Return samples of y = 2x + noise, of which every third is invalid and has nan as its target."""
+    """Return samples of y = 2x + noise. Every third sample is invalid and has nan as its target."""
     generator = np.random.default_rng(1)
     x = generator.normal(size=num_samples)
     valid = np.arange(num_samples) % 3 != 0

@@ -1,4 +1,4 @@
-"""Do the estimators climb the true gradient? Tested in finite worlds with a known ∇J, using real rollouts.
+"""Do the estimators follow the true gradient? The tests use real rollouts in finite worlds with a known ∇J.
 
 There are two oracles. `Tabular.policy_gradient` is ∇J. `predicted` is the mean that an estimator must have, biased or
 not, computed by backward induction from the world's arrays alone. The two agree up to rounding where theory says that
@@ -111,7 +111,7 @@ def estimate(name, estimator, gamma, value):
 
 
 def check(name, estimator, gamma, value, expected, power):
-    """Assert that the estimated mean is as expected and that its error is small relative to it; return the error."""
+    """Assert that the estimated mean is as expected and its standard error is relatively small; return that error."""
     mean, error = estimate(name, estimator, gamma, value)
     # 1e-5 allows for float32 sums of up to 120 terms in components without variance.
     np.testing.assert_array_less(np.abs(mean - expected), 4 * error + 1e-5 * np.abs(expected).max())

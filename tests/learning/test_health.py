@@ -1,4 +1,4 @@
-"""The health metrics agree with numbers worked by hand or by NumPy, and a run's rows contain them."""
+"""The health metrics agree with numbers worked out by hand or by NumPy, and a run's rows contain them."""
 
 import json
 from types import SimpleNamespace

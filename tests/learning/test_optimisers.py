@@ -1,5 +1,5 @@
-"""The third axis: directions agree with NumPy formulas, schedules with numbers worked by hand, and both may be
-user-defined."""
+"""Optimisers and schedules: directions agree with NumPy formulas, schedules with numbers worked by hand, and both may
+be user-defined."""
 
 from functools import cache
 from pathlib import Path
@@ -127,7 +127,7 @@ SMALL: dict[str, Any] = {
 
 
 def half_time(progress: Any) -> Any:
-    """The full rate in the first half, and 0 in the second."""
+    """Return a factor of 1 in the first half of the budget and 0 in the second."""
     return jnp.where(progress < 0.5, 1.0, 0.0)
 
 
@@ -172,7 +172,7 @@ def parameters_of(run: Path) -> np.ndarray:
 def test_an_optax_chain_is_ours_with_a_constant_rate(trained):
     ours, own, falling = (parameters_of(trained(kind)) for kind in ("constant", "own chain", "linear"))
     np.testing.assert_allclose(ours, own, atol=1e-5)
-    assert np.abs(falling - ours).max() > 1e-3, "a different rate is noticed"
+    assert np.abs(falling - ours).max() > 1e-3, "a different rate gives different parameters"
 
 
 def test_an_optax_chain_may_count_its_steps_twice(trained):

@@ -14,7 +14,7 @@ SMALL: dict[str, Any] = {"num_envs": 2, "hidden_sizes": (8,), "preset": False, "
 
 
 class Narrow(Still):
-    """Has many actions with narrow bounds, whose density at 0 is huge, and episodes of different lengths."""
+    """Has 16 action components with narrow bounds, so the density at 0 is huge, and episodes of different lengths."""
 
     action_space = spaces.Box(-1e-3, 1e-3, (16,))
     count = length = 0

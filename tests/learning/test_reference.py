@@ -1,4 +1,4 @@
-"""One update towards a reference policy matches a gradient worked by hand, and a reference with memory spans two
+"""One update towards a reference policy matches a gradient worked by hand, and a reference keeps its memory across
 rollouts."""
 
 from functools import partial

@@ -25,7 +25,7 @@ AGENT: Any = fresh_agent(
 
 @pytest.fixture(scope="module")
 def running() -> EnvState:
-    """Five episodes in progress."""
+    """Return five episodes in progress."""
     begun = begin_episodes(WORLD, AGENT, jax.random.split(jax.random.key(3), 5))
     return jax.tree.map(lambda x: x + 7, begun)
 

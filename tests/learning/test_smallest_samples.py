@@ -1,4 +1,4 @@
-"""Statistics of too few numbers, or of numbers that are all equal, must have no effect."""
+"""Statistics of too few numbers, or of numbers that are all equal, must do no harm."""
 
 from pathlib import Path
 from typing import Any

@@ -73,7 +73,7 @@ def test_a_seed_on_two_devices_is_that_seed_on_one(case: str):
     assert len(returns[0]) > 0
     assert distance(*returns) < TOLERANCE
     assert distance(one.learner, two.learner) < TOLERANCE
-    assert distance(start.learner, one.learner) > 10 * TOLERANCE  # else equal parameters would prove little
+    assert distance(start.learner, one.learner) > 10 * TOLERANCE  # otherwise, equal parameters would prove little
     assert set(of_one.metrics) == set(of_two.metrics)
     far = {name: distance(of_one.metrics[name], of_two.metrics[name]) for name in of_one.metrics if name not in EXACT}
     assert {name: gap for name, gap in far.items() if gap > 1e-2} == {}

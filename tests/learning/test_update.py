@@ -87,7 +87,7 @@ def test_the_ratio_is_1_in_the_first_minibatch_of_every_iteration(world, estimat
     assert np.all(after > before) and np.all(metrics["policy/kl"] > 1e-6), "the policy moved in between"
     np.testing.assert_array_less(metrics["policy/loss"], 2e-5)
     assert ("critic/loss" in metrics) == estimator.needs_critic
-    # CartPole pays 1 per step: reported returns stay in the environment's units, whatever the learner scales.
+    # CartPole pays 1 per step. Reported returns stay in the environment's units even though rewards are normalised.
     done = np.asarray(finished.done) & isinstance(world, CartPole)
     np.testing.assert_array_equal(finished.episode_return[done], finished.length[done])
 
@@ -286,7 +286,7 @@ def test_statistics_over_the_valid_samples_by_hand():
 
 @pytest.mark.parametrize("ends", [0, 3, 200])
 def test_successors_have_the_critics_value_wherever_they_come_from(ends):
-    """There may be few successors that are not the next observation, many, or none except in the last row."""
+    """Successors that differ from the next observation may be few, many, or absent except in the last row."""
     generator = np.random.default_rng(ends)
     agent, rollout, _ = experience()
     observation = jnp.asarray(generator.standard_normal((64, 8, 4)), jnp.float32)

@@ -1,4 +1,4 @@
-"""Numbers that are inputs to a compiled program: their arithmetic, where a task contains them, and what they refuse."""
+"""Numbers that are inputs to a compiled program: arithmetic, where a task contains them, and uses that they reject."""
 
 import math
 from dataclasses import dataclass, replace

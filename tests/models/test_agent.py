@@ -91,7 +91,7 @@ def test_observations_are_normalised_and_kept_within_ten_deviations():
     statistics = RunningStatistics(jnp.asarray([1.0, 0, 0, 0]), jnp.asarray([4.0, 1, 1, 1]), jnp.float32(9))
     agent = replace(agent, normaliser=statistics)
     np.testing.assert_allclose(agent.features(observation), [1.0, -1.0, 0.5, 10.0], rtol=1e-6)
-    # A one-hot observation has no scale that would have to be learned.
+    # A one-hot observation has no scale to learn.
     assert not agent_for(SPACES["a choice"], spaces.Discrete(4), normalize=["observations"]).normalize_observations
 
 

@@ -37,7 +37,7 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def gru_by_hand(layer: Any, x: np.ndarray, h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cho et al. 2014, with the reset gate after the product."""
+    """Take one step of a GRU as in Cho et al. 2014, with the reset gate applied after the matrix product."""
     of_input, of_state = np.asarray(layer.weight_ih), np.asarray(layer.weight_hh)
     bias, bias_n = np.asarray(layer.bias), np.asarray(layer.bias_n)
     r, z, n = np.split(x @ of_input.T + bias, 3, axis=-1)
@@ -49,7 +49,7 @@ def gru_by_hand(layer: Any, x: np.ndarray, h: np.ndarray) -> tuple[np.ndarray, n
 
 
 def lstm_by_hand(layer: Any, x: np.ndarray, carry: Any) -> tuple[np.ndarray, Any]:
-    """Hochreiter and Schmidhuber 1997, with a forget gate."""
+    """Take one step of an LSTM as in Hochreiter and Schmidhuber 1997, with a forget gate."""
     h, c = carry
     gates = x @ np.asarray(layer.weight_ih).T + h @ np.asarray(layer.weight_hh).T + np.asarray(layer.bias)
     i, f, g, o = np.split(gates, 4, axis=-1)
@@ -59,7 +59,7 @@ def lstm_by_hand(layer: Any, x: np.ndarray, carry: Any) -> tuple[np.ndarray, Any
 
 
 def lru_by_hand(made: Any, x: np.ndarray, carry: Any) -> tuple[np.ndarray, Any]:
-    """Orvieto et al. 2023, equations 2 and 3, in complex numbers."""
+    """Take one step of an LRU as in Orvieto et al. 2023, equations 2 and 3, in complex numbers."""
     rate = np.exp(-np.exp(np.asarray(made.nu)) + 1j * np.exp(np.asarray(made.theta)))
     inward, outward = (np.asarray(part)[0] + 1j * np.asarray(part)[1] for part in (made.inward, made.outward))
     h = rate * (carry[0] + 1j * carry[1]) + np.sqrt(1 - np.abs(rate) ** 2) * (x @ inward.T)
@@ -138,10 +138,10 @@ def test_a_linear_recurrence_keeps_what_it_saw_and_starts_within_the_ring():
 
 
 def returns_of(model: Any) -> tuple[jax.Array, jax.Array]:
-    """Compute the exact return in a small world, and Σ p(τ) R(τ) log π(τ) with p held fixed, which has the same
-    gradient.
+    """Compute the exact return in a small environment, and Σ p(τ) R(τ) log π(τ) with p held fixed, which has the
+    same gradient.
 
-    The world shows a cue once, and pays if the action in the last of three steps equals the cue.
+    The environment shows a cue once, and pays mainly if the action in the last of three steps equals the cue.
     """
     exact, surrogate = jnp.float32(0), jnp.float32(0)
     for cue, *actions in product((0, 1), repeat=4):

@@ -76,7 +76,7 @@ def sigmoid(x):
 
 
 def gru(cell, x, h):
-    """Take one step of Equinox's GRU in NumPy: Cho et al. (2014), with the reset gate after the product."""
+    """Take one step of Equinox's GRU in NumPy: Cho et al. (2014), with the reset gate applied after the product."""
     weight, recurrent, bias, bias_n = (
         np.asarray(a, np.float64) for a in (cell.weight_ih, cell.weight_hh, cell.bias, cell.bias_n)
     )
@@ -174,7 +174,7 @@ GRADIENT = {"optimiser": Optimiser("sgd", max_grad_norm=1e6), "objective": Polic
 
 
 def step_down(own: Any, length: int | None) -> dict[str, list[np.ndarray]]:
-    """Return each group's gradient, which is what one step of plain descent at rate 1 subtracts."""
+    """Return each group's gradient, which is what one step of plain gradient descent at rate 1 subtracts."""
     agent, (rollout, credit, _) = agent_of(own), facts()
     update = plain_update(sequence_length=length, **GRADIENT)
     learner = begin_learning(update, agent)
@@ -221,7 +221,7 @@ def test_the_gradient_flows_through_stretches_of_l_steps_and_no_further(own: Any
     for length in cuts:
         cut = [x for gradients in found[length].values() for x in gradients]
         gap = max(np.abs(a - b).max(initial=0) for a, b in zip(whole, cut, strict=True))
-        assert gap > 1e-3, "a cut is noticed"
+        assert gap > 1e-3, "a cut changes the gradient"
 
 
 def test_a_model_that_ignores_its_carry_has_one_gradient_at_every_length():

@@ -217,7 +217,7 @@ def test_names_are_text_and_other_files_are_kept(runs: list[Path], tmp_path: Pat
 
 
 def test_tables_have_the_numbers_of_compare(tmp_path: Path):
-    """By hand, the mean of 1, 2, 3 is 2, and half its interval is 4.303 · 1/√3 = 2.48."""
+    """By hand, the mean of 1, 2, 3 is 2, and the half-width of its interval is 4.303 · 1/√3 = 2.48."""
     run = write_run(tmp_path, episodes={s: [(9, 1.0 + s)] for s in range(3)}, steps=1234, environment="A_b-v0")
     latex, markdown = upslope.table(run, "latex"), upslope.table([run], "markdown")
     assert r"A\_b-v0 & ppo & $2.0 \pm 2.5$ & " in latex and r" & $3$ & $1{,}234$ \\" in latex

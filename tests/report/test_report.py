@@ -75,7 +75,7 @@ def test_a_report_is_written_without_jax(runs, tmp_path):
 
 
 def test_several_environments_are_compared_in_one_unit_where_asked(tmp_path):
-    """ppo scores higher than a2c in both environments, and so does its average over them."""
+    """ppo scores higher than a2c in both environments, and also on average over them."""
     scores = {"ppo": {"CartPole-v1": (300, 400, 500), "Acrobot-v1": (-90, -80, -100)}}
     scores["a2c"] = {"CartPole-v1": (0, 100, 200), "Acrobot-v1": (-180, -140, -170)}
     runs = [
@@ -277,7 +277,7 @@ def opened(driver, path, width, theme="light"):
 
 
 def wait_for(driver, script):
-    """Wait until the script returns true. The tests' own time limit stops an endless wait."""
+    """Wait until the script returns true. The test timeout ends an endless wait."""
     while not driver.execute_script(script):
         time.sleep(0.1)
 
@@ -310,7 +310,7 @@ def test_a_browser_draws_every_chart_without_an_error_or_the_network(driver, rep
 
 
 def test_tables_of_nine_runs_fit_a_desk(driver, tmp_path):
-    """The runs have negative intervals and long names. On a phone, the tables scroll sideways, but the page does
+    """The runs have negative returns and long names. On a phone, the tables scroll sideways, but the page does
     not."""
     runs = [
         write_run(tmp_path, f"a name of many words {k}", steps=6000, gamma=0.9 + k / 100, hidden_sizes=(64, 64, 64, 64),

@@ -64,14 +64,14 @@ def test_only_the_first_states_of_episodes_are_visits_beside_the_steps(environme
             ended += len(chunk.episodes[0])
     finally:
         engine.close()
-    begun = 3 + ended - int(np.sum(state.memory.fresh))  # a start after an end in the last step is not counted yet
+    begun = 3 + ended - int(np.sum(state.memory.fresh))  # episodes that start after the last step do not count yet
     assert ended > 5 and int(np.sum(state.stream.bonus.visits)) == int(state.steps[0]) + begun
 
 
 def test_rows_tell_what_was_paid_and_what_was_visited(straight: Any):
     rows = [row for row in metrics_of(straight("compiled")) if row["seed"] == 0]
     visited = [row["bonus/states_visited"] for row in rows]
-    # The states are the 10 cells on or above the diagonal, and the end.
+    # The states are the 10 cells on or below the diagonal, and the terminal state.
     assert visited == sorted(visited) and 8 <= visited[-1] <= 11
     paid = np.asarray([row["bonus/mean"] for row in rows])
     assert paid[0] > 0.2 > 0.1 > paid[-1] > 0 and all(0 < row["bonus/share"] <= 1 for row in rows)

@@ -128,7 +128,7 @@ def disturbance(x: Any, draw: np.random.Generator) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Case:
-    """A policy, its inputs, and upslope's answers."""
+    """A policy, its inputs, and the outputs that upslope computes from them."""
 
     policy: Policy
     plan: Plan
@@ -156,7 +156,7 @@ def in_time(x: np.ndarray) -> np.ndarray:
 
 
 def answers(policy: Policy, plan: Plan, arrays: list[np.ndarray], masks: np.ndarray | None) -> dict[str, np.ndarray]:
-    """Return the answers of upslope's policy: the actions that a user's calls return, and the distributions'
+    """Return the outputs of upslope's policy: the actions that a user's calls return, and the distributions'
     parameters."""
     twin, found = copy.copy(policy), []
     for episode in range(EPISODES):
@@ -186,8 +186,8 @@ def parts(action: Any, distribution: Any, path: str = "") -> Iterator[tuple[str,
 
 
 def named(path: str, action: Any, distribution: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the names and values of a part's action and parameters. If two parts have the same path, the second gets a
-    mark."""
+    """Yield the names and values of a part's action and parameters. If two parts have the same path, the second gets an
+    apostrophe."""
     path += "'" if path == "/a/b" and action.ndim > 1 else ""
     yield f"action{path}", action
     if isinstance(distribution, DiagonalGaussian | SquashedGaussian):
@@ -253,7 +253,7 @@ for folder in sys.argv[2:]:
 
 @pytest.fixture(scope="module")
 def in_numpy(folder: Path) -> dict[str, dict[str, np.ndarray]]:
-    """Return the answers of the generated files, run in a Python that has only NumPy."""
+    """Return the outputs of the generated files, run in a Python that has only NumPy."""
     bare = folder / "bare"
     bare.mkdir()
     installed = Path(np.__file__).parents[1]
@@ -466,8 +466,8 @@ def test_a_part_that_is_not_known_is_refused_by_its_name(monkeypatch: pytest.Mon
 
 
 def test_a_first_layer_that_reads_some_features_has_rows_of_zero_for_the_others():
-    """By hand: of the features of a (2), b (3) and c (1), only 1 and 5 are read, so b is not an input. An image adds a
-    row."""
+    """By hand: a, b and c have 2, 3 and 1 features. Only features 1 and 5 are read, so b is not an input. An image adds
+    a row."""
     layer = Dense(np.array([[1.0], [2.0], [3.0]], np.float32), np.zeros(1, np.float32), None)
     wide = widened(layer, [("a", 2), ("b", 3), ("c", 1)], {"a", "c"}, [(1, 2), (5, 6)])
     np.testing.assert_array_equal(wide.weight, [[0], [1], [2], [3]])
@@ -644,7 +644,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 
 @pytest.fixture
 def robot(tmp_path: Path, monkeypatch: Any) -> Path:
-    """Create a folder with a policy for CartPole, as on the page."""
+    """Create a folder with a policy for CartPole, as docs/export.md describes."""
     policy = policy_of(spaces.Box(-np.inf, np.inf, (4,), np.float32), spaces.Discrete(2))
     for format in FORMATS[:2]:
         policy.export(format, tmp_path)

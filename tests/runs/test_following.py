@@ -25,8 +25,8 @@ SMALL: dict[str, Any] = {"hidden_sizes": (8,), "quiet": True, **SEGMENTS}
 
 
 class Corridor(gymnasium.Env):
-    """An environment whose episodes the method `lengthen` makes longer. Every step pays 1, and observations show the
-    level."""
+    """An environment whose episodes become longer with each call of `lengthen`. Every step pays 1, and observations
+    show the level."""
 
     observation_space, action_space = Box(0, 100, (2,)), Discrete(2)
 

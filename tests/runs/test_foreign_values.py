@@ -50,7 +50,7 @@ def runs(trained: Path, tmp_path: Path) -> Path:
 
 
 def answers(run: Path, beside: Path, page: Path) -> list[str]:
-    """Return what each reading command answers for a run, alone and together with another run."""
+    """Return the error message, or "", of each command that reads a run. Some commands also read the run `beside`."""
 
     def shown(picture: Any) -> None:
         PlainTextConsole(file=io.StringIO(), width=150).print(picture)

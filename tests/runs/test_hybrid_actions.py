@@ -136,7 +136,7 @@ HALF, CENTRE = np.array([1.0, 5.0]), np.array([0.0, 5.0])
 
 
 def dataset(path: Path, action: Any, **meta: Any) -> Path:
-    """One-step episodes with these actions."""
+    """Write a dataset of one-step episodes with these actions."""
     count = len(action)
     arrays = {"observation": np.zeros((count, 2), np.float32), "final_observation": np.zeros((count, 2), np.float32),
               "action": np.asarray(action, np.float32), "reward": np.zeros(count, np.float32),

@@ -257,7 +257,7 @@ def test_no_episode_is_recorded_where_no_file_can_be_written(
 ):
     no_writing(monkeypatch, run)
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "load_agents", lambda *_: pytest.fail("it would be played in vain"))
+        patch.setattr(evaluation, "load_agents", lambda *_: pytest.fail("episodes that cannot be saved were played"))
         with pytest.raises(UpslopeError, match=r"Read-only file system\. Make it writable, or choose an --output"):
             upslope.record(run, episodes=2)
     assert upslope.record(run, episodes=2, output=tmp_path / "elsewhere.npz").exists()

@@ -55,7 +55,7 @@ def uninterrupted(folder: Path) -> Callable[[str], Path]:
 
 @pytest.fixture
 def straight(uninterrupted: Callable[[str], Path], trains_for_long: None) -> Callable[[str], Path]:
-    """The same, with programs compiled as they are for users, for tests that compare files bit for bit."""
+    """Return `uninterrupted`, but compile programs as for users, for tests that compare files bit for bit."""
     return uninterrupted
 
 

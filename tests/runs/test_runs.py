@@ -67,7 +67,7 @@ def encrypted(content: bytes) -> bytes:
 
 
 def not_an_array(content: bytes) -> bytes:
-    """Keep all members, but replace one of the arrays by text."""
+    """Keep all members, but replace one of the arrays with text."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     first = next(name for name in members if name != "meta.npy")

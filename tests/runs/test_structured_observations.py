@@ -98,7 +98,7 @@ def test_it_is_judged_recorded_learned_from_loaded_and_shown(kind: str, trained,
         paths = jax.tree_util.tree_leaves_with_path(jax.tree.unflatten(structure, range(structure.num_leaves)))
         leaves = [recorded[f"observation{jax.tree_util.keystr(path)}"] for path, _ in paths]
         observation = jax.tree.unflatten(structure, leaves)
-        if "memory" not in settings:  # with a memory, it depends on earlier observations
+        if "memory" not in settings:  # with a memory, the probability depends on earlier observations
             log_prob = np.asarray(policy.distribution(observation).log_prob(recorded["action"]))
             np.testing.assert_allclose(log_prob, recorded["behaviour_log_prob"], atol=1e-5)
             assert policy.value(observation).shape == log_prob.shape

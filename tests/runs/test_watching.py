@@ -65,7 +65,7 @@ class Clock:
 
 
 def plain(run: Path, *happenings: Any, look: Any = lambda: "") -> list[str]:
-    """The lines that watching prints without a terminal."""
+    """Return the lines that `watch` prints without a terminal."""
     stream, clock = io.StringIO(), Clock(*happenings)
     for table in ("metrics.jsonl", "config.json"):
         os.utime(run / table, (clock.time, clock.time))
@@ -79,8 +79,8 @@ def plain(run: Path, *happenings: Any, look: Any = lambda: "") -> list[str]:
 def test_a_run_is_followed_to_its_end(run: Path):
     lines = plain(run, *(lambda k=k: grow(run, 100 * k, 2.0 * k) for k in range(1, 11)))
     assert lines[:2] == ["ppo on CartPole-v1 · 2 seeds", f"watching {run}; Ctrl-C stops watching, not the run"]
-    # There is one line per tenth of the budget. After five chunks, the seeds' means are 300 and 301, so half the
-    # interval is 12.71 · 0.707 / 1.414 = 6.4.
+    # There is one line per tenth of the budget. After five chunks, the seeds' means are 300 and 301, so the
+    # half-width of the interval is 12.71 · 0.707 / 1.414 = 6.4.
     (half,) = [line for line in lines if line.startswith(" 50 %")]
     assert "500 of 1,000 steps per seed  return 300 ± 6 (95 %) · 2 seeds" in half
     assert "after 0:10 · 0:20 left · 50 steps/s" in half  # 2 seeds × 500 steps at 50 per second

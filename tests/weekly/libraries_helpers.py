@@ -154,7 +154,7 @@ def of_playground(name: str, limit: int) -> Oracle:
 
 
 def wrapped(env: Any) -> Oracle:
-    """Put an environment into Brax's own wrapper, which counts steps."""
+    """Return the oracle of an environment that is already in Brax's own wrapper, which counts steps."""
 
     def start(key: Any) -> tuple[Any, Any]:
         state = env.reset(key)

@@ -94,7 +94,7 @@ def test_an_episode_is_the_librarys_own(name: str, limit: int | None):
 
 
 def combined_of(name: str, world: Any) -> dict[str, Any]:
-    """The sizes of the action components that upslope merges into a single choice."""
+    """Return the sizes of the action components that upslope merges into a single choice, if there are any."""
     inner = getattr(world, "combined", ())
     return {"combined": inner} if inner else {}
 

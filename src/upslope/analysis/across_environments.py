@@ -66,8 +66,8 @@ def between_quartiles(shares: np.ndarray) -> np.ndarray:
 def mean_variance(x: np.ndarray, low: float = -math.inf, high: float = math.inf) -> float:
     """s²/S of the scores winsorised at `low` and `high`; nan for one seed.
 
-    If all seeds agree, s² is set to q(1 − q), where q is the share of seeds that could be one unit away
-    (`largest_deviating_share`). One unit is the range of normalised scores.
+    If all seeds agree, s² is set to q(1 − q), where q is the largest plausible share of seeds that score one
+    unit differently (`largest_deviating_share`). One unit is the range of normalised scores.
     """
     if len(x) < 2:
         return math.nan

@@ -58,8 +58,8 @@ class Group:
     budget."""
 
     def beats(self, other: "Group") -> Estimate:
-        """The probability that a seed of this group scores higher than one of the other; nan if the two are not
-        comparable."""
+        """The probability that a seed of this group scores higher than a seed of the other; nan if the two groups
+        are not comparable."""
         if not (self.is_comparable and other.is_comparable):
             return Estimate(math.nan, None)
         return probability_of_improvement(self.scores, other.scores)

@@ -102,7 +102,7 @@ class EpisodeCredit:
         return float(self.reward @ self.gamma ** np.arange(len(self.reward)))
 
     def most_blamed(self, estimator: str) -> int:
-        """The step with the largest |Ψ_t|; the first of them if there are ties."""
+        """The step with the largest |Ψ_t|; the first such step if there are ties."""
         return int(np.argmax(np.abs(self.weights[estimator])))
 
 

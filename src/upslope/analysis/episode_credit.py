@@ -215,7 +215,7 @@ def values_of(agent: Agent, rollout: Rollout) -> Values:
 
 
 def describe(policy: Distribution, head: ActionHead) -> dict[str, np.ndarray]:
-    """The parameters of π(·|s_t) that a page shows, each [T, …]."""
+    """The parameters of π(·|s_t) that the credit page shows, each [T, …]."""
     if isinstance(policy, Product) and isinstance(head, ProductHead):
         pairs = zip(head.children, policy.parts, strict=True)
         described = {key: describe(part, inner) for (key, inner), part in pairs}

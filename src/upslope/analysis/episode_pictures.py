@@ -1,4 +1,4 @@
-"""Small pictures of an episode: of every state in which the agent acted, or of every second, fourth, … of them."""
+"""Small pictures of an episode: of every state in which the agent acted, or of every second, fourth, … such state."""
 
 import io
 from collections.abc import Callable

@@ -65,11 +65,11 @@ def judge(
     model: Callable[..., Any] | None = None,
     trust: bool = False,
 ) -> Judgement:
-    """Estimate what a policy would earn from episodes that another policy recorded (off-policy evaluation).
+    """Use episodes recorded by another policy to estimate what a policy would earn (off-policy evaluation).
 
     The estimators are importance sampling by trajectory and per decision, plain and weighted; fitted Q evaluation; and
-    doubly robust estimators. Each gives a number with an interval, or the reason why the data cannot tell. No episode
-    is played, and the environment is not created.
+    doubly robust estimators. Each gives a number with an interval, or the reason why the data do not allow one. No
+    episode is played, and the environment is not created.
 
     Args:
         run: the run directory.

@@ -65,7 +65,7 @@ class Judgement:
 
     @property
     def verdict(self) -> str | None:
-        """The estimator to quote: the first of `PREFERRED` with a number; None if the data cannot tell."""
+        """The estimator to quote: the first of `PREFERRED` with a number; None if none has one."""
         return next((name for name in PREFERRED if name in self.estimates and not self.estimates[name].refusal), None)
 
     @property
@@ -80,12 +80,12 @@ class Judgement:
     @property
     def conclusion(self) -> str:
         """The verdict in a sentence."""
-        recorded = f"The recorded episodes have {self.recorded.words()}"
+        recorded = f"The recorded episodes earned {self.recorded.words()}"
         if self.verdict is None:
             return f"{recorded}; these data cannot tell what this policy would earn."
         found = self.estimates[self.verdict]
         doubt = " without an interval" if found.half_width is None else " (95 %)"
-        return f"{recorded}, this policy {found.words()}{doubt}, by {LABELS[self.verdict]}."
+        return f"{recorded}; this policy would earn {found.words()}{doubt}, estimated by {LABELS[self.verdict]}."
 
     def rows(self) -> list[list[str]]:
         """One row per estimator: its name, its value, and its effective episodes or the reason why it has no number."""

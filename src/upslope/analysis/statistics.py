@@ -107,7 +107,7 @@ def median_of(x: np.ndarray) -> Estimate:
 
     With six or more seeds, the interval lies between two order statistics and assumes nothing about the distribution.
     With five or fewer, even the whole range covers the median with a probability of only 1 − 2^(1−S) (94 % for five
-    seeds, 75 % for three), so the interval is calibrated for normal seeds instead: median ± c_S · s.
+    seeds, 75 % for three), so the interval is calibrated for normal scores instead: median ± c_S · s.
     """
     value = float(np.median(x))
     if not has_spread(x):
@@ -121,7 +121,7 @@ def median_of(x: np.ndarray) -> Estimate:
 def iqm_of(x: np.ndarray) -> Estimate:
     """The interquartile mean over seeds x [S]: the mean without the lowest and the highest ⌊S/4⌋ (Agarwal et al. 2021).
 
-    The interval is iqm ± c_S · s, with c_S chosen so that it is exact for normal seeds. With ten or more seeds, it is
+    The interval is iqm ± c_S · s, with c_S chosen so that it is exact for normal scores. With ten or more seeds, it is
     never narrower than Tukey and McLaughlin's (1963), which adapts to the tails of the data.
     """
     value = float(stats.trim_mean(x, TAIL)) if np.isfinite(x).all() else math.nan
@@ -194,7 +194,7 @@ STATISTICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 @cache
 def calibrated(statistic: str, n: int) -> float:
-    """c_n, the 95 % quantile of |T|/s over samples of n standard normal seeds, where T is the statistic and s the
+    """c_n, the 95 % quantile of |T|/s over samples of n standard normal scores, where T is the statistic and s the
     sample's standard deviation.
 
     The distribution of (T − μ)/s does not depend on μ and σ, so T ± c_n·s covers μ in exactly 95 % of normal samples.

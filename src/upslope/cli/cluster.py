@@ -56,4 +56,4 @@ class ClusterFlags:
 
 OnCluster = Annotated[ClusterFlags, tyro.conf.OmitArgPrefixes]
 HERE = ClusterFlags()
-"""No cluster."""
+"""The default flags: no cluster."""

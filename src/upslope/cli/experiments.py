@@ -45,7 +45,7 @@ def ladder(
         seeds: Number of seeds.
         seed: The first seed. The other seeds are the integers after it.
         name: Name of the folder for the rungs' run directories. An existing name is refused.
-        folder: The folder in which that folder is created.
+        folder: The parent of that folder.
         resume: Continue the race with this --name. Finished rungs are kept, and unfinished ones continue.
         preset: Use the environment's tuned settings if there are any, as `upslope train` does.
         env_kwargs: Keyword arguments for the environment, as JSON.
@@ -53,7 +53,7 @@ def ladder(
         wrappers: A wrapper to put around the environment, as in `upslope train`; repeatable.
         ignore_observation: Key of a part of the observations to ignore; repeatable.
         workers: Processes that share the seeds of a Gymnasium environment; by default one per core.
-        evaluation_episodes: Fresh episodes per seed and mode that score each rung; 0 uses the training episodes.
+        evaluation_episodes: Fresh episodes per seed and mode used to score each rung; 0 uses the training episodes.
         quiet: Print warnings only.
     """
     options = {key: value for key, value in locals().items() if key != "on"} | {"cluster": on.placement()}

@@ -39,7 +39,7 @@ def evaluate(
         video: Also record a video of one deterministic episode of the first seed in this .mp4 file (needs the extra
             `video`).
         trust: Run the code that the run's config.json names; it may do anything. Otherwise you are shown its name
-            and asked, or it is refused.
+            and asked to confirm, or it is refused.
     """
     positive(episodes=episodes, max_episode_steps=max_episode_steps)
     fresh(environment_seed=environment_seed)
@@ -84,7 +84,7 @@ def record(
         environment_seed: Each number gives different episodes.
         max_episode_steps: Steps after which an episode is truncated; by default the limit that the run trained with.
         trust: Run the code that the run's config.json names; it may do anything. Otherwise you are shown its name
-            and asked, or it is refused.
+            and asked to confirm, or it is refused.
     """
     positive(episodes=episodes, max_episode_steps=max_episode_steps)
     fresh(environment_seed=environment_seed)
@@ -138,10 +138,10 @@ def judge(
             `upslope evaluate` reports.
         horizon: Number of steps to count from the start of each episode. By default, all steps count, and the fitted Q
             estimates the rest of a truncated episode.
-        iterations: Number of regressions for the fitted Q; by default four times the horizon 1/(1−γ), within 200 to
-            1,000.
-        trust: Run the model's code that the run's config.json names; it may do anything. Otherwise you are shown the
-            code and asked, or it is refused. upslope's own networks need no trust.
+        iterations: Number of regressions for the fitted Q; by default four times the horizon 1/(1−γ), but at least
+            200 and at most 1,000.
+        trust: Run the model code named in the run's config.json; it may do anything. Otherwise you are shown its name
+            and asked to confirm, or it is refused. upslope's own networks need no trust.
         json: Print everything as JSON.
     """
     positive(horizon=horizon, iterations=iterations)
@@ -176,8 +176,8 @@ def export(
         output: The file to write, or a folder for it; by default policy.py, .h or .onnx in the run directory.
         seed: One of the run's seeds; by default the one with the best training return.
         checkpoint: The checkpoint to export.
-        trust: Run the model's code that the run's config.json names; it may do anything. Otherwise you are shown the
-            code and asked, or it is refused. upslope's own networks need no trust.
+        trust: Run the model code named in the run's config.json; it may do anything. Otherwise you are shown its name
+            and asked to confirm, or it is refused. upslope's own networks need no trust.
     """
     from upslope.config.trust import ROLES, require
     from upslope.runs.directory import RunDirectory

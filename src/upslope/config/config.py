@@ -57,7 +57,7 @@ class Config:
     """Start from the agent of another run, with its normalisers and optimiser state: RUN, or RUN@best for its best
     checkpoint. Omitted settings, including the environment, are then taken from that run."""
     from_seed: int | None = None
-    """The seed of that run from which every seed starts; by default seed k starts from its seed k."""
+    """The seed of that run from which every seed starts; by default seed k starts from that run's seed k."""
     fresh_normalisers: bool = False
     """Restart the normalisers' statistics, because another environment may have different scales."""
     fresh_optimiser: bool = False

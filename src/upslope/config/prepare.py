@@ -103,7 +103,7 @@ def parts_of(
     optimiser: Any = None,
     schedules: Mapping[str, Callable[[Any], Any]] | None = None,
 ) -> tuple[Parts, dict[str, Any], dict[str, Any]]:
-    """Split the parts into objects and names by setting. Also return the settings that describe the objects."""
+    """Separate parts given as objects from those given as names. Also return the settings that describe the objects."""
     objects: dict[str, Any] = {}
     names: dict[str, Any] = {}
     given: dict[str, Any] = {}
@@ -153,8 +153,8 @@ def refuse_unread(asked: Iterable[str], config: Config, task: Task) -> None:
 
 
 def refuse_long_sequences(config: Config, task: Task) -> None:
-    """Raise an error if gradients are to flow through more steps than an iteration has. Whole episodes have no fixed
-    number of steps."""
+    """Raise an error if gradients are to flow through more steps than an iteration has. Iterations of whole episodes
+    have no fixed number of steps, so they are not checked."""
     has_fixed_steps = config.data is None and not task.estimator.whole_episodes
     if has_fixed_steps and (config.sequence_length or 1) > config.rollout_steps:
         raise UpslopeError(

@@ -1,4 +1,4 @@
-"""Presets: named sets of tuned settings for an environment, and of settings for its creation."""
+"""Presets: named sets of settings that are tuned for an environment or that define how it is created."""
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase

@@ -122,8 +122,8 @@ def build(config: Config, role: str) -> Any:
 
 
 def made_from(found: Any, values: Mapping[str, Any], base: type, label: str, advice: str) -> Any:
-    """Return a new object of a type, or a given object, with its fields set to these values. Error messages use
-    `label` and `advice`.
+    """Return an instance of the type `found`, or the object `found`, with its fields set to `values`. Error messages
+    use `label` and `advice`.
 
     Raises:
         UpslopeError: the type does not take these values, or the object is not an instance of the base class.
@@ -143,7 +143,7 @@ def named(role: str, name: str) -> Any:
 
 
 def parameters(part: Any) -> dict[str, str]:
-    """Return the fields of a part, or of its type, that a config sets → the config's name for each field.
+    """Map each field of a part, or of its type, that a config sets to the config's name for that field.
 
     A user's own part receives, as plain numbers or strings, the hyperparameters that it declares under upslope's names.
     """

@@ -38,7 +38,7 @@ def is_shape(node: Any) -> bool:
 
 
 def shaped_like(shapes: Any, observation: Any, ignored: Sequence[str] = (), prefix: str = "") -> Any:
-    """Restructure an observation to match its shapes: mappings become dictionaries, lists and tuples become tuples.
+    """Restructure an observation to match its shapes: mappings become dictionaries, and lists and tuples become tuples.
 
     Parts under the keys `ignored`, written as `outer/inner`, are omitted, as are ignored components of a vector.
 
@@ -123,7 +123,7 @@ def typed(x: Any, like: Any) -> Any:
 
 
 def in_rows(x: Any) -> list[Any]:
-    """Select rows of an array or of random keys; copying via NumPy avoids compiling a program."""
+    """Split an array, or an array of random keys, into its rows; copying via NumPy avoids compiling a program."""
     return [typed(row, x) for row in jax.device_put(list(np.asarray(raw(x))))]
 
 

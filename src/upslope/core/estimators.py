@@ -27,7 +27,7 @@ class Estimator(ABC):
     """Base class of estimators. Subclasses are frozen dataclasses whose fields are the hyperparameters."""
 
     needs_critic: ClassVar[bool]
-    """Whether the estimator reads `values`, so that a critic is trained."""
+    """Whether the estimator reads `values`. If so, a critic is trained."""
     whole_episodes: ClassVar[bool]
     """Whether the estimator needs complete returns. If so, each column collects one whole episode rather than a fixed
     segment."""
@@ -302,7 +302,7 @@ def over_steps(
 
 
 def check_group(estimator: LeaveOneOut | GroupMean) -> None:
-    """Reject meaningless fields in a group estimator."""
+    """Reject invalid field values in a group estimator."""
     name = type(estimator).__name__
     if estimator.group_size < 2:
         raise UpslopeError(

@@ -52,11 +52,11 @@ def kind_of(mode: int) -> str:
 
 
 def safe_path(folder: Path, path: Path, *, is_folder: bool = False) -> Path:
-    """Return a path inside a folder if it may be written: no component below the folder is a link, and if the path
+    """Return a path inside a folder if it may be written to: no component below the folder is a link, and if the path
     exists, it is a plain file, or a folder if `is_folder`.
 
     Raises:
-        UpslopeError: the path may not be written.
+        UpslopeError: the path may not be written to.
     """
     place = folder
     parts = path.relative_to(folder).parts
@@ -81,7 +81,7 @@ def writable(folder: Path, path: Path) -> Path:
     writing to it leaves the other links unchanged.
 
     Raises:
-        UpslopeError: the file may not be written.
+        UpslopeError: the file may not be written to.
         OSError: the file cannot be copied.
     """
     safe_path(folder, path)

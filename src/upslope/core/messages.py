@@ -48,7 +48,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def unknown(role: str, name: str, known: Iterable[str], where: str = "upslope list") -> str:
-    """A message that a name is unknown, with similar names as suggestions. `where` is the command that lists all
+    """The error message for an unknown name, with similar names as suggestions. `where` is the command that lists all
     names."""
     lower = {one.lower(): one for one in sorted(known)}
     near = [lower[one] for one in get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]

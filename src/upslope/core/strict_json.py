@@ -1,4 +1,4 @@
-"""Parse JSON from files and flags. This module imports little, because the command line needs it."""
+"""Parse JSON from files and flags. This module imports little, because the command line loads it at startup."""
 
 import json
 import reprlib

@@ -21,7 +21,7 @@ ALARM = 0.5
 UNTRAINED = 20
 """Number of finished episodes that a seed needs so that its return before learning can be estimated."""
 PARTS = 10
-"""Number of segments into which a run is cut to see when its return rose or fell; all have equally many steps."""
+"""Number of segments into which a run is cut to see when its return rose or fell; all have the same number of steps."""
 ENDS = 10
 """Number of finished episodes that a seed needs to show whether its return rises."""
 FEW = 16
@@ -233,8 +233,8 @@ class Signs:
     def improved(self) -> np.ndarray:
         """Whether the return of each seed rose by more than chance [S].
 
-        If single episodes depend mostly on luck, as in Blackjack, even the best policy gains less than half of their
-        standard deviation. A small rise therefore counts too, if it amounts to many standard errors.
+        If returns depend mostly on luck, as in Blackjack, even the best policy gains less than half of their standard
+        deviation. A small rise therefore counts too, if it amounts to many standard errors.
         """
         first, last, spread = self.returns
         spread, (_, _, _, error, later_rise, later_error) = np.maximum(spread, 1e-9), self.known_returns
@@ -288,11 +288,11 @@ def share(holds: np.ndarray) -> float:
 
 
 def rule(source: str) -> Callable[[Callable[[Signs], Finding | None]], Callable[[Signs], Finding | None]]:
-    """Register a rule. `source` cites where its signature is described; other thresholds are from
+    """Register a rule. `source` cites a description of the fault's signature; other thresholds are from
     benchmarks/doctor.py."""
 
     def enter(function: Callable[[Signs], Finding | None]) -> Callable[[Signs], Finding | None]:
-        function.source = source  # type: ignore[attr-defined]  # functions may carry one
+        function.source = source  # type: ignore[attr-defined]  # functions may have attributes
         RULES.append(function)
         return function
 

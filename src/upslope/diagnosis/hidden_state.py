@@ -241,8 +241,8 @@ def held_out_rows(episode: np.ndarray) -> np.ndarray:
 
 
 def spread_out(goals: dict[str, np.ndarray], held_out: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """The columns that vary by more than rounding errors in both halves, standardised. Outliers are clipped at 3 σ,
-    since they would dominate otherwise."""
+    """The columns that vary by more than rounding errors in both the held-out rows and the others, standardised.
+    Outliers are clipped at 3 σ, since they would dominate otherwise."""
     names = [name for name, x in goals.items() for _ in range(x.shape[1])]
     columns = np.concatenate(list(goals.values()), axis=1).astype(np.float64)
     size, centred = columns.std(axis=0), columns - columns.mean(axis=0)

@@ -306,9 +306,9 @@ def defaults(algorithm: str, estimator: Estimator, objective: Objective) -> dict
     """Settings under which every rung solves every probe.
 
     The learning rate is 3e-3 for one step per batch with a critic, and 1e-3 if weights are whole returns or a batch is
-    reused. Each kind fails a probe at the other's rate: with raw returns, the value of a bit settles too early. With a
-    reused batch, `continuous` is unlearned after being solved, since σ shrinks and a step of Adam moves the mean by
-    many σ.
+    reused. Neither kind of update solves every probe at the other's rate: with raw returns, the value of a bit settles
+    too early; with a reused batch, `continuous` is unlearned after being solved, since σ shrinks and a step of Adam
+    moves the mean by many σ.
     """
     whole, is_one_step = estimator.whole_episodes, isinstance(objective, PolicyGradient)
     chosen: dict[str, Any] = {"learning_rate": 3e-3 if is_one_step and not whole else 1e-3, "num_envs": 16}

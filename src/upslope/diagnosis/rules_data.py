@@ -108,7 +108,7 @@ def ends_ignored(s: Signs) -> Finding | None:
         "In your estimator, cut the bootstrap where `rollout.terminated` is true, and the sum where "
         "`ends(rollout)` is.",
         0.93 * part, evidence=(s.evidence("terminal_error", x, "0"),), experiment=PROBE,
-        rivals=("leak across resets", "bootstrap past death"),
+        rivals=("credit that leaks across a reset", "a bootstrap from a terminal state"),
     ) if part else None  # fmt: skip
 
 

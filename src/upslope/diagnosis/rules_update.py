@@ -36,7 +36,7 @@ def update_too_large(s: Signs) -> Finding | None:
 
 
 def held_back_by(config: Config) -> str:
-    """The setting that is far below its usual range, or the penalty that is far above it; empty if there is none."""
+    """The name of a setting so far outside its usual range that it holds updates back; empty if there is none."""
     is_extreme = {
         "learning_rate": config.learning_rate < 3e-5,
         "epsilon": config.epsilon < 0.02,

@@ -212,8 +212,8 @@ def player_of(environment: Any, limit: int | None) -> Player:
 
 
 def actions_of(environment: AnyEnvironment, seed: int) -> Callable[[np.ndarray | None], Any]:
-    """Draw random actions among those that a mask allows, in the form in which training passes them to the environment.
-    The seed determines them.
+    """Return a function that draws random actions, determined by the seed, among those that a mask allows, in the form
+    in which training passes them to the environment.
 
     Box actions extend slightly beyond the bounds, as a policy's actions do, so that some are clipped. For a Box without
     bounds, actions lie within ±1.

@@ -68,7 +68,7 @@ class Resources:
 
 
 def resources_of(workers: int | None, cluster: str | Placement | None = None) -> Resources:
-    """Return the resources for the arguments; a cluster may be given by its address."""
+    """Return the resources that the arguments describe; a cluster may be given by its address."""
     return Resources(workers, Placement(cluster) if isinstance(cluster, str) else cluster)
 
 

@@ -27,7 +27,7 @@ LOOK_SECONDS = 60.0
 """Seconds within which a node must report its versions."""
 RELEASE_SECONDS, LOOK_AGAIN = 3.0, 0.25
 """Number of seconds within which closed workers must release their processors, and number of seconds between the checks
-that they have."""
+of whether they have done so."""
 AUTO = "auto"
 
 

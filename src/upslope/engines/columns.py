@@ -343,7 +343,7 @@ class HostColumns:
         return afresh
 
     def replay(self, row: int, actions: np.ndarray, shown: Any, num_calls: int = 0) -> bool:
-        """Restart the episode after its calls, repeat its actions, and return whether it arrives at the same state."""
+        """Make the calls, restart the episode, repeat its actions, and return whether it arrives at the same state."""
         episode = self.episodes[row]
         episode.episode -= 1
         self.begin_one(row, num_calls)
@@ -415,7 +415,7 @@ def rows_of(num_seeds: Sequence[int], num_envs: int) -> list[np.ndarray]:
 
 
 def split_snapshot(snapshot: dict[str, np.ndarray], num_seeds: Sequence[int]) -> list[dict[str, np.ndarray]]:
-    """Split a snapshot into those of successive shares of the seeds."""
+    """Split a snapshot into one for each successive share of the seeds."""
     num_envs = len(snapshot["length"]) // sum(num_seeds)
     return [part_of(snapshot, rows) for rows in rows_of(num_seeds, num_envs)]
 

@@ -58,12 +58,12 @@ NO_TIMEOUT: dict[str, str | bool] = {
     "xla_cpu_collective_call_warn_stuck_seconds": "1000000",
     "xla_cpu_collective_call_terminate_timeout_seconds": "1000000",
 }
-"""By default, XLA aborts a process whose devices wait for each other for 40 seconds, but a large network may take
+"""By default, XLA aborts a process whose devices have waited 40 seconds for each other, but a large network may take
 longer."""
 
 WORTH_TWO_DEVICES = 1024
-"""Minimum samples per iteration, over all epochs, for separate devices for policy and critic to be worthwhile. With a
-single epoch they are not worthwhile, since most of the work is acting, which both devices repeat."""
+"""Minimum number of samples per iteration, over all epochs, at which separate devices for policy and critic pay off.
+With a single epoch they never do, since most of the work is acting, which both devices repeat."""
 
 
 class Program:
@@ -162,7 +162,7 @@ class ProgramEngine:
             return self.one_seed(task, data, state)
 
     def one_seed(self, task: Task, data: Rollout | None, state: Any) -> Any:
-        """Compute one seed's program: state → (state, (metrics, finished, steps before, steps after))."""
+        """Run one seed's program: state → (state, (metrics, finished, steps before, steps after))."""
         return iterate_many(task, state, self.iterations)
 
     def parts_of(self, state: Any) -> list[Any]:
@@ -212,7 +212,7 @@ class ProgramEngine:
         return [state] if len(self.programs) == 1 else self.split_state(state)
 
     def rows(self, finished: Finished, before: np.ndarray) -> list[list[EpisodeRow]]:
-        """Convert [S, I, T, N] to each seed's finished episodes with the step at which they ended."""
+        """Convert arrays [S, I, T, N] to each seed's finished episodes with the step at which they ended."""
         done, returns, lengths = finished.done, finished.episode_return, finished.length
         rows: list[list[EpisodeRow]] = []
         for s in range(len(self.seeds)):
@@ -255,7 +255,7 @@ class ProgramEngine:
     def close(self) -> None:
         """Start no further programs, and wait for the running one.
 
-        It cannot be stopped, and the next run of this process may use the same devices."""
+        A running program cannot be stopped, and the next run of this process may use the same devices."""
         self.closing.set()
         self.ahead = None
         self.background.shutdown(wait=True, cancel_futures=True)

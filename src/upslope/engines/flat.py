@@ -48,7 +48,7 @@ class Layout:
         return [raw(x) for x in leaves]
 
     def whole(self, flat: Sequence[Any]) -> TrainState:
-        """Invert `flat`."""
+        """Return the state that a flat list represents: the inverse of `flat`."""
         return self.structure.unflatten([typed(x, like) for x, like in zip(flat, self.like, strict=True)])
 
     def agents_on_host(self, seeds: Sequence[Flat]) -> Agent:
@@ -56,7 +56,7 @@ class Layout:
         return self.agent_structure.unflatten([np.array([flat[i] for flat in seeds]) for i in self.agent])
 
     def steps_of(self, seeds: Sequence[Flat]) -> np.ndarray:
-        """Return the steps of several seeds' states [S]."""
+        """Return the step counters [S] of several seeds' states."""
         return np.array([int(flat[self.steps]) for flat in seeds], np.int64)
 
     def after_steps(self, flat: Flat, count: int) -> Flat:
@@ -88,7 +88,7 @@ def packed(metrics: Metrics) -> Packed:
 
 
 def unpacked(rows: Sequence[Sequence[Packed | None]]) -> dict[str, np.ndarray]:
-    """Unpack the metrics of I iterations of S seeds to name → [S, I], with nan where a seed was idle."""
+    """Unpack the metrics of I iterations of S seeds into arrays [S, I] by name, with nan where a seed was idle."""
     some = next((one for row in rows for one in row if one is not None), None)
     if some is None:
         return {}

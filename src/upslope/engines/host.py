@@ -65,8 +65,8 @@ class HostEngine:
         self.keys, self.split, self.stack = keys_of(self.iterations), split_into(len(seeds)), jax.jit(stack)
         self.layout: Layout | None = None
         self.learn: Callable[[Flat, Rollout, Any], tuple[Flat, Packed]] | None = None
-        """The layout of the state, known once there is a state, and the program that learns from one seed. It covers a
-        single seed so that results do not depend on the number of seeds."""
+        """The layout of the state, known once there is a state, and the program that trains one seed. Seeds are trained
+        one by one, so that results do not depend on their number."""
 
     def learning(self, layout: Layout) -> Callable[[Flat, Rollout, Any], tuple[Flat, Packed]]:
         """Return the program that learns from one seed's rollout, given a state's arrays and a key. The program first
@@ -107,8 +107,8 @@ class HostEngine:
     def iterate(
         self, layout: Layout, each: list[Flat], memory: Memory, keys: np.ndarray, noise: np.ndarray | None
     ) -> tuple[list[Flat], Memory, "Iteration"]:
-        """Run one iteration of the seeds' states, given the memory of every column [S, N, …], the data of the keys
-        [S, 2, W] and, if already drawn, the noise of the actions."""
+        """Advance the seeds' states by one iteration, given the memory of every column [S, N, …], the data of the keys
+        [S, 2, W] and, if it has already been drawn, the action noise."""
         before = layout.steps_of(each)
         active = before < self.task.steps
         metrics: list[Packed | None] = [None for _ in each]
@@ -135,8 +135,8 @@ class HostEngine:
         return each, after, Iteration(metrics, steps, before, self.rows(rollout, ends, before, active))
 
     def noise_ahead(self, state: TrainState, keys: np.ndarray) -> Sequence[np.ndarray | None]:
-        """If the iterations of a chunk are short enough, draw the noise of the actions for all of them. Their keys have
-        the data [S, I, W]."""
+        """If the iterations of a chunk are short enough, draw the action noise for all of them at once. `keys` contains
+        the data of their keys [S, I, W]."""
         steps, agents = self.task.rollout_steps, state.learner.agent
         if self.iterations == 1 or steps > AHEAD or not acts_here(agents, state.memory):
             return [None] * self.iterations
@@ -202,7 +202,7 @@ class HostEngine:
         if self.is_complete:
             self.mark()
         found = self.columns.snapshot()
-        if self.afresh:  # no update followed their start, so the next process must also begin new episodes in them
+        if self.afresh:  # no update has followed, so the next process must also begin new episodes in these columns
             found["length"][self.afresh] = TOO_LONG
         return found
 

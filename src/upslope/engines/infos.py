@@ -60,7 +60,7 @@ def found_in(info: Any, key: str) -> Any:
 
 
 def splits(key: str) -> Iterator[tuple[str, str | None]]:
-    """Yield the whole key, and then each prefix that ends at a dot with the rest of the key."""
+    """Yield the whole key with None, and then the parts before and after each dot."""
     yield key, None
     for place in (i for i, letter in enumerate(key) if letter == "."):
         yield key[:place], key[place + 1 :]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def stop_stopwatch() -> Callable[[], None]:
-    """Stop the timer in this process, if MuJoCo is loaded and no custom clock is set. Returns a function that starts it
+    """Stop the timer in this process, if MuJoCo is loaded and no custom clock is set. Return a function that starts it
     again.
 
     Without a clock, MuJoCo's functions do not measure time, which is the default in the C library.

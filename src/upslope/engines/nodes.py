@@ -79,8 +79,8 @@ def difference(mine: dict[str, Any], theirs: dict[str, Any], mixed: bool) -> str
         )
     if mine["processor"] != theirs["processor"] and not mixed:
         return (
-            f"has a processor that rounds differently: {theirs['processor']}; here {mine['processor']}. A "
-            "seed's last digits would depend on where it trains. Remove the node, or allow it with --mixed."
+            f"has a processor that rounds differently: {theirs['processor']}; here {mine['processor']}. The last "
+            "digits of a seed's results would depend on where it trains. Remove the node, or allow it with --mixed."
         )
     return ""
 

@@ -156,7 +156,7 @@ class PipeChannel:
             if self.is_broken or self.process.poll() is not None:
                 return "ended", None
             raise
-        except Exception:  # the end of the pipe, or what a dying process left in it
+        except Exception:  # the pipe has ended, or a dying process left an incomplete message
             return "ended", None
 
     def ending(self) -> str:
@@ -194,7 +194,7 @@ class PipeChannel:
                 messages.append(self.answers.read(seconds))
         except queue.Empty:
             pass
-        except Exception:  # the end of the pipe, or what a dying process left in it
+        except Exception:  # the pipe has ended, or a dying process left an incomplete message
             sleep(seconds)
 
 
@@ -204,7 +204,7 @@ def start_process(module: str, index: int, share: str, notices: Notices) -> Work
 
 
 class LocalChannel:
-    """Answers requests in this process, at the moment when the caller waits for the answer."""
+    """Answers requests in this process when the caller waits for the answer."""
 
     error = UpslopeError
     place = "this process"
@@ -278,7 +278,7 @@ class HangMonitor:
 def reduce_overhead() -> None:
     """Stop MuJoCo's timer, limit NumPy to one thread, and freeze the garbage collector.
 
-    Call this when a worker's environments have been created.
+    Call this after a worker's environments have been created.
     """
     stop_stopwatch()
     one_blas_thread()  # again, for libraries that the environments loaded

@@ -1,4 +1,4 @@
-"""Step a worker's environments through shared memory, for steps that are as short as passing a message.
+"""Step a worker's environments through shared memory, for steps that take no longer than passing a message.
 
 Neither side blocks in the operating system. The worker polls the memory for a while after each step, and the main
 process polls it until the answer arrives. If that takes too long or anything goes wrong, they use the worker's channel,

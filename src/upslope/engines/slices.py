@@ -231,8 +231,8 @@ class SlicedColumns:
         return [*zip(self.rows, answers, strict=True)]
 
     def share(self, action: np.ndarray, next_observation: Any) -> list[SharedSteps | None]:
-        """Share memory with the worker processes if this machine supports it; None for workers that use their
-        channel."""
+        """Share memory with the worker processes if this machine supports it. Workers that use their channel instead
+        have None in the list."""
         memories: list[SharedSteps | None] = [None for _ in self.workers]
         for number, (worker, rows) in enumerate(zip(self.workers, self.rows, strict=True)):
             if number == 0 or not is_possible():  # the first slice is stepped in this process

@@ -57,7 +57,7 @@ class TrialsEngine(ProgramEngine):
         return begin_training(self.family.bound(self.task, self.inputs.reading(numbers)), True, fresh, keys)
 
     def one_seed(self, task: Task, data: Rollout | None, state: Any) -> Any:
-        """Compute one row's program; `state` is a row."""
+        """Run one row's program; `state` is a row."""
         bound = self.family.bound(task, self.inputs.reading(state.numbers))
         after, facts = iterate_many(bound, state.state, self.iterations)
         return Rows(state.numbers, after), facts
@@ -104,6 +104,6 @@ class TrialsEngine(ProgramEngine):
         self.rows_now = self.rows_now._replace(state=state._replace(steps=spent))
 
     def advance_all(self, may_continue: Callable[[], bool] = never) -> Chunk:
-        """Advance all trials by a chunk. Its arrays and episodes are indexed by row; see `places`."""
+        """Advance all trials by a chunk. The chunk's arrays and episodes are indexed by row; see `places`."""
         self.rows_now, chunk = self.advance(self.rows_now, may_continue)
         return chunk

@@ -29,11 +29,11 @@ MIN_PARALLEL_STEPS = 50_000
 """Number of environment steps, summed over all seeds, below which starting processes costs more time than it saves."""
 
 LOOK_SECONDS = 30.0
-"""Number of seconds between checks for growth of the cluster."""
+"""Number of seconds between checks of whether the cluster has grown."""
 
 
 def num_workers(task: Task, num_seeds: int, requested: int | None) -> int:
-    """Return the number of processes that train this run: one per seed, but at most one per core."""
+    """Return the number of processes in which this run trains: one per seed, but at most one per core."""
     if requested is None and task.steps * num_seeds < MIN_PARALLEL_STEPS:
         return 1
     return min(num_seeds, requested or num_cores())
@@ -170,7 +170,7 @@ def state_of(leaves: Sequence[Any], like: TrainState) -> TrainState:
 
 
 class InProgram:
-    """A stand-in for the columns if the environment is compiled, since a compiled environment is never in a call."""
+    """Stands in for the columns of a compiled environment. `row` is always None, since Python never calls it."""
 
     row = None
 

@@ -16,7 +16,7 @@ from upslope.errors import UpslopeError
 
 
 class BrokenEnvironmentError(UpslopeError):
-    """An environment was found, but it cannot be created or violates its protocol."""
+    """Raised when an environment was found but cannot be created or violates its protocol."""
 
 
 class CompiledEnvironment(ABC):
@@ -86,7 +86,7 @@ def info_shapes(environment: CompiledEnvironment) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class HostEnvironment:
-    """A Gymnasium environment, and how to create more of them."""
+    """A Gymnasium environment's name and spaces, and the functions that create instances of it."""
 
     name: str
     create: Callable[[], gymnasium.Env]

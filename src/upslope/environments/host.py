@@ -29,7 +29,7 @@ PICTURES = {"render_mode": "rgb_array"}
 
 @dataclass(frozen=True)
 class Maker:
-    """Creates the environments of a request. It can be sent to another process if the request consists of a name."""
+    """Creates the environments of a request. It can be sent to another process if they were requested by name."""
 
     request: Request
     spec: Any = None

@@ -82,7 +82,7 @@ class MaskInInfo(gymnasium.Wrapper):
             observation, shown = apart(observation)
             mask = shown if mask is None else mask
         elif mask is None and self.method is not None and not any(map(bool, between[1:])):
-            mask = self.method()  # not called at an end, where there may be no mask
+            mask = self.method()  # not called when an episode has ended, since there may be no mask
         # Vector environments gather info in arrays, and an integer array cannot hold None.
         return (observation, *between, info if mask is None else {**info, KEY: mask})
 
@@ -159,7 +159,7 @@ def known_masks(env: gymnasium.Env, name: str) -> bool | UpslopeError:
 
 
 class MaskApart(CompiledEnvironment):
-    """Wraps a compiled environment whose observations contain the mask of their state."""
+    """Wraps a compiled environment whose observations contain the action mask."""
 
     def __init__(self, inner: CompiledEnvironment):
         self.inner = inner

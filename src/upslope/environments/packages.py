@@ -154,7 +154,7 @@ def quoted(install: str) -> str:
 
 
 def fitting(environment: str) -> str:
-    """The command that installs compatible versions, for a package that needs additional ones; empty for others."""
+    """The command that installs compatible versions, for a package that needs other packages; empty otherwise."""
     package = package_of(environment)
     if package is None or " " not in package.install:
         return ""

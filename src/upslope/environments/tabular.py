@@ -38,7 +38,7 @@ class Tabular(CompiledEnvironment):
     and actions are Discrete(A).
 
     The exact quantities are float64, for a policy π [O, A] that depends only on the observation. `horizon=H`
-    counts only the first H rewards, as under a time limit. Without it, the sum is infinite, and γ = 1 needs a
+    counts only the first H rewards, as under a time limit. Without it, all rewards count, and γ = 1 needs a
     policy that can reach a terminal state from every state. Source: Sutton & Barto (2018), chapters 3, 4, 13.
     """
 

@@ -87,7 +87,7 @@ class VectorMaker:
         return self.by_id(num_envs) if own is None else self.by_factory(own, num_envs)
 
     def factory(self) -> Callable[..., Any] | None:
-        """The user's factory; None for a registered id or EnvPool's."""
+        """The user's factory; None for an id of Gymnasium or EnvPool."""
         own = found(self.target) if ":" in self.target and self.request.name.startswith(VECTOR_PREFIX) else None
         return own if callable(own) else None
 
@@ -144,7 +144,7 @@ class VectorMaker:
             ) from error
 
     def needs_dressing(self, spec: Any) -> bool:
-        """Whether Gymnasium builds it from single environments, by default or because of wrappers."""
+        """Whether Gymnasium builds the batch from single environments, by default or because of wrappers."""
         return spec.vector_entry_point is None or bool(self.request.wrappers or self.request.ignored)
 
     def with_pictures(self) -> "VectorMaker":
@@ -156,7 +156,7 @@ class VectorMaker:
 
 
 def dress(request: Request, env: gymnasium.Env) -> gymnasium.Env:
-    """Wrap one of the single environments, and remove the parts of observations that are left out."""
+    """Wrap one of the single environments, and remove the ignored parts of its observations."""
     maker = Maker(request)
     return maker.without_ignored(with_mask_in_info(wrap(env, request.wrappers, request.name)))
 

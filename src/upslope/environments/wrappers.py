@@ -26,7 +26,7 @@ class WeightedReward(gymnasium.Wrapper):
         self.weights = np.asarray(weights, np.float64)
 
     def step(self, action: Any) -> Any:
-        """Step, with the weighted sum as the reward and the original rewards in `info["reward_parts"]`."""
+        """Step, and return the weighted sum as the reward, with the original rewards in `info["reward_parts"]`."""
         answer: Any = self.env.step(action)
         if not isinstance(answer, tuple) or len(answer) != 5:
             return answer  # so that the error message shows its original form

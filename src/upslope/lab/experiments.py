@@ -1,4 +1,4 @@
-"""All experiments: those of the lecture in its order, followed by those beyond it."""
+"""All experiments: first those from the lecture, in its order, then those that go beyond it."""
 
 from upslope.lab.advantages import advantages
 from upslope.lab.credit import credit

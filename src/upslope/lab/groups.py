@@ -1,6 +1,6 @@
 """The effect of dividing by a group's deviation and by an episode's length on a policy gradient, computed exactly.
 
-In a world of tokens, every sequence can be enumerated. The weight of an episode depends only on the returns and lengths
+In a token world, every sequence can be enumerated. The weight of an episode depends only on the returns and lengths
 of the episodes in its group, so the expected update is a finite sum over groups with different returns or lengths.
 """
 
@@ -70,7 +70,7 @@ class Sequences(NamedTuple):
 
 @cache
 def world() -> Tabular:
-    """A world of tokens with two digits and an end token, at most five tokens, and four prompts."""
+    """A token world with two digits and an end token, at most five tokens, and four prompts."""
     return tokens(2, LENGTH, PROMPTS)
 
 
@@ -197,7 +197,7 @@ def expected_update(estimator: GroupEstimator, prompt: int, sequences: Sequences
 
 
 def two_kinds(estimator: GroupEstimator) -> Float[np.ndarray, "G 2"]:
-    """The factor of an episode for each number of correct answers among the other G − 1, and each own return, 0 or 1.
+    """The factor of an episode, by the number of correct answers among the other G − 1 and by its return, 0 or 1.
 
     All episodes have one step.
     """

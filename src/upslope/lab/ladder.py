@@ -211,8 +211,8 @@ def has_evaluated(path: Path, episodes: int) -> bool:
 
 
 def score_by(episodes: int) -> Score:
-    """How runs are scored for this requested number of evaluation episodes. With 0, training episodes are used, even if
-    an earlier call has evaluated the runs."""
+    """How runs are scored if this number of evaluation episodes is requested. With 0, training episodes are used, even
+    if an earlier call has evaluated the runs."""
     return "auto" if episodes else "training"
 
 
@@ -225,8 +225,8 @@ def is_finished(path: Path) -> bool:
 
 
 def runs_to_credit(comparison: Comparison, configs: Mapping[str, Config]) -> Sequence[Path]:
-    """The runs of the best rung that has a critic, since some estimators need one. If no rung has one, the runs of the
-    best rung."""
+    """The runs of the best rung that has a critic, since some estimators need one, or of the best rung if none has a
+    critic."""
 
     def rank(group: Group) -> tuple[bool, float]:
         return estimator_of(configs[group.algorithm]).needs_critic, float(np.nan_to_num(group.mean.value, nan=-np.inf))

@@ -143,5 +143,5 @@ def error_of(line: Line, axis: str) -> dict[str, Any]:
 
 
 def json_numbers(values: Any) -> list[float | None]:
-    """Convert to plain numbers, with None for nan, which JSON lacks."""
+    """Convert to plain numbers, with None for nan and infinity, which JSON lacks."""
     return [float(value) if math.isfinite(value) else None for value in values]

@@ -68,7 +68,7 @@ class SelectedObjective(Objective):
 
 def run_in_threads(measurements: Sequence[Callable[[], Any]]) -> list[Any]:
     """Run independent measurements in threads: most of their time is spent in XLA, which releases Python's global
-    lock."""
+    interpreter lock."""
 
     def run(measure: Callable[[], Any]) -> Any:
         with full_precision(jax.default_backend() != "cpu"):  # `computing` applies only to its own thread

@@ -120,7 +120,7 @@ def collect(
 def restarted(
     world: CompiledEnvironment, agent: Acting, keys: Key[Array, "N"], done: Bool[Array, "N"], columns: EnvState
 ) -> EnvState:
-    """Start a new episode, each from its own key, in every column whose episode is done."""
+    """Start a new episode in every column whose episode is done, each from its column's key."""
     if not world.costly_reset:
         return where_rows(done, begin_episodes(world, agent, keys), columns)
     done_first = jnp.argsort(~done)

@@ -60,9 +60,9 @@ class Descent(NamedTuple):
     parameters: Any
     """A list of arrays; within `descend`, a single vector."""
     optimiser: Any
-    """The optimiser's state. It treats all parameters as one vector, so that each operation runs once instead of once
-    per array. This requires operations that are elementwise or use a global norm, as in Adam's chain. A user's chain
-    receives a tree instead."""
+    """The optimiser's state. The optimiser treats all parameters as one vector, so each operation runs once instead of
+    once per array. This requires operations that are elementwise or use a global norm, as in Adam's chain. A user's
+    chain receives a tree instead."""
     stopped: Bool[Array, ""]
 
 

@@ -24,9 +24,9 @@ from upslope.core.reading import brief
 from upslope.errors import UpslopeError
 
 SEEDS, NETWORKS, ENVIRONMENTS = "seeds", "networks", "environments"
-"""The axes of a mesh. Seeds are distributed over the first axis. The second axis has one device, or two, one for
-the policy and one for the critic. A mesh may have the third axis instead of the second; each seed's environments are
-then split over it."""
+"""The axes of a mesh. Seeds are distributed over the first axis. The second axis has either one device, or two: one
+for the policy and one for the critic. A mesh may have the third axis instead of the second; each seed's environments
+are then split over it."""
 VMAPPED_SEEDS = "vmapped"
 """The vmapped axis of seeds within one device."""
 

@@ -91,7 +91,7 @@ class ActionValues:
     offset: Float[Array, ""]
     scale: Float[Array, ""]
     head: ActionHead = field(metadata=STATIC)
-    """The action head."""
+    """The action head of the evaluated policy."""
 
     def of(self, observation: Any, action: Shaped[Array, "B ..."]) -> Float[Array, "B"]:
         """Q̂(s, a)."""

@@ -307,7 +307,7 @@ def pairs(rollout: Rollout, credit: Credit, value: Array, has_value: Array, tail
     """Pairs of quantities to correlate, each with a mask.
 
     The pairs are targets and returns, values and targets at the last and second-to-last step, and Ψ and target − V. The
-    last two are equal for every advantage estimator."""
+    two in the last pair are equal for every advantage estimator."""
     last = rollout.terminated & has_value
     before_last = jnp.concatenate([last[1:], jnp.zeros_like(last[:1])]) & ~ends(rollout)
     return [

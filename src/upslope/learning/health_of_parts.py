@@ -131,8 +131,8 @@ def parts_by_key(encoder: ObservationEncoder) -> Iterator[tuple[str, Observation
 
 
 def of_keys(model: Any, batch: Any) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The largest share that a single key has in the variance of all features that enter the first layer, and the
-    index of that key; nan unless at least two keys vary."""
+    """Of the variance of all features that enter the first layer, the largest share due to a single key, and the index
+    of that key; nan unless at least two keys vary."""
     vector: Any = batch.features[0] if isinstance(model, Composed) else batch.features
     spread = variances(vector.reshape(batch.valid.size, -1), batch.valid.reshape(-1, 1))
     sizes = [count for _, count in keyed_features(model)]

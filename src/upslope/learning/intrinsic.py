@@ -218,7 +218,7 @@ def as_critic(agent: Agent, critic: Fitted) -> Agent:
 
 
 def share_of(added: Float[Array, "T N"], others: Float[Array, "T N"], valid: Bool[Array, "T N"]) -> Float[Array, ""]:
-    """The share of the bonus in the magnitude of Ψ: E|bonus| / (E|bonus| + E|environment|)."""
+    """The bonus's share of the magnitude of Ψ: E|bonus| / (E|bonus| + E|environment|)."""
     mine, theirs = mean(jnp.abs(added), valid), mean(jnp.abs(others), valid)
     return mine / jnp.maximum(mine + theirs, 1e-12)
 

@@ -50,7 +50,7 @@ QUICK: dict[str, Any] = {
 """Compiler options for faster compilation, used for programs that run only once and for training on CPU cores. They
 also enable 512-bit vectors on cores that support them; by default, XLA uses 256 bits. `XLA_FLAGS` takes precedence."""
 OF_BONUS, OF_INTRINSIC_CRITIC = 0x626F6E75, 0x63726974
-"""The number that is folded into an iteration's key to give the key for the bonus and its critic."""
+"""The numbers that are folded into an iteration's key to give the keys for the bonus and for its critic."""
 
 
 @dataclass(frozen=True)

@@ -72,8 +72,8 @@ def natural_step(objective: NaturalGradient, mean_kl: Any, parameters: Array, gr
 
 
 def line_search(objective: TrustRegion, means: Any, start: Array, step: Array) -> tuple[Array, Array, Array]:
-    """The first fraction 1, 0.8, 0.8², … of the step at which the loss falls and the KL is at most δ, or 0 if there is
-    none.
+    """The first of the fractions 1, 0.8, 0.8², … of the step at which the loss falls and the KL is at most δ, or 0 if
+    there is none.
 
     Also returns the number of fractions tried, and the decrease in the loss."""
     before = means(start)[0]

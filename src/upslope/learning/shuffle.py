@@ -12,7 +12,7 @@ even permutations of 8 numbers are."""
 def shuffle(key: PRNGKeyArray, n: int) -> Int32[Array, "n"]:
     """A random permutation of 0 … n−1, computed without sorting by enciphering each index with the key.
 
-    A Feistel network permutes the b-bit numbers, b = ⌈log₂ n⌉. In turn, each half is XORed with a hash of the other
+    A Feistel network permutes the b-bit numbers, b = ⌈log₂ n⌉. Each half in turn is XORed with a hash of the other
     half and a random round key. Numbers outside 0 … n−1 are enciphered again until they are inside ("cycle walking"),
     which terminates because a permutation is a union of cycles. Source: Black & Rogaway 2002, Ciphers with arbitrary
     finite domains, sections 4 and 5.

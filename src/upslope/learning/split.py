@@ -4,8 +4,8 @@ rounding.
     act     each device steps its share of the columns, with the random numbers that they would have on one device; then
             the facts [T, N] are gathered, so that every device has the whole rollout
     weigh   the same on every device; where rows are independent (V, log π), each device computes only its share of them
-    move    every device draws the same minibatches; each differentiates its share of the rows, and the gradients, and
-            the means that determine an early stop, are summed
+    move    every device draws the same minibatches; each differentiates its share of the rows, and then the gradients
+            and the means that determine an early stop are summed
 
 A seed thus has the same minibatches on any number of devices, and everything that depends on a whole batch
 (normalisers, standardised weights, groups of episodes, bonuses, a user's own parts) sees all of it. Results differ only

@@ -144,7 +144,7 @@ def plain_update(**changes: Any) -> Update:
 
 
 class Pace(NamedTuple):
-    """The values in this iteration of the settings that change over the budget."""
+    """This iteration's values of the settings that change over the budget."""
 
     learning_rate: Float[Array, ""]
     entropy_coefficient: Any

@@ -73,7 +73,7 @@ class ModelSpec:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of the builder."""
     own: Callable[..., Any] | None = None
-    """A user's class or factory, own(observation_space, action_space, *, key, **settings); None for two perceptrons."""
+    """A user's class or factory, own(observation_space, action_space, *, key, **settings); None for built-in models."""
 
     def build(self, key: PRNGKeyArray) -> Model:
         """Create a newly initialised model."""

@@ -150,7 +150,7 @@ class Separate(Composed):
         return self.policy_of(self.actor.outward, self.actor.hidden(x))
 
     def unroll(self, features: Features, carry: Any, fresh: Bool[Array, "T N"]) -> tuple[Outputs, Any]:
-        """T steps together; see `upslope.models.model.unroll`."""
+        """Compute T steps at once; see `upslope.models.model.unroll`."""
         seen, known = self.seen(features)
         x, mine = self.actor.remembered_over_time(seen, carry[POLICY], fresh)
         value, its = self.critic.over_time(known, carry[VALUE], fresh)
@@ -181,7 +181,7 @@ class SharedTrunk(Composed):
         return self.outputs(x), carry
 
     def unroll(self, features: Features, carry: Any, fresh: Bool[Array, "T N"]) -> tuple[Outputs, Any]:
-        """T steps together; see `upslope.models.model.unroll`."""
+        """Compute T steps at once; see `upslope.models.model.unroll`."""
         x, carry = self.trunk.over_time(self.floating(features), carry, fresh)
         return self.outputs(x), carry
 

@@ -70,7 +70,7 @@ class Convolutions(equinox.Module):
 
 
 def through_all(layers: tuple[Any, ...], x: Images) -> Maps:
-    """All convolutions, each followed by relu."""
+    """Apply all convolutions, each followed by relu."""
     for layer in layers:
         x = jax.nn.relu(layer(x) if isinstance(layer, Stack) else through(layer, x))
     return x

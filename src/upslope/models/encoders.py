@@ -366,7 +366,7 @@ def encoder_of(space: gymnasium.Space, name: str) -> ObservationEncoder:
 
 
 def unreadable(space: gymnasium.Space, key: str, depth: int = 0) -> Iterator[tuple[str, gymnasium.Space]]:
-    """The unsupported parts of a space, keyed by part; the key "" means the space itself."""
+    """The unsupported parts of a space, with their keys; the key "" means the space itself."""
     parts = list(parts_of(space))
     has_names = not isinstance(space, spaces.Dict) or all(isinstance(index, str) for index, _ in parts)
     if parts and has_names and depth < MAX_DEPTH:

@@ -141,7 +141,7 @@ class ActionHead(ABC):
         return kept
 
     def in_space(self, space: gymnasium.Space) -> "ActionHead":
-        """This head with the action dtype of `space`, which is otherwise equal. Older runs did not record the dtype."""
+        """This head with the dtype of `space`, which otherwise equals its own. Older runs did not record the dtype."""
         return self
 
     def to_compiled(self, action: Shaped[Array, "N ..."]) -> Any:

@@ -79,7 +79,7 @@ class LinearRecurrence(Cell):
     outward: Float[Array, "2 H H"]
     """The real and imaginary parts of C."""
     skip: Float[Array, "H D"]
-    """D."""
+    """The matrix D."""
 
     @property
     def size(self) -> int:

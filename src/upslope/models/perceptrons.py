@@ -58,11 +58,11 @@ class Perceptrons:
         return {POLICY: self.actor, VALUE: self.critic}
 
     def policy(self, features: Float[Array, "... D"]) -> Distribution:
-        """Only π(·|s). NumPy arrays are accepted, so that the host acts without a compiled program."""
+        """Compute only π(·|s). NumPy arrays are accepted, so that the host acts without a compiled program."""
         return self.actor(self.views[0].vector(features))
 
     def value(self, features: Float[Array, "... D"]) -> Float[Array, "..."]:
-        """Only V(s), over any batch axes."""
+        """Compute only V(s), over any batch axes."""
         return self.critic(self.views[1].vector(features))[..., 0]
 
     def hidden_units(self, features: Float[Array, "B D"]) -> dict[str, tuple[Array, str]]:

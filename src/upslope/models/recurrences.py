@@ -59,8 +59,8 @@ def run_cell(
 ) -> Any:
     """Return the carry after each step, [T, N, H] per array.
 
-    The first array of a carry is the state that the recurrent weights multiply. Only reverse-mode gradients exist, and
-    derivatives of these.
+    The first array of a carry is the state that the recurrent weights multiply. Only reverse-mode gradients,
+    and derivatives of these, are supported.
     """
     return _forwards(gates, weight, bias, bias_of_state, inputs, carry, fresh)[0]
 

@@ -175,7 +175,7 @@ def bands_of(policy: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.
 
 
 def chosen_probability(part: Part) -> np.ndarray:
-    """The probability of an action with several choices, the product of their probabilities [T]."""
+    """The probability [T] of an action with several choices, i.e. the product of their probabilities."""
     if "probability of 1" in part.policy:
         one = np.asarray(part.policy["probability of 1"])
         return np.where(part.action == 1, one, 1 - one).prod(axis=1)

@@ -18,7 +18,7 @@ from upslope.report.figures import Figures
 from upslope.runs.directory import versions
 
 MARK = "<!-- a page of upslope -->"
-"""A mark in every page, because only upslope's own pages are overwritten."""
+"""A mark in every page. Existing files without it are not overwritten."""
 UNREADABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Characters not allowed in a page: control characters, direction marks and overrides, lone surrogates."""
 SUFFIXES = (".html", ".htm")
@@ -33,7 +33,7 @@ def page_path(output: str | Path, default: str) -> Path:
     """The file to write a page to: `default` if `output` is a folder; a name without a suffix gets `.html`.
 
     Raises:
-        UpslopeError: the suffix is not HTML's, the folder is missing, or an existing file is not an upslope page.
+        UpslopeError: the suffix is not for HTML, the folder is missing, or an existing file is not an upslope page.
     """
     path = Path(output)
     if path.is_dir() or str(output).endswith(("/", "\\")):

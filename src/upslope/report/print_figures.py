@@ -42,9 +42,9 @@ from upslope.runs.directory import versions
 Kind = Literal["curves", "comparison", "profile"]
 SUFFIXES = (".pdf", ".svg", ".png")
 MARK = "Made by upslope"
-"""The creator recorded in every figure, because only upslope's own figures are overwritten."""
+"""The creator recorded in every figure. Existing files without it are not overwritten."""
 LARGEST = 1 << 28
-"""Number of bytes of a file that are searched for the mark."""
+"""Files of at least this many bytes are not searched for the mark."""
 LINES = ("-", "--", ":", "-.")
 """Line styles; once all colours are used, they repeat with the next style."""
 
@@ -152,7 +152,7 @@ def figure_path(output: str | Path) -> Path:
     if not path.suffix:
         path = path.with_suffix(".pdf")
     if path.suffix.lower() not in SUFFIXES:
-        raise UpslopeError(f"A figure is a {', '.join(SUFFIXES)} file, but {path} is not. Pass --output such a name.")
+        raise UpslopeError(f"A figure is a {', '.join(SUFFIXES)} file, but {path} is not. Choose another --output.")
     if not path.parent.is_dir():
         raise UpslopeError(f"There is no folder {path.parent} to write {path.name} into. Create it first.")
     if (path.exists() or path.is_symlink()) and not is_figure(path):
@@ -272,7 +272,7 @@ def length_of_names(panels: Sequence[Panel], form: Format) -> int:
 def notes_on_names(panels: Sequence[Panel], form: Format) -> list[str]:
     """A note if names are shortened."""
     is_shortened = any(len(name) > length_of_names(panels, form) for name in names_of(panels))
-    return ["long names are shortened; --labels sets others"] if is_shortened else []
+    return ["long names are shortened; choose others with --labels"] if is_shortened else []
 
 
 def drawn(panels: Sequence[Panel], form: Format, style: Style, suffix: str) -> tuple[bytes, list[str]]:
@@ -369,7 +369,7 @@ def draw(at: Any, panel: Panel, shown: dict[str, str], lines: dict[str, dict[str
 
 
 def draw_scores(at: Any, panel: Panel, shown: dict[str, str], lines: dict[str, dict[str, Any]]) -> None:
-    """Each seed as a point, and the mean as a bar with its interval; a single seed has no bar."""
+    """Draw each seed as a point, and the mean as a bar with its interval; a single seed has no bar."""
     from matplotlib import rcParams
 
     width = rcParams["lines.linewidth"]

@@ -40,7 +40,7 @@ LONGEST_CYCLE = 10_000
 
 @dataclass(frozen=True)
 class Format:
-    """The measures of a figure, in inches and points."""
+    """The dimensions of a figure, in inches and points."""
 
     width: float
     panels: int

@@ -1,4 +1,4 @@
-"""The run directory. Only training writes its results, and nothing else modifies them.
+"""The run directory. Only training writes or modifies the results of training.
 
     config.json        format, versions, the full config, the spaces
     metrics.jsonl      a row per iteration and seed
@@ -257,7 +257,7 @@ class RunDirectory:
         return [row for some in self.metric_rows() for row in some]
 
     def metric_rows(self) -> Iterator[list[dict[str, Any]]]:
-        """The rows of `metrics` in batches, since the rows of many seeds do not fit in memory as dictionaries."""
+        """Yield the rows of `metrics` in batches, since the rows of many seeds do not fit in memory as dictionaries."""
         return read_rows(self.metrics_path)
 
     def episodes(self) -> np.ndarray:
@@ -297,8 +297,8 @@ class RunDirectory:
         return self.path / f"evaluation-at-step-{step}.csv"
 
     def set_aside_evaluations(self, aside: Path) -> Path | None:
-        """Rename evaluation.csv, because the agents it evaluated were trained further. Return its new path, or None if
-        the file does not exist."""
+        """Rename evaluation.csv, because the agents whose results it contains were trained further. Return its new
+        path, or None if the file does not exist."""
         path = safe_path(self.path, self.evaluation_path)
         with self.exclusive():  # an evaluation that is being stored right now is set aside too
             return path.replace(safe_path(self.path, aside)) if path.exists() else None
@@ -330,7 +330,7 @@ def before_there_were(spaces: dict[str, Any], settings: dict[str, Any]) -> dict[
     try:
         has_images = bool(networks_of(from_json(spaces["observation"], ENCODERS)))
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
-        has_images = False  # reading the spaces raises the error
+        has_images = False  # the error is raised later, when the spaces are read
     return {"masks": False} | ({"encoder": [PERCEPTRON]} if has_images else {})
 
 

@@ -97,7 +97,7 @@ class GreedyAgent:
         return self.agent.head
 
     def act(self, observation: Any, carry: Carry, fresh: Any, mask: Any = None) -> tuple[AlwaysMode, Carry]:
-        """Return the mode of π(·|s), and the carry after it."""
+        """Return the mode of π(·|s), and the next carry."""
         policy, carry = self.agent.act(observation, carry, fresh, mask)
         return AlwaysMode(policy), carry
 
@@ -268,7 +268,7 @@ def lines_of_limit(own: Config, config: Config, environment: Any, given: Environ
         return []
     return [
         f"not stored: these episodes are truncated after {limits[0]:,} steps and the run's after {limits[1]:,}, so "
-        "their returns cannot be its score. Omit --max-episode-steps to store an evaluation."
+        "their returns are not comparable with the run's score. Omit --max-episode-steps to store an evaluation."
     ]
 
 

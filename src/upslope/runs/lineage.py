@@ -242,7 +242,7 @@ def require_same_agent(source: Source, config: Config, task: Task) -> None:
 
 
 def seeds_of(source: Source, config: Config) -> list[int]:
-    """Return the seed of the source from which each seed starts."""
+    """Return, for each seed of the run, the seed of the source from which it starts."""
     known = source.config.seed_list()
     wanted = config.seed_list() if config.from_seed is None else [config.from_seed] * config.seeds
     if missing := [seed for seed in wanted if seed not in known]:

@@ -36,7 +36,7 @@ def with_reference(config: Config, task: Task, state: TrainState) -> tuple[Train
 
 
 def require_same_networks(source: Source, config: Config, task: Task) -> None:
-    """Refuse a reference whose policy does not fit the environment or has other networks than this run."""
+    """Refuse a reference whose policy does not fit the environment or whose networks differ from those of this run."""
     if different := different_spaces(source, config, task):
         raise UpslopeError(
             f"The policy of {source.directory.path} cannot be the reference in {config.environment}, since it needs "
@@ -52,7 +52,7 @@ def require_same_networks(source: Source, config: Config, task: Task) -> None:
 
 
 def seeds_of(source: Source, config: Config) -> list[int]:
-    """Return the seed of the source whose policy is each seed's reference."""
+    """Return, for each seed of the run, the seed of the source whose policy is its reference."""
     known = source.config.seed_list()
     one = known[0] if len(known) == 1 and config.reference_seed is None else config.reference_seed
     wanted = config.seed_list() if one is None else [one] * config.seeds

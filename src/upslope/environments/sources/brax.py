@@ -17,7 +17,7 @@ EPISODE_LENGTH = 1000
 
 
 class Brax(CompiledEnvironment):
-    """A robot of Brax, or of MuJoCo Playground, which has the same protocol."""
+    """A robot from Brax, or from MuJoCo Playground, which has the same protocol."""
 
     def __init__(self, inner: Any, max_episode_steps: int, action_repeat: int = 1):
         self.inner, self.max_episode_steps, self.action_repeat = inner, max_episode_steps, action_repeat

@@ -16,7 +16,7 @@ from upslope.errors import UpslopeError
 
 
 class Gymnax(CompiledEnvironment):
-    """An environment of gymnax with its parameters."""
+    """A gymnax environment with its parameters."""
 
     def __init__(self, inner: Any, params: Any):
         self.inner, self.params = inner, params

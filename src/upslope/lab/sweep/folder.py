@@ -1,4 +1,4 @@
-"""The folder of a sweep. It contains nothing else, so that nothing else is overwritten or deleted.
+"""The folder of a sweep. It contains only the sweep's files, so that no others are overwritten or deleted.
 
 A file in the folder, called the mark, names the study whose trials the folder contains, regardless of where the storage
 is. A folder that is neither empty nor this study's is rejected, and so is one that contains a link.

@@ -122,7 +122,7 @@ class Trials:
             raise self.errors[0]
 
     def go_on(self, most: float, has_room: Callable[[], int]) -> bool:
-        """Start workers where there is room; return whether any worker is running or will be."""
+        """Start workers where there is room; return whether any worker is running or any trial is left."""
         alive = self.alive()
         with self.lock:
             left = self.study.left()
@@ -186,7 +186,7 @@ class Trials:
             self.ended(trial.number)
 
     def keep(self, number: int, files: dict[str, bytes]) -> None:
-        """Write the run that a worker sent, unless something else is in its place. The score counts in any case."""
+        """Write the run that a worker sent, unless its folder contains something else. The score counts in any case."""
         try:
             path = trial_folder(self.folder, number)
         except UpslopeError as error:
@@ -247,7 +247,7 @@ class Outcome:
     reason: str = ""
     score: float = math.nan
     files: dict[str, bytes] | None = None
-    """The files of its run; None if it is not a run."""
+    """The files of the trial's run; None if it was not trained as a run."""
 
 
 class Server:
@@ -277,7 +277,7 @@ class Server:
         return self.is_interrupted
 
     def train_in_program(self, setup: Setup, number: int, drawn: dict[str, Any]) -> Outcome:
-        """Train a trial of a compiled environment, if possible with a program that earlier trials compiled."""
+        """Train a trial of a compiled environment, if possible with a program that was compiled for earlier trials."""
         trial = OneTrial(number, drawn, self.report)
         if self.programs is None:
             self.programs = Programs(setup, trial, 1, lambda _: None)

@@ -167,7 +167,7 @@ def sampler_of(name: str, seed: int) -> Any:
         def after_trial(self, study: Any, trial: Any, state: Any, values: Any) -> None:
             try:
                 self.of(trial).after_trial(study, trial, state, values)
-            except RuntimeError:  # nothing is left to try, and it tried to stop a study that does not run its own loop
+            except RuntimeError:  # nothing is left to try: the sampler's study.stop() fails outside optimize()
                 self.is_exhausted = True
 
     return PerTrial()

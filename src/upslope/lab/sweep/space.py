@@ -27,7 +27,7 @@ from upslope.errors import UpslopeError
 GIVEN_BY_THE_COMMAND = ("environment", "algorithm", "steps", "seeds", "seed", "preset", "data")
 """Settings that a space cannot contain: trials are compared on one task, budget and set of seeds."""
 OF_THE_TASK = ("env_kwargs", "wrappers", "ignore_observation", "masks", "max_episode_steps")
-"""Settings that change the task, so that trials that differ in them have no common score."""
+"""Settings that change the task, so that the scores of trials that differ in them cannot be compared."""
 RANGE, CHOICES = {"low", "high", "log", "step"}, {"choices"}
 FORM = (
     "a space: `setting: {low: …, high: …, log: true}`, `setting: {choices: […]}`, or `setting: value`, which is fixed"
@@ -188,7 +188,7 @@ def field_of(written: str) -> str:
     """
     name = "lambda_" if written == "lambda" else written.replace("-", "_")
     if name not in get_type_hints(Config):
-        canonical({written: None})  # always raises; it also knows the names of other libraries
+        canonical({written: None})  # always raises; it also recognises the names that other libraries use
     return name
 
 
@@ -249,7 +249,7 @@ def number_kind(hint: Any) -> type | None:
 
 
 def refuse_code(space: Space, place: str) -> None:
-    """Reject a file that names code to import or gives text arguments for an environment, since reading a file must not
+    """Reject a file that names code to import or specifies how to create an environment, since reading a file must not
     run code."""
     named: list[tuple[str, Any]] = [*space.fixed.items()]
     named += [(name, value) for name, p in space.searched.items() for value in p.ends()]

@@ -173,7 +173,7 @@ class Study:
             return bool(trial.should_prune())  # some pruners return NumPy booleans
 
     def complete(self, trial: Any, score: float) -> None:
-        """Report the score of a finished trial. If it has no score, no episode has ended, and it is reported as
+        """Report the score of a finished trial. If it has no score because no episode has ended, it is reported as
         pruned."""
         if math.isfinite(score):
             with self.unless_ended():

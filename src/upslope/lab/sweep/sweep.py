@@ -57,7 +57,7 @@ class Sweep:
     is_default: bool
     """Whether the winner has the default settings."""
     report: Path | None
-    """The page; None without the extra `report`."""
+    """The path of the report page; None without the extra `report`."""
 
 
 def sweep(

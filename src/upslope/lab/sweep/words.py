@@ -12,7 +12,7 @@ from upslope.lab.sweep.study import Told
 
 
 def counts(trials: Sequence[Told]) -> str:
-    """`100 trials: 61 complete, 38 pruned, 1 diverged`."""
+    """Count the trials by state: `100 trials: 61 complete, 38 pruned, 1 diverged`."""
     found = Counter(trial.state for trial in trials)
     return f"{counted(len(trials), 'trial')}: " + ", ".join(f"{n} {state}" for state, n in found.most_common())
 

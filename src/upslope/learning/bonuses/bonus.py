@@ -27,8 +27,8 @@ class Bonus(ABC):
     """Base class of bonuses. Subclasses are frozen dataclasses whose fields are the hyperparameters."""
 
     has_unit: ClassVar[bool] = False
-    """Whether rewards have a natural unit, with values of at most 1, and are not divided by the scale of their
-    returns."""
+    """Whether rewards have a natural unit, with values of at most 1, and are therefore not divided by the scale of
+    their returns."""
 
     @abstractmethod
     def start(self, setting: Setting, key: PRNGKeyArray) -> Any:

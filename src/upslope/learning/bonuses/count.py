@@ -33,8 +33,8 @@ class Count(Bonus):
     `scope` selects the visits since training began (lifelong, the default), the visits in the running episode
     (episodic), or the product of both rewards. States are assigned to cells: exactly if there are at most `cells`
     states, otherwise by a hash, which for real numbers uses the signs of `bits` random projections. Several visits in a
-    batch are counted in the order of time, then of columns. Source: Strehl & Littman (2008), An Analysis of Model-Based
-    Interval Estimation for Markov Decision Processes; by hashes: Tang et al. (2017), #Exploration,
+    batch are counted in order of time, then of column. Source: Strehl & Littman (2008), An Analysis of Model-Based
+    Interval Estimation for Markov Decision Processes; with hashing: Tang et al. (2017), #Exploration,
     https://arxiv.org/abs/1611.04717.
     """
 

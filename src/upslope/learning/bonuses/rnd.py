@@ -1,4 +1,4 @@
-"""`rnd`: reward a step for the error with which a network predicts the output of a random network at its successor."""
+"""`rnd`: reward a step for the error of a network that predicts a random network's output at the step's successor."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ from upslope.learning.bonuses.distillation import (
 class RND(Bonus):
     """r_t = 1/K Σ_k (f̂_k(s_{t+1}) − f_k(s_{t+1}))², with f a fixed random network and f̂ its predictor.
 
-    `features` is K, and `width` is that of the hidden layers. Observations are normalised by their running statistics
+    `features` is K; `width` is the width of the hidden layers. Observations are normalised by their running statistics
     and clipped to ±5. The predictor is then trained on a random `share` of the batch. Source: Burda et al. (2019),
     Exploration by Random Network Distillation, https://arxiv.org/abs/1810.12894.
     """

@@ -23,7 +23,7 @@ NUMBERS_A_LINE = 8
 
 
 def files_of(plan: Plan, path: Path) -> dict[Path, bytes]:
-    """Return the header at this path.
+    """Return the header as the content of the file at this path.
 
     Raises:
         UpslopeError: part of the policy cannot be expressed in C.
@@ -158,7 +158,7 @@ def word_of(key: str | int) -> str:
 
 
 def ending_of(field: dict[str, str]) -> str:
-    """Return the suffix of a part's names."""
+    """Return the suffix that all names of a part share."""
     return field["action"].removeprefix("action")
 
 

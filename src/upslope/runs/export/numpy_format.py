@@ -33,7 +33,7 @@ ACTIVATIONS = {"tanh": "np.tanh({})", "relu": "np.maximum({}, 0)", "silu": "silu
 
 
 def files_of(plan: Plan, path: Path) -> dict[Path, bytes]:
-    """Return the Python file at this path and the arrays next to it.
+    """Return the contents of the Python file at this path and of the file next to it that holds the arrays.
 
     Raises:
         UpslopeError: the policy has convolutions.

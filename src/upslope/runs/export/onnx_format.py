@@ -81,8 +81,8 @@ def own_files_of(own: Any, policy: Any, path: Path) -> dict[Path, bytes]:
 
 
 def input_names(plan: Plan) -> list[str]:
-    """Names of the observation's arrays: their keys, prefixed with `observation/` if that would clash with another
-    name."""
+    """Return the names of the observation's arrays: their keys, prefixed with `observation/` to avoid clashes with
+    other names."""
     carries = plan.memory.carries if plan.memory else ()
     actions = (part.action for part in plan.parts)
     taken = {MASK, *actions, *plan.parameters, *carries, *(f"next_{name}" for name in carries)}
@@ -176,7 +176,7 @@ class GraphWriter:
         return seen[0] if len(seen) == 1 else self.op("Concat", *seen, axis=1)
 
     def coded(self, name: str, one: Input) -> str:
-        """Encode an array as numbers of magnitude about 1 in its own shape, or one-hot."""
+        """Encode an array as numbers of magnitude about 1, in the same shape, or as one-hot vectors."""
         coding = one.coding
         if isinstance(coding, Choices):
             which, what = coding.meanings
@@ -216,12 +216,12 @@ class GraphWriter:
         return x
 
     def residual(self, x: str, block: Block) -> str:
-        """second(relu(first(relu(x))))."""
+        """Compute second(relu(first(relu(x))))."""
         inner = self.convolution(self.op("Relu", x), block.first)
         return self.convolution(self.op("Relu", inner), block.second)
 
     def product(self, x: str, weight: np.ndarray) -> str:
-        """x W."""
+        """Compute x W."""
         return self.op("MatMul", x, self.constant(weight))
 
     def dense(self, x: str, layer: Dense) -> str:
@@ -324,7 +324,7 @@ class GraphWriter:
         return self.op("Add", self.constant(head.centre), self.op("Mul", self.constant(head.half), x), output=output)
 
     def switches(self, x: str, part: Part, head: Switches, mask: str | None) -> None:
-        """Add the logits, infinite where a mask leaves only one value, and whether each of them is positive."""
+        """Add the logits, infinite where a mask leaves only one value, and the bits, 1 where the logit is positive."""
         (logits,) = part.parameters
         if mask is not None:
             pairs = self.reshape(mask, head.num_outputs, 2)

@@ -64,7 +64,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Dense:
-    """act(x W + b)."""
+    """A dense layer: act(x W + b)."""
 
     weight: np.ndarray
     """[D, K]."""
@@ -152,7 +152,7 @@ class Convolution:
 
 @dataclass(frozen=True)
 class Block:
-    """x + second(relu(first(relu(x))))."""
+    """A residual block: x + second(relu(first(relu(x))))."""
 
     first: Convolution
     second: Convolution
@@ -223,7 +223,7 @@ class Gaussian:
 
 @dataclass(frozen=True)
 class Categories:
-    """Choices. Each is the index of its highest logit plus its start."""
+    """Discrete choices. The value of each is the index of its highest logit plus its start."""
 
     shape: tuple[int, ...]
     dtype: str

@@ -51,16 +51,16 @@ class WandbTracker:
             return wandb.init(**options, mode=self.mode)
 
     def log(self, rows: Sequence[MetricRow]) -> None:
-        """Send rows as history."""
+        """Send rows to the history of the runs."""
         for row in rows:
             self.runs[row.seed].log(row.values, step=row.step)
 
     def summarise(self, summary: Mapping[int, Mapping[str, float]], step: int) -> None:
-        """Set the results as summary."""
+        """Store each seed's results in the summary of its run."""
         for seed, values in summary.items():
             self.runs[seed].summary.update(dict(values))
 
     def end(self, is_finished: bool) -> None:
-        """Finish the runs, as failed if training stopped early."""
+        """Finish the runs, and mark them as failed if training stopped early."""
         for run in self.runs.values():
             run.finish(exit_code=0 if is_finished else 1)
