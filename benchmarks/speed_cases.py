@@ -188,13 +188,13 @@ COMPILED_ENVIRONMENTS: dict[str, Case] = {
     "breakout": Case(
         "gymnax Breakout-MinAtar, 64 × 128, 4 epochs × 8 minibatches, 64-64 tanh networks on the flattened board",
         (
-            upslope("upslope, 1 seed", "gymnax:Breakout-MinAtar", 1, 1_500_000, BREAKOUT),
-            upslope("upslope, 2 seeds", "gymnax:Breakout-MinAtar", 2, 1_500_000, BREAKOUT),
+            upslope("upslope, 1 seed", "gymnax:Breakout-MinAtar", 1, 800_000, BREAKOUT),
+            upslope("upslope, 2 seeds", "gymnax:Breakout-MinAtar", 2, 800_000, BREAKOUT),
             purejaxrl(
-                "PureJaxRL, 2 processes", "ppo", "Breakout-MinAtar", 1_000_000, 2,
+                "PureJaxRL, 2 processes", "ppo", "Breakout-MinAtar", 500_000, 2,
                 {"NUM_ENVS": 64, "NUM_MINIBATCHES": 8},
             ),
-            rejax("rejax, 2 seeds", 2, 500_000, 64, "Breakout-MinAtar", 8),
+            rejax("rejax, 2 seeds", 2, 250_000, 64, "Breakout-MinAtar", 8),
         ),
     ),
     "gru": Case(

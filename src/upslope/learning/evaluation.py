@@ -14,8 +14,9 @@ from upslope.learning.split import columns_shared, rows_shared
 from upslope.models.agent import Agent, value_of
 from upslope.models.model import Memory, has_memory, start_memory, unroll
 
-STATES_PER_NEW = 16
-"""If more than one in this many states ends an episode or a rollout, all successors are evaluated."""
+PORTIONS = 16
+"""States whose successor is not the next row are evaluated in portions of one in this many of all states, as many
+portions as are needed."""
 
 
 def evaluate(agent: Agent, rollout: Rollout, memory: Memory | None = None, vmapped: bool = False) -> Values:
@@ -37,20 +38,19 @@ def evaluate(agent: Agent, rollout: Rollout, memory: Memory | None = None, vmapp
         return Values(value, successor.after(value, following))
     is_new = jnp.concatenate([differs(observation, successor), jnp.ones((1, shape[1]), bool)]).reshape(-1)
     next_row_value = jnp.concatenate([value[1:], value[-1:]]).reshape(-1)
-    capacity = max(value.shape[1], value.size // STATES_PER_NEW)
     flat = flat_rows(successor)
+    if vmapped:  # under vmap, a loop would run as often for every seed as for the one with the most new states
+        return Values(value, jnp.where(is_new, in_blocks(values, flat, vmapped), next_row_value).reshape(shape))
+    portion = max(value.shape[1], value.size // PORTIONS)
+    (places,) = jnp.nonzero(is_new, size=value.size + portion, fill_value=value.size)
 
-    def evaluate_new() -> Array:
-        (rows,) = jnp.nonzero(is_new, size=capacity, fill_value=value.size)
+    def evaluate_portion(number: Array, found: Array) -> Array:
+        rows = jax.lax.dynamic_slice(places, (number * portion,), (portion,))
         chosen = jax.tree.map(lambda x: x.at[rows].get(mode="clip"), flat)
-        return next_row_value.at[rows].set(rows_shared(values, chosen), mode="drop")
+        return found.at[rows].set(rows_shared(values, chosen), mode="drop")
 
-    def evaluate_all() -> Array:
-        return jnp.where(is_new, in_blocks(values, flat, vmapped), next_row_value)
-
-    if vmapped:  # under vmap, `cond` would compute both branches for every seed
-        return Values(value, evaluate_all().reshape(shape))
-    return Values(value, jax.lax.cond(jnp.sum(is_new) <= capacity, evaluate_new, evaluate_all).reshape(shape))
+    needed = (jnp.sum(is_new) + portion - 1) // portion
+    return Values(value, jax.lax.fori_loop(0, needed, evaluate_portion, next_row_value).reshape(shape))
 
 
 def log_probs(agent: Agent, rollout: Rollout, memory: Memory | None = None, vmapped: bool = False) -> Array:

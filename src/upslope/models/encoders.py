@@ -138,7 +138,16 @@ class ImageEncoder(FlatEncoder):
 
     def scaled(self, images: Shaped[Array, "..."]) -> Float[Array, "..."]:
         """Images as floating-point numbers of magnitude about 1."""
-        x = images.astype(np.float32)
+        if isinstance(images, np.ndarray):
+            return self.scaled_numbers(images)
+        # In one long row, because on CPUs XLA vectorises only the last axis, and an image's last axis is short. The
+        # barrier keeps XLA from moving the reshaping behind the arithmetic.
+        row = self.scaled_numbers(jax.lax.optimization_barrier(images.reshape(-1)))
+        return row.reshape(images.shape)
+
+    def scaled_numbers(self, numbers: Shaped[Array, "..."]) -> Float[Array, "..."]:
+        """Like `scaled`, in the given layout."""
+        x = numbers.astype(np.float32)
         return namespace(x).log1p(x) if self.is_board else x / np.float32(PICTURE)
 
     def encode(self, observation: Shaped[Array, "..."]) -> Float[Array, "... D"]:
