@@ -251,7 +251,7 @@ def fault_rows(found: dict[str, Any]) -> list[str]:
     """Format the results of the faults as a table."""
     rows = ["| fault, on a cluster of three nodes | times | runs | runs with unchanged results | lost rows |"]
     rows.append("|---|---:|---:|---:|---:|")
-    keys = ("struck", "runs", "runs as without faults", "lost rows")
+    keys = ("faults", "runs", "runs with unchanged results", "lost rows")
     for name, one in (found.get("faults", {}) | found.get("hosts", {})).items():
         rows.append(f"| {name} | " + " | ".join(f"{one[key]:,}" for key in keys) + " |")
     return [*rows, "", measured_with(found)]

@@ -179,12 +179,12 @@ def can_mount() -> bool:
 def strike_often(name: str, times: int, place: Place, whole: tuple[Any, ...]) -> dict[str, Any]:
     """Inject a fault this many times, and count the runs that were unaffected and the rows that were lost."""
     strike, together = FAULTS[name]
-    tally: dict[str, Any] = {"struck": 0, "runs": 0, "runs as without faults": 0, "lost rows": 0}
+    tally: dict[str, Any] = {"faults": 0, "runs": 0, "runs with unchanged results": 0, "lost rows": 0}
     words: set[str] = set()
     began = time.perf_counter()
-    while tally["struck"] < times:
+    while tally["faults"] < times:
         place.even()
-        count = min(STRIKES, times - tally["struck"])
+        count = min(STRIKES, times - tally["faults"])
         run, struck, said = struck_run(name, strike, count * together, place)
         count_run(tally, run, struck // together, whole)
         words |= said
@@ -194,9 +194,9 @@ def strike_often(name: str, times: int, place: Place, whole: tuple[Any, ...]) ->
 def count_run(tally: dict[str, Any], run: RunDirectory, struck: int, whole: tuple[Any, ...]) -> None:
     """Add a run and the rows that it lost to the tally, and delete the run."""
     found = contents(run)
-    tally["struck"] += struck
+    tally["faults"] += struck
     tally["runs"] += 1
-    tally["runs as without faults"] += found == whole
+    tally["runs with unchanged results"] += found == whole
     tally["lost rows"] += len(set(whole[0] + whole[1]) - set(found[0] + found[1]))
     shutil.rmtree(run.path)
 
@@ -238,14 +238,14 @@ def struck_run(name: str, strike: Strike, count: int, place: Place) -> tuple[Run
 
 def killed_often(times: int, place: Place, whole: tuple[Any, ...]) -> dict[str, Any]:
     """Kill the training command with SIGKILL at random moments, and resume its run each time."""
-    tally: dict[str, Any] = {"struck": 0, "runs": 0, "runs as without faults": 0, "lost rows": 0}
+    tally: dict[str, Any] = {"faults": 0, "runs": 0, "runs with unchanged results": 0, "lost rows": 0}
     began = time.perf_counter()
-    while tally["struck"] < times:
+    while tally["faults"] < times:
         place.even()
         run, struck = place.folder / "killed", 0
         while True:
             process = command(run, place, place.folder.parent / "killed.log")
-            if struck == min(STRIKES, times - tally["struck"]):
+            if struck == min(STRIKES, times - tally["faults"]):
                 break
             before = size_of(run)
             until = time.monotonic() + 90
@@ -271,9 +271,9 @@ def size_of(run: Path) -> int:
 
 def unavailable_often(times: int, place: Place, whole: tuple[Any, ...]) -> dict[str, Any]:
     """Make Ray drop calls to workers, or the workers' answers."""
-    tally: dict[str, Any] = {"struck": 0, "runs": 0, "runs as without faults": 0, "lost rows": 0}
+    tally: dict[str, Any] = {"faults": 0, "runs": 0, "runs with unchanged results": 0, "lost rows": 0}
     began = time.perf_counter()
-    while tally["struck"] < times:
+    while tally["faults"] < times:
         place.even()
         log = place.folder.parent / "unavailable.log"
         log.unlink(missing_ok=True)

@@ -2,7 +2,8 @@
 
     python benchmarks/cluster_hosts.py commands       # the page's commands, with fewer trials and steps
     python benchmarks/cluster_hosts.py cuts           # cut the link between the hosts 20 times for 3 seconds
-    python benchmarks/cluster_hosts.py losses         # cut it 20 times until Ray gives up on the node; it then rejoins
+    python benchmarks/cluster_hosts.py losses         # cut it 20 times, each time until Ray gives up on the node,
+                                                      # which then rejoins
 
 Needs root, `ip` (iproute2), and a virtual environment with upslope's dependencies and the extra `ray`. Each host has
 its own network, mounts, processes and home folder. upslope is installed on each from a wheel, and the project's folder
@@ -109,7 +110,7 @@ def two_hosts() -> Iterator[Hosts]:
 
 
 def commands_of_page() -> list[str]:
-    """Return the lines of the shell examples in the page."""
+    """Return the lines of the shell examples on the page."""
     text = (DOCS / "cluster.md").read_text("utf-8")
     return [line for block in re.findall(r"```bash\n(.*?)```", text, re.S) for line in block.strip().splitlines()]
 
@@ -120,7 +121,7 @@ SMALLER = {
     "--steps 50000": "--steps 2000",
     "--seeds 8": "--seeds 2 --steps 2000",
 }
-"""Replacements that make the page's commands smaller."""
+"""Replacements that scale down the page's commands."""
 WORLD = """
 import gymnasium
 from gymnasium.envs.classic_control import CartPoleEnv
@@ -132,7 +133,7 @@ def World(**options):
 
 
 def commands() -> dict[str, Any]:
-    """Run every command in the page on the host that the page names for it, and return each exit status."""
+    """Run every command on the page on the host that the page assigns it to, and return each command's exit status."""
     first, second = [], []
     for line in commands_of_page():
         if line.startswith("pip install"):  # upslope is already installed from the wheel
@@ -202,7 +203,7 @@ def train(hosts: Hosts, run_folder: Path) -> subprocess.Popen[bytes]:
 def cut_often(times: int, seconds: float, *, until_lost: bool) -> dict[str, Any]:
     """Cut the link `times` times, for `seconds` seconds each, while runs train on both hosts, and count the runs that
     were unaffected."""
-    tally: dict[str, Any] = {"struck": 0, "runs": 0, "runs as without faults": 0, "lost rows": 0}
+    tally: dict[str, Any] = {"faults": 0, "runs": 0, "runs with unchanged results": 0, "lost rows": 0}
     draw, began = np.random.default_rng(0), time.perf_counter()
     with two_hosts() as hosts:
         shutil.copy(HERE / "cluster_world.py", hosts.home("first"))
@@ -212,7 +213,7 @@ def cut_often(times: int, seconds: float, *, until_lost: bool) -> dict[str, Any]
         sys.path.insert(0, str(HERE))
         here: dict[str, Any] = {"folder": hosts.folder, "name": "whole", "workers": 2, "preset": False, "quiet": True}
         whole = contents(RunDirectory(upslope.train("cluster_world:Sleeping", **here, **SETTINGS).path))
-        while tally["struck"] < times:
+        while tally["faults"] < times:
             place = hosts.home("first") / "there"
             driver, struck = train(hosts, place), 0
             while driver.poll() is None:
@@ -220,7 +221,7 @@ def cut_often(times: int, seconds: float, *, until_lost: bool) -> dict[str, Any]
                 while size_of(place) <= before and driver.poll() is None:
                     time.sleep(0.1)
                 time.sleep(draw.uniform(0, 2.0))
-                if driver.poll() is None and struck < min(5, times - tally["struck"]):
+                if driver.poll() is None and struck < min(5, times - tally["faults"]):
                     joined = hosts.said("second").count(JOINED)
                     hosts.link("down")
                     time.sleep(seconds)
@@ -242,7 +243,7 @@ def cut_often(times: int, seconds: float, *, until_lost: bool) -> dict[str, Any]
     return tally | {"seconds": round(time.perf_counter() - began)}
 
 
-CUTS = {"cuts": ("the link cut for 3 seconds", 3.0), "losses": ("the link cut until the node is given up", 20.0)}
+CUTS = {"cuts": ("the link cut for 3 seconds", 3.0), "losses": ("the link cut until Ray gives up on the node", 20.0)}
 
 
 def main() -> None:

@@ -3,10 +3,10 @@
     python benchmarks/doctor.py train BANK [PART …]    # train the missing runs in the folder BANK
     python benchmarks/doctor.py judge BANK [PART …]    # diagnose every run in these parts, and store the figures
 
-The bank contains healthy runs and runs with planted faults, all with five seeds. Thresholds were set on the part
-`calibrate`. The results on `test` were visible while rules were being changed. `fresh` was trained and diagnosed only
-once; its two false alarms led to changes in two rules. `confirm`, which contains only healthy runs, measures the rate
-of false alarms after these changes.
+The bank contains healthy runs and runs with planted faults, all with five seeds. Thresholds were tuned on the
+`calibrate` part. The results on `test` were visible while rules were being changed. `fresh` was trained and diagnosed
+only once; its two false alarms led to changes in two rules. `confirm`, which contains only healthy runs, measures the
+rate of false alarms after these changes.
 """
 
 import json
@@ -43,7 +43,7 @@ def judge(bank: Path, parts: tuple[str, ...]) -> dict[str, Any]:
             right = not found if job.cause == "healthy" else job.cause in found[:1]
             if not right:
                 print(f"{part:10s} {job.name:50s} {job.cause:28s} {', '.join(found[:3]) or 'nothing'}")
-        results[part] = {"rules of commit": commit_of_rules()} | figures(rows) | {"runs": rows}
+        results[part] = {"commit of the rules": commit_of_rules()} | figures(rows) | {"runs": rows}
         print(part, {k: v for k, v in results[part].items() if k not in ("runs", "confusion")})
     return results
 
@@ -76,11 +76,11 @@ def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def write_page(results: dict[str, Any]) -> None:
-    """Write the figures, and the confusion table of the part `fresh`, into the page."""
+    """Write the figures, and the confusion table of the `fresh` part, into the page."""
     shown = [name for name in results["fresh"] if name not in ("confusion", "runs")]
     lines = ["| | " + " | ".join(results) + " |", "|---|" + "---|" * len(results)]
     lines += [f"| {name} | " + " | ".join(percent(x[name]) for x in results.values()) + " |" for name in shown]
-    lines += ["", "| planted (part `fresh`) | first finding: runs |", "|---|---|"]
+    lines += ["", "| planted (`fresh` part) | first finding: runs |", "|---|---|"]
     for cause, counts in results["fresh"]["confusion"].items():
         words = ", ".join(f"{'**' if found == cause else ''}`{found}`{'**' if found == cause else ''}: {n}"
                           for found, n in sorted(counts.items(), key=lambda item: -item[1]))  # fmt: skip
@@ -89,7 +89,7 @@ def write_page(results: dict[str, Any]) -> None:
 
 
 def percent(x: float | str | None) -> str:
-    """Format a share in percent; leave counts and words unchanged."""
+    """Format a share as a percentage; leave counts and words unchanged."""
     return "–" if x is None else f"{100 * x:.0f} %" if isinstance(x, float) else str(x)
 
 

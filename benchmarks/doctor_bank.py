@@ -122,7 +122,7 @@ real_collect = iteration.collect
 
 
 def collect(world: Any, *arguments: Any, **options: Any) -> Any:
-    """Call the library's `collect`, and plant the mistake in the rollout."""
+    """Call the library's `collect`, and plant the run's fault in the rollout, if it has one."""
     columns, rollout, finished = real_collect(world, *arguments, **options)
     return columns, broken_rollout(rollout) if hasattr(world, "unlimited") else rollout, finished
 

@@ -61,7 +61,7 @@ def judge(bank: Path, half: str, tell: bool, commit: str = "") -> dict[str, Any]
             notes = [f"{f.cause} {f.rank:.2f}" for f in diagnosis.findings][:5]
             print(f"{job.world.name:18s} {job.name:28s} {job.cause:26s} {row['verdict']!s:6s} {', '.join(notes)}")
     return {
-        "rules of commit": commit or commit_of_rules(),
+        "commit of the rules": commit or commit_of_rules(),
         "date": time.strftime("%Y-%m-%d"),
         **figures(rows),
         "not trained": untrained,
@@ -140,7 +140,7 @@ def write_page(stored: dict[str, Any]) -> None:
     """Write the results of all evaluations on the test half, and the confusion table of the last one, into the page."""
     judged = stored["test"]
     lines = ["| test half | goal | " + " | ".join(judged) + " |", "|---|---|" + "---|" * len(judged)]
-    lines.append("| rules of commit | | " + " | ".join(x["rules of commit"] for x in judged.values()) + " |")
+    lines.append("| commit of the rules | | " + " | ".join(x["commit of the rules"] for x in judged.values()) + " |")
     for name in [
         n for n, x in next(iter(judged.values())).items() if isinstance(x, list) and n not in ("runs", "not trained")
     ]:

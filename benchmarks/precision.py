@@ -1,6 +1,6 @@
-"""How do 16-bit products affect learning? Stores benchmarks/results/precision.json.
+"""How do 16-bit matrix products affect learning? Stores benchmarks/results/precision.json.
 
-    python benchmarks/precision.py          # trains, in a few minutes on two cores
+    python benchmarks/precision.py          # train (takes a few minutes on two cores)
     python benchmarks/precision.py table    # write docs/performance.md's table from the stored results
 
 The same seeds are trained with `--precision float32` and with `bfloat16`, using the environment's preset. A CPU rounds

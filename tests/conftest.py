@@ -82,7 +82,7 @@ def ctrl_c_interrupts() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def trust_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep the trust that tests grant from being stored in the user's own folder."""
+    """Store the trust that tests grant in a temporary folder instead of the user's own."""
     os.environ["UPSLOPE_STATE"] = str(tmp_path_factory.mktemp("state"))
 
 

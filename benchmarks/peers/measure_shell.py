@@ -59,6 +59,9 @@ if __name__ == "__main__":
         for _ in range(2 if cache == "warm" else 1):
             answer = once(program, arguments, Path(folder))
     if score != "any" and answer["return"] < float(score):
-        raise SystemExit(f"{program} returned {answer['return']:.0f} on its last {LAST} episodes, less than {score}.")
+        raise SystemExit(
+            f"{program} reached a mean return of {answer['return']:.0f} over its last {LAST} episodes, below the "
+            f"required {score}."
+        )
     answer["steps_per_second"] = answer["steps"] / answer["seconds"]
     print(json.dumps(answer | {"peak_memory_mb": peak_memory()}))

@@ -59,32 +59,32 @@ def refusal(*names: str, **settings: Any) -> str:
 @pytest.mark.parametrize(
     ("names", "settings", "said"),
     [
-        ((), {"n": 3}, "--n is read only by --estimator n_step."),
-        ((), {"n": 5}, "--n is read only by --estimator n_step."),  # even the default value is refused
-        (("jax:CartPole-v1", "a2c"), {"lambda": 0.9}, "--lambda is read only by --estimator gae, vtrace."),
+        ((), {"n": 3}, "--n applies only to --estimator n_step."),
+        ((), {"n": 5}, "--n applies only to --estimator n_step."),  # even the default value is refused
+        (("jax:CartPole-v1", "a2c"), {"lambda": 0.9}, "--lambda applies only to --estimator gae, vtrace."),
         (
             (),
             {"objective": "kl_penalty", "epsilon": 0.1},
-            "--epsilon is read only by --objective clip, dual_clip, spo.",
+            "--epsilon applies only to --objective clip, dual_clip, spo.",
         ),
-        ((), {"beta": 2.0}, "--beta is read only by --objective kl_penalty."),
-        ((), {"beta_target": None}, "--beta-target is read only by --objective kl_penalty."),
-        ((), {"imitation_iterations": 3}, "--imitation-iterations is read only by runs with --data."),
-        ((), {"log_std_init": -1.0}, "--log-std-init is read only by policies with Box actions."),
+        ((), {"beta": 2.0}, "--beta applies only to --objective kl_penalty."),
+        ((), {"beta_target": None}, "--beta-target applies only to --objective kl_penalty."),
+        ((), {"imitation_iterations": 3}, "--imitation-iterations applies only to runs with --data."),
+        ((), {"log_std_init": -1.0}, "--log-std-init applies only to policies with Box actions."),
         (
             ("jax:CartPole-v1", "reinforce"),
             {"rollout_steps": 8},
-            "--rollout-steps is read only by --estimator n_step, gae, vtrace, unit without --data.",
+            "--rollout-steps applies only to --estimator n_step, gae, vtrace, unit without --data.",
         ),
         (
             ("jax:CartPole-v1", "reward_to_go"),
             {"critic_epochs": 2},
-            "--critic-epochs is read only by --estimator baseline, n_step, gae, vtrace.",
+            "--critic-epochs applies only to --estimator baseline, n_step, gae, vtrace.",
         ),
-        (("jax:CartPole-v1", "off_policy"), {"data": "x", "num_envs": 2}, "--num-envs is read only by runs without"),
-        (("jax:CartPole-v1", "off_policy"), {"data": "x", "rollout_steps": 2}, "--rollout-steps is read only by"),
-        (("jax:CartPole-v1", "clone"), {"data": "x", "gamma": 0.9}, "--gamma is read only by estimators of returns."),
-        ((), {"n": 3, "beta": 1.0}, "--n is read only by --estimator n_step, and --beta is read only by"),
+        (("jax:CartPole-v1", "off_policy"), {"data": "x", "num_envs": 2}, "--num-envs applies only to runs without"),
+        (("jax:CartPole-v1", "off_policy"), {"data": "x", "rollout_steps": 2}, "--rollout-steps applies only to"),
+        (("jax:CartPole-v1", "clone"), {"data": "x", "gamma": 0.9}, "--gamma applies only to estimators of returns."),
+        ((), {"n": 3, "beta": 1.0}, "--n applies only to --estimator n_step, and --beta applies only to"),
     ],
 )
 def test_a_setting_that_nothing_reads_is_refused(names: tuple[str, ...], settings: dict[str, Any], said: str):
@@ -128,7 +128,7 @@ def test_command_line_file_and_python_refuse_alike(tmp_path, monkeypatch, capsys
         said.add(capsys.readouterr().err.removeprefix("upslope: ").strip())
     with pytest.raises(upslope.UpslopeError) as refused:
         upslope.train("jax:CartPole-v1", n=3, quiet=True)
-    assert said == {str(refused.value)} and "--n is read only by" in str(refused.value)
+    assert said == {str(refused.value)} and "--n applies only to" in str(refused.value)
     assert not (tmp_path / "runs").exists()
 
 
@@ -149,7 +149,7 @@ def test_an_own_parts_default_is_kept_and_written_down(own):
 def test_an_own_part_shares_hyperparameters_only(own):
     config, task = asked(objective="own_parts:Fixed", steps=640)
     assert task.update.objective == own.Fixed() and config.steps == 640
-    assert "--epsilon is read only by --objective clip" in refusal(objective="own_parts:Fixed", epsilon=0.1)
+    assert "--epsilon applies only to --objective clip" in refusal(objective="own_parts:Fixed", epsilon=0.1)
 
 
 def test_an_object_gives_its_own_settings(own):

@@ -160,7 +160,7 @@ def test_a_run_that_acts_for_itself_learns_as_n_step_does(tmp_path):
     ("rung", "settings", "said"),
     [
         ("off_policy", {"estimator": "vtrace", "data": "x"}, "VTrace already weights recorded actions"),
-        ("ppo", {"rho_bar": 2.0}, "--rho-bar is read only by --estimator vtrace"),
+        ("ppo", {"rho_bar": 2.0}, "--rho-bar applies only to --estimator vtrace"),
         ("vtrace", {"rho_bar": -1.0}, "--rho-bar must be greater than 0"),
     ],
 )

@@ -51,8 +51,8 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     [
         ("train CartPoll-v1", 'There is no environment "CartPoll-v1".*Did you mean .*CartPole-v1'),
         ("train jax:CartPol-v1", 'no compiled environment "jax:CartPol-v1".*jax:CartPole-v1'),
-        ("train :Id", '":Id" does not name a module before its colon'),
-        ("train ../here:Id", "does not name a module before its colon"),
+        ("train :Id", '":Id" has no valid module name before the colon'),
+        ("train ../here:Id", "has no valid module name before the colon"),
         ("train no_such_module:Id", "no_such_module.*cannot be imported.*Install it"),
         ("train user_environments:Wlak", 'There is no environment "user_environments:Wlak"'),
         ("train user_environments:needs_an_argument", "user_environments:needs_an_argument.*size"),
@@ -85,7 +85,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
             r"17 is more than the 9 samples .*1 environment × 9 steps.*Lower it, or raise --num-envs\.",
         ),
         ("train user_environments:Nothing", r"contains no numbers.*Discrete\(1\)"),
-        ("train CartPole-v1 --encoder board", "--encoder is read only by images"),
+        ("train CartPole-v1 --encoder board", "--encoder applies only to image observations"),
         ("train CartPole-v1 --algorithm pppo", 'no algorithm "pppo".*Did you mean ppo'),
         ("train CartPole-v1 --estimator gaee", 'no estimator "gaee".*Did you mean gae'),
         ("train CartPole-v1 --objective clipp", 'no objective "clipp".*Did you mean clip'),
@@ -135,7 +135,9 @@ def faultless(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_fault_in_the_environment_is_placed_and_survived(kind: str, folder: Path, faultless: Path, monkeypatch):
+def test_a_fault_in_the_environment_is_located_and_loses_no_progress(
+    kind: str, folder: Path, faultless: Path, monkeypatch
+):
     # Each environment reaches step 83 in iteration 11 of 20, so the earlier iterations could be lost.
     monkeypatch.setattr(Faulty, "kind", kind)
     monkeypatch.setattr(Faulty, "at", 83)
@@ -169,7 +171,7 @@ def test_faults_name_the_same_place(folder: Path, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["raises", "reward is nan"])
 @pytest.mark.parametrize("at", [3, 83])
-def test_a_repaired_environment_goes_on_as_if_nothing_had_been(
+def test_a_repaired_environment_goes_on_as_if_nothing_had_happened(
     kind: str, at: int, folder: Path, faultless: Path, monkeypatch, capsys
 ):
     name = f"{kind} at {at}"
@@ -180,7 +182,7 @@ def test_a_repaired_environment_goes_on_as_if_nothing_had_been(
     monkeypatch.setattr(Faulty, "kind", None)
     capsys.readouterr()
     upslope.resume(folder / name, quiet=True)
-    # The environment is reproducible, so no warning may appear and no episode may be lost.
+    # The environment is reproducible, so there must be no warning and no lost episode.
     assert capsys.readouterr().err == ""
     assert_same_run(faultless, folder / name)
 
@@ -193,7 +195,7 @@ def test_a_fault_through_the_command_line(refused: Refused, tmp_path: Path, monk
     assert (tmp_path / "runs" / "faulty" / "checkpoints" / "last.npz").exists()
 
 
-def test_a_loss_that_is_no_number_is_told(refused: Refused, tmp_path: Path):
+def test_a_loss_that_is_not_a_number_is_reported(refused: Refused, tmp_path: Path):
     said = refused(f"train user_environments:Walk --steps 320 --learning-rate 1e30 --name broken {FLAGS}")
     assert "seed 0: the agent's parameters are no longer finite" in said
     assert "in any seed, so training stopped" in said

@@ -1,4 +1,5 @@
-"""Gymnasium environments on the host and compiled environments yield the same rollouts, and these are correct."""
+"""Gymnasium environments on the host and compiled environments yield the same rollouts, and the rollouts are
+correct."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -101,7 +102,7 @@ def test_host_and_compiled_give_the_same_facts(weights: list[float], steps: int)
         assert is_end.sum() > 2 and not np.asarray(host.truncated).any()
 
 
-def test_each_step_and_column_of_a_compiled_rollout_has_chances_of_its_own():
+def test_each_step_and_column_of_a_compiled_rollout_is_sampled_independently():
     # Both pushes are equally likely, so independent pairs agree half of the time. The tolerance is five standard
     # deviations, each 1/(2√n).
     world, undecided = CartPole(), decided_agent([0.0] * 4)

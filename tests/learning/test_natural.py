@@ -152,11 +152,11 @@ def test_hyperparameters_without_a_meaning_are_refused(make):
     ("settings", "said"),
     [
         ({"shared_trunk": True}, "cannot share parameters with the critic"),
-        ({"target_kl": 0.02}, "--target-kl is read only by --objective policy_gradient"),
+        ({"target_kl": 0.02}, "--target-kl applies only to --objective policy_gradient"),
         ({"epochs": 3}, "the critic uses --critic-epochs"),
-        ({"epsilon": 0.1}, "--epsilon is read only by"),
-        ({"estimator": "reward_to_go", "learning_rate": 0.1}, "--learning-rate is read only by"),
-        ({"objective": "clip", "backtracks": 3}, "--backtracks is read only by --objective trust_region"),
+        ({"epsilon": 0.1}, "--epsilon applies only to"),
+        ({"estimator": "reward_to_go", "learning_rate": 0.1}, "--learning-rate applies only to"),
+        ({"objective": "clip", "backtracks": 3}, "--backtracks applies only to --objective trust_region"),
     ],
 )
 def test_what_a_natural_step_does_not_read_is_refused(settings, said):

@@ -127,7 +127,7 @@ def test_seeds_take_devices_in_groups():
         ("jax:CartPole-v1", {"num_envs": 6, "devices_per_seed": 4}, "--num-envs 6 cannot .* Use --num-envs 4, or"),
         ("jax:CartPole-v1", {"devices_per_seed": 8}, "--devices-per-seed 8 .* only 2 processor cores"),
         ("jax:CartPole-v1", {"devices_per_seed": 0}, "--devices-per-seed must be greater than 0"),
-        ("CartPole-v1", {"devices_per_seed": 2}, "--devices-per-seed is read only by compiled environments"),
+        ("CartPole-v1", {"devices_per_seed": 2}, "--devices-per-seed applies only to compiled environments"),
         ("jax:CartPole-v1", {"devices_per_seed": 2, "cluster": "auto"}, "a worker has 1. Set --worker-cpus 2"),
     ],
 )

@@ -59,7 +59,8 @@ def test_a_run_in_16_bits_leaves_no_trace_in_later_ones():
 
 def test_a_program_has_the_precision_of_its_task():
     # The policy must round in the same way when it acts and when it is updated; otherwise, the ratio would not be 1
-    # before the update. Here, it acts in 6 environments with 4 numbers each, and is updated on 48 of their steps.
+    # before the update. Here, it acts in 6 environments whose observations have 4 numbers, and each minibatch of
+    # the update has 48 steps.
     programs = {}
     for precision in ("float32", "bfloat16"):
         config, task = prepare(make("jax:CartPole-v1"), preset=False, settings=SMALL | {"precision": precision})
@@ -74,12 +75,12 @@ def test_a_program_has_the_precision_of_its_task():
     ("environment", "algorithm", "settings", "words"),
     [
         ("jax:CartPole-v1", "trpo", {}, "TrustRegion solves equations"),
-        ("jax:CartPole-v1", "ppo", {"memory": "gru"}, "--memory gru has other matrix products"),
-        ("CartPole-v1", "ppo", {}, "--precision is read only by compiled environments"),
+        ("jax:CartPole-v1", "ppo", {"memory": "gru"}, "--memory gru uses other matrix products"),
+        ("CartPole-v1", "ppo", {}, "--precision applies only to compiled environments"),
         ("jax:CartPole-v1", "ppo", {"precision": "float16"}, "precision"),
     ],
 )
-def test_where_it_means_nothing_it_is_refused(environment, algorithm, settings, words, tmp_path):
+def test_it_is_refused_where_it_has_no_effect(environment, algorithm, settings, words, tmp_path):
     settings = {"precision": "bfloat16"} | settings
     with pytest.raises(upslope.UpslopeError, match=words):
         upslope.train(environment, algorithm, folder=tmp_path, quiet=True, preset=False, **settings)

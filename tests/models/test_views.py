@@ -184,13 +184,13 @@ def test_a_run_says_what_is_read():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"shared_trunk": True, "policy_reads": ("0",)}, "--policy-reads is read only by --model perceptron without"),
-        ({"model": "own_models:Memoryless", "critic_reads": ("0",)}, "--critic-reads is read only by --model percep"),
-        ({"algorithm": "reinforce", "critic_reads": ("0",)}, "--critic-reads is read only by --estimator baseline"),
-        ({"shared_trunk": True, "critic_epochs": 3}, "--critic-epochs is read only by a separate critic"),
-        ({"model": "own_models:SharedTrunk", "critic_epochs": 3}, "--critic-epochs is read only by a separate critic"),
-        ({"model": "own_models:Memoryless", "value_coefficient": 1.0}, "--value-coefficient is read only by"),
-        ({"model": "own_models:Memoryless", "sequence_length": 4}, "--sequence-length is read only by"),
+        ({"shared_trunk": True, "policy_reads": ("0",)}, "--policy-reads applies only to --model perceptron without"),
+        ({"model": "own_models:Memoryless", "critic_reads": ("0",)}, "--critic-reads applies only to --model percep"),
+        ({"algorithm": "reinforce", "critic_reads": ("0",)}, "--critic-reads applies only to --estimator baseline"),
+        ({"shared_trunk": True, "critic_epochs": 3}, "--critic-epochs applies only to a separate critic"),
+        ({"model": "own_models:SharedTrunk", "critic_epochs": 3}, "--critic-epochs applies only to a separate critic"),
+        ({"model": "own_models:Memoryless", "value_coefficient": 1.0}, "--value-coefficient applies only to"),
+        ({"model": "own_models:Memoryless", "sequence_length": 4}, "--sequence-length applies only to"),
     ],
 )
 def test_settings_that_this_model_does_not_read_are_refused(settings: dict[str, Any], words: str):

@@ -99,7 +99,7 @@ def test_a_next_stage_begins_its_bonus_anew(straight: Any, folder: Path):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"bonus_coefficient": 2.0}, "--bonus-coefficient is read only by --bonus"),
+        ({"bonus_coefficient": 2.0}, "--bonus-coefficient applies only to runs with --bonus"),
         ({"bonus": "curiosity"}, "count, icm, none"),
         ({"bonus": "count", "bonus_kwargs": {"size": 3}}, "scope, cells, bits"),
         ({"bonus": "upslope:GAE"}, "not an upslope.Bonus"),

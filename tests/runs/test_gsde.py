@@ -102,7 +102,7 @@ def test_a_policy_holds_its_noise_between_calls_until_it_is_reset(trained: Any):
     [
         ({"head": "gsde", "hidden_sizes": ()}, "there is none"),
         ({"head": "gsde", "state_dependent_std": True}, "Omit one of the two"),
-        ({"noise_every": 2}, "--noise-every is read only by --head gsde"),
+        ({"noise_every": 2}, "--noise-every applies only to --head gsde"),
         ({"head": "gsde", "noise_every": -1}, "--noise-every must be 0 or more"),
     ],
 )

@@ -177,12 +177,12 @@ def test_actions_of_another_head_are_converted_or_refused(trained, tmp_path):
 @pytest.mark.parametrize(
     ("environment", "settings", "words"),
     [
-        ("jax:CartPole-v1", {"head": "squashed"}, "--head is read only by policies with Box actions"),
-        ("jax:CartPole-v1", {"state_dependent_std": True}, "--state-dependent-std is read only by policies with Box"),
+        ("jax:CartPole-v1", {"head": "squashed"}, "--head applies only to policies with Box actions"),
+        ("jax:CartPole-v1", {"state_dependent_std": True}, "--state-dependent-std applies only to policies with Box"),
         (
             "jax:Pendulum-v1",
             {"head": "squashed", "model": "own_models:Recurrent"},
-            "--head is read only by --model percept",
+            "--head applies only to --model percept",
         ),
         ("jax:Pendulum-v1", {"head": "tanh"}, "gaussian"),
         ("jax:Pendulum-v1", SQUASHED | {"log_std_init": 2.5}, "log σ between -5 and 2, but --log-std-init is 2.5"),

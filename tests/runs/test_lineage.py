@@ -206,7 +206,7 @@ def test_networks_larger_than_the_checkpoint_are_refused_before_they_are_made(
 def test_names_of_checkpoints(source: Path, folder: Path):
     with pytest.raises(upslope.UpslopeError, match="has no checkpoint middle; it has best, last"):
         upslope.train(folder=folder, quiet=True, start_from=f"{source}@middle")
-    with pytest.raises(upslope.UpslopeError, match="--fresh-optimiser is read only by --from"):
+    with pytest.raises(upslope.UpslopeError, match="--fresh-optimiser applies only to runs with --from"):
         upslope.train("jax:CartPole-v1", folder=folder, quiet=True, fresh_optimiser=True)
     with pytest.raises(upslope.UpslopeError, match="No environment was given"):
         upslope.train()

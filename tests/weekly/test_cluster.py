@@ -84,8 +84,8 @@ def test_a_run_that_is_struck_ends_as_without_faults(name: str, place: Any, whol
     if "full disk" in name and not faults.can_mount():
         pytest.skip("needs small file systems, which only root can mount")
     tally = faults.strike_often(name, 2, place, whole)
-    assert tally["struck"] == 2
-    assert tally["runs as without faults"] == tally["runs"] and tally["lost rows"] == 0
+    assert tally["faults"] == 2
+    assert tally["runs with unchanged results"] == tally["runs"] and tally["lost rows"] == 0
     if "hangs" in name:
         assert any("has not answered for" in words and "process" in words for words in tally["said"])
     if "under the run" in name:
@@ -95,8 +95,8 @@ def test_a_run_that_is_struck_ends_as_without_faults(name: str, place: Any, whol
 def test_a_command_that_is_killed_and_calls_that_are_lost(place: Any, whole: tuple[Any, ...]):
     for strike in (faults.killed_often, faults.unavailable_often):
         tally = strike(2, place, whole)
-        assert tally["struck"] >= 2
-        assert tally["runs as without faults"] == tally["runs"] and tally["lost rows"] == 0
+        assert tally["faults"] >= 2
+        assert tally["runs with unchanged results"] == tally["runs"] and tally["lost rows"] == 0
 
 
 def test_a_node_with_other_versions_is_refused_by_name(place: Any, tmp_path: Path, monkeypatch: Any):

@@ -141,14 +141,14 @@ SCHEDULABLE = {
 def refuse_unread(asked: Iterable[str], config: Config, task: Task) -> None:
     """Raise an error if a requested setting has no effect in this run."""
     unread = [
-        f"{flag_of(name)} is read only by {reader}" for name in asked if (reader := missing_reader(name, config, task))
+        f"{flag_of(name)} applies only to {reader}" for name in asked if (reader := missing_reader(name, config, task))
     ]
     if unread:
         source = "its own experience" if config.data is None else "recorded data"
         raise UpslopeError(
             f"{', and '.join(unread)}. This run has --estimator {config.estimator} and --objective {config.objective}, "
             f"learns from {source}, and takes {type(task.environment.action_space).__name__} actions. Omit settings "
-            "that it does not read."
+            "that do not apply to it."
         )
 
 
@@ -203,11 +203,14 @@ def missing_reader(name: str, config: Config, task: Task) -> str:
         "stop_at_return": (not is_recorded, "runs without --data"),
         **dict.fromkeys(
             ("bonus_coefficient", "bonus_gamma", "bonus_episodic", "bonus_kwargs"),
-            (task.intrinsic is not None, "--bonus"),
+            (task.intrinsic is not None, "runs with --bonus"),
         ),
-        **dict.fromkeys(("from_seed", "fresh_normalisers", "fresh_optimiser"), (bool(config.start_from), "--from")),
         **dict.fromkeys(
-            ("reference_seed", "reference_kl", "reference_estimator"), (config.reference is not None, "--reference")
+            ("from_seed", "fresh_normalisers", "fresh_optimiser"), (bool(config.start_from), "runs with --from")
+        ),
+        **dict.fromkeys(
+            ("reference_seed", "reference_kl", "reference_estimator"),
+            (config.reference is not None, "runs with --reference"),
         ),
         **dict.fromkeys(("head", "state_dependent_std", "log_std_init"), of_boxes),
         "noise_every": (of_boxes[0] and config.head == "gsde", "--head gsde"),
@@ -216,15 +219,18 @@ def missing_reader(name: str, config: Config, task: Task) -> str:
         "model_kwargs": (not has_networks, "a custom --model"),
         "encoder": (
             has_networks and has_images(task.model.encoder),
-            "images" if has_networks else "--model perceptron",
+            "image observations" if has_networks else "--model perceptron",
         ),
         "memory": (has_networks, "--model perceptron"),
         "shared_trunk": (has_networks, "--model perceptron"),
         "policy_reads": (has_two, two),
         "critic_reads": (has_two and estimator.needs_critic, critics if has_two else two),
-        "memory_size": (has_networks and config.memory is not None, "--memory"),
-        "sequence_length": (has_memory, "--memory, or a custom --model with memory"),
-        "value_coefficient": (is_one_network, "--shared-trunk, or a custom --model with one group of parameters"),
+        "memory_size": (has_networks and config.memory is not None, "runs with --memory"),
+        "sequence_length": (has_memory, "runs with --memory, or with a custom --model that has memory"),
+        "value_coefficient": (
+            is_one_network,
+            "runs with --shared-trunk, or with a custom --model that has one group of parameters",
+        ),
         "weight_decay": (config.optimiser == "adamw", "--optimiser adamw"),
         **dict.fromkeys(("learning_rate", "max_grad_norm"), (is_named and optimised, of_optimisers)),
         **dict.fromkeys(
@@ -234,7 +240,7 @@ def missing_reader(name: str, config: Config, task: Task) -> str:
         **dict.fromkeys(("target_kl", "min_effective_sample_size"), (not is_natural, steps_often)),
         "epsilon_schedule": (hasattr(objective, "epsilon"), parts_where(lambda kind: hasattr(kind, "epsilon"))),
         "value_clip": (estimator.needs_critic, critics),
-        "rpo_alpha": (isinstance(task.model.head, BoxHead) and not is_natural, f"Box actions and {steps_often}"),
+        "rpo_alpha": (isinstance(task.model.head, BoxHead) and not is_natural, f"Box actions with {steps_often}"),
         "gamma": (not is_unit, "estimators of returns"),
         "normalize_rewards": (not is_unit, "estimators of returns"),
         "clip_rewards": (not is_unit, "estimators of returns"),

@@ -441,7 +441,7 @@ def check_precision(config: Config, objective: Objective, encoder: ObservationEn
     if config.precision == FULL or config.model != "perceptron":
         return
     others = {
-        f"--memory {config.memory} has other matrix products": config.memory is not None,
+        f"--memory {config.memory} uses other matrix products": config.memory is not None,
         "images are read by convolutions": bool(networks_of(encoder, config.encoder)),
         f"{type(objective).__name__} solves equations with them": isinstance(objective, NaturalGradient),
     }

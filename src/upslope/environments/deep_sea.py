@@ -21,8 +21,9 @@ class DeepSea(CompiledEnvironment):
     """A diver sinks one row per step through `size` × `size` cells; a treasure lies in the lower right cell.
 
     Each step moves the diver one column to the right or the left, and one row down; the left wall stops the diver.
-    Which of the two actions leads right is drawn for each cell from `seed`. If `randomize_actions` is false, it is
-    action 1 everywhere. A move to the right costs `move_cost` / size, and moving right in the last cell earns 1:
+    Which of the two actions leads right is drawn at random for each cell, using `seed`. If `randomize_actions` is
+    false, it is action 1 everywhere. A move to the right costs `move_cost` / size, and moving right in the last cell
+    earns 1:
 
         r = 1[right at the lower right cell] − 1[right] · move_cost / size
 

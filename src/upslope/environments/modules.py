@@ -22,7 +22,7 @@ def import_module(name: str, asked: str) -> Any:
     """Import the module before the colon, or report that it cannot be found."""
     if not all(name.split(".")) or "/" in name:
         raise UpslopeError(
-            f'"{asked}" does not name a module before its colon. Write module:Name, e.g. mine:World for the class '
+            f'"{asked}" has no valid module name before the colon. Write module:Name, e.g. mine:World for the class '
             "World in mine.py, or package.module:Name."
         )
     try:

@@ -121,8 +121,8 @@ def gated(kind: Any, inputs: int, size: int, key: PRNGKeyArray, draw: np.random.
 
 
 SLOWEST, FASTEST, LARGEST_PHASE = 0.999, 0.9, np.pi / 10
-"""Initially, |λ| is drawn uniformly by area between `FASTEST` and `SLOWEST`, which gives memories of 10 to 1,000 steps.
-The phases are small."""
+"""Initially, λ is drawn uniformly over the area between the radii `FASTEST` and `SLOWEST`, which gives time constants
+of 10 to 1,000 steps. The phases are small."""
 
 
 def linear_recurrence(inputs: int, size: int, key: PRNGKeyArray, draw: np.random.Generator) -> LinearRecurrence:

@@ -24,8 +24,9 @@ UNREADABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u
 SUFFIXES = (".html", ".htm")
 WORDS = {
     "language": "en",
-    "no_script": "The charts are drawn by JavaScript, which is switched off here; the tables are complete.",
-    "old_browser": "The charts need a browser from 2023 or later; the tables are complete.",
+    "no_script": "The charts are drawn by JavaScript, which is disabled in this browser; the tables still show all "
+    "results.",
+    "old_browser": "The charts need a browser from 2023 or later; the tables still show all results.",
 }
 
 
@@ -42,7 +43,7 @@ def page_path(output: str | Path, default: str) -> Path:
         path = path.with_suffix(".html")
     if path.suffix.lower() not in SUFFIXES:
         raise UpslopeError(
-            f"A page is an HTML file, but {path} has another suffix. Pass --output a name that ends in "
+            f"A page is an HTML file, but {path} has a different suffix. Pass --output a name that ends in "
             ".html, or a folder."
         )
     if not path.parent.is_dir():
@@ -92,8 +93,8 @@ def render(template: str, figures: Figures, *, package: str = "upslope.report", 
         numbers = json.dumps(figures.found, allow_nan=False, separators=(",", ":"))
     except ValueError as error:
         raise UpslopeError(
-            "The page cannot be drawn, since some of its numbers are not finite: the agent's parameters, or the "
-            "rewards, are too large. See why: upslope doctor RUN."
+            "The page cannot be rendered, since some of its numbers are not finite: the agent's parameters, or the "
+            "rewards, are too large. To find out why, run: upslope doctor RUN."
         ) from error
     fields = {
         "mark": MARK,

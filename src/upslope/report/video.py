@@ -79,7 +79,7 @@ def video_path(path: str | Path) -> Path:
         raise UpslopeError('Video needs imageio and ffmpeg: pip install "upslope[video]".')
     path = Path(path) if Path(path).suffix else Path(f"{path}.mp4")
     if path.suffix != ".mp4":
-        raise UpslopeError(f"A video is an .mp4 file, but {path} has another suffix. Choose another --video.")
+        raise UpslopeError(f"A video is an .mp4 file, but {path} has a different suffix. Choose another --video.")
     if path.exists():
         raise UpslopeError(f"{path} already exists and will not be overwritten. Choose another --video.")
     if not path.parent.is_dir():

@@ -47,7 +47,7 @@ def on_cluster(placement: str | Placement, environment: Any) -> Iterator[Evaluat
                 losses += 1
                 if losses > MAX_LOSSES:
                     raise
-                print_line(f"{error} All seeds are evaluated again.")
+                print_line(f"{error} Evaluating all seeds again.")
 
     try:
         yield evaluate

@@ -282,8 +282,8 @@ def require_finite(agents: Agent, index: int, seed: int, directory: RunDirectory
     if not finite_seeds(agents)[index]:
         raise UpslopeError(
             f"The policy's parameters are not finite, so it cannot act: the agent of seed {seed} of {directory.path} "
-            f"has diverged. See why: {shell('upslope', 'doctor', directory.path)}. Use another seed, or the checkpoint "
-            "best."
+            f"has diverged. To find out why, run: {shell('upslope', 'doctor', directory.path)}. Use another seed, "
+            "or the checkpoint best."
         )
 
 

@@ -44,8 +44,8 @@ def require_same_spaces(
         differences.append(words[environment.gives_masks])
     if differences:
         raise UpslopeError(
-            f"{directory.path} was trained in a different environment from the one that its name and arguments "
-            f"create now: {'; '.join(differences)}. Restore that environment, or train a new run."
+            f"{directory.path} was trained in a different environment from the one that the same name and "
+            f"arguments now produce: {'; '.join(differences)}. Restore that environment, or train a new run."
         )
 
 

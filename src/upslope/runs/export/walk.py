@@ -347,7 +347,7 @@ def number(x: Any) -> np.ndarray:
     array = np.asarray(x, np.float32)
     if not np.isfinite(array).all():
         raise UpslopeError(
-            "The policy's parameters are not finite, so it cannot act. See why: upslope doctor RUN. Export another "
-            "seed, or --checkpoint best."
+            "The policy's parameters are not finite, so it cannot act. To find out why, run: upslope doctor RUN. "
+            "Export another seed, or --checkpoint best."
         )
     return array
