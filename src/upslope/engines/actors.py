@@ -191,6 +191,7 @@ def new_actor(ray: Any, placement: Placement) -> Any:
         num_gpus=placement.worker_gpus,
         max_restarts=0,
         concurrency_groups={"signs": 1},
+        enable_task_events=False,  # for Ray's dashboard only; recording each step of an environment takes time
         runtime_env={"env_vars": variables},
         scheduling_strategy="SPREAD",
     )(Actor)
