@@ -21,6 +21,7 @@ from upslope.engines.columns import split_snapshot
 from upslope.engines.transport import Worker
 from upslope.engines.workers import WorkersEngine
 from upslope.learning.iteration import Task
+from upslope.runs import loop
 
 SEGMENTS: dict[str, Any] = {"num_envs": 2, "rollout_steps": 8, "minibatches": 2, "epochs": 2, "preset": False}
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -86,6 +87,38 @@ def test_a_fault_in_one_process_is_named_and_loses_nothing(
     curse.unlink()
     upslope.resume(folder / kind, workers=2, quiet=True)
     assert_same_run(whole, folder / kind)
+
+
+def test_checkpoints_are_of_the_last_chunk_although_the_workers_are_ahead(
+    in_one_process: Any, folder: Path, curse: Path, monkeypatch: Any
+):
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    assert_same_run(in_one_process("segments"), train("segments", folder, "saved often", workers=2))
+    # The error occurs in the workers' next chunk, while the main process writes the checkpoint of the previous one.
+    curse.write_text("raises")
+    with pytest.raises(upslope.UpslopeError, match=r"simulator is gone.*saved"):
+        train("cursed", folder, "raises in between", workers=2)
+    curse.unlink()
+    upslope.resume(folder / "raises in between", workers=1, quiet=True)
+    assert_same_run(in_one_process("cursed"), folder / "raises in between")
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_ahead"), [({}, True), ({"stop_at_return": 1e6}, False), ({"on_iteration": lambda seen: None}, False)]
+)
+def test_workers_are_ahead_unless_the_next_chunk_may_begin_otherwise(
+    settings: dict[str, Any], is_ahead: bool, tmp_path: Path, monkeypatch: Any
+):
+    seen: list[bool] = []
+    write = loop.Loop.write
+
+    def watched(self: Any, *arguments: Any) -> Any:
+        seen.append(self.engine.is_ahead)
+        return write(self, *arguments)
+
+    monkeypatch.setattr(loop.Loop, "write", watched)
+    train("segments", tmp_path, "run", workers=2, steps=64, **settings)
+    assert seen == [is_ahead] * 3 + [False]
 
 
 def test_a_process_that_hangs_is_named(folder: Path, curse: Path, monkeypatch: Any, capsys: Any):

@@ -123,10 +123,14 @@ class Engine(Protocol):
         """Return the state before training, [S]."""
         ...
 
-    def advance(self, state: TrainState, may_continue: Callable[[], bool] = never) -> tuple[TrainState, Chunk]:
+    def advance(
+        self, state: TrainState, may_continue: Callable[[], bool] = never, surely: bool = False
+    ) -> tuple[TrainState, Chunk]:
         """Advance by one chunk. If this raises an error, `state` is still usable.
 
-        If `may_continue` returns true at the end, the engine may start the next chunk speculatively.
+        If `may_continue` returns true at the end, the engine may start the next chunk speculatively. `surely` means
+        that the next chunk will continue from the returned state unless the run stops, so even an engine that cannot
+        discard a chunk may start it.
         """
         ...
 

@@ -81,9 +81,12 @@ class HostEngine:
     def start(self) -> TrainState:
         return initialise_all(self.task, self.seeds)
 
-    def advance(self, state: TrainState, may_continue: Callable[[], bool] = never) -> tuple[TrainState, Chunk]:
+    def advance(
+        self, state: TrainState, may_continue: Callable[[], bool] = never, surely: bool = False
+    ) -> tuple[TrainState, Chunk]:
         before = np.asarray(state.steps, np.int64)
         if not (before < self.task.steps).any():
+            self.mark()
             unchanged = np.repeat(before[:, None], self.iterations, axis=1)
             return state, Chunk({}, unchanged, unchanged, [[] for _ in self.seeds])
         state = begun_afresh(self.task, state, self.afresh)

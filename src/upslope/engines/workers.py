@@ -21,7 +21,16 @@ from upslope.engines.compiled import CompiledEngine
 from upslope.engines.host import HostEngine, columns_of
 from upslope.engines.notices import Notices, notices_to
 from upslope.engines.processes import reduce_overhead, start_process
-from upslope.engines.transport import ClusterGrownError, StartWorker, Stragglers, Worker, answers_of, close_workers
+from upslope.engines.transport import (
+    ClusterGrownError,
+    StartWorker,
+    Stragglers,
+    Worker,
+    WorkerLostError,
+    answers_of,
+    close_workers,
+)
+from upslope.errors import UpslopeError
 from upslope.learning.devices import num_cores
 from upslope.learning.iteration import Task, TrainState, initialise_all
 
@@ -66,6 +75,10 @@ class WorkersEngine:
         self.state: TrainState | None = None
         """The state that the workers hold; None if they may hold another state."""
         self.is_complete = True
+        self.is_ahead = False
+        """Whether the workers have been asked for the chunk after `state`."""
+        self.outcome: list[Any] | UpslopeError | None = None
+        """The answers to that request, or the error, if `snapshot` had to wait for them."""
         notices = notices_to(say)
         self.workers: list[Worker] = []
         try:
@@ -85,17 +98,15 @@ class WorkersEngine:
     def start(self) -> TrainState:
         return initialise_all(self.task, self.seeds)
 
-    def advance(self, state: TrainState, may_continue: Callable[[], bool] = never) -> tuple[TrainState, Chunk]:
+    def advance(
+        self, state: TrainState, may_continue: Callable[[], bool] = never, surely: bool = False
+    ) -> tuple[TrainState, Chunk]:
         self.look_for_room()
-        leaves = None if state is self.state else leaves_of(state)
-        first = 0
-        for worker, count in zip(self.workers, self.counts, strict=True):
-            last = first + count
-            worker.ask("advance", None if leaves is None else [x[first:last] for x in leaves])
-            first = last
-        self.is_complete, self.state = False, None
-        answers = self.wait_for_all()
-        changes, chunks, times, seconds = zip(*answers, strict=True)
+        if not self.is_ahead:
+            self.ask_all(None if state is self.state else leaves_of(state))
+        assert not self.is_ahead or state is self.state, "a chunk that was surely wanted is not wanted any more"
+        self.is_complete, self.is_ahead, self.state = False, False, None
+        changes, chunks, times, seconds = zip(*self.answers(), strict=True)
         names = {name for phases in times for name in phases}
         self.phases |= {n: float(np.mean([phases.get(n, 0.0) for phases in times])) for n in names}
         per_seed = [taken / count for taken, count in zip(seconds, self.counts, strict=True)]
@@ -103,7 +114,26 @@ class WorkersEngine:
         self.is_complete = True
         parts = [np.concatenate(xs) for xs in zip(*changes, strict=True)]
         self.state = state_of(parts, state)
+        if surely and may_continue() and (np.asarray(self.state.steps, np.int64) < self.task.steps).any():
+            # The workers compute the next chunk while the main process writes the rows of this one.
+            self.ask_all(None)
+            self.is_ahead = True
         return self.state, join(list(chunks))
+
+    def ask_all(self, leaves: list[np.ndarray] | None) -> None:
+        """Ask every worker for a chunk that continues from this state, or from the state that it holds."""
+        first = 0
+        for worker, count in zip(self.workers, self.counts, strict=True):
+            last = first + count
+            worker.ask("advance", None if leaves is None else [x[first:last] for x in leaves])
+            first = last
+
+    def answers(self) -> list[Any]:
+        """Return the workers' answers to the last `ask_all`."""
+        outcome, self.outcome = self.outcome, None
+        if isinstance(outcome, UpslopeError):
+            raise outcome
+        return self.wait_for_all() if outcome is None else outcome
 
     def look_for_room(self) -> None:
         """Stop if the cluster has grown enough for additional workers to reduce the load of the slowest one."""
@@ -123,8 +153,15 @@ class WorkersEngine:
     def snapshot(self) -> dict[str, np.ndarray]:
         if self.task.environment.is_compiled:
             return {}  # the state of its environments is part of the `TrainState`
+        if self.is_ahead and self.outcome is None:
+            try:
+                self.outcome = self.wait_for_all()
+            except WorkerLostError:
+                raise
+            except UpslopeError as error:  # the next `advance` raises it
+                self.outcome = error
         for worker in self.workers:
-            worker.ask("snapshot", self.is_complete)
+            worker.ask("snapshot", self.is_complete and not self.is_ahead)
         shape = (len(self.seeds), self.task.num_envs)
         return join_snapshots(self.wait_for_all(), rows_of(self.counts, shape[1]), shape)
 
@@ -210,10 +247,14 @@ class Server:
         self.engine.call(name, arguments)
 
     def snapshot(self, is_complete: bool) -> dict[str, np.ndarray]:
-        """Return the snapshot at the end of the last iteration that all workers finished."""
+        """Return the snapshot at the end of the last chunk, or at its beginning unless it `is_complete`."""
         assert isinstance(self.engine, HostEngine)
-        self.engine.is_complete &= is_complete
-        return self.engine.snapshot()
+        own = self.engine.is_complete
+        self.engine.is_complete = own and is_complete
+        try:
+            return self.engine.snapshot()
+        finally:
+            self.engine.is_complete = own
 
     def restore(self, snapshot: dict[str, np.ndarray]) -> list[str]:
         """Restore the environments, and return the messages to show."""

@@ -141,6 +141,8 @@ class Loop:
     def run(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
         """Train to the end. On a signal, save and raise `Stopped`; on an error, save and re-raise the error."""
         started, saved, speed = perf_counter() - progress.elapsed, perf_counter(), SpeedMeter()
+        # Otherwise, this loop or the user's function may change what the next chunk continues from.
+        surely = self.config.stop_at_return is None and self.on_iteration is None
         with stop_on_signal(lambda: self.engine.hangs) as stop:
             if progress.iteration == 0:
                 self.save(state, progress)
@@ -149,7 +151,7 @@ class Loop:
                     self.save(state, progress)
                     raise Stopped
                 try:
-                    state, chunk = self.engine.advance(state, lambda: not stop.is_set())
+                    state, chunk = self.engine.advance(state, lambda: not stop.is_set(), surely)
                 except Interrupted:
                     self.save(state, progress)
                     raise Stopped from None
