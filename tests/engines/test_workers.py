@@ -104,7 +104,8 @@ def test_checkpoints_are_of_the_last_chunk_although_the_workers_are_ahead(
 
 
 @pytest.mark.parametrize(
-    ("settings", "is_ahead"), [({}, True), ({"stop_at_return": 1e6}, False), ({"on_iteration": lambda seen: None}, False)]
+    ("settings", "is_ahead"),
+    [({}, True), ({"stop_at_return": 1e6}, False), ({"on_iteration": lambda seen: None}, False)],
 )
 def test_workers_are_ahead_unless_the_next_chunk_may_begin_otherwise(
     settings: dict[str, Any], is_ahead: bool, tmp_path: Path, monkeypatch: Any

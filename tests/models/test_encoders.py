@@ -17,12 +17,14 @@ from user_environments import Senses, Told
 from upslope.core.arrays import shaped_like
 from upslope.core.space_descriptions import MAX_DEPTH, check_spaces
 from upslope.errors import UpslopeError
+from upslope.models.choice_heads import DiscreteHead
 from upslope.models.composed import networks_of
 from upslope.models.convolutions import convolutions, flat_size
 from upslope.models.convolve import convolve, highest
 from upslope.models.description import from_json, to_json
 from upslope.models.encoders import ENCODERS, BoxEncoder, DictEncoder, ImageEncoder, encoder_of, image_layout
 from upslope.models.normaliser import normalised, start_normaliser, updated
+from upslope.models.perceptrons import perceptrons
 
 SPACE = Senses().observation_space
 
@@ -194,6 +196,31 @@ def test_a_board_tells_kinds_apart_and_a_picture_is_between_0_and_1():
     board, picture = ImageEncoder((4, 4)), ImageEncoder((40, 40))
     assert np.allclose(board.encode(np.full((1, 4, 4), 2, np.uint8)), np.log(3))
     assert np.allclose(picture.encode(np.full((1, 40, 40), 51, np.uint8)), 0.2)
+
+
+@pytest.mark.parametrize("largest", [1, 2, 255])
+def test_a_compiled_program_scales_boards_as_numpy_does(largest: int):
+    board = ImageEncoder((4, 5, 3))
+    images = np.random.default_rng(largest).integers(0, largest, (2, 3, 4, 5, 3), np.uint8, endpoint=True)
+    found = np.asarray(jax.jit(board.scaled)(images))
+    np.testing.assert_allclose(found, np.log1p(images.astype(np.float32)), rtol=2e-7)
+    # Whether a batch holds larger numbers does not change a bit of the others.
+    first = np.asarray(jax.jit(board.scaled)(np.minimum(images, 1)))
+    assert (found[images <= 1] == first[images <= 1]).all()
+    assert (board.encode(images) == np.log1p(images.astype(np.float32)).reshape(2, 3, 60)).all()
+
+
+def test_perceptrons_read_an_image_as_bytes():
+    image = np.random.default_rng(0).integers(0, 9, (7, 6, 6, 2), np.uint8)
+    encoder = ImageEncoder((6, 6, 2))
+    model = perceptrons(encoder, DiscreteHead(3), key=jax.random.key(0), hidden_sizes=(8,))
+    features = model.prepare(jnp.asarray(image))
+    assert features.shape == (7, 72) and features.dtype == jnp.uint8
+    expected = model.critic(np.log1p(image.astype(np.float32)).reshape(7, 72))[:, 0]
+    np.testing.assert_allclose(model.value(features), expected, rtol=1e-5)
+    np.testing.assert_allclose(model.value(model.prepare(image)), expected, rtol=1e-5)  # NumPy, as on the host
+    logits = model.actor.network(np.log1p(image.astype(np.float32)).reshape(7, 72))
+    np.testing.assert_allclose(model.policy(features).logits, logits, atol=1e-5)
 
 
 def test_convolutions_are_those_of_scipy():

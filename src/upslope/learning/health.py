@@ -149,7 +149,7 @@ class HealthProbe:
             jnp.stack(
                 [seen.reward_scale, ends_together(rollout), action_effect(batch, rollout), late_effect(batch, rollout)]
             ),
-            feature_statistics(batch.features, batch.valid)
+            feature_statistics(floating(seen.model, batch.features), batch.valid)
             if is_vector(batch.features)
             else unknown(len(FEATURE_STATISTICS)),
             group_statistics(POLICY, seen, batch),
@@ -189,6 +189,11 @@ def unit_length(batch: Any) -> int | None:
 def is_vector(features: Any) -> bool:
     """Whether features are one vector per sample, so that each component can be measured."""
     return isinstance(features, jax.Array) and features.ndim == 2
+
+
+def floating(model: Any, features: Array) -> Array:
+    """Features as the first layer reads them; a model may keep images as bytes until then."""
+    return model.floating(features) if hasattr(model, "floating") else features
 
 
 def unknown(count: int) -> Float[Array, "K"]:

@@ -10,16 +10,16 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, PRNGKeyArray
+from jaxtyping import Bool, Float, PRNGKeyArray, Shaped
 
 from upslope.core.arrays import STATIC, pytree
 from upslope.core.arrays import AnyArray as Array
 from upslope.core.distributions import Distribution
-from upslope.models.encoders import ObservationEncoder
+from upslope.models.encoders import ImageEncoder, ObservationEncoder
 from upslope.models.head import ActionHead
 from upslope.models.model import POLICY, VALUE, Outputs
 from upslope.models.networks import Perceptron, generator_of, initialise_perceptron
-from upslope.models.views import WHOLE, Views
+from upslope.models.views import WHOLE, View, Views
 
 
 @pytree
@@ -45,32 +45,44 @@ class Perceptrons:
     views: Views = field(default=(WHOLE, WHOLE), metadata=STATIC)
     """Which parts of an observation the policy and the critic read."""
 
-    def prepare(self, observation: Any) -> Float[Array, "... D"]:
+    def prepare(self, observation: Any) -> Shaped[Array, "... D"]:
+        """Encode observations. A single image keeps its bytes until `floating` converts them, since minibatches of
+        bytes are copied several times as fast."""
+        if isinstance(self.encoder, ImageEncoder):
+            return self.encoder.as_bytes(observation)
         return self.encoder.encode(observation)
+
+    def floating(self, features: Shaped[Array, "... D"]) -> Float[Array, "... D"]:
+        """The features as floating-point numbers."""
+        return self.encoder.scaled(features) if isinstance(self.encoder, ImageEncoder) else features
+
+    def seen(self, view: View, features: Shaped[Array, "... D"]) -> Float[Array, "... K"]:
+        """The features that a network with this view reads."""
+        return self.floating(view.vector(features))
 
     def start(self, num: int) -> tuple[()]:
         return ()
 
-    def step(self, features: Float[Array, "N D"], carry: Any, fresh: Bool[Array, "N"]) -> tuple[Outputs, Any]:
+    def step(self, features: Shaped[Array, "N D"], carry: Any, fresh: Bool[Array, "N"]) -> tuple[Outputs, Any]:
         return Outputs(self.policy(features), self.value(features)), carry
 
     def groups(self) -> dict[str, Any]:
         return {POLICY: self.actor, VALUE: self.critic}
 
-    def policy(self, features: Float[Array, "... D"]) -> Distribution:
+    def policy(self, features: Shaped[Array, "... D"]) -> Distribution:
         """Compute only π(·|s). NumPy arrays are accepted, so that the host acts without a compiled program."""
-        return self.actor(self.views[0].vector(features))
+        return self.actor(self.seen(self.views[0], features))
 
-    def value(self, features: Float[Array, "... D"]) -> Float[Array, "..."]:
+    def value(self, features: Shaped[Array, "... D"]) -> Float[Array, "..."]:
         """Compute only V(s), over any batch axes."""
-        return self.critic(self.views[1].vector(features))[..., 0]
+        return self.critic(self.seen(self.views[1], features))[..., 0]
 
-    def hidden_units(self, features: Float[Array, "B D"]) -> dict[str, tuple[Array, str]]:
+    def hidden_units(self, features: Shaped[Array, "B D"]) -> dict[str, tuple[Array, str]]:
         """The first layer's pre-activations [B, K] of each group, and the name of the activation; empty if there are no
         hidden layers."""
         networks = {POLICY: (self.views[0], self.actor.network), VALUE: (self.views[1], self.critic)}
         return {
-            name: (network.first_layer(view.vector(features)), network.activation)
+            name: (network.first_layer(self.seen(view, features)), network.activation)
             for name, (view, network) in networks.items()
             if len(network.weights) > 1
         }

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Shaped
 
 from upslope.core.arrays import AnyArray as Array
 from upslope.core.arrays import is_shape
@@ -42,7 +42,7 @@ class View:
     images: tuple[int, ...] | None = None
     """The indices of the images that are read by a convolutional network."""
 
-    def vector(self, features: Float[Array, "... D"]) -> Float[Array, "... K"]:
+    def vector(self, features: Shaped[Array, "... D"]) -> Shaped[Array, "... K"]:
         """The features that are read."""
         if self.spans is None:
             return features
