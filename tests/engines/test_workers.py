@@ -1,6 +1,7 @@
 """Seeds trained in several processes match seeds trained in one process bit for bit, even after a fault."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from run_helpers import arrays_of, assert_same_run, before_chunk
 from user_environments import Walk
 
 import upslope
-from upslope.engines import transport
+from upslope.engines import transport, workers
 from upslope.engines.columns import split_snapshot
 from upslope.engines.transport import Worker
 from upslope.engines.workers import WorkersEngine
@@ -89,27 +90,79 @@ def test_a_fault_in_one_process_is_named_and_loses_nothing(
     assert_same_run(whole, folder / kind)
 
 
-def test_checkpoints_are_of_the_last_chunk_although_the_workers_are_ahead(
+@pytest.fixture
+def always_ahead(monkeypatch: Any) -> None:
+    """Let workers begin the next chunk early even if the last one was slow, as the first one is."""
+    monkeypatch.setattr(workers, "AHEAD_BELOW", np.inf)
+
+
+def after_rows(number: int, do: Callable[[Any], None], monkeypatch: Any) -> None:
+    """Call `do` with the engine just after the rows of chunk `number`, counted from 0, were written."""
+    count, write = iter(range(1000)), loop.Loop.write
+
+    def watched(self: Any, *arguments: Any) -> Any:
+        found = write(self, *arguments)
+        if next(count) == number:
+            do(self.engine)
+        return found
+
+    monkeypatch.setattr(loop.Loop, "write", watched)
+
+
+@pytest.mark.usefixtures("always_ahead")
+def test_a_run_that_is_stopped_while_its_workers_are_ahead_loses_nothing(
+    in_one_process: Any, folder: Path, monkeypatch: Any
+):
+    ahead: list[bool] = []
+
+    def stop(engine: Any) -> None:
+        ahead.append(engine.is_ahead)
+        signal.raise_signal(signal.SIGINT)
+
+    after_rows(9, stop, monkeypatch)
+    with pytest.raises(KeyboardInterrupt, match="upslope resume"):
+        train("segments", folder, "stopped ahead", workers=2)
+    monkeypatch.undo()
+    assert ahead == [True]
+    upslope.resume(folder / "stopped ahead", workers=1, quiet=True)
+    assert_same_run(in_one_process("segments"), folder / "stopped ahead")
+
+
+@pytest.mark.usefixtures("always_ahead")
+def test_a_fault_in_the_next_chunk_is_named_if_it_occurs_while_the_run_is_saved(
     in_one_process: Any, folder: Path, curse: Path, monkeypatch: Any
 ):
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
-    assert_same_run(in_one_process("segments"), train("segments", folder, "saved often", workers=2))
-    # The error occurs in the workers' next chunk, while the main process writes the checkpoint of the previous one.
-    curse.write_text("raises")
-    with pytest.raises(upslope.UpslopeError, match=r"simulator is gone.*saved"):
-        train("cursed", folder, "raises in between", workers=2)
+    """The worker is killed because it hangs, and so cannot be asked for a snapshot."""
+
+    def stop(engine: Any) -> None:
+        monkeypatch.setenv(transport.LIMIT, "2")
+        monkeypatch.setattr(transport, "PATIENCE", 0.5)
+        signal.raise_signal(signal.SIGINT)
+
+    after_rows(17, stop, monkeypatch)  # the fault is in chunk 18
+    curse.write_text("hangs")
+    with pytest.raises(upslope.UpslopeError, match=r"has not answered for \d+ s.*killed.*intact; resume with"):
+        train("cursed", folder, "hangs ahead", workers=2)
     curse.unlink()
-    upslope.resume(folder / "raises in between", workers=1, quiet=True)
-    assert_same_run(in_one_process("cursed"), folder / "raises in between")
+    upslope.resume(folder / "hangs ahead", workers=1, quiet=True)
+    assert_same_run(in_one_process("cursed"), folder / "hangs ahead")
 
 
+@pytest.mark.usefixtures("always_ahead")
 @pytest.mark.parametrize(
     ("settings", "is_ahead"),
-    [({}, True), ({"stop_at_return": 1e6}, False), ({"on_iteration": lambda seen: None}, False)],
+    [
+        ({}, True),
+        ({"every_chunk_is_saved": True}, False),
+        ({"stop_at_return": 1e6}, False),
+        ({"on_iteration": lambda seen: None}, False),
+    ],
 )
 def test_workers_are_ahead_unless_the_next_chunk_may_begin_otherwise(
     settings: dict[str, Any], is_ahead: bool, tmp_path: Path, monkeypatch: Any
 ):
+    if settings.pop("every_chunk_is_saved", False):
+        monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     seen: list[bool] = []
     write = loop.Loop.write
 

@@ -124,13 +124,13 @@ class Engine(Protocol):
         ...
 
     def advance(
-        self, state: TrainState, may_continue: Callable[[], bool] = never, surely: bool = False
+        self, state: TrainState, may_continue: Callable[[], bool] = never, surely: Callable[[], bool] = never
     ) -> tuple[TrainState, Chunk]:
         """Advance by one chunk. If this raises an error, `state` is still usable.
 
-        If `may_continue` returns true at the end, the engine may start the next chunk speculatively. `surely` means
-        that the next chunk will continue from the returned state unless the run stops, so even an engine that cannot
-        discard a chunk may start it.
+        If `may_continue` returns true at the end, the engine may start the next chunk speculatively. If `surely`
+        returns true, the next chunk will continue from the returned state and nothing comes before it unless the run
+        stops, so even an engine that cannot discard a chunk may start it.
         """
         ...
 

@@ -169,7 +169,9 @@ class ProgramEngine:
         """Split the state into each program's seeds."""
         return [jax.tree.map(lambda x, share=share: x[share], state) for share in self.shares]
 
-    def advance(self, state: Any, may_continue: Callable[[], bool] = never, surely: bool = False) -> tuple[Any, Chunk]:
+    def advance(
+        self, state: Any, may_continue: Callable[[], bool] = never, surely: Callable[[], bool] = never
+    ) -> tuple[Any, Chunk]:
         ahead, self.ahead = self.ahead, None
         if not self.is_compiled:
             with clock(self.phases, "compile"), ThreadPoolExecutor() as threads:

@@ -82,7 +82,7 @@ class HostEngine:
         return initialise_all(self.task, self.seeds)
 
     def advance(
-        self, state: TrainState, may_continue: Callable[[], bool] = never, surely: bool = False
+        self, state: TrainState, may_continue: Callable[[], bool] = never, surely: Callable[[], bool] = never
     ) -> tuple[TrainState, Chunk]:
         before = np.asarray(state.steps, np.int64)
         if not (before < self.task.steps).any():

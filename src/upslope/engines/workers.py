@@ -37,6 +37,9 @@ from upslope.learning.iteration import Task, TrainState, initialise_all
 MIN_PARALLEL_STEPS = 50_000
 """Number of environment steps, summed over all seeds, below which starting processes costs more time than it saves."""
 
+AHEAD_BELOW = 1.0
+"""The workers begin the next chunk early only if a chunk takes less than this many seconds. With longer chunks, little
+would be saved, and stopping would take longer."""
 LOOK_SECONDS = 30.0
 """Number of seconds between checks of whether the cluster has grown."""
 
@@ -99,10 +102,10 @@ class WorkersEngine:
         return initialise_all(self.task, self.seeds)
 
     def advance(
-        self, state: TrainState, may_continue: Callable[[], bool] = never, surely: bool = False
+        self, state: TrainState, may_continue: Callable[[], bool] = never, surely: Callable[[], bool] = never
     ) -> tuple[TrainState, Chunk]:
-        self.look_for_room()
         if not self.is_ahead:
+            self.look_for_room()
             self.ask_all(None if state is self.state else leaves_of(state))
         assert not self.is_ahead or state is self.state, "a chunk that was surely wanted is not wanted any more"
         self.is_complete, self.is_ahead, self.state = False, False, None
@@ -114,7 +117,8 @@ class WorkersEngine:
         self.is_complete = True
         parts = [np.concatenate(xs) for xs in zip(*changes, strict=True)]
         self.state = state_of(parts, state)
-        if surely and may_continue() and (np.asarray(self.state.steps, np.int64) < self.task.steps).any():
+        has_budget = (np.asarray(self.state.steps, np.int64) < self.task.steps).any()
+        if has_budget and max(seconds) < AHEAD_BELOW and not self.must_look() and may_continue() and surely():
             # The workers compute the next chunk while the main process writes the rows of this one.
             self.ask_all(None)
             self.is_ahead = True
@@ -135,9 +139,13 @@ class WorkersEngine:
             raise outcome
         return self.wait_for_all() if outcome is None else outcome
 
+    def must_look(self) -> bool:
+        """Whether it is time to check whether the cluster has grown."""
+        return self.has_room is not None and perf_counter() - self.looked >= LOOK_SECONDS
+
     def look_for_room(self) -> None:
         """Stop if the cluster has grown enough for additional workers to reduce the load of the slowest one."""
-        if self.has_room is None or not self.is_complete or perf_counter() - self.looked < LOOK_SECONDS:
+        if self.has_room is None or not self.is_complete or not self.must_look():
             return
         self.looked = perf_counter()
         more = min(self.has_room(), len(self.seeds) - len(self.workers))
@@ -163,7 +171,13 @@ class WorkersEngine:
         for worker in self.workers:
             worker.ask("snapshot", self.is_complete and not self.is_ahead)
         shape = (len(self.seeds), self.task.num_envs)
-        return join_snapshots(self.wait_for_all(), rows_of(self.counts, shape[1]), shape)
+        try:
+            parts = self.wait_for_all()
+        except UpslopeError as error:
+            if isinstance(self.outcome, UpslopeError):  # for example, a worker was killed because it hung
+                raise self.outcome from error
+            raise
+        return join_snapshots(parts, rows_of(self.counts, shape[1]), shape)
 
     def restore(self, snapshot: dict[str, np.ndarray], say: Callable[[str], None]) -> None:
         parts = split_snapshot(snapshot, self.counts)

@@ -143,7 +143,7 @@ class ImageEncoder(FlatEncoder):
         # In one long row, because on CPUs XLA vectorises only the last axis, and an image's last axis is short. The
         # barrier keeps XLA from moving the reshaping behind the arithmetic.
         row = jax.lax.optimization_barrier(images.reshape(-1))
-        if self.is_board:
+        if self.is_board and not jnp.issubdtype(row.dtype, jnp.floating):
             # Most boards hold only 0 and 1, for which log(1 + x) = x log 2, bit for bit, at a fraction of the cost.
             return jax.lax.cond(jnp.all(row <= 1), binary_scaled, self.scaled_numbers, row).reshape(images.shape)
         return self.scaled_numbers(row).reshape(images.shape)

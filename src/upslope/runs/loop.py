@@ -141,8 +141,18 @@ class Loop:
     def run(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
         """Train to the end. On a signal, save and raise `Stopped`; on an error, save and re-raise the error."""
         started, saved, speed = perf_counter() - progress.elapsed, perf_counter(), SpeedMeter()
-        # Otherwise, this loop or the user's function may change what the next chunk continues from.
-        surely = self.config.stop_at_return is None and self.on_iteration is None
+        must_save: bool | None = None
+
+        def save_is_due() -> bool:
+            return not 0 <= perf_counter() - saved <= CHECKPOINT_SECONDS
+
+        def surely() -> bool:
+            """Whether neither this loop nor the user's function may change what the next chunk continues from, and no
+            checkpoint comes before it."""
+            nonlocal must_save
+            must_save = save_is_due()
+            return not must_save and self.config.stop_at_return is None and self.on_iteration is None
+
         with stop_on_signal(lambda: self.engine.hangs) as stop:
             if progress.iteration == 0:
                 self.save(state, progress)
@@ -150,6 +160,7 @@ class Loop:
                 if stop.is_set():
                     self.save(state, progress)
                     raise Stopped
+                must_save = None
                 try:
                     state, chunk = self.engine.advance(state, lambda: not stop.is_set(), surely)
                 except Interrupted:
@@ -170,7 +181,7 @@ class Loop:
                 state = self.stop_seeds(state, progress, stopping)
                 if self.on_iteration is not None:
                     progress.is_stopped = self.follow(state, chunk, progress)
-                if not 0 <= perf_counter() - saved <= CHECKPOINT_SECONDS:
+                if save_is_due() if must_save is None else must_save:
                     with clock(self.engine.phases, "write"):
                         self.save(state, progress)
                     saved = perf_counter()
@@ -282,7 +293,12 @@ class Loop:
             "settings": self.config.to_json(),
             "is_followed": self.on_iteration is not None,
         }
-        self.write_checkpoint(self.directory.last, state, self.engine.snapshot(), meta)
+        try:
+            snapshot = self.engine.snapshot()
+        except UpslopeError as error:  # a worker was lost, or hung and was killed
+            words = f"{error} The last checkpoint is intact; resume with: "
+            raise type(error)(words + shell("upslope", "resume", self.directory.path)) from error
+        self.write_checkpoint(self.directory.last, state, snapshot, meta)
 
     def write_checkpoint(self, path: Path, tree: Any, snapshot: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
         """Write a checkpoint. If that fails, the error explains how to resume."""
