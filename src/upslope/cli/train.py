@@ -59,7 +59,7 @@ class Train(ClusterFlags, Config):
     """Processes that share the seeds of a Gymnasium environment; by default one per core in long runs. The result does
     not depend on it."""
     trust: Switch = False
-    """Run the code named by --config or by the run given with --from; it may do anything. Otherwise you are shown its
+    """Run the code named by --config or by the run that --from names; it may do anything. Otherwise you are shown its
     name and asked, or it is refused."""
     quiet: Quiet = False
     """Print warnings only."""

@@ -65,8 +65,7 @@ def batch_of(
         return as_units(masked(x, valid), length)
 
     prepared = masked(agent.features(rollout.observation), valid)
-    # The barrier has the features stored once, instead of once per shape in which they are read.
-    features = jax.lax.optimization_barrier(jax.tree.map(lambda x: as_units(x, length), prepared))
+    features = jax.tree.map(lambda x: as_units(x, length), prepared)
     fresh = as_units(beginnings(rollout, memory), length)
     carry = () if length is None else carries_at(agent.model, prepared, memory, rollout, length)
     # Allow every choice in padding, because a policy without any allowed action is nan.
