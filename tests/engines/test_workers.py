@@ -96,13 +96,14 @@ def always_ahead(monkeypatch: Any) -> None:
     monkeypatch.setattr(workers, "AHEAD_BELOW", np.inf)
 
 
-def after_rows(number: int, do: Callable[[Any], None], monkeypatch: Any) -> None:
-    """Call `do` with the engine just after the rows of chunk `number`, counted from 0, were written."""
+def after_rows(do: Callable[[Any], None], monkeypatch: Any, number: int | None = None) -> None:
+    """Call `do` with the engine just after the rows of chunk `number`, counted from 0, or of every chunk were
+    written."""
     count, write = iter(range(1000)), loop.Loop.write
 
     def watched(self: Any, *arguments: Any) -> Any:
         found = write(self, *arguments)
-        if next(count) == number:
+        if next(count) == number or number is None:
             do(self.engine)
         return found
 
@@ -119,7 +120,7 @@ def test_a_run_that_is_stopped_while_its_workers_are_ahead_loses_nothing(
         ahead.append(engine.is_ahead)
         signal.raise_signal(signal.SIGINT)
 
-    after_rows(9, stop, monkeypatch)
+    after_rows(stop, monkeypatch, 9)
     with pytest.raises(KeyboardInterrupt, match="upslope resume"):
         train("segments", folder, "stopped ahead", workers=2)
     monkeypatch.undo()
@@ -139,7 +140,7 @@ def test_a_fault_in_the_next_chunk_is_named_if_it_occurs_while_the_run_is_saved(
         monkeypatch.setattr(transport, "PATIENCE", 0.5)
         signal.raise_signal(signal.SIGINT)
 
-    after_rows(17, stop, monkeypatch)  # the fault is in chunk 18
+    after_rows(stop, monkeypatch, 17)  # the fault is in chunk 18
     curse.write_text("hangs")
     with pytest.raises(upslope.UpslopeError, match=r"has not answered for \d+ s.*killed.*intact; resume with"):
         train("cursed", folder, "hangs ahead", workers=2)
@@ -164,13 +165,7 @@ def test_workers_are_ahead_unless_the_next_chunk_may_begin_otherwise(
     if settings.pop("every_chunk_is_saved", False):
         monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     seen: list[bool] = []
-    write = loop.Loop.write
-
-    def watched(self: Any, *arguments: Any) -> Any:
-        seen.append(self.engine.is_ahead)
-        return write(self, *arguments)
-
-    monkeypatch.setattr(loop.Loop, "write", watched)
+    after_rows(lambda engine: seen.append(engine.is_ahead), monkeypatch)
     train("segments", tmp_path, "run", workers=2, steps=64, **settings)
     assert seen == [is_ahead] * 3 + [False]
 

@@ -92,9 +92,12 @@ class FlatEncoder(ObservationEncoder):
     def num_features(self) -> int:
         return math.prod(self.shape)
 
+    def flattened(self, observation: Shaped[Array, "..."]) -> Shaped[Array, "... D"]:
+        """Flatten observations without converting their numbers."""
+        return observation.reshape(*observation.shape[: observation.ndim - len(self.shape)], self.num_features)
+
     def encode(self, observation: Shaped[Array, "..."]) -> Float[Array, "... D"]:
-        batch = observation.shape[: observation.ndim - len(self.shape)]
-        return observation.astype(np.float32).reshape(*batch, self.num_features)
+        return self.flattened(observation).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -153,12 +156,8 @@ class ImageEncoder(FlatEncoder):
         x = numbers.astype(np.float32)
         return namespace(x).log1p(x) if self.is_board else x / np.float32(PICTURE)
 
-    def as_bytes(self, observation: Shaped[Array, "..."]) -> Shaped[Array, "... D"]:
-        """Flatten observations without converting them, so that `scaled` gives the features."""
-        return observation.reshape(*observation.shape[: observation.ndim - len(self.shape)], self.num_features)
-
     def encode(self, observation: Shaped[Array, "..."]) -> Float[Array, "... D"]:
-        return self.scaled(super().encode(observation))
+        return self.scaled(self.flattened(observation))
 
     def space(self) -> gymnasium.Space:
         return spaces.Box(0, 255, self.shape, np.uint8)

@@ -49,7 +49,7 @@ class Perceptrons:
         """Encode observations. A single image keeps its bytes until `floating` converts them, since minibatches of
         bytes are copied several times as fast."""
         if isinstance(self.encoder, ImageEncoder):
-            return self.encoder.as_bytes(observation)
+            return self.encoder.flattened(observation)
         return self.encoder.encode(observation)
 
     def floating(self, features: Shaped[Array, "... D"]) -> Float[Array, "... D"]:

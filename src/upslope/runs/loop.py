@@ -141,7 +141,6 @@ class Loop:
     def run(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
         """Train to the end. On a signal, save and raise `Stopped`; on an error, save and re-raise the error."""
         started, saved, speed = perf_counter() - progress.elapsed, perf_counter(), SpeedMeter()
-        must_save: bool | None = None
 
         def save_is_due() -> bool:
             return not 0 <= perf_counter() - saved <= CHECKPOINT_SECONDS
@@ -149,9 +148,7 @@ class Loop:
         def surely() -> bool:
             """Whether neither this loop nor the user's function may change what the next chunk continues from, and no
             checkpoint comes before it."""
-            nonlocal must_save
-            must_save = save_is_due()
-            return not must_save and self.config.stop_at_return is None and self.on_iteration is None
+            return not save_is_due() and self.config.stop_at_return is None and self.on_iteration is None
 
         with stop_on_signal(lambda: self.engine.hangs) as stop:
             if progress.iteration == 0:
@@ -160,7 +157,6 @@ class Loop:
                 if stop.is_set():
                     self.save(state, progress)
                     raise Stopped
-                must_save = None
                 try:
                     state, chunk = self.engine.advance(state, lambda: not stop.is_set(), surely)
                 except Interrupted:
@@ -181,7 +177,7 @@ class Loop:
                 state = self.stop_seeds(state, progress, stopping)
                 if self.on_iteration is not None:
                     progress.is_stopped = self.follow(state, chunk, progress)
-                if save_is_due() if must_save is None else must_save:
+                if save_is_due():
                     with clock(self.engine.phases, "write"):
                         self.save(state, progress)
                     saved = perf_counter()
