@@ -10,7 +10,8 @@ import upslope
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 RUNS = {
-    "some": ("actions are ignored", "bootstraps past death", "loss of the wrong sign", "healthy 16 ppo"),
+    "some": ("bootstraps past death", "healthy 16 ppo"),
+    "others": ("actions are ignored", "loss of the wrong sign"),
     "more": (
         "weight five steps late", "log-probabilities of others", "observations all zero", "fake rows after resets",
     ),
