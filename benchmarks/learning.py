@@ -167,6 +167,9 @@ CASES: dict[str, Case] = {
     ),
     "spaceinvaders_minatar": Case("gymnax:SpaceInvaders-MinAtar", "ppo", 10_000_000, "≥ 120", BLINES % "128–132"),
     "freeway_minatar": Case("gymnax:Freeway-MinAtar", "ppo", 10_000_000, "≥ 56", BLINES % "57–59"),
+    "pong_short": Case(
+        "ALE/Pong-v5", "ppo", 500_000, "learns", "19.9 on NoFrameskip-v4 after 10M steps (37 Details blog)", seeds=1
+    ),
     "cartpole_trpo_zoo": Case(
         "jax:CartPole-v1", "trpo", 100_000, "≥ 475", f"the maximum is 500; settings from {TRPO_ZOO}", TRPO_CARTPOLE
     ),

@@ -108,7 +108,7 @@ def of_encoders(model: Any, batch: Any) -> Float[Array, ""]:
     if not branches:
         return jnp.float32(jnp.nan)
     flat = jax.tree.map(lambda x: x.reshape(batch.valid.size, *x.shape[batch.valid.ndim :]), batch.features)
-    images, where = model.floating(flat)[1], batch.valid.reshape(-1, 1)
+    images, where = model.legible(flat)[1], batch.valid.reshape(-1, 1)
     found = [
         still(network(image), where) for part in branches for network, image in zip(part.pictures, images, strict=True)
     ]

@@ -12,12 +12,13 @@ import equinox
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
 from upslope.core.arrays import ACTIVATIONS
 from upslope.core.messages import unknown
 from upslope.errors import UpslopeError
 from upslope.models.convolutions import NETWORKS, Convolutions, convolutions, flat_size
+from upslope.models.convolve import fractions
 from upslope.models.encoders import BOARD, BoxEncoder, ImageEncoder, ObservationEncoder, image_layout
 from upslope.models.head import ActionHead
 from upslope.models.memories import Cell, cell_of
@@ -89,8 +90,8 @@ class Reading(equinox.Module):
     """(key, network) of each image in the observation."""
 
     def prepare(self, observation: Any) -> Features:
-        """Encode all arrays except images. Images keep their values, with channels last, until `floating` converts
-        them."""
+        """Encode all arrays except images. Images keep their values, with channels last, until `legible`
+        converts them."""
         leaves = list(self.encoder.leaves(observation))
         convolved = dict(self.networks)
         vectors = [encoder.encode(x) for key, encoder, x in leaves if key not in convolved]
@@ -100,13 +101,18 @@ class Reading(equinox.Module):
             return jnp.concatenate(jax.lax.optimization_barrier(vectors), axis=-1), images
         return (vectors[0] if vectors else None), images
 
-    def floating(self, features: Features) -> Features:
-        """The features, with images as floating-point numbers of magnitude about 1."""
+    def legible(self, features: Features) -> Features:
+        """The features as the networks read them: pictures as bytes, everything else as floats of magnitude about 1."""
         vector, images = features
         convolved = dict(self.networks)
         encoders = [encoder for key, encoder, _ in self.encoder.leaves(self.encoder.shapes) if key in convolved]
-        floats = tuple(scaled(encoder, jnp.asarray(x)) for encoder, x in zip(encoders, images, strict=True))
-        return (None if vector is None else jnp.asarray(vector)), floats
+        read = tuple(legible_image(encoder, jnp.asarray(x)) for encoder, x in zip(encoders, images, strict=True))
+        return (None if vector is None else jnp.asarray(vector)), read
+
+    def floating(self, features: Features) -> Features:
+        """The features as floats of magnitude about 1, pictures included."""
+        vector, images = self.legible(features)
+        return vector, tuple(map(fractions, images))
 
 
 class Composed(Reading):
@@ -134,8 +140,8 @@ class Separate(Composed):
 
     def seen(self, features: Features) -> tuple[Features, Features]:
         """The inputs of the policy and of the critic."""
-        floats = self.floating(features)
-        policy, critic = (view.of(floats) for view in self.views)
+        legible = self.legible(features)
+        policy, critic = (view.of(legible) for view in self.views)
         return policy, critic
 
     def step(self, features: Features, carry: Any, fresh: Bool[Array, "N"]) -> tuple[Outputs, Any]:
@@ -177,12 +183,12 @@ class SharedTrunk(Composed):
         return Outputs(self.policy_of(self.policy_layer, x), self.value_layer(x)[..., 0])
 
     def step(self, features: Features, carry: Any, fresh: Bool[Array, "N"]) -> tuple[Outputs, Any]:
-        x, carry = self.trunk.once(self.floating(features), carry)
+        x, carry = self.trunk.once(self.legible(features), carry)
         return self.outputs(x), carry
 
     def unroll(self, features: Features, carry: Any, fresh: Bool[Array, "T N"]) -> tuple[Outputs, Any]:
         """Compute T steps at once; see `upslope.models.model.unroll`."""
-        x, carry = self.trunk.over_time(self.floating(features), carry, fresh)
+        x, carry = self.trunk.over_time(self.legible(features), carry, fresh)
         return self.outputs(x), carry
 
     def groups(self) -> dict[str, Any]:
@@ -196,9 +202,12 @@ def layout_of(encoder: ObservationEncoder) -> Any:
     return image_layout(encoder.shape, is_bytes=isinstance(encoder, ImageEncoder))
 
 
-def scaled(encoder: ObservationEncoder, images: Array) -> Float[Array, "..."]:
-    """Images as floating-point numbers. Floats are kept as the environment or the normaliser produced them."""
-    return encoder.scaled(images) if isinstance(encoder, ImageEncoder) else images.astype(jnp.float32)
+def legible_image(encoder: ObservationEncoder, images: Array) -> Shaped[Array, "..."]:
+    """Images as a convolution reads them. Floats are kept as the environment or the normaliser produced them."""
+    if not isinstance(encoder, ImageEncoder):
+        return images.astype(jnp.float32)
+    is_picture = not encoder.is_board and images.dtype == jnp.uint8
+    return images if is_picture else encoder.scaled(images)
 
 
 PERCEPTRON = "perceptron"
