@@ -12,7 +12,15 @@ Unit = Literal["steps_per_second", "seconds"]
 
 PEERS = {
     "rejax": ("rejax", "gymnax==0.0.9"),  # rejax 0.1.3 expects gymnax's old five-value step
-    "baselines": ("stable-baselines3", "sbx-rl", "sb3-contrib", "gymnasium[mujoco]", "tyro", "tensorboard"),
+    "baselines": (
+        "stable-baselines3",
+        "sbx-rl",
+        "sb3-contrib",
+        "gymnasium[mujoco,atari]",
+        "opencv-python-headless",
+        "tyro",
+        "tensorboard",
+    ),
     "purejaxrl": ("flax", "distrax", "gymnax==0.0.9"),
     "rltools": ("rltools==2.2.1", "gymnasium[mujoco]"),
 }
@@ -99,6 +107,7 @@ def shell(name: str, environment: str, cache: str, score: float | str, *command:
 
 SAME = {"normalize_rewards": False, "normalize_observations": False}
 CARTPOLE = {"n_envs": 8, "n_steps": 128, "batch_size": 256, "n_epochs": 4, "learning_rate": 2.5e-4}
+ATARI = CARTPOLE | {"clip_range": 0.1, "ent_coef": 0.01}
 PAPER = {"n_envs": 1, "n_steps": 2048, "batch_size": 64, "n_epochs": 10}
 WIDE = {"n_envs": 8, "n_steps": 256, "batch_size": 512, "n_epochs": 4}
 WIDE_HERE = SAME | {"num_envs": 8, "rollout_steps": 256, "epochs": 4, "minibatches": 4}
@@ -224,6 +233,13 @@ GYMNASIUM: dict[str, Case] = {
         (
             upslope("upslope, 8 seeds", "MiniGrid-DoorKey-5x5-v0", 8, 20_000, MINIGRID),
             raw("raw stepping, 2 processes", "MiniGrid-DoorKey-5x5-v0", 2),
+        ),
+    ),
+    "pong": Case(
+        "Atari's Pong, 8 × 128, 4 epochs × 4 minibatches, convolutions of Mnih et al. 2015, one seed",
+        (
+            upslope("upslope, 1 seed", "PongNoFrameskip-v4", 1, 10_240, {"preset": True}),
+            baselines("SB3", "atari", "PongNoFrameskip-v4", 1, 8_192, ATARI),
         ),
     ),
     "cartpole_1": Case(

@@ -1,12 +1,13 @@
 """Measure Stable-Baselines3 or a related library on a Gymnasium environment in one or more processes; print JSON.
 
-python measure_baselines.py sb3|a2c|sbx|recurrent ENVIRONMENT PROCESSES STEPS '{"n_envs": 8, "n_steps": 128, …}'
+python measure_baselines.py sb3|atari|a2c|sbx|recurrent ENVIRONMENT PROCESSES STEPS '{"n_envs": 8, "n_steps": 128, …}'
 
-The algorithm is PPO from Stable-Baselines3 (sb3), A2C from Stable-Baselines3 (a2c), PPO from SBX (sbx), or PPO with an
-LSTM from sb3-contrib (recurrent).
+The algorithm is PPO from Stable-Baselines3 (sb3; atari with its convolutions and preprocessing), A2C from
+Stable-Baselines3 (a2c), PPO from SBX (sbx), or PPO with an LSTM from sb3-contrib (recurrent).
 """
 
 import json
+import os
 import sys
 from time import perf_counter
 
@@ -27,6 +28,12 @@ def one(library: str, environment: str, steps: int, settings: dict) -> dict:
         Algorithm = A2C if library == "a2c" else PPO
         torch.set_num_threads(1)
         extra = {"device": "cpu", "policy_kwargs": HIDDEN}
+    elif library == "atari":
+        import torch
+        from stable_baselines3 import PPO as Algorithm
+
+        torch.set_num_threads(len(os.sched_getaffinity(0)))  # it trains in a single process
+        extra = {"device": "cpu"}
     elif library == "recurrent":
         import torch
         from sb3_contrib import RecurrentPPO as Algorithm
@@ -40,9 +47,18 @@ def one(library: str, environment: str, steps: int, settings: dict) -> dict:
 
         extra = {"policy_kwargs": HIDDEN}
     num_envs = settings.pop("n_envs")
-    worlds = DummyVecEnv([lambda: gymnasium.make(environment)] * num_envs)
+    policy = {"atari": "CnnPolicy", "recurrent": "MlpLstmPolicy"}.get(library, "MlpPolicy")
+    if library == "atari":
+        import ale_py
+        from stable_baselines3.common.env_util import make_atari_env
+        from stable_baselines3.common.vec_env import VecFrameStack
+
+        gymnasium.register_envs(ale_py)
+        worlds = VecFrameStack(make_atari_env(environment, num_envs), 4)
+    else:
+        worlds = DummyVecEnv([lambda: gymnasium.make(environment)] * num_envs)
     started = perf_counter()
-    model = Algorithm("MlpLstmPolicy" if library == "recurrent" else "MlpPolicy", worlds, **settings, **extra)
+    model = Algorithm(policy, worlds, **settings, **extra)
     model.learn(2 * num_envs * settings["n_steps"])
     first = perf_counter() - started
     started = perf_counter()

@@ -14,7 +14,8 @@ import upslope
 if __name__ == "__main__":
     environment, seeds, steps, settings = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4])
     with tempfile.TemporaryDirectory() as folder:
-        run = upslope.train(environment, seeds=seeds, steps=steps, folder=folder, quiet=True, preset=False, **settings)
+        settings = {"preset": False} | settings
+        run = upslope.train(environment, seeds=seeds, steps=steps, folder=folder, quiet=True, **settings)
         rows = run.metrics()
     # The rate covers all seeds together and excludes the first chunk, which includes compilation.
     answer = {"steps_per_second": rows[-1]["time/steps_per_second"], "first_update": rows[0]["time/elapsed"]}
