@@ -21,19 +21,14 @@ def one(library: str, environment: str, steps: int, settings: dict) -> dict:
     import gymnasium
     from stable_baselines3.common.vec_env import DummyVecEnv
 
-    if library in ("sb3", "a2c"):
+    if library in ("sb3", "a2c", "atari"):
         import torch
         from stable_baselines3 import A2C, PPO
 
         Algorithm = A2C if library == "a2c" else PPO
-        torch.set_num_threads(1)
-        extra = {"device": "cpu", "policy_kwargs": HIDDEN}
-    elif library == "atari":
-        import torch
-        from stable_baselines3 import PPO as Algorithm
-
-        torch.set_num_threads(len(os.sched_getaffinity(0)))  # it trains in a single process
-        extra = {"device": "cpu"}
+        # Convolutions gain from all cores; small layers do not.
+        torch.set_num_threads(len(os.sched_getaffinity(0)) if library == "atari" else 1)
+        extra = {"device": "cpu"} if library == "atari" else {"device": "cpu", "policy_kwargs": HIDDEN}
     elif library == "recurrent":
         import torch
         from sb3_contrib import RecurrentPPO as Algorithm
