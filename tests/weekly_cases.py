@@ -111,6 +111,10 @@ WEEKLY: dict[str, dict[str, tuple[str, ...]]] = {
         "test_a_race_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been": (),
         "test_each_rung_is_an_ordinary_run_with_the_same_seeds_and_budget": (),
     },
+    "models/test_encoders.py": {
+        "test_bytes_in_portions_are_read_as_xlas_convolutions_read_fractions": ("impala-84-2",),
+        "test_convolutions_as_products_are_equinoxs_with_their_gradient": ("65536-11-4-2-0", "0-9-3-1-0", "0-10-3-2-0"),
+    },
     "models/test_agent.py": {
         "test_any_number_of_seeds_is_initialised_each_with_its_own_weights": ("32",),
     },

@@ -17,6 +17,8 @@ from user_environments import Senses, Told
 from upslope.core.arrays import shaped_like
 from upslope.core.space_descriptions import MAX_DEPTH, check_spaces
 from upslope.errors import UpslopeError
+from upslope.models import convolutions as convolutions_module
+from upslope.models import convolve as convolve_module
 from upslope.models.choice_heads import DiscreteHead
 from upslope.models.composed import networks_of
 from upslope.models.convolutions import convolutions, flat_size
@@ -254,7 +256,12 @@ def test_the_networks_have_the_published_shapes():
     ("side", "kernel", "stride", "padding"),
     [(9, 3, 1, 0), (9, 3, 1, 1), (21, 8, 4, 0), (11, 4, 2, 0), (10, 3, 2, 0)],
 )
-def test_convolutions_as_products_are_equinoxs_with_their_gradient(side: int, kernel: int, stride: int, padding: int):
+@pytest.mark.parametrize("limit", [2**16, 0])
+def test_convolutions_as_products_are_equinoxs_with_their_gradient(
+    side: int, kernel: int, stride: int, padding: int, limit: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(convolve_module, "LARGE", limit)
+    monkeypatch.setattr(convolve_module, "SMALL", limit)
     layer = Conv2d(3, 5, kernel, stride, padding, key=jax.random.key(0))
     generator = np.random.default_rng(0)
     x = jnp.asarray(generator.standard_normal((2, side, side, 3)).astype(np.float32))
@@ -271,6 +278,27 @@ def test_convolutions_as_products_are_equinoxs_with_their_gradient(side: int, ke
     slope = jnp.asarray(generator.standard_normal(expected.shape).astype(np.float32))
     for mine, right in zip(*(jax.vjp(f, layer.weight, x)[1](slope) for f in (ours, theirs)), strict=True):
         np.testing.assert_allclose(mine, right, atol=1e-4)
+
+
+@pytest.mark.parametrize(("network", "side", "number"), [("nature", 84, 19), ("impala", 84, 2), ("board", 10, 70)])
+def test_bytes_in_portions_are_read_as_xlas_convolutions_read_fractions(
+    network: str, side: int, number: int, monkeypatch: pytest.MonkeyPatch
+):
+    made = convolutions(network, (side, side, 3), jax.random.key(0), np.random.default_rng(0))
+    images = np.random.default_rng(1).integers(0, 256, (number, side, side, 3)).astype(np.uint8)
+
+    def features_and_slope(x: Any) -> tuple[Any, Any]:
+        weights, rest = equinox.partition(made, equinox.is_inexact_array)
+        total = lambda weights: jnp.sum(jnp.sin(equinox.combine(weights, rest)(x)))  # noqa: E731
+        return made(x), jax.jit(jax.grad(total))(weights)
+
+    features, slope = features_and_slope(jnp.asarray(images))
+    monkeypatch.setattr(convolve_module, "by_products", convolve_module.by_convolution)
+    monkeypatch.setattr(convolutions_module, "in_portions", lambda _, *given: convolutions_module.flattened(*given))
+    expected, right = features_and_slope(jnp.asarray(images / np.float32(255)))
+    np.testing.assert_allclose(features, expected, atol=1e-4)
+    for mine, its in zip(jax.tree.leaves(slope), jax.tree.leaves(right), strict=True):
+        np.testing.assert_allclose(mine, its, atol=1e-3 * float(jnp.abs(its).max()))
 
 
 def test_the_highest_pixels_are_equinoxs():
