@@ -2,8 +2,8 @@
 
     python benchmarks/convolutions.py       # about two minutes
 
-For each layer of upslope's image networks, four steps of gradient descent on batches of 64 are timed, as in an update.
-The two methods are timed alternately, and each ratio is between two consecutive timings. Stores
+For each layer of upslope's image networks, 32 steps of gradient descent on eight images, as many as are processed at a
+time, are timed. The two methods are timed alternately, and each ratio is between two consecutive timings. Stores
 results/convolutions.json.
 """
 
@@ -24,7 +24,7 @@ from upslope.learning.iteration import QUICK
 from upslope.models.convolve import by_convolution, by_products
 
 RESULTS = Path(__file__).parent / "results" / "convolutions.json"
-TURNS, BATCH, STEPS = 5, 64, 4
+TURNS, BATCH, STEPS = 5, 8, 32
 LAYERS: dict[str, tuple[int, int, int, int, int]] = {
     "board 10 × 10": (10, 4, 16, 3, 1),
     "nature, first": (84, 4, 32, 8, 4),

@@ -276,7 +276,7 @@ def write_page() -> None:
         case = CASES.get(path.stem)
         target, published = (case.target, case.published) if case else (r["target"], r["published"])
         lines.append("| " + " | ".join([*cells, target, published or "–"]) + " |")
-    lines += ["", MUJOCO, EVERY_SEED % every_seed(), TABULAR % tabular_worlds()]
+    lines += ["", MUJOCO % rivals(), EVERY_SEED % every_seed(), TABULAR % tabular_worlds()]
     PAGE.write_text("\n".join(lines).rstrip() + "\n", "utf-8")
 
 
@@ -290,6 +290,22 @@ def every_seed() -> str:
             scores = summary[mode]
             cells += [f"{scores['solved']} of {scores['of']}", f"{scores['mean']:.1f}", f"{scores['lowest']:.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def rivals() -> str:
+    """Format the rows for Stable-Baselines3 with the same settings, from the results of `learning_rivals.py`."""
+    lines = []
+    for name, seeds in json.loads((RESULTS.parent / "learning_rivals.json").read_text("utf-8")).items():
+        ours = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+        our_modes = {"training": ours["training_return"]} | ours["evaluation"]
+        modes = {mode: summary(np.array([seed[mode] for seed in seeds])) for mode in our_modes}
+        lines += [
+            "| "
+            + " | ".join([f"`{name}`", library, str(len(some["training"]["each"])), *map(words, some.values())])
+            + " |"
+            for library, some in (("upslope", our_modes), ("Stable-Baselines3", modes))
+        ]
     return "\n".join(lines)
 
 
@@ -387,6 +403,13 @@ paper's settings: 2,745, compared with 3,531 in [the lab's table](lab.md). On An
 defaults without tuning, the score stays far below the published one. The published task has neither the contact forces
 in version 5's observations nor their cost. `python benchmarks/learning.py ant_zoo --folder DIR` measures a single case,
 and continues an interrupted measurement.
+
+`python benchmarks/learning_rivals.py CASE` trains Stable-Baselines3 with the zoo's settings on the same version of the
+environment, to separate differences between the libraries from those between versions and between single agents:
+
+| case | library | seeds | training | stochastic | deterministic |
+|---|---|---|---|---|---|
+%s
 """
 
 
