@@ -26,9 +26,9 @@ def one(library: str, environment: str, steps: int, settings: dict) -> dict:
         from stable_baselines3 import A2C, PPO
 
         Algorithm = A2C if library == "a2c" else PPO
-        # Convolutions gain from all cores; small layers do not.
-        torch.set_num_threads(len(os.sched_getaffinity(0)) if library == "atari" else 1)
-        extra = {"device": "cpu"} if library == "atari" else {"device": "cpu", "policy_kwargs": HIDDEN}
+        is_atari = library == "atari"
+        torch.set_num_threads(len(os.sched_getaffinity(0)) if is_atari else 1)  # only convolutions gain from threads
+        extra = {"device": "cpu"} | ({} if is_atari else {"policy_kwargs": HIDDEN})
     elif library == "recurrent":
         import torch
         from sb3_contrib import RecurrentPPO as Algorithm

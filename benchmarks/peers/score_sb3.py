@@ -1,6 +1,6 @@
 """Train one seed of Stable-Baselines3's PPO or sb3-contrib's TRPO with the zoo's settings; print a JSON line.
 
-    python score_sb3.py hopper_zoo|walker2d_zoo|hopper_trpo_zoo|… SEED
+    python score_sb3.py hopper_zoo|hopper_trpo_zoo|… SEED
 
 The case's name is the one that `benchmarks/learning.py` gives to the same settings. The scores are defined as there:
 `training` is the mean return of the last 100 training episodes, and `stochastic` and `deterministic` are mean returns

@@ -294,7 +294,7 @@ def test_bytes_in_portions_are_read_as_xlas_convolutions_read_fractions(
 
     features, slope = features_and_slope(jnp.asarray(images))
     monkeypatch.setattr(convolve_module, "by_products", convolve_module.by_convolution)
-    monkeypatch.setattr(convolutions_module, "in_portions", lambda _, *given: convolutions_module.flattened(*given))
+    monkeypatch.setattr(convolutions_module, "in_portions", convolutions_module.flattened)
     expected, right = features_and_slope(jnp.asarray(images / np.float32(255)))
     np.testing.assert_allclose(features, expected, atol=1e-4)
     for mine, its in zip(jax.tree.leaves(slope), jax.tree.leaves(right), strict=True):

@@ -155,6 +155,14 @@ def in_seeds(flat: Any, shape: tuple[int, int]) -> Any:
     return over_parts(lambda x: x.reshape(*shape, *x.shape[1:]), flat)
 
 
+def block_by_block(function: Callable[[Any], Any], rows: Any, size: int) -> Any:
+    """`function(rows)`, computed for `size` rows at a time, for a function that acts on each row independently. The
+    number of rows must be a multiple of `size`."""
+    count = len(jax.tree.leaves(rows)[0])
+    blocks = jax.tree.map(lambda x: x.reshape(count // size, size, *x.shape[1:]), rows)
+    return jax.tree.map(lambda x: x.reshape(count, *x.shape[2:]), jax.lax.map(function, blocks))
+
+
 def where_seeds(mask: np.ndarray, chosen: Any, otherwise: Any) -> Any:
     """Select per seed: `chosen` where the mask [S] is true, `otherwise` elsewhere. NumPy is used to avoid compiling."""
 

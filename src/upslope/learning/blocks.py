@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from upslope.core.arrays import block_by_block
 from upslope.learning.split import rows_shared
 
 BLOCK = 1024
@@ -25,5 +26,4 @@ def blockwise(function: Callable[[Any], Any], rows: Any, *, vmapped: bool) -> An
     num_rows = jax.tree.leaves(rows)[0].shape[0]
     if vmapped or num_rows <= BLOCK or num_rows % BLOCK:
         return function(rows)
-    blocks = jax.tree.map(lambda x: x.reshape(-1, BLOCK, *x.shape[1:]), rows)
-    return jax.tree.map(lambda x: x.reshape(num_rows, *x.shape[2:]), jax.lax.map(function, blocks))
+    return block_by_block(function, rows, BLOCK)

@@ -16,6 +16,7 @@ import numpy as np
 from equinox.nn import Conv2d, Linear
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
+from upslope.core.arrays import block_by_block
 from upslope.models.convolve import convolve, highest
 from upslope.models.networks import orthogonal
 from upslope.models.products import linear
@@ -23,6 +24,8 @@ from upslope.models.products import linear
 Images = Shaped[Array, "B H W C"]
 """Floats, or bytes, which the first convolution reads as fractions of 255."""
 Maps = Float[Array, "B I J K"]
+PIXELS, STACK_PIXELS = 2**16, 2**13
+"""For how many pixels the activations of plain layers, and of stacks, fit in a core's cache."""
 MANY = 64
 """If this many images of a kind fit in a core's cache, they are so small that all are processed at once."""
 
@@ -61,8 +64,6 @@ class Convolutions(equinox.Module):
 
     layers: tuple[Any, ...]
     last: Linear
-    portion: int = equinox.field(static=True)
-    """The number of images that a CPU processes at a time."""
 
     @property
     def num_features(self) -> int:
@@ -70,8 +71,7 @@ class Convolutions(equinox.Module):
         return int(self.last.out_features)
 
     def __call__(self, images: Images) -> Float[Array, "B F"]:
-        cpu = partial(in_portions, self.portion)
-        flat = jax.lax.platform_dependent(self.layers, images, cpu=cpu, default=flattened)
+        flat = jax.lax.platform_dependent(self.layers, images, cpu=in_portions, default=flattened)
         assert self.last.bias is not None
         return jax.nn.relu(linear(flat, self.last.weight.T) + self.last.bias)
 
@@ -88,14 +88,14 @@ def flattened(layers: tuple[Any, ...], images: Images) -> Float[Array, "B K"]:
     return through_all(layers, images).reshape(images.shape[0], -1)
 
 
-def in_portions(portion: int, layers: tuple[Any, ...], images: Images) -> Float[Array, "B K"]:
-    """Like `flattened`, with `portion` images at a time, so that their activations stay in a core's cache."""
+def in_portions(layers: tuple[Any, ...], images: Images) -> Float[Array, "B K"]:
+    """Like `flattened`, with a few large images at a time, so that their activations stay in a core's cache."""
+    pixels = STACK_PIXELS if isinstance(layers[0], Stack) else PIXELS
+    portion = 1 << max(1, pixels // math.prod(images.shape[1:3])).bit_length() - 1
     if portion >= min(len(images), MANY):
         return flattened(layers, images)
-    count = len(images) // portion
-    whole, rest = jnp.split(images, [count * portion])
-    flat = jax.lax.map(partial(flattened, layers), whole.reshape(count, portion, *images.shape[1:]))
-    flat = flat.reshape(count * portion, -1)
+    whole, rest = jnp.split(images, [len(images) // portion * portion])
+    flat = block_by_block(partial(flattened, layers), whole, portion)
     return jnp.concatenate([flat, flattened(layers, rest)]) if len(rest) else flat
 
 
@@ -123,24 +123,22 @@ def board(channels: int, keys: Callable[[], PRNGKeyArray]) -> tuple[Any, ...]:
     return (Conv2d(channels, 16, 3, key=keys()),)
 
 
-NETWORKS: dict[str, tuple[Callable[..., tuple[Any, ...]], int, int, int]] = {
-    "nature": (nature, 512, 36, 2**16),
-    "impala": (impala, 256, 1, 2**13),
-    "board": (board, 128, 3, 2**16),
+NETWORKS: dict[str, tuple[Callable[..., tuple[Any, ...]], int, int]] = {
+    "nature": (nature, 512, 36),
+    "impala": (impala, 256, 1),
+    "board": (board, 128, 3),
 }
-"""Network name → its layers, the number of features F, the smallest side of an image that it accepts, and for how many
-pixels the activations fit in a core's cache."""
+"""Network name → its layers, the number of features F, and the smallest side of an image that it accepts."""
 
 
 def convolutions(
     network: str, shape: tuple[int, int, int], key: PRNGKeyArray, draw: np.random.Generator
 ) -> Convolutions:
     """Create a network for images [height, width, channels], with orthogonal weights of gain √2 and zero biases."""
-    layers_of, num_features, _, pixels = NETWORKS[network]
+    layers_of, num_features, _ = NETWORKS[network]
     keys = iter(jax.random.split(key, 32))
     layers = layers_of(shape[-1], lambda: next(keys))
-    portion = 1 << max(1, pixels // math.prod(shape[:2])).bit_length() - 1
-    made = Convolutions(layers, Linear(flat_size(network, shape), num_features, key=next(keys)), portion)
+    made = Convolutions(layers, Linear(flat_size(network, shape), num_features, key=next(keys)))
     return jax.tree.map(lambda x: redrawn(x, draw) if equinox.is_inexact_array(x) else x, made)
 
 

@@ -26,10 +26,10 @@ class Reader(Reading):
 
     def __call__(self, features: Features) -> Float[Array, "B K"]:
         """The K numbers for B prepared observations."""
-        return self.of_floats(self.legible(features))
+        return self.of_legible(self.legible(features))
 
-    def of_floats(self, features: Features) -> Float[Array, "B K"]:
-        """The K numbers for features that have already been converted, e.g. normalised features."""
+    def of_legible(self, features: Features) -> Float[Array, "B K"]:
+        """The K numbers for features that `legible` has converted, which may have been normalised since."""
         return self.branch.after(self.branch.before(features))
 
     def value(self, features: Features) -> Float[Array, "B"]:

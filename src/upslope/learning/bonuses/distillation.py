@@ -72,7 +72,7 @@ def normalised(statistics: Any, floats: Any) -> Any:
 def squared_errors(distilled: Distilled, floats: Any) -> Float[Array, "B K"]:
     """(f̂_k(s) − f_k(s))² for each of the K outputs."""
     inputs = normalised(distilled.statistics, floats)
-    return (distilled.predictor.networks.of_floats(inputs) - distilled.target.of_floats(inputs)) ** 2
+    return (distilled.predictor.networks.of_legible(inputs) - distilled.target.of_legible(inputs)) ** 2
 
 
 def distil(
@@ -93,9 +93,9 @@ def distil(
 
     def loss(predictor: Any, examples: Examples) -> Float[Array, "B"]:
         inputs, target = examples.features
-        return jnp.mean((predictor.of_floats(inputs) - target) ** 2, axis=-1)
+        return jnp.mean((predictor.of_legible(inputs) - target) ** 2, axis=-1)
 
-    examples = Examples((inputs, distilled.target.of_floats(inputs)), chosen.astype(jnp.float32), chosen)
+    examples = Examples((inputs, distilled.target.of_legible(inputs)), chosen.astype(jnp.float32), chosen)
     plan = Plan(OPTIMISER, epochs, min(minibatches, valid.size), in_halves=False)
     predictor, _ = fit(distilled.predictor, plan, loss, examples, fit_key, learning_rate)
     return distilled._replace(predictor=predictor)

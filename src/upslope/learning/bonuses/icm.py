@@ -116,6 +116,6 @@ class ICM(Bonus):
 
 def prediction_error(networks: Curious, steps: Steps) -> tuple[Float[Array, "B"], Float[Array, "B F"]]:
     """½ ‖φ̂ − φ(s')‖², and (φ(s), φ(s')) concatenated."""
-    now, after = networks.encode.of_floats(steps.now), networks.encode.of_floats(steps.after)
+    now, after = networks.encode.of_legible(steps.now), networks.encode.of_legible(steps.after)
     predicted = networks.predict(jnp.concatenate([now, steps.told], axis=-1))
     return 0.5 * jnp.sum((predicted - after) ** 2, axis=-1), jnp.concatenate([now, after], axis=-1)

@@ -50,7 +50,7 @@ FIELDS: dict[type, tuple[str, ...]] = {
     Perceptron: ("weights", "biases", "activation"),
     memories.Gated: ("layer",),
     memories.LinearRecurrence: ("nu", "theta", "inward", "outward", "skip"),
-    convolutions.Convolutions: ("layers", "last", "portion"),
+    convolutions.Convolutions: ("layers", "last"),
     convolutions.Stack: ("first", "blocks"),
     convolutions.Residual: ("first", "second"),
     encoders.BoxEncoder: ("shape",),
