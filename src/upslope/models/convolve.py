@@ -1,7 +1,7 @@
 """Convolutions as matrix products, because XLA's convolutions are slow inside compiled loops on CPU cores.
 
 Inside a compiled loop, XLA runs a convolution and its gradient as plain loops. For the layers of upslope's networks on
-one core, these loops took 9 to 60 times as long as the matrix products (`benchmarks/convolutions.py`). Other devices
+one core, these loops took 10 to 51 times as long as the matrix products (`benchmarks/convolutions.py`). Other devices
 use XLA's convolution.
 """
 
