@@ -61,13 +61,24 @@ class Hosts:
         """Run a script on a host, in its home folder; its output goes to a log."""
         # Ray keeps its sessions in /tmp/ray and its objects in /dev/shm, so each host gets its own copy of both
         # folders.
+        own = "mkdir -p /tmp/ray" + "".join(
+            f" && mount -t tmpfs none {hidden}" for hidden in (PROJECT, "/tmp/ray", "/dev/shm")
+        )
+        namespaces = ["ip", "netns", "exec", name, "unshare", "-m", "-p", "-f", "--mount-proc", "--kill-child"]
+        return self.spawn(name, namespaces, f"{own}\n{script}")
+
+    def start_beside(self, other: subprocess.Popen[bytes], name: str, script: str) -> subprocess.Popen[bytes]:
+        """Run a second script on a host, in the namespaces of one that `start` returned."""
+        shell = Path(f"/proc/{other.pid}/task/{other.pid}/children").read_text("utf-8").split()[0]
+        return self.spawn(name, ["nsenter", "--target", shell, "--net", "--mount", "--pid"], script)
+
+    def spawn(self, name: str, inside: list[str], script: str) -> subprocess.Popen[bytes]:
+        """Run a script in a host's home folder with its environment variables, after the command `inside`."""
         begin = f"""
-mount -t tmpfs none {PROJECT} && mkdir -p /tmp/ray && mount -t tmpfs none /tmp/ray && mount -t tmpfs none /dev/shm
 export HOME={self.home(name)} PYTHONPATH={self.site} PATH={Path(sys.executable).parent}:$PATH
 export RAY_USAGE_STATS_ENABLED=0 PYTHONWARNINGS=ignore
 cd ~
 """
-        inside = ["ip", "netns", "exec", name, "unshare", "-m", "-p", "-f", "--mount-proc", "--kill-child"]
         with (self.folder / f"{name}.log").open("ab") as log:
             return subprocess.Popen([*inside, "bash", "-c", begin + script], stdout=log, stderr=log)
 
@@ -188,7 +199,7 @@ def wait_for(is_so: Callable[[], bool]) -> None:
         time.sleep(0.2)
 
 
-def train(hosts: Hosts, run_folder: Path) -> subprocess.Popen[bytes]:
+def train(hosts: Hosts, cluster: subprocess.Popen[bytes], run_folder: Path) -> subprocess.Popen[bytes]:
     """Train or resume a run on both hosts, with upslope checking the cluster every two seconds."""
     words = ["train", "cluster_world:Sleeping", "--py-module", "cluster_world.py", "--no-preset", "--quiet"]
     words += [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
@@ -197,7 +208,7 @@ def train(hosts: Hosts, run_folder: Path) -> subprocess.Popen[bytes]:
         "\nimport sys\n", "\nimport sys\nfrom upslope.engines import workers\nworkers.LOOK_SECONDS = 2\n"
     )
     (hosts.home("first") / "driver.py").write_text(code)
-    return hosts.start("first", f"{waiting_for(2)}\npython driver.py {' '.join(words)}")
+    return hosts.start_beside(cluster, "first", f"{waiting_for(2)}\npython driver.py {' '.join(words)}")
 
 
 def cut_often(times: int, seconds: float, *, until_lost: bool) -> dict[str, Any]:
@@ -215,7 +226,7 @@ def cut_often(times: int, seconds: float, *, until_lost: bool) -> dict[str, Any]
         whole = contents(RunDirectory(upslope.train("cluster_world:Sleeping", **here, **SETTINGS).path))
         while tally["faults"] < times:
             place = hosts.home("first") / "there"
-            driver, struck = train(hosts, place), 0
+            driver, struck = train(hosts, cluster, place), 0
             while driver.poll() is None:
                 before = size_of(place)
                 while size_of(place) <= before and driver.poll() is None:
