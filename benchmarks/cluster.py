@@ -249,7 +249,7 @@ def measured(command: str) -> dict[str, float]:
 
 def fault_rows(found: dict[str, Any]) -> list[str]:
     """Format the results of the faults as a table."""
-    rows = ["| fault, on a cluster of three nodes | times | runs | runs with unchanged results | lost rows |"]
+    rows = ["| fault, on a cluster | times | runs | runs with unchanged results | lost rows |"]
     rows.append("|---|---:|---:|---:|---:|")
     keys = ("faults", "runs", "runs with unchanged results", "lost rows")
     for name, one in (found.get("faults", {}) | found.get("hosts", {})).items():

@@ -75,6 +75,8 @@ GRID: dict[str, Any] = {
 }
 """Settings for MiniGrid's rooms. Batches are larger than in the preset, which is meant for small rooms. The settings
 were tried on seeds 100 and 101."""
+COMPILED_GRID: dict[str, Any] = GRID | {"num_envs": 32, "normalize_rewards": True}
+"""Settings for XLand-MiniGrid's rooms."""
 WORLDS = {
     "deep_sea_10": deep_sea(10, 10_000),
     "deep_sea_20": deep_sea(20, 10_000, ("none", "count", "rnd")),
@@ -93,6 +95,13 @@ WORLDS = {
     ),
     "key_corridor": until_solved(
         "MiniGrid-KeyCorridorS3R3-v0", 600_000, 0.5, {"bonus": "count", "bonus_kwargs": {"scope": "both"}}, **GRID
+    ),
+    "locked_room": until_solved(
+        "xminigrid:MiniGrid-LockedRoom",
+        1_000_000,
+        0.5,
+        {"bonus": "count", "bonus_kwargs": {"scope": "both"}},
+        **COMPILED_GRID,
     ),
     "cliff_walking": until_solved("CliffWalking-v1", 500_000, -15.0, {"bonus": "count", "bonus_coefficient": 0.1}),
 }
