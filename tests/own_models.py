@@ -6,6 +6,7 @@ import equinox
 import jax
 import jax.numpy as jnp
 from equinox.nn import GRUCell, Linear
+from gymnasium import spaces
 
 from upslope import Outputs
 from upslope.core.distributions import Categorical
@@ -161,3 +162,59 @@ class TwoValues(Forgetful):
     def step(self, features: Any, carry: Any, fresh: Any) -> tuple[Outputs, Any]:
         outputs, carry = super().step(features, carry, fresh)
         return outputs._replace(value=outputs.value[:, None]), carry
+
+
+class TooManyChoices(Forgetful):
+    """Has a logit for an action that does not exist."""
+
+    def __init__(self, observation_space: Any, action_space: Any, *, key: Any):
+        super().__init__(observation_space, spaces.Discrete(int(action_space.n) + 1), key=key)
+
+
+class HalfPrecision(Forgetful):
+    """Returns values with 16 bits."""
+
+    def step(self, features: Any, carry: Any, fresh: Any) -> tuple[Outputs, Any]:
+        outputs, carry = super().step(features, carry, fresh)
+        return outputs._replace(value=outputs.value.astype(jnp.bfloat16)), carry
+
+
+class HalfLogits(Forgetful):
+    """Returns a policy with 16 bits."""
+
+    def step(self, features: Any, carry: Any, fresh: Any) -> tuple[Outputs, Any]:
+        outputs, carry = super().step(features, carry, fresh)
+        return outputs._replace(policy=Categorical(outputs.policy.logits.astype(jnp.float16))), carry
+
+
+class CarriesKeys(Forgetful):
+    """Carries random keys from step to step."""
+
+    def start(self, num: int) -> Any:
+        return jax.random.split(jax.random.key(0), num)
+
+    def step(self, features: Any, carry: Any, fresh: Any) -> tuple[Outputs, Any]:
+        outputs, _ = super().step(features, jnp.zeros(len(fresh)), fresh)
+        return outputs, jax.vmap(lambda key: jax.random.split(key)[0])(carry)
+
+
+class WithParameter(Forgetful):
+    """Has a parameter of its own in the critic's group."""
+
+    further: Any
+
+    def __init__(self, observation_space: Any, action_space: Any, *, key: Any, further: Any):
+        super().__init__(observation_space, action_space, key=key)
+        self.further = jnp.asarray(further)
+
+    def groups(self) -> dict[str, Any]:
+        return {"policy": self.policy_layer, "value": (self.value_layer, self.further)}
+
+
+class NoPytree:
+    """Has every method of a model, but its parameters cannot be found."""
+
+    def __init__(self, observation_space: Any, action_space: Any, *, key: Any):
+        self.model = Forgetful(observation_space, action_space, key=key)
+        self.prepare, self.start = self.model.prepare, self.model.start
+        self.step, self.groups = self.model.step, self.model.groups

@@ -15,6 +15,7 @@ from run_helpers import assert_stops_and_resumes
 
 import upslope
 from upslope.analysis.episode_credit import credit_of
+from upslope.core.distributions import Bernoulli, Categorical, DiagonalGaussian, MultiCategorical, Product
 from upslope.core.objectives import PolicyGradient
 from upslope.core.types import Credit
 from upslope.errors import UpslopeError
@@ -25,6 +26,7 @@ from upslope.models.agent import initialise_agent
 from upslope.models.build import ModelSpec
 from upslope.models.choice_heads import DiscreteHead
 from upslope.models.encoders import BoxEncoder, DiscreteEncoder
+from upslope.models.heads import head_of
 from upslope.models.model import Memory, group_places, parameters_of, start_memory, unroll
 
 SPACES = BoxEncoder((4,)), DiscreteHead(2)
@@ -139,12 +141,49 @@ def test_the_value_of_a_successor_is_one_step_further_in_the_same_episode():
         (own_models.WithoutStart, "without the methods prepare, start, groups"),
         (own_models.OtherCarry, "a different carry"),
         (own_models.TwoValues, r"values of shape \(2, 1\)"),
+        (own_models.TooManyChoices, "the policy has 3 choices, but the space has 2"),
+        (own_models.HalfPrecision, "values of dtype bfloat16"),
+        (own_models.HalfLogits, "log probabilities of dtype float16"),
+        (own_models.CarriesKeys, r"random keys.*key_data"),
+        (partial(own_models.WithParameter, further=[1.0, jnp.nan]), r"further contains numbers that are not finite"),
+        (partial(own_models.WithParameter, further=1j), r"further is complex"),
+        (own_models.NoPytree, "not a pytree"),
         (lambda observation_space, action_space, *, key: 1 / 0, "could not be created: ZeroDivisionError"),
     ],
 )
 def test_what_is_no_model_is_refused_before_training(own: Any, words: str, tmp_path):
     with pytest.raises(UpslopeError, match=words):
         initialise_agent(jax.random.key(0), ModelSpec(*SPACES, {}, own))
+
+
+@pytest.mark.parametrize(
+    ("space", "policy", "words"),
+    [
+        (spaces.MultiDiscrete([3, 2]), MultiCategorical((Categorical(jnp.zeros((2, 2))),) * 2), "2 × 2 .* 3 × 2"),
+        (spaces.MultiDiscrete([3, 2]), MultiCategorical(tuple(Categorical(jnp.zeros((2, n))) for n in (3, 2))), ""),
+        (spaces.MultiBinary(3), Bernoulli(jnp.zeros((2, 3))), ""),
+        (
+            spaces.Tuple((spaces.Discrete(3), spaces.Box(-1, 1, (1,)))),
+            Product((Categorical(jnp.zeros((2, 4))), DiagonalGaussian(jnp.zeros((2, 1)), jnp.zeros(1)))),
+            "4 × 0 .* 3 × 0",
+        ),
+    ],
+)
+def test_a_models_policy_has_the_choices_of_its_space(space: Any, policy: Any, words: str):
+    class Fixed(own_models.Forgetful):
+        def __init__(self, observation_space: Any, action_space: Any, *, key: Any):
+            super().__init__(observation_space, spaces.Discrete(2), key=key)
+
+        def step(self, features: Any, carry: Any, fresh: Any) -> Any:
+            outputs, carry = super().step(features, carry, fresh)
+            return outputs._replace(policy=policy), carry
+
+    spec = ModelSpec(SPACES[0], head_of(space), {}, Fixed)
+    if not words:
+        assert initialise_agent(jax.random.key(0), spec)
+        return
+    with pytest.raises(UpslopeError, match=words):
+        initialise_agent(jax.random.key(0), spec)
 
 
 def test_every_parameter_is_in_a_group_whatever_else_a_model_holds():

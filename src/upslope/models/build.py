@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, PRNGKeyArray
 
 from upslope.core.arrays import STATIC, is_shape, pytree
-from upslope.core.distributions import Distribution
+from upslope.core.distributions import Distribution, MultiCategorical, Product
 from upslope.core.reading import brief
 from upslope.core.space_parts import leaf_spaces
 from upslope.errors import UpslopeError
@@ -64,6 +65,13 @@ def is_parameter_like(leaf: Any) -> bool:
     return isinstance(leaf, Place) or equinox.is_inexact_array(leaf)
 
 
+class Step(NamedTuple):
+    """What one traced step of a user's model returned."""
+
+    value: Array
+    log_prob: Array
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """Builds models for an observation space and an action space."""
@@ -87,6 +95,8 @@ class ModelSpec:
         rest = Rest(parts[0][1])
         models = [OwnModel(parameters, rest) for parameters, _ in parts]
         self.check(models[0])
+        for model in models:
+            refuse_parameters(model.parameters, name_of_model(self.own))
         return models
 
     def call(self, key: PRNGKeyArray) -> Any:
@@ -106,6 +116,11 @@ class ModelSpec:
                 f"{name} returns a {type(made).__name__} without the methods {', '.join(missing)}. A model has "
                 f"{', '.join(METHODS)}; see upslope.Model."
             )
+        if jax.tree.leaves(made) == [made]:
+            raise UpslopeError(
+                f"{name} returns a {type(made).__name__}, which is not a pytree, so its parameters cannot be found. "
+                "Derive the class from equinox.Module, or register it with jax.tree_util.register_dataclass."
+            )
         return made
 
     def check(self, model: OwnModel) -> None:
@@ -123,11 +138,26 @@ class ModelSpec:
         wanted = jax.eval_shape(lambda: model.start(2))
         if jax.tree.map(lambda x: (x.shape, x.dtype), carry) != jax.tree.map(lambda x: (x.shape, x.dtype), wanted):
             raise UpslopeError(f"{name}.step() returns a different carry from {name}.start(): {carry}, not {wanted}.")
-        if outputs.shape != (2,):
-            raise UpslopeError(f"{name}.step() returns values of shape {outputs.shape} for 2 columns, not (2,).")
+        if any(jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in jax.tree.leaves(carry)):
+            raise UpslopeError(
+                f"The carry of {name} contains random keys, which cannot be stored. Store their jax.random.key_data "
+                "instead, and restore them with jax.random.wrap_key_data."
+            )
+        if outputs.value.shape != (2,):
+            raise UpslopeError(f"{name}.step() returns values of shape {outputs.value.shape} for 2 columns, not (2,).")
+        for what, x in (("values", outputs.value), ("log probabilities", outputs.log_prob)):
+            if x.dtype not in (jnp.float32, jnp.float64):
+                raise UpslopeError(
+                    f"{name}.step() returns {what} of dtype {x.dtype}. Layers may compute with other dtypes, but the "
+                    "outputs must be converted to float32, because learning computes with 32 bits."
+                )
 
     def two_columns(self, model: OwnModel) -> Any:
-        """Return V and the carry after one step of two columns. Raises TypeError if the outputs do not fit the head."""
+        """Return V, a log probability and the carry after one step of two columns.
+
+        Raises:
+            TypeError: the outputs do not fit the head.
+        """
         observation = jax.tree.map(
             lambda shape, space: jnp.zeros((2, *shape), jax.dtypes.canonicalize_dtype(space.dtype)),
             self.encoder.shapes,
@@ -137,11 +167,20 @@ class ModelSpec:
         outputs, carry = model.step(model.prepare(observation), model.start(2), jnp.ones(2, bool))
         if not isinstance(outputs, Outputs) or not isinstance(outputs.policy, Distribution):
             raise TypeError("step() must return (upslope.Outputs(policy, value), carry) with a distribution as policy")
-        action = outputs.policy.mode()
-        if action.shape != (2, *self.head.sample_shape):
-            raise TypeError(f"actions have shape {action.shape[1:]}, but the space requires {self.head.sample_shape}")
-        outputs.policy.log_prob(action)
-        return outputs.value, carry
+        action, wanted = outputs.policy.mode(), (2, *self.head.sample_shape)
+        if action.shape != wanted:
+            raise TypeError(f"for 2 columns, actions have shape {action.shape}, but the space requires {wanted}")
+        found, needed = choices_of(outputs.policy), choices_of(self.plain_policy())
+        if len(found) != len(needed):
+            found, needed = (sum(found),), (sum(needed),)
+        if any(mine and mine != other for mine, other in zip(found, needed, strict=True)):
+            raise TypeError(f"the policy has {joined(found)} choices, but the space has {joined(needed)}")
+        return Step(outputs.value, outputs.policy.log_prob(action)), carry
+
+    def plain_policy(self) -> Distribution:
+        """The head's own distribution for two columns."""
+        zeros = [jnp.zeros((2, num)) for num in (self.head.num_outputs, self.head.num_features)]
+        return self.head.distribution(zeros[0], jnp.zeros(self.head.num_scales), zeros[1])
 
 
 def networks(
@@ -210,6 +249,30 @@ def perceptrons_for(environment: Any, **settings: Any) -> ModelSpec:
     """The specification of a model of two perceptrons for an environment's spaces."""
     encoder = encoder_of(environment.observation_space, "environment")
     return ModelSpec(encoder, head_of(environment.action_space, "environment"), settings)
+
+
+def choices_of(policy: Distribution) -> tuple[int, ...]:
+    """The number of choices of each part of a policy; 0 for real-valued parts, and for a user's own distribution."""
+    if isinstance(policy, MultiCategorical):
+        return tuple(part.num_choices for part in policy.heads)
+    if isinstance(policy, Product):
+        return tuple(number for part in policy.parts for number in choices_of(part))
+    return (policy.num_choices,)
+
+
+def joined(numbers: tuple[int, ...]) -> str:
+    """Numbers of choices, for messages."""
+    return " × ".join(map(str, numbers))
+
+
+def refuse_parameters(parameters: Any, name: str) -> None:
+    """Reject a user's initial parameters that are not finite real numbers."""
+    for path, x in jax.tree.leaves_with_path(parameters):
+        place = f"{name}{jax.tree_util.keystr(path)}"
+        if jnp.iscomplexobj(x):
+            raise UpslopeError(f"The parameter {place} is complex ({x.dtype}). Store its real and imaginary parts.")
+        if not np.isfinite(x).all():
+            raise UpslopeError(f"The parameter {place} contains numbers that are not finite when the model is created.")
 
 
 def name_of_model(own: Any) -> str:
