@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gymnasium import spaces
 from run_helpers import assert_same_run, before_chunk
 from user_environments import Faulty
 
 import upslope
+from upslope import CompiledEnvironment, Transition
 from upslope.cli.main import main
 from upslope.engines.compiled import CompiledEngine
 from upslope.engines.host import HostEngine
@@ -193,6 +195,32 @@ def test_a_fault_through_the_command_line(refused: Refused, tmp_path: Path, monk
     said = refused(f"train user_environments:Faulty --steps 320 --name faulty {FLAGS}")
     assert said.startswith("upslope: user_environments:Faulty raised RuntimeError")
     assert (tmp_path / "runs" / "faulty" / "checkpoints" / "last.npz").exists()
+
+
+class NeverFinite(CompiledEnvironment):
+    """Returns an observation or a reward that is not a number, at every third step."""
+
+    observation_space, action_space = spaces.Box(-1, 1, (1,)), spaces.Discrete(2)
+
+    def __init__(self, where: str):
+        self.where = where
+
+    def reset(self, key: Any) -> Any:
+        return jnp.int32(0), jnp.zeros(1)
+
+    def step(self, key: Any, state: Any, action: Any) -> Any:
+        broken = jnp.where(state % 3 == 2, jnp.nan, 0.5)
+        observation, reward = (broken[None], 0.5) if self.where == "observations" else (jnp.full(1, 0.5), broken)
+        return state + 1, Transition(observation, reward, state == 7, jnp.bool_(False))
+
+
+@pytest.mark.parametrize("where", ["observations", "rewards"])
+def test_an_environment_whose_numbers_are_not_finite_is_named_instead_of_the_learning_rate(where: str, tmp_path: Path):
+    settings: dict[str, Any] = {"steps": 320, "seeds": 2, "quiet": True, "folder": tmp_path, "name": "broken", **SMALL}
+    with pytest.raises(UpslopeError, match=f"The environment returned {where} that are not finite"):
+        upslope.train(NeverFinite(where), **settings)
+    found = {finding.cause: finding for finding in upslope.diagnose(tmp_path / "broken").findings}
+    assert where in found["not_finite"].likely and "learning-rate" not in found["not_finite"].remedy
 
 
 def test_a_loss_that_is_not_a_number_is_reported(refused: Refused, tmp_path: Path):

@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from upslope.config.config import Config
+from upslope.core.broken_facts import broken_facts
 from upslope.core.messages import counted
 from upslope.diagnosis.findings import Finding, Signs, rule, share
 
@@ -210,12 +211,19 @@ def not_finite(s: Signs) -> Finding | None:
     loss = s.record.metrics.get("policy/loss")
     if loss is None:
         return None
-    last = [row[: int(np.isfinite(steps).sum())][-3:] for row, steps in zip(loss, s.record.steps, strict=True)]
-    lost = np.asarray([len(row) > 0 and not np.isfinite(row).any() for row in last])
+    rows = [row[: int(np.isfinite(steps).sum())] for row, steps in zip(loss, s.record.steps, strict=True)]
+    lost = np.asarray([len(row) > 0 and not np.isfinite(row[-3:]).any() for row in rows])
+    facts = [
+        broken_facts(~np.isfinite(row), {name: x[seed] for name, x in s.record.metrics.items()})
+        for seed, row in enumerate(rows) if lost[seed]
+    ]  # fmt: skip
+    broken = next(filter(None, facts), "")
     return Finding(
         "not_finite", f"{lost.sum()} of {len(lost)} seeds have parameters that are no longer finite.",
-        "The networks produced numbers too large for 32 bits.",
-        "Lower --learning-rate, and add --normalize-observations --normalize-rewards.", 0.99,
+        f"The environment returned {broken} that are not finite." if broken
+        else "The networks produced numbers too large for 32 bits.",
+        f"Correct the environment; upslope check {s.config.environment} shows where." if broken
+        else "Lower --learning-rate, and add --normalize-observations --normalize-rewards.", 0.99,
         evidence=(s.evidence("policy/loss", np.where(lost, np.nan, 0.0), "a number"),),
     ) if lost.any() else None  # fmt: skip
 

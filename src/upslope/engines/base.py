@@ -167,11 +167,17 @@ def clock(phases: dict[str, float], phase: str) -> Iterator[None]:
 def not_finite(chunk: Chunk) -> np.ndarray:
     """Return the rows [S] whose agent has non-finite numbers after the last iteration in which it was updated."""
     moved = chunk.steps > chunk.before
-    if not chunk.metrics:
-        return np.asarray(moved.any(axis=1))  # no update followed the steps
     last = moved.shape[1] - 1 - np.argmax(moved[:, ::-1], axis=1)
-    after = chunk.metrics["policy/loss"] + chunk.metrics["policy/kl"]  # the KL is computed with the new parameters
-    return np.asarray(moved.any(axis=1) & ~np.isfinite(after[np.arange(len(after)), last]))
+    return np.asarray(moved.any(axis=1) & lost_after(chunk)[np.arange(len(last)), last])
+
+
+def lost_after(chunk: Chunk) -> np.ndarray:
+    """Return after which iterations [S, I] a row's agent has non-finite numbers."""
+    moved = np.asarray(chunk.steps > chunk.before)
+    if not chunk.metrics:
+        return moved  # no update followed the steps
+    # The KL is computed with the new parameters.
+    return moved & ~np.isfinite(chunk.metrics["policy/loss"] + chunk.metrics["policy/kl"])
 
 
 def finite_seeds(agents: Any) -> np.ndarray:

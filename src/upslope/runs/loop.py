@@ -18,9 +18,10 @@ import numpy as np
 
 from upslope.config.config import Config
 from upslope.core.arrays import where_seeds
+from upslope.core.broken_facts import broken_facts
 from upslope.core.messages import shell
 from upslope.core.numbers import number
-from upslope.engines.base import Chunk, Engine, clock, finite_seeds, not_finite
+from upslope.engines.base import Chunk, Engine, clock, finite_seeds, lost_after, not_finite
 from upslope.errors import UpslopeError
 from upslope.learning.iteration import TrainState
 from upslope.models.agent import Agent
@@ -336,14 +337,22 @@ class Loop:
                 progress.broken.add(s)
                 self.say(
                     f"seed {self.seeds[s]}: the agent's parameters are no longer finite at step "
-                    f"{chunk.steps[s, -1]:,}, so this seed is lost. Lower --learning-rate, or normalise the inputs."
+                    f"{chunk.steps[s, -1]:,}, so this seed is lost. {self.remedy(chunk, s)}"
                 )
         if len(progress.broken) == len(self.seeds):
             raise UpslopeError(
                 f"The agent's parameters are no longer finite in any seed, so training stopped at step "
                 f"{chunk.steps[:, -1].max():,}. {self.directory.best} holds the best agents of the previous "
-                "checkpoint. Lower --learning-rate, or use --normalize-rewards and --normalize-observations."
+                f"checkpoint. {self.remedy(chunk, int(np.argmax(not_finite(chunk))))}"
             )
+
+    def remedy(self, chunk: Chunk, s: int) -> str:
+        """Return what may have made a seed's parameters infinite or not a number, and what to do about it."""
+        check = f"upslope check {self.config.environment}"
+        if found := broken_facts(lost_after(chunk)[s], {name: x[s] for name, x in chunk.metrics.items()}):
+            return f"The environment returned {found} that are not finite. Correct it; `{check}` shows where."
+        remedy = "Lower --learning-rate, or use --normalize-rewards and --normalize-observations."
+        return remedy if self.config.data else f"{remedy} If the environment may be at fault, try `{check}`."
 
 
 def true_steps(steps: np.ndarray, progress: Progress) -> np.ndarray:
