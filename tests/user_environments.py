@@ -176,6 +176,13 @@ def needs_an_argument(size: int) -> Walk:
     return Walk()
 
 
+def normalised_walk(*, is_fixed: bool = False) -> gymnasium.Env:
+    """Create a walk whose observations a wrapper scales, by running or by fixed statistics."""
+    env = gymnasium.wrappers.NormalizeObservation(gymnasium.wrappers.TimeLimit(Walk(), 20))
+    env.update_running_mean = not is_fixed
+    return gymnasium.wrappers.RecordEpisodeStatistics(env)
+
+
 def cannot_be_made() -> Walk:
     raise ValueError("no licence found")
 

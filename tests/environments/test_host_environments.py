@@ -4,12 +4,13 @@ import importlib
 import json
 import os
 import sys
+from functools import partial
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
-from user_environments import Walk
+from user_environments import Walk, normalised_walk
 
 import upslope
 from upslope.cli.main import run as run_command
@@ -70,6 +71,26 @@ def test_wrappers_are_put_around_it_the_first_innermost():
 def test_a_wrapper_that_cannot_be_is_refused(wrapper, words):
     with pytest.raises(upslope.UpslopeError, match=words):
         make("CartPole-v1", wrappers=(wrapper,))
+
+
+@pytest.mark.parametrize(
+    ("create", "found"),
+    [
+        (Walk, ()),
+        (normalised_walk, ("observations",)),
+        (partial(normalised_walk, is_fixed=True), ()),
+        (lambda: gymnasium.wrappers.NormalizeReward(normalised_walk()), ("rewards", "observations")),
+    ],
+)
+def test_running_statistics_of_wrappers_are_found(create, found):
+    assert host(create).normalised == found
+
+
+def test_returns_that_a_wrapper_scales_are_announced(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    small = ["--steps", "32", "--num-envs", "2", "--rollout-steps", "16", "--no-preset"]
+    run_command(["train", "CartPole-v1", "--wrapper", "NormalizeReward", *small])
+    assert "the wrapper NormalizeReward scales rewards" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_run_keeps_its_wrappers_and_every_command_uses_them(tmp_path, capsys):

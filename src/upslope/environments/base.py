@@ -104,6 +104,8 @@ class HostEnvironment:
     """Creates several environments as one object, which steps and resets them itself; None if that is impossible."""
     kind: str = ""
     """A description of what creates the batches, and of how they start the next episode."""
+    normalised: tuple[str, ...] = ()
+    """What its wrappers scale by running statistics, which are lost when the environment is closed."""
     is_compiled: ClassVar[bool] = False
 
     @property

@@ -18,7 +18,7 @@ from upslope.environments.masks import known_masks, with_mask_in_info
 from upslope.environments.modules import accepts, call, found, import_module
 from upslope.environments.names import near, registered_by
 from upslope.environments.packages import fitting, package_of, register, remedy_of
-from upslope.environments.wrappers import wrap
+from upslope.environments.wrappers import normalised_in, wrap
 from upslope.errors import STOPS, UpslopeError
 
 EXTRAS = {"mujoco": "mujoco", "Box2D": "box2d", "box2d": "box2d"}
@@ -97,7 +97,10 @@ def host_environment(maker: Maker, env: Any) -> HostEnvironment:
         if spec is not None and maker.callable() is None:
             maker = replace(maker, spec=gymnasium.registry.get(spec.id))
         is_named, masks = maker.request.given is None, (known_masks(env, name), maker.request.masks)
-        return HostEnvironment(name, maker, observations, actions, limit, is_named, partial(drawing, maker), *masks)
+        drawn, normalised = partial(drawing, maker), normalised_in(env)
+        return HostEnvironment(
+            name, maker, observations, actions, limit, is_named, drawn, *masks, normalised=normalised
+        )
     finally:
         close_all(name, [env])
 

@@ -32,7 +32,7 @@ from upslope.environments.host import (  # fmt: skip
 from upslope.environments.masks import known_masks, with_mask_in_info
 from upslope.environments.modules import accepts, found, import_module
 from upslope.environments.packages import register
-from upslope.environments.wrappers import wrap
+from upslope.environments.wrappers import normalised_by, normalised_in, wrap
 from upslope.errors import STOPS, UpslopeError
 
 VECTOR_PREFIX, ENVPOOL_PREFIX = "vector:", "envpool:"
@@ -386,9 +386,9 @@ def described(maker: VectorMaker) -> HostEnvironment:
         masks = known_masks(env, request.name), request.masks
         drawing = partial(drawn, maker)
         kind = f"{type(envs.unwrapped).__name__}, resets {RESETS[mode_of(envs, request.name)]}"
-        return HostEnvironment(
-            request.name, maker, observations, actions, limit, True, drawing, *masks, maker.batch, kind
-        )
+        normalised = normalised_in(envs) or normalised_by(request.wrappers)
+        parts = masks[0], masks[1], maker.batch, kind, normalised
+        return HostEnvironment(request.name, maker, observations, actions, limit, True, drawing, *parts)
     finally:
         close_all(request.name, [env])
 

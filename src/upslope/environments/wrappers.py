@@ -79,6 +79,32 @@ def wrap(environment: Any, texts: tuple[str, ...], name: str) -> Any:
     return environment
 
 
+NORMALISERS = {
+    "observations": (gymnasium.wrappers.NormalizeObservation, gymnasium.wrappers.vector.NormalizeObservation),
+    "rewards": (gymnasium.wrappers.NormalizeReward, gymnasium.wrappers.vector.NormalizeReward),
+}
+"""Gymnasium's wrappers that scale what an environment returns by running statistics."""
+
+
+def normalised_in(env: Any) -> tuple[str, ...]:
+    """What the wrappers of an environment, or of a batch and the first environment in it, scale by statistics that
+    change while it runs: observations, rewards."""
+    found: list[str] = []
+    while isinstance(env, gymnasium.Wrapper | gymnasium.vector.VectorWrapper):
+        is_running = getattr(env, "update_running_mean", True)
+        found += [what for what, kinds in NORMALISERS.items() if isinstance(env, kinds) and is_running]
+        env = env.env
+    if isinstance(env, gymnasium.vector.SyncVectorEnv):
+        found += normalised_in(env.envs[0])
+    return tuple(dict.fromkeys(found))
+
+
+def normalised_by(texts: tuple[str, ...]) -> tuple[str, ...]:
+    """What wrappers in the format of `--wrapper` scale, for environments that other processes create."""
+    requested = [wrapper_of(parse_wrapper(text)[0]) for text in texts]
+    return tuple(what for what, kinds in NORMALISERS.items() if any(kind in kinds for kind in requested))
+
+
 def wrapper_of(name: str) -> Any:
     """The wrapper class or function with this name.
 

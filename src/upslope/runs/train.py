@@ -169,6 +169,7 @@ def begin_once(config: Config, task: Task, directory: RunDirectory, session: Ses
     """Train from scratch with the available workers."""
     require_trackers(session.trackers)
     check_sources(config, task)
+    refuse_lost_statistics(config, task)
     with computing(on_host=is_on_host(config, task)), closing(engine_for(config, task, session)) as engine:
         state, lineage = engine.start(), None
         if config.start_from is not None:
@@ -191,6 +192,26 @@ def begin_once(config: Config, task: Task, directory: RunDirectory, session: Ses
             lines = [*opening_lines(config, directory), *lines_of_task(config, task)]
             lines += [*(lines_of_lineage(lineage) if lineage else []), *about_reference]
             return run_loop(config, engine, directory, session, state, progress, lines)
+
+
+def normalised_by_wrappers(config: Config, task: Task) -> tuple[str, ...]:
+    """Return what the environment's own wrappers scale by running statistics during training."""
+    return () if config.data or task.environment.is_compiled else task.environment.normalised
+
+
+def refuse_lost_statistics(config: Config, task: Task) -> None:
+    """Reject an environment that scales observations by statistics that are not saved with the run.
+
+    Raises:
+        UpslopeError: the trained policy would later read observations on a different scale.
+    """
+    if "observations" in normalised_by_wrappers(config, task):
+        raise UpslopeError(
+            f"{config.environment} scales its observations by running statistics (Gymnasium's NormalizeObservation). "
+            "They belong to the environment and are not saved, so evaluate, export and resume would give the trained "
+            "policy observations on another scale. Remove this wrapper and use --normalize-observations, whose "
+            "statistics are part of the policy; or fix them in the environment (update_running_mean = False)."
+        )
 
 
 def check_sources(config: Config, task: Task) -> None:
@@ -388,10 +409,21 @@ def lines_of_task(config: Config, task: Task) -> list[str]:
     batched = [f"batched: {kind}; its episodes cannot be replayed, so a resumed run starts new ones"] if kind else []
     return [
         *batched,
+        *lines_of_scaled_rewards(config, task),
         *lines_of_masks(config, task),
         *lines_of_networks(task),
         *lines_of_batch(task),
         *lines_of_one_sample(task),
+    ]
+
+
+def lines_of_scaled_rewards(config: Config, task: Task) -> list[str]:
+    """Return the note that returns are not in the environment's units, if its wrapper scales rewards."""
+    if "rewards" not in normalised_by_wrappers(config, task):
+        return []
+    return [
+        "the wrapper NormalizeReward scales rewards by statistics that are not saved, so returns are not in the "
+        "environment's units; --normalize-rewards scales rewards for learning only"
     ]
 
 
