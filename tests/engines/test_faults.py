@@ -59,6 +59,13 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         ("train user_environments:Wlak", 'There is no environment "user_environments:Wlak"'),
         ("train user_environments:needs_an_argument", "user_environments:needs_an_argument.*size"),
         ("train user_environments:Walk --wrapper NormalizeObservation", "running statistics.*--normalize-observations"),
+        ('train CartPole-v1 --env-kwargs {"max_episode_steps":5}', "Gymnasium takes itself. Use --max-episode-steps"),
+        ("train CartPole-v1 --env-kwargs limit=5", r"--env-kwargs.*JSON.*object.*single.*quotes"),
+        ("train CartPole-v1 --wrapper FrameStackObservation:3", r"must be a JSON object with their names, not 3, e.g."),
+        (
+            "train vector:user_environments:takes_anything",
+            "is called with num_envs=.*returns a gymnasium.vector.VectorEnv",
+        ),
         ("train user_environments:normalised_walk", "running statistics.*--normalize-observations"),
         ("train vector:CartPole-v1 --wrapper NormalizeObservation", "running statistics.*--normalize-observations"),
         ("train user_environments:cannot_be_made", "user_environments:cannot_be_made.*no licence found"),

@@ -86,6 +86,13 @@ def test_running_statistics_of_wrappers_are_found(create, found):
     assert host(create).normalised == found
 
 
+def test_a_wrapper_that_needs_a_limit_sees_the_one_that_is_set():
+    limited = host(Walk, wrappers=("TimeAwareObservation",), max_episode_steps=9)
+    assert limited.create().get_wrapper_attr("max_timesteps") == 9
+    with pytest.raises(BrokenEnvironmentError, match="TimeLimit"):
+        host(Walk, wrappers=("TimeAwareObservation",))
+
+
 def test_returns_that_a_wrapper_scales_are_announced(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     small = ["--steps", "32", "--num-envs", "2", "--rollout-steps", "16", "--no-preset"]

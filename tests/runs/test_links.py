@@ -286,3 +286,11 @@ def test_episodes_of_a_disk_that_was_full_at_the_header_are_none(run: Path):
     directory = RunDirectory(run)
     directory.episodes_path.write_text("step,se")
     assert np.shape(directory.episodes()) == (0,)
+
+
+@pytest.mark.parametrize("name", ["episodes.csv", "episodes.h5", "episodes.npy"])
+def test_episodes_are_not_recorded_under_the_suffix_of_another_format(name: str, tmp_path: Path):
+    with pytest.raises(UpslopeError, match=r"NPZ archive.*another suffix.*\.npz"):
+        evaluation.require_free(tmp_path / name)
+    evaluation.require_free(tmp_path / "episodes.NPZ")
+    evaluation.require_free(tmp_path / "episodes")

@@ -29,7 +29,10 @@ MAX_DEPTH = 32
 
 def mapping(text: str) -> dict[str, Any]:
     """Parse a JSON object. NaN and Infinity are refused, since they are not valid JSON."""
-    found = parse_json(text, MAX_DEPTH)
+    try:
+        found = parse_json(text, MAX_DEPTH)
+    except ValueError as error:
+        raise ValueError(f"{error}; write a JSON object in single quotes, e.g. '{{\"size\": 20}}'") from error
     json.dumps(found, allow_nan=False)  # 1e999 is parsed as infinity
     if not isinstance(found, dict):
         raise ValueError(f"{text} is not a JSON object, e.g. {{}}")

@@ -53,9 +53,12 @@ class Maker:
     def bare(self) -> Any:
         """Create one environment without wrappers."""
         request, create = self.request, self.callable()
-        if create is not None:
-            return call(create, request.name, request.env_kwargs)
-        return create_by_id(request, self.spec)
+        if create is None:
+            return create_by_id(request, self.spec)
+        made = call(create, request.name, request.env_kwargs)
+        limit = request.max_episode_steps if request.wrappers and isinstance(made, gymnasium.Env) else None
+        # Some wrappers need a limit that they can see. An id's limit is in its spec.
+        return made if limit is None else gymnasium.wrappers.TimeLimit(made, limit)
 
     def callable(self) -> Any:
         """The user's class, factory or instance; None for a registered id."""
@@ -173,9 +176,19 @@ def not_an_environment(env: Any) -> str:
     return f"{what}, not a gymnasium.Env. Pass a Gymnasium id, or a callable that returns one environment."
 
 
+OF_MAKE = {
+    "id": "Name the environment itself instead.",
+    "max_episode_steps": "Use --max-episode-steps.",
+    "disable_env_checker": "upslope checks what environments return itself.",
+}
+"""Arguments of `gymnasium.make` that are not an environment's own, and what to do instead of passing them."""
+
+
 def create_by_id(request: Request, spec: Any = None) -> gymnasium.Env:
     """Create one environment by its Gymnasium id, resolved to `spec` if given, or by `module:Id`."""
     name, kwargs = request.name, request.env_kwargs
+    for argument in OF_MAKE.keys() & kwargs.keys():
+        raise UpslopeError(f"--env-kwargs contains {argument}, which Gymnasium takes itself. {OF_MAKE[argument]}")
     module = import_module(name.rpartition(":")[0], name) if ":" in name else None
     if spec is None:
         register(name)

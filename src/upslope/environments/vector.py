@@ -110,7 +110,8 @@ class VectorMaker:
             raise
         except BaseException as error:
             raise BrokenEnvironmentError(
-                f"{request.name} could not be created from {request.env_kwargs or 'no arguments'}: {told(error)}."
+                f"{request.name} could not be created from {request.env_kwargs or 'no arguments'}: {told(error)}. The "
+                f"factory is called with num_envs={num_envs}, and returns a gymnasium.vector.VectorEnv."
             ) from error
 
     def by_id(self, num_envs: int) -> VectorEnv:

@@ -112,6 +112,12 @@ def wrapper_of(name: str) -> Any:
         UpslopeError: there is no wrapper with this name.
     """
     known = [*OWN, *(each for each in gymnasium.wrappers.__all__ if each[0].isupper())]
+    wrapper, colon, rest = name.partition(":")
+    if colon and wrapper in known:
+        raise UpslopeError(
+            f"The arguments of the wrapper {wrapper} must be a JSON object with their names, not {rest}, e.g. "
+            "--wrapper 'FrameStackObservation:{\"stack_size\": 4}'."
+        )
     try:
         kind = OWN.get(name) or (found(name) if ":" in name else getattr(gymnasium.wrappers, name, None))
         kind = kind if ":" in name or name in known else None

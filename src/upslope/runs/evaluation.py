@@ -377,6 +377,11 @@ def require_free(path: Path) -> None:
     if is_minari(path):
         new_folder(path)
         return
+    if path.suffix.lower() not in ("", ".npz"):
+        raise UpslopeError(
+            f"Episodes are recorded as an NPZ archive, but {path} has another suffix. Pass --output a name that ends "
+            "in .npz, or minari:NAME."
+        )
     if path.exists():
         raise UpslopeError(f"{path} already exists and will not be overwritten. Choose another --output.")
     if not path.parent.is_dir():
