@@ -126,14 +126,18 @@ class ModelSpec:
         if outputs.shape != (2,):
             raise UpslopeError(f"{name}.step() returns values of shape {outputs.shape} for 2 columns, not (2,).")
 
-    def two_columns(self, model: OwnModel) -> Any:
-        """Return V and the carry after one step of two columns. Raises TypeError if the outputs do not fit the head."""
-        observation = jax.tree.map(
-            lambda shape, space: jnp.zeros((2, *shape), jax.dtypes.canonicalize_dtype(space.dtype)),
+    def observations_like(self, *axes: int) -> Any:
+        """The shapes and dtypes of observations with these leading axes."""
+        return jax.tree.map(
+            lambda shape, space: jax.ShapeDtypeStruct((*axes, *shape), jax.dtypes.canonicalize_dtype(space.dtype)),
             self.encoder.shapes,
             leaf_spaces(self.encoder.space()),
             is_leaf=is_shape,
         )
+
+    def two_columns(self, model: OwnModel) -> Any:
+        """Return V and the carry after one step of two columns. Raises TypeError if the outputs do not fit the head."""
+        observation = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.observations_like(2))
         outputs, carry = model.step(model.prepare(observation), model.start(2), jnp.ones(2, bool))
         if not isinstance(outputs, Outputs) or not isinstance(outputs.policy, Distribution):
             raise TypeError("step() must return (upslope.Outputs(policy, value), carry) with a distribution as policy")
