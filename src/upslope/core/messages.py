@@ -94,14 +94,13 @@ def raised_at(error: BaseException) -> str:
     such place.
 
     The source line is included if the exception has no message. The result is empty if there is no such frame."""
-    every = traceback.extract_tb(error.__traceback__)
-    frames = [f for f in every if not f.filename.startswith((OWN_FOLDER, "<"))]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")]
+    others = [f for f in frames if not f.filename.startswith(OWN_FOLDER)]
     installed = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
-    last = next((f for f in reversed(frames) if not f.filename.startswith(installed)), None)
-    if last is None and frames and frames[-1] is every[-1]:
-        last = frames[-1]
-    if last is None:
+    theirs = [f for f in others if not f.filename.startswith(installed)] or others
+    if not theirs or (frames[-1] not in others and theirs is others):
         return ""
+    last = theirs[-1]
     line = "" if text_of(error).strip() else linecache.getline(last.filename, last.lineno or 0).strip()
     return f"{Path(last.filename).name}, line {last.lineno}" + (f": {line}" if line else "")
 
