@@ -159,7 +159,7 @@ def test_an_object_gives_its_own_settings(own):
     asked(axes={"estimator": upslope.NStep(3)}, n=3)
     with pytest.raises(upslope.UpslopeError, match=r"--n differs between the settings and NStep\(n=3\)"):
         asked(axes={"estimator": upslope.NStep(3)}, n=4)
-    with pytest.raises(upslope.UpslopeError, match="Pass an estimator or objective as an object"):
+    with pytest.raises(upslope.UpslopeError, match="Pass the estimator as a name or an object"):
         asked(axes={"estimator": upslope.NStep})
 
 

@@ -27,6 +27,7 @@ from upslope.environments.registry import AnyEnvironment, EnvironmentLike, label
 from upslope.errors import UpslopeError
 from upslope.learning.bonuses.bonus import Bonus
 from upslope.learning.iteration import Task
+from upslope.learning.own_parts import require_schedule
 from upslope.models.box_heads import BoxHead
 from upslope.models.build import ModelSpec
 from upslope.models.composed import has_images
@@ -101,35 +102,43 @@ def parts_of(
     bonus: Any = None,
     model: Callable[..., Any] | str | None = None,
     optimiser: Any = None,
-    schedules: Mapping[str, Callable[[Any], Any]] | None = None,
+    schedules: Any = None,
 ) -> tuple[Parts, dict[str, Any], dict[str, Any]]:
     """Separate parts given as objects from those given as names. Also return the settings that describe the objects."""
     objects: dict[str, Any] = {}
     names: dict[str, Any] = {}
     given: dict[str, Any] = {}
-    for role, part in {"estimator": estimator, "objective": objective, "bonus": bonus}.items():
+    for (role, (base, example)), part in zip(OBJECTS.items(), (estimator, objective, bonus), strict=True):
         if isinstance(part, str):
             names[role] = part
-        elif isinstance(part, Estimator | Objective | Bonus):
+        elif isinstance(part, base):
             objects[role] = part
             given |= settings_of(part)
         elif part is not None:
-            kind = "an estimator or objective as an object, e.g. upslope.NStep(5)"
-            if role == "bonus":
-                kind = "a bonus as a name or an object, e.g. upslope.Count()"
-            raise UpslopeError(f"Pass {kind}, not {part!r}.")
+            raise UpslopeError(f"Pass the {role} as a name or an object, e.g. {example}, not {part!r}.")
     for role, part in (("model", model), ("optimiser", optimiser)):
         if isinstance(part, str):
             names[role] = part
         elif part is not None:
             objects[role], given[role] = part, name_of(part)
+    if not isinstance(schedules, Mapping | None):
+        raise UpslopeError(
+            "Pass schedules as a dictionary, e.g. {'learning_rate': lambda progress: 1 - progress}, not "
+            f"{schedules!r}."
+        )
     for setting, own in (schedules or {}).items():
         if setting not in SCHEDULABLE:
             raise UpslopeError(unknown("scheduled setting", setting, SCHEDULABLE))
-        given[SCHEDULABLE[setting]] = name_of(own)
+        given[SCHEDULABLE[setting]] = name_of(require_schedule(setting, own))
     return Parts(**objects, schedules=schedules or {}), names, given
 
 
+OBJECTS: dict[str, tuple[type, str]] = {
+    "estimator": (Estimator, "upslope.NStep(5)"),
+    "objective": (Objective, "upslope.Clip(0.1)"),
+    "bonus": (Bonus, "upslope.Count()"),
+}
+"""Role → its base class, and an example of an object."""
 SCHEDULABLE = {
     "learning_rate": "learning_rate_schedule",
     "epsilon": "epsilon_schedule",

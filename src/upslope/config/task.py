@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
+import jax.numpy as jnp
 import optax
 
 from upslope.config.config import Config
@@ -32,6 +33,7 @@ from upslope.core.objectives import (
     PolicyGradient,
     TrustRegion,
 )
+from upslope.core.types import Rollout
 from upslope.core.user_modules import reach
 from upslope.environments.base import CompiledEnvironment, HostEnvironment, info_shapes
 from upslope.environments.registry import AnyEnvironment, EnvironmentLike, make
@@ -42,8 +44,15 @@ from upslope.learning.bonuses.icm import ICM
 from upslope.learning.bonuses.noveld import NovelD
 from upslope.learning.bonuses.rnd import RND
 from upslope.learning.intrinsic import Intrinsic
-from upslope.learning.iteration import Task
+from upslope.learning.iteration import Task, pace_of
 from upslope.learning.optimisers import Optimiser, Schedule, Schedules, schedule_of
+from upslope.learning.own_parts import (
+    check_estimator,
+    check_objective,
+    check_schedules,
+    require_declarations,
+    require_schedule,
+)
 from upslope.learning.update import NEEDS_OWN_PARAMETERS, Update
 from upslope.models.build import ModelSpec
 from upslope.models.composed import networks_of
@@ -235,6 +244,7 @@ def task_of(config: Config, environment: AnyEnvironment, parts: Parts = NO_PARTS
     """Build the task that a config describes, in the given environment."""
     estimator = parts.estimator or estimator_of(config)
     objective = parts.objective or objective_of(config)
+    require_declarations(estimator)
     limit = config.max_episode_steps or environment.max_episode_steps
     check_pair(config, estimator, objective, limit)
     check_groups(config, estimator, environment)
@@ -265,7 +275,7 @@ def task_of(config: Config, environment: AnyEnvironment, parts: Parts = NO_PARTS
     encoder = encoder_of(environment.observation_space, config.environment)
     check_precision(config, objective, encoder)
     head = head_of(environment.action_space, config.environment)
-    return Task(
+    task = Task(
         environment=environment,
         estimator=estimator,
         update=update,
@@ -288,6 +298,20 @@ def task_of(config: Config, environment: AnyEnvironment, parts: Parts = NO_PARTS
         precision=config.precision,
         devices_per_seed=config.devices_per_seed,
     )
+    if config.data is None:
+        check_own_parts(task, task.rollout_like())
+    return task
+
+
+def check_own_parts(task: Task, rollout: Rollout) -> None:
+    """Trace the user's own estimator, schedules and objective once, so that mistakes are reported before training.
+
+    `rollout` has the shapes and dtypes of the rollouts in training. An own bonus and model are checked when they are
+    created."""
+    check_estimator(task.estimator, rollout, task.gamma)
+    check_schedules(task.schedules)
+    size = max(1, rollout.reward.size // task.update.minibatches)
+    check_objective(task.update.objective, lambda progress: pace_of(task, progress, jnp.int32(0)).objective, size)
 
 
 def refuse_missing_info(config: Config, environment: AnyEnvironment) -> None:
@@ -347,7 +371,9 @@ def schedules_of(config: Config, own: Mapping[str, Callable[[Any], Any]]) -> Sch
 
     def one(field_name: str, prefix: str) -> Schedule | None:
         name = getattr(config, f"{prefix}_schedule")
-        return schedule_of(own.get(field_name) or (imported("schedule", name) if ":" in name else name))
+        if field_name in own or ":" not in name:
+            return schedule_of(own.get(field_name, name))
+        return require_schedule(field_name, imported("schedule", name))
 
     return Schedules(**{field_name: one(field_name, prefix) for field_name, prefix in names.items()})
 

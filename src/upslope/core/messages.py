@@ -72,23 +72,35 @@ def text_of(x: Any) -> str:
 
 
 def told(error: BaseException) -> str:
-    """Describe an exception: its type, its message if any, and where it was raised."""
+    """Describe an exception: its type, its message if any, and where it was raised.
+
+    Of JAX's own errors, only the first line is used: the others explain how JAX traces functions."""
     said = text_of(error).strip()
+    if is_of_jax(error):
+        said = said.partition("\n")[0].rstrip(".")
     words = f"{type(error).__name__}: {said}" if said else type(error).__name__
     place = raised_at(error)
     return f"{words} ({place})" if place else words
 
 
+def is_of_jax(error: BaseException) -> bool:
+    """Whether JAX defines the type of an exception, e.g. for `if` on a value that it traces."""
+    return type(error).__module__.partition(".")[0] == "jax"
+
+
 def raised_at(error: BaseException) -> str:
     """The innermost file and line outside upslope in a traceback. Installed libraries count only if there is no other
-    frame.
+    frame, and only if upslope called them: a call by upslope that fails at once, e.g. for a missing argument, has no
+    such place.
 
     The source line is included if the exception has no message. The result is empty if there is no such frame."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((OWN_FOLDER, "<"))]
-    if not frames:
-        return ""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")]
+    others = [f for f in frames if not f.filename.startswith(OWN_FOLDER)]
     installed = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
-    last = next((f for f in reversed(frames) if not f.filename.startswith(installed)), frames[-1])
+    theirs = [f for f in others if not f.filename.startswith(installed)] or others
+    if not theirs or (frames[-1] not in others and theirs is others):
+        return ""
+    last = theirs[-1]
     line = "" if text_of(error).strip() else linecache.getline(last.filename, last.lineno or 0).strip()
     return f"{Path(last.filename).name}, line {last.lineno}" + (f": {line}" if line else "")
 

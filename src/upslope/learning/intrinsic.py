@@ -10,19 +10,24 @@ Source: Burda et al. (2019), Exploration by Random Network Distillation, https:/
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
+import equinox
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
 from upslope.core.estimators import Estimator
+from upslope.core.messages import told
 from upslope.core.types import Credit, Metrics, Rollout, Values, successor_of
+from upslope.environments.compiled import shown
 from upslope.errors import UpslopeError
 from upslope.learning.batch import beginnings
 from upslope.learning.bonuses.bonus import Bonus, Setting, flat_rows, valid_rows
 from upslope.learning.evaluation import evaluate
 from upslope.learning.fitting import Examples, Fitted, begin_fitting, fit
+from upslope.learning.own_parts import called, is_own, traced
 from upslope.learning.returns import discounted_returns
 from upslope.learning.update import Update, explained_variance, mean, squared_error
 from upslope.models.agent import Agent, returns_seen
@@ -65,8 +70,47 @@ def begin_stream(intrinsic: Intrinsic, setting: Setting, update: Update, key: PR
     critic = None
     if update.needs_critic:
         critic = begin_fitting(networks_for(setting.model, 1, critic_key), update.optimiser)
-    start = intrinsic.bonus.start(setting, bonus_key)
+    start = started(intrinsic.bonus, setting, bonus_key)
     return Stream(start, critic, RunningStatistics.start(()), jnp.zeros(setting.num_envs))
+
+
+def started(bonus: Bonus, setting: Setting, key: PRNGKeyArray) -> Any:
+    """The state of the bonus before the first step.
+
+    Raises:
+        UpslopeError: a user's own bonus raised an exception.
+    """
+    try:
+        return bonus.start(setting, key)
+    except UpslopeError:
+        raise
+    except Exception as error:
+        if not is_own(bonus):
+            raise
+        name = called("bonus", bonus)
+        raise UpslopeError(f"{name} raised {told(error)} in start(setting, key). Correct it.") from error
+
+
+def check_bonus(bonus: Bonus, state: Any, rollout: Rollout) -> None:
+    """Trace a user's own bonus once with the shapes of a rollout [T, N], so that mistakes are reported before training.
+
+    Raises:
+        UpslopeError: it raises an exception, or returns values that do not fit.
+    """
+    if not is_own(bonus):
+        return
+    name, key = called("bonus", bonus), jax.eval_shape(lambda: jax.random.key(0))
+    if others := [x for x in jax.tree.leaves(state) if not equinox.is_array_like(x)]:
+        raise UpslopeError(
+            f"{name} returned a state with {others[0]!r:.60} from start(); a state contains only arrays."
+        )
+    _, after = traced(partial(paid_by, bonus), name, "it", rollout, rollout.valid, state, key)
+    metrics = traced(bonus.measured, name, "its measured()", after)
+    if not isinstance(metrics, dict) or any(getattr(x, "shape", None) != () for x in metrics.values()):
+        raise UpslopeError(
+            f"{name} returned {shown(metrics)} from measured(); it must return a dictionary of single numbers, whose "
+            "names begin with `bonus/`."
+        )
 
 
 def weigh_bonus(
@@ -126,13 +170,21 @@ def paid_by(
     """The intrinsic rewards that the bonus computes, and its state afterwards.
 
     Raises:
-        UpslopeError: their shapes or dtypes are wrong.
+        UpslopeError: it returns something else, or their shapes or dtypes are wrong.
     """
-    paid, after = bonus(rollout, begins, state, key)
+    returned = bonus(rollout, begins, state, key)
     name, wanted = type(bonus).__name__, rollout.reward.shape
-    if jnp.shape(paid) != wanted:
+    if not isinstance(returned, tuple) or len(returned) != 2:
         raise UpslopeError(
-            f"The bonus {name} returned rewards of shape {jnp.shape(paid)}; [T, N] = {wanted} is needed."
+            f"The bonus {name} returned {shown(returned)}; it must return (rewards, state): the reward of each step, "
+            f"[T, N] = {wanted}, and the state after the rollout. Without a state of its own, it returns the one that "
+            "it was given."
+        )
+    paid, after = returned
+    if paid is None or jnp.shape(paid) != wanted:
+        raise UpslopeError(
+            f"The bonus {name} returned the rewards {shown(paid)}; an array of shape [T, N] = {wanted} is needed, with "
+            "one reward for each step. Sum or average any further axes."
         )
     if kinds_of(after) != kinds_of(state):
         raise UpslopeError(

@@ -27,8 +27,9 @@ from upslope.learning.collect import EnvState, Finished, begin, collect, collect
 from upslope.learning.devices import ENVIRONMENTS, SEEDS, VMAPPED_SEEDS, is_split, is_vmapped
 from upslope.learning.evaluation import evaluate, log_probs
 from upslope.learning.health import HealthProbe
-from upslope.learning.intrinsic import Intrinsic, Stream, begin_stream, fit_critic, weigh_bonus
+from upslope.learning.intrinsic import Intrinsic, Stream, begin_stream, check_bonus, fit_critic, weigh_bonus
 from upslope.learning.optimisers import CONSTANT, Schedules, scheduled
+from upslope.learning.own_parts import rollout_like
 from upslope.learning.reference import Reference, advanced
 from upslope.learning.returns import discounted_returns
 from upslope.learning.split import gathered
@@ -86,6 +87,11 @@ class Task:
     """The precision of the operands in the matrix products of the networks' layers."""
     devices_per_seed: int = 1
     """Number of devices over which each seed's columns of a compiled environment are split."""
+
+    def rollout_like(self) -> Rollout:
+        """The shapes and dtypes of a rollout. Whole episodes are as long as they may be."""
+        steps = self.max_episode_steps if self.estimator.whole_episodes else self.rollout_steps
+        return rollout_like(self.model, steps or 1, self.num_envs, has_masks=self.environment.gives_masks)
 
     def described(self) -> dict[str, Any]:
         """Describe the estimator, the objective and their fields for config.json."""
@@ -171,7 +177,9 @@ def fresh_streams(task: Task, keys: Sequence[PRNGKeyArray]) -> list[Any]:
         return [()] * len(keys)
     setting = Setting(task.environment.observation_space, task.model, task.num_envs)
     of_bonus = [jax.random.fold_in(key, 1) for key in keys]
-    return [begin_stream(task.intrinsic, setting, task.update, key) for key in of_bonus]
+    streams = [begin_stream(task.intrinsic, setting, task.update, key) for key in of_bonus]
+    check_bonus(task.intrinsic.bonus, streams[0].bonus, task.rollout_like())
+    return streams
 
 
 def begin_training(task: Task, acts: bool, fresh: Fresh, keys: Key[Array, "3"]) -> TrainState:

@@ -172,8 +172,14 @@ class Distance(NamedTuple):
 
 
 def begin_learning(update: Update, agent: Agent) -> Learner:
-    """A learner before its first update."""
+    """A learner before its first update.
+
+    Raises:
+        UpslopeError: the objective needs a policy with parameters of its own, and the model has a single group.
+    """
     groups = group_places(agent.model)
+    if SHARED in groups and isinstance(update.objective, NaturalGradient):
+        raise UpslopeError(NEEDS_OWN_PARAMETERS.format(type(update.objective).__name__))
     optimisers = {name: start_optimiser(update.optimiser, parameters_of(agent.model, name)) for name in groups}
     return Learner(agent, optimisers, update.objective.init())
 
@@ -270,8 +276,6 @@ def descend_groups(
         return descend(update.plan(epochs), loss, start, batch, key, pace.learning_rate, must_stop, renew)
 
     if SHARED in learner.optimisers:
-        if isinstance(update.objective, NaturalGradient):
-            raise UpslopeError(NEEDS_OWN_PARAMETERS.format(type(update.objective).__name__))
         descent, metrics = descend_group(SHARED, shared_loss, update.epochs, policy_key, may_stop=True)
         return {SHARED: descent}, (metrics, {})
 

@@ -152,18 +152,22 @@ class ModelSpec:
                     "outputs must be converted to float32, because learning computes with 32 bits."
                 )
 
+    def observations_like(self, *axes: int) -> Any:
+        """The shapes and dtypes of observations with these leading axes."""
+        return jax.tree.map(
+            lambda shape, space: jax.ShapeDtypeStruct((*axes, *shape), jax.dtypes.canonicalize_dtype(space.dtype)),
+            self.encoder.shapes,
+            leaf_spaces(self.encoder.space()),
+            is_leaf=is_shape,
+        )
+
     def two_columns(self, model: OwnModel) -> Any:
         """Return V, a log probability and the carry after one step of two columns.
 
         Raises:
             TypeError: the outputs do not fit the head.
         """
-        observation = jax.tree.map(
-            lambda shape, space: jnp.zeros((2, *shape), jax.dtypes.canonicalize_dtype(space.dtype)),
-            self.encoder.shapes,
-            leaf_spaces(self.encoder.space()),
-            is_leaf=is_shape,
-        )
+        observation = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.observations_like(2))
         outputs, carry = model.step(model.prepare(observation), model.start(2), jnp.ones(2, bool))
         if not isinstance(outputs, Outputs) or not isinstance(outputs.policy, Distribution):
             raise TypeError("step() must return (upslope.Outputs(policy, value), carry) with a distribution as policy")

@@ -14,6 +14,7 @@ import numpy as np
 from upslope.config.command import command_of
 from upslope.config.config import MAX_STEPS, Config, recorded_preset
 from upslope.config.presets import words_of
+from upslope.config.task import check_own_parts
 from upslope.config.trust import allow, requested
 from upslope.core.jax_settings import settings_in_words
 from upslope.core.memory import memory_in_words
@@ -302,6 +303,7 @@ def read_data(config: Config, task: Task) -> Rollout:
         raise UpslopeError(
             f"--minibatches {config.minibatches} is more than the {count} steps in {config.data}. Lower it."
         )
+    check_own_parts(task, rollout)
     return rollout
 
 
