@@ -159,6 +159,9 @@ def snapshot_problem(snapshot: dict[str, np.ndarray], config: Config, task: Task
     for name, numbers, minimum in (("episode", episode, -1), ("length", length, NOT_RUNNING)):
         if numbers.shape != (count,) or numbers.dtype.kind != "i" or numbers.min() < minimum:
             return f"`{name}` must contain one integer for each of {count} environments"
+    returns = snapshot.get("episode_return")  # older checkpoints do not have it
+    if returns is not None and (returns.shape != (count,) or returns.dtype.kind != "f"):
+        return f"`episode_return` must contain one number for each of {count} environments"
     for name, leaf in named.items():
         shown = snapshot[name]
         if shown.shape != (config.seeds, config.num_envs, *leaf.shape) or shown.dtype.kind not in "biuf":
