@@ -269,7 +269,7 @@ class Loop:
             progress.best_step = np.where(better, chunk.steps[:, -1], progress.best_step)
 
     def save(self, state: TrainState, progress: Progress) -> None:
-        """Write `best`, then `last`, which records the sizes of the growing files."""
+        """Write `best`, then `last`, which records the sizes and hashes of the growing files."""
         has_no_best = ~np.isfinite(progress.best_return) & finite_seeds(state.learner.agent)
         best = where_seeds(has_no_best, state.learner.agent, progress.best)
         steps = true_steps(np.asarray(state.steps, np.int64), progress)
@@ -278,11 +278,13 @@ class Loop:
             "best_step": np.where(has_no_best, steps, progress.best_step).tolist(),
         }
         self.write_checkpoint(self.directory.best, best, {}, scores)
+        sizes = self.directory.sizes()
         meta = scores | {
             "elapsed": progress.elapsed,
             "iteration": progress.iteration,
             "checks": progress.checks.tolist(),
-            "sizes": self.directory.sizes(),
+            "sizes": sizes,
+            "digests": self.directory.digests(sizes),
             "windows": [[(finite(r), n) for r, n in window] for window in progress.windows],
             "steps": steps.tolist(),
             "stopped_at": progress.stopped_at.tolist(),

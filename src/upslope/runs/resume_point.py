@@ -17,7 +17,7 @@ from upslope.engines.columns import NOT_RUNNING, named_observation
 from upslope.errors import UpslopeError
 from upslope.learning.iteration import Task, TrainState
 from upslope.runs.checkpoints import load_checkpoint
-from upslope.runs.directory import RunDirectory
+from upslope.runs.directory import RunDirectory, episodes_header
 from upslope.runs.loop import WINDOW, Progress, begin_progress
 from upslope.runs.policy import check_scores, is_list
 
@@ -35,6 +35,8 @@ class ResumePoint:
     """The data that environments on the host need to continue; empty for other environments."""
     sizes: dict[str, int]
     """The sizes of the growing files at the checkpoint."""
+    digests: dict[str, str]
+    """Their SHA-256 up to these sizes; empty for a checkpoint of an older version."""
     step: int
     is_followed: bool = False
     """Whether a user's function was called between chunks."""
@@ -53,8 +55,8 @@ def resume_point_of(
         UpslopeError: a checkpoint is missing or damaged, or belongs to another run.
     """
     if not directory.has_begun:
-        sizes = directory.sizes() | {directory.metrics_path.name: 0}
-        return ResumePoint(like, begin_progress(like, config.seed_list()), {}, sizes, 0)
+        sizes = {directory.metrics_path.name: 0, directory.episodes_path.name: len(episodes_header(config))}
+        return ResumePoint(like, begin_progress(like, config.seed_list()), {}, sizes, {}, 0)
     state, snapshot, meta = load_checkpoint(directory.last, like)
     best, _, scores = load_checkpoint(directory.best, like.learner.agent)
     check_scores(directory.best, scores, config.seeds)
@@ -77,7 +79,8 @@ def resume_point_of(
     progress.stopped_at = np.asarray(meta.get("stopped_at", [0] * config.seeds))
     for window, episodes in zip(progress.windows, meta["windows"], strict=True):
         window.extend((math.nan if r is None else float(r), int(n)) for r, n in episodes)
-    return ResumePoint(state, progress, snapshot, meta["sizes"], max(meta["steps"]), meta.get("is_followed") is True)
+    files = meta["sizes"], meta.get("digests", {})
+    return ResumePoint(state, progress, snapshot, *files, max(meta["steps"]), meta.get("is_followed") is True)
 
 
 def require_same_settings(directory: RunDirectory, config: Config, trained_with: dict[str, Any]) -> None:
@@ -102,7 +105,7 @@ def require_same_settings(directory: RunDirectory, config: Config, trained_with:
 def problem_of(meta: dict[str, Any], seeds: int) -> str:
     """Describe the problem with a checkpoint's metadata, or return an empty string if there is none."""
     names = ("metrics.jsonl", "episodes.csv")
-    windows, sizes = meta.get("windows"), meta.get("sizes")
+    windows, sizes, digests = meta.get("windows"), meta.get("sizes"), meta.get("digests", {})
     sound = {
         "elapsed": type(meta.get("elapsed")) in (int, float) and 0 <= meta["elapsed"] <= MAX_COUNT,
         "iteration": is_count(meta.get("iteration")),
@@ -111,6 +114,7 @@ def problem_of(meta: dict[str, Any], seeds: int) -> str:
         "stopped_at": "stopped_at" not in meta or is_counts(meta["stopped_at"], seeds),
         "settings": isinstance(meta.get("settings", {}), dict),
         "sizes": isinstance(sizes, dict) and all(is_count(sizes.get(n)) for n in names),
+        "digests": isinstance(digests, dict) and all(isinstance(digests.get(n, ""), str) for n in names),
         "windows": is_list(windows, (list,), seeds) and all(map(is_window, windows or [])),
     }
     wrong = [name for name, is_sound in sound.items() if not is_sound]

@@ -236,7 +236,7 @@ def resume_once(
     ):
         point = resume_point_of(directory, config, task, engine.start(), is_on_host(config, task))
         require_calls(calls_in(point.snapshot), directory.last, trust=trust)
-        directory.truncate(point.sizes)
+        directory.truncate(point.sizes, point.digests)
         if point.is_finished(config):
             with session.display as display:
                 tracking_of(directory, session).close()  # send what the trackers do not have yet
