@@ -1,6 +1,5 @@
 """Read the last checkpoint to find where training continues. Everything is checked before anything is changed."""
 
-import json
 import math
 from dataclasses import dataclass
 from types import NoneType
@@ -16,7 +15,8 @@ from upslope.engines.calls import calls_in
 from upslope.engines.columns import NOT_RUNNING, named_observation
 from upslope.errors import UpslopeError
 from upslope.learning.iteration import Task, TrainState
-from upslope.runs.checkpoints import load_checkpoint
+from upslope.models.agent import Agent
+from upslope.runs.checkpoints import load_checkpoint, remedy_for
 from upslope.runs.directory import RunDirectory, episodes_header
 from upslope.runs.loop import WINDOW, Progress, begin_progress
 from upslope.runs.policy import check_scores, is_list
@@ -40,6 +40,8 @@ class ResumePoint:
     step: int
     is_followed: bool = False
     """Whether a user's function was called between chunks."""
+    lost_best: str = ""
+    """What to say if the best agents so far are lost."""
 
     def is_finished(self, config: Config) -> bool:
         """Return whether every seed's budget is spent."""
@@ -58,18 +60,10 @@ def resume_point_of(
         sizes = {directory.metrics_path.name: 0, directory.episodes_path.name: len(episodes_header(config))}
         return ResumePoint(like, begin_progress(like, config.seed_list()), {}, sizes, {}, 0)
     state, snapshot, meta = load_checkpoint(directory.last, like)
-    best, _, scores = load_checkpoint(directory.best, like.learner.agent)
-    check_scores(directory.best, scores, config.seeds)
-    if not all(map(is_possible, [*scores["best_return"], *scores["best_step"]])):
-        raise UpslopeError(
-            f"{directory.best} is damaged: its best_return or best_step contains a number that training "
-            "cannot produce. "
-            "Restore it from a copy."
-        )
+    best, scores, lost_best = read_best(directory, config, state)
     problem = problem_of(meta, config.seeds) or snapshot_problem(snapshot, config, task, needs_snapshot)
     if problem:
-        raise UpslopeError(f"{directory.last} is damaged: {problem}. Restore it from a copy.")
-    require_same_settings(directory, config, meta.get("settings", {}))
+        raise UpslopeError(f"{directory.last} is damaged: {problem}. {remedy_for(directory.last)}")
     progress = begin_progress(state, config.seed_list())
     progress.best = best
     progress.best_return = np.asarray([-np.inf if r is None else r for r in scores["best_return"]])
@@ -79,27 +73,35 @@ def resume_point_of(
     progress.stopped_at = np.asarray(meta.get("stopped_at", [0] * config.seeds))
     for window, episodes in zip(progress.windows, meta["windows"], strict=True):
         window.extend((math.nan if r is None else float(r), int(n)) for r, n in episodes)
-    files = meta["sizes"], meta.get("digests", {})
-    return ResumePoint(state, progress, snapshot, *files, max(meta["steps"]), meta.get("is_followed") is True)
+    files, is_followed = (meta["sizes"], meta.get("digests", {})), meta.get("is_followed") is True
+    return ResumePoint(state, progress, snapshot, *files, max(meta["steps"]), is_followed, lost_best)
 
 
-def require_same_settings(directory: RunDirectory, config: Config, trained_with: dict[str, Any]) -> None:
-    """Raise an error if config.json was edited after training began. Only the path of the recorded data may change.
-
-    Raises:
-        UpslopeError: a setting differs from the checkpoint's.
-    """
-    now = json.loads(json.dumps(config.to_json()))
-    changed = [
-        f"{name} was {trained_with[name]!r:.80}, now {now[name]!r:.80}"
-        for name in now
-        if name != "data" and name in trained_with and trained_with[name] != now[name]
-    ]
-    if changed:
-        raise UpslopeError(
-            f"{directory.path}/config.json was edited after training began: {', '.join(changed)}. A run can be "
-            "resumed only with its original settings. Restore them, or train a new run under another --name."
+def read_best(directory: RunDirectory, config: Config, state: TrainState) -> tuple[Agent, dict[str, Any], str]:
+    """Read each seed's best agent and its score. If the file was deleted, none has a score yet, and the last value says
+    so."""
+    path = directory.best
+    if not path.exists():
+        lost = (
+            f"{path} is missing, so the best agents so far are lost: from now on, the best are chosen among those that "
+            "follow the last checkpoint, so best.npz may differ from that of an uninterrupted run."
         )
+        return state.learner.agent, {"best_return": [None] * config.seeds, "best_step": [0] * config.seeds}, lost
+    best, _, scores = load_checkpoint(path, state.learner.agent, remedy=WITHOUT_BEST)
+    check_scores(path, scores, config.seeds, WITHOUT_BEST)
+    if not all(map(is_possible, [*scores["best_return"], *scores["best_step"]])):
+        raise UpslopeError(
+            f"{path} is damaged: its best_return or best_step contains a number that training cannot produce. "
+            f"{WITHOUT_BEST}"
+        )
+    return best, scores, ""
+
+
+WITHOUT_BEST = (
+    "Restore it from a copy, or delete it to resume without it: the best agents are then chosen among those that "
+    "follow the last checkpoint."
+)
+"""Advice on a damaged best checkpoint of a run to be resumed."""
 
 
 def problem_of(meta: dict[str, Any], seeds: int) -> str:
