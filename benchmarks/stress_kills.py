@@ -173,8 +173,8 @@ def everything(run: Path) -> dict[str, Any]:
             arrays = {key: archive[key] for key in archive.files}
         meta = json.loads(str(arrays.pop("meta")[()]))
         found |= {f"{name}{key}": (x.dtype.str, x.shape, x.tobytes()) for key, x in arrays.items()}
-        # File sizes depend on the number of digits in the timing columns.
-        found[f"{name} meta"] = {k: v for k, v in meta.items() if k not in ("elapsed", "sizes")}
+        # The sizes and hashes of files depend on the timing columns.
+        found[f"{name} meta"] = {k: v for k, v in meta.items() if k not in ("elapsed", "sizes", "digests")}
     description = json.loads((run / "config.json").read_text("utf-8"))
     return found | {k: v for k, v in description.items() if k != "created"}
 

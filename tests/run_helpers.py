@@ -15,6 +15,7 @@ import upslope
 from upslope.cli.train import parse_train, prepare_arguments
 from upslope.config.config import Config
 from upslope.config.prepare import prepare
+from upslope.core.storage import load_arrays, save_arrays
 from upslope.engines.compiled import ProgramEngine
 from upslope.engines.host import HostEngine
 from upslope.runs.display import Snapshot
@@ -36,6 +37,13 @@ def rewrite_config(run: Path, **settings: Any) -> None:
     description = json.loads(path.read_text())
     description["config"] |= settings
     path.write_text(json.dumps(description))
+
+
+def rewrite_meta(checkpoint: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change the metadata of a checkpoint in place."""
+    arrays, meta = load_arrays(checkpoint, "checkpoint")
+    change(meta)
+    save_arrays(checkpoint, arrays, meta)
 
 
 def config_of(words: list[str]) -> Config:

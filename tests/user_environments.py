@@ -78,6 +78,14 @@ class OwnRandomness(Walk):
         return super().step(action)
 
 
+class OwnRewards(Walk):
+    """A walk whose observations are reproducible, but whose rewards carry noise that no reset seed controls."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, reward + OwnRandomness.generator.normal(), terminated, truncated, info
+
+
 class TwoAxes(Walk):
     """A walk whose observation is a matrix."""
 

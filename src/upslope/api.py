@@ -21,6 +21,7 @@ from upslope.runs.directory import RunDirectory, check_name, free_name, versions
 from upslope.runs.display import Display, choose
 from upslope.runs.following import Following
 from upslope.runs.lineage import request_from
+from upslope.runs.same_settings import require_same_settings
 from upslope.runs.train import Run, Session, begin, resume_run
 
 
@@ -189,6 +190,7 @@ def resume(
     parts, _, named = parts_of(estimator, objective, bonus, model, optimiser, schedules)
     given = {*named, *({"environment"} if environment is not None else ())}
     require(config, directory.path, trust=trust, given=given)
+    require_same_settings(directory, config)
     task = task_of(config, environment_of(config, environment), parts)
     if task.described() != description["axes"]:
         raise UpslopeError(

@@ -61,6 +61,8 @@ def as_format_1(run: Path, copy: Path) -> Path:
     for checkpoint in (copy / "checkpoints").iterdir():
         arrays, meta = load_arrays(checkpoint, "checkpoint")
         assert meta["format"] == 2
+        for newer in ("spaces", "digests", *(("settings",) if checkpoint.stem == "best" else ())):
+            meta.pop(newer, None)
         save_arrays(checkpoint, old_arrays(arrays, features), meta | {"format": 1})
     return copy
 

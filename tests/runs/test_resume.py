@@ -16,15 +16,17 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 from helpers import train_case
 from run_helpers import EPISODES, SEGMENTS, Killed, arrays_of, assert_same_run, before_chunk, config_of, metrics_of
-from user_environments import OwnRandomness
+from user_environments import OwnRandomness, OwnRewards, Walk
 
 import upslope
 from upslope.analysis.records import read_records
 from upslope.cli.main import main
+from upslope.core.storage import load_arrays, save_arrays
 from upslope.runs import evaluation, loop
 from upslope.runs.signals import stop_on_signal
 
@@ -131,16 +133,51 @@ def test_resuming_a_finished_run_changes_nothing_and_says_so(straight: Callable[
     assert before == (arrays_of(run / "checkpoints" / "last.npz"), (run / "episodes.csv").read_text(), metrics_of(run))
 
 
-def test_an_environment_that_does_not_repeat_itself_is_named(folder: Path, capsys):
-    with before_chunk(5, lambda: signal.raise_signal(signal.SIGTERM)), pytest.raises(KeyboardInterrupt):
-        upslope.train(OwnRandomness, folder=folder, name="own", quiet=True, steps=320, hidden_sizes=(8,), **SEGMENTS)
-    run = upslope.resume(folder / "own", quiet=True)
+def normalised_rewards() -> gymnasium.Env:
+    """The running deviation is the environment's own state, which outlives its episodes."""
+    return gymnasium.wrappers.NormalizeReward(Walk())
+
+
+@pytest.mark.parametrize("environment", [OwnRandomness, OwnRewards, normalised_rewards])
+def test_an_environment_that_does_not_repeat_itself_is_named(environment: Any, tmp_path: Path, capsys):
+    run = stopped_on_the_host(environment, tmp_path)
+    run = upslope.resume(run, quiet=True)
     said = capsys.readouterr().err
     assert "could not be replayed" in said
     assert "not a function of its reset seed and actions" in said
-    assert "environment 0 of seed 0" in said
+    assert re.search(r"environment [01] of seed 0", said)
     assert run.metrics()[-1]["step"] == 320
     assert len(run.metrics()) == 20
+
+
+def test_rewards_that_changed_between_stop_and_resume_are_noticed(tmp_path: Path, monkeypatch, capsys):
+    run, step = stopped_on_the_host(Walk, tmp_path), Walk.step
+
+    def doubled(self: Walk, action: Any) -> Any:
+        observation, reward, *ends = step(self, action)
+        return observation, 2 * reward, *ends
+
+    monkeypatch.setattr(Walk, "step", doubled)
+    upslope.resume(run, quiet=True)
+    assert "could not be replayed" in capsys.readouterr().err
+
+
+def test_a_checkpoint_without_returns_is_replayed_by_its_observations(tmp_path: Path, capsys):
+    run = stopped_on_the_host(Walk, tmp_path)
+    path = run / "checkpoints" / "last.npz"
+    arrays, meta = load_arrays(path, "checkpoint")
+    assert arrays.pop("world/episode_return").any()
+    save_arrays(path, arrays, meta)
+    upslope.resume(run, quiet=True)
+    assert "could not be replayed" not in capsys.readouterr().err
+
+
+def stopped_on_the_host(environment: Any, folder: Path) -> Path:
+    """Train in a Gymnasium environment, and stop while episodes are in progress."""
+    settings = {**SEGMENTS, "steps": 320, "hidden_sizes": (8,), "quiet": True}
+    with before_chunk(5, lambda: signal.raise_signal(signal.SIGTERM)), pytest.raises(KeyboardInterrupt):
+        upslope.train(environment, folder=folder, name="run", **settings)
+    return folder / "run"
 
 
 def test_a_signal_stops_the_command_cleanly(tmp_path: Path):

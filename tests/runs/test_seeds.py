@@ -40,7 +40,7 @@ def one_seed(path: Path, index: int, count: int) -> dict[str, bytes]:
         arrays = {name: archive[name] for name in archive.files if name != "meta"}
     parts = {}
     for name, x in arrays.items():
-        if name in ("world/actions", "world/episode", "world/length"):
+        if name in ("world/actions", "world/episode", "world/length", "world/episode_return"):
             continue  # [S·N] and ragged: compared through the rows and `observation`
         assert x.shape[0] == count, name
         parts[name] = x[index].tobytes()

@@ -313,11 +313,11 @@ def metric_arrays(
     except (ValueError, TypeError, OverflowError) as error:
         raise damaged(directory.metrics_path, error) from error
     index = {seed: s for s, seed in enumerate(seeds)}
-    s = np.asarray([index.get(int(seed), -1) for seed in counts[NOT_METRICS.index("seed")]], int)
-    is_mine = s >= 0
-    if not is_mine.any():
+    seed = counts[NOT_METRICS.index("seed")]
+    if not len(seed):
         raise UpslopeError(f"{directory.path} has no finished iteration yet, so there is nothing to analyse.")
-    s = s[is_mine]
+    require_known(directory, seed, seeds)
+    s = np.asarray([index[int(one)] for one in seed], int)
     check_lengths(directory, s, seeds)
     i = place_in_group(s)
     try:
@@ -327,8 +327,18 @@ def metric_arrays(
     found = {}
     for name in list(columns):  # each is dropped once it is copied: a thousand seeds have a million rows
         found[name] = np.full((len(seeds), i.max() + 1), np.nan, columns[name].dtype)
-        found[name][s, i] = columns.pop(name)[is_mine]
+        found[name][s, i] = columns.pop(name)
     return found
+
+
+def require_known(directory: RunDirectory, seed: np.ndarray, seeds: tuple[int, ...]) -> None:
+    """Reject rows of seeds that config.json does not have. It was edited if it is not damaged."""
+    if foreign := sorted(set(seed.astype(int).tolist()) - set(seeds)):
+        raise UpslopeError(
+            f"{directory.metrics_path} has rows of seed {foreign[0]}, but according to config.json the run has "
+            f"{f'only seed {seeds[0]}' if len(seeds) == 1 else f'the seeds {seeds[0]} to {seeds[-1]}'}: one of the two "
+            "files was edited or is damaged. Restore it from a copy, or leave this run out."
+        )
 
 
 def read_columns(directory: RunDirectory, *, with_metrics: bool) -> dict[str, np.ndarray]:

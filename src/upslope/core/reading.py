@@ -95,6 +95,8 @@ def read_csv(path: Path, names: Sequence[str], text: Mapping[str, str] = Mapping
             header = file.readline()
             if not header.endswith("\n") and ",".join(names).startswith(header):
                 return np.zeros(0, kind)  # the disk was full before the header was complete
+            if header == ",".join(names) + "\r\n":
+                raise ValueError("its lines end in CRLF, as git or an editor on Windows writes them, instead of LF")
             if header != ",".join(names) + "\n":
                 raise ValueError(f"its first line must be {','.join(names)}")
             rows = whole_lines(file)

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -53,29 +53,48 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str,
     write_atomically(path, buffer.getvalue())
 
 
-def load_arrays(path: Path, what: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read a file written by `save_arrays`; `what` is its name in error messages.
+def load_arrays(path: Path, what: str, remedy: str = "") -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Read a file written by `save_arrays`; `what` is its name in error messages, and `remedy` replaces their advice.
 
     Raises:
         UpslopeError: the file is missing, damaged, foreign, declares more than it contains, or contains pickled
             objects.
     """
+    with opened(path, what, remedy) as archive:
+        arrays = {entry.filename.removesuffix(".npy"): read_array(archive, entry) for entry in archive.infolist()}
+        return arrays, meta_in(arrays.pop("meta"))
+
+
+def load_meta(path: Path, what: str, remedy: str = "") -> dict[str, Any]:
+    """Read only the metadata of a file, as `load_arrays` does."""
+    with opened(path, what, remedy) as archive:
+        return meta_in(read_array(archive, archive.getinfo("meta.npy")))
+
+
+@contextlib.contextmanager
+def opened(path: Path, what: str, remedy: str) -> Iterator[zipfile.ZipFile]:
+    """Open a file written by `save_arrays`. Any error while it is read means that it is damaged."""
     if not path.is_file():
         there = f"{path} is {kind_of(path.stat().st_mode)}, not a {what}" if path.exists() else ""
-        raise UpslopeError(f"{there or f'There is no {what} at {path}'}. Pass a file written by upslope.")
+        words = there or f"There is no {what} at {path}"
+        raise UpslopeError(f"{words}. {remedy or 'Pass a file written by upslope.'}")
     try:
         with zipfile.ZipFile(path) as archive:
             check_declared(archive, path.stat().st_size)
-            arrays = {entry.filename.removesuffix(".npy"): read_array(archive, entry) for entry in archive.infolist()}
-        meta = parse_json(str(arrays.pop("meta")[()]))
-        if not isinstance(meta, dict):
-            raise ValueError("its meta entry is not a JSON object")
+            yield archive
     except Exception as error:  # zipfile, its compressors and NumPy's header parser raise a dozen types
         raise UpslopeError(
             f"{path} is not a {what} from upslope, or it is damaged: {type(error).__name__}: "
-            f"{brief(error)}. Pass another file, or an undamaged copy of this one."
+            f"{brief(error)}. {remedy or 'Pass another file, or an undamaged copy of this one.'}"
         ) from error
-    return arrays, meta
+
+
+def meta_in(array: np.ndarray) -> dict[str, Any]:
+    """Parse the entry that holds a file's metadata."""
+    meta = parse_json(str(array[()]))
+    if not isinstance(meta, dict):
+        raise ValueError("its meta entry is not a JSON object")
+    return meta
 
 
 def check_declared(archive: zipfile.ZipFile, size: int) -> None:

@@ -44,7 +44,7 @@ NOT_RUNNING, TOO_LONG = -2, -1
 replay."""
 
 
-OF_ROWS, OF_ALL = ("episode", "length", "called"), ("calls",)
+OF_ROWS, OF_ALL = ("episode", "length", "called", "episode_return"), ("calls",)
 """Arrays of a snapshot that have an entry for each environment, and those that all environments share."""
 
 
@@ -286,18 +286,21 @@ class HostColumns:
         """
         observation = copied(self.observation)
         lengths = [NOT_RUNNING if between_episodes or e.episode < 0 else replayable(e) for e in self.episodes]
-        marks = [(e.episode, n, e.actions, e.called) for e, n in zip(self.episodes, lengths, strict=True)]
+        marks = [
+            (e.episode, n, e.actions, e.called, e.episode_return) for e, n in zip(self.episodes, lengths, strict=True)
+        ]
         self.marked = marks, observation
 
     def snapshot(self) -> dict[str, np.ndarray]:
-        """Return the data needed to rebuild every episode that was running at the mark: its number, actions and
-        observation."""
+        """Return the data needed to rebuild every episode that was running at the mark: its number and actions, and
+        the observation and return that they must lead to."""
         marks, observation = self.marked
-        called = [called for *_, called in marks]
+        called = [called for *_, called, _ in marks]
         return {
             "episode": np.asarray([episode for episode, *_ in marks]),
             "length": np.asarray([length for _, length, *_ in marks]),
-            "actions": np.asarray([a for _, length, actions, _ in marks for a in actions[: max(length, 0)]]),
+            "actions": np.asarray([a for _, length, actions, *_ in marks for a in actions[: max(length, 0)]]),
+            "episode_return": np.asarray([episode_return for *_, episode_return in marks], np.float64),
             **named_observation(observation),
             **({"called": np.asarray(called), "calls": as_array(self.calls)} if self.calls else {}),
         }
@@ -310,6 +313,7 @@ class HostColumns:
         lengths = snapshot["length"].tolist()
         ends = np.cumsum(np.maximum(snapshot["length"], 0))
         shown = jax.tree.map(lambda x, flat: x.reshape(flat.shape), observation_of(snapshot, self.flat), self.flat)
+        returns = snapshot.get("episode_return")  # older checkpoints do not have it
         not_repeatable, too_long, afresh = [], 0, []
         for row, (episode, length) in enumerate(zip(self.episodes, lengths, strict=True)):
             episode.episode = int(snapshot["episode"][row])
@@ -321,8 +325,9 @@ class HostColumns:
                 afresh.append(row)
                 self.begin([row])
             else:
+                arrival = jax.tree.map(lambda x, row=row: x[row], shown), None if returns is None else returns[row]
                 with self.folder:
-                    is_same = self.replay(row, actions, jax.tree.map(lambda x, row=row: x[row], shown), called[row])
+                    is_same = self.replay(row, actions, *arrival, called[row])
                 if is_same:
                     continue
                 not_repeatable.append(episode)
@@ -337,13 +342,17 @@ class HostColumns:
         if not_repeatable:
             say(
                 f"{len(not_repeatable)} of {len(self.episodes)} episodes in progress could not be replayed (now at "
-                f"{not_repeatable[0].describe()}): the environment is not a function of its reset seed and actions. "
-                "They restart, so the resumed run is not bitwise identical to an uninterrupted one."
+                f"{not_repeatable[0].describe()}): their observations or rewards differ, so the environment was "
+                "changed or is not a function of its reset seed and actions. They restart, so the resumed run is not "
+                "bitwise identical to an uninterrupted one."
             )
         return afresh
 
-    def replay(self, row: int, actions: np.ndarray, shown: Any, num_calls: int = 0) -> bool:
-        """Make the calls, restart the episode, repeat its actions, and return whether it arrives at the same state."""
+    def replay(
+        self, row: int, actions: np.ndarray, shown: Any, episode_return: float | None, num_calls: int = 0
+    ) -> bool:
+        """Make the calls, restart the episode, repeat its actions, and return whether it arrives at the same
+        observation and, if it is known, the same return."""
         episode = self.episodes[row]
         episode.episode -= 1
         self.begin_one(row, num_calls)
@@ -371,6 +380,8 @@ class HostColumns:
             self.place(row, observation, episode)
             if self.mask is not None:
                 self.mask[row] = self.read_mask(info, episode)
+        if episode_return is not None and episode.episode_return != episode_return:
+            return False
         now = jax.tree.map(lambda x: x[row], self.flat)
         return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(now), jax.tree.leaves(shown), strict=True))
 

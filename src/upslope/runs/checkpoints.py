@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from upslope.core.arrays import raw, typed
-from upslope.core.storage import load_arrays, save_arrays
+from upslope.core.messages import shell
+from upslope.core.storage import load_arrays, load_meta, save_arrays
 from upslope.errors import UpslopeError
+from upslope.runs.directory import RunDirectory
 
 CHECKPOINT_FORMAT = 2
 OLD_NAMES = {".model.": ".", ".normaliser.": ".observation_statistics."}
@@ -28,16 +30,18 @@ Content = tuple[dict[str, np.ndarray], dict[str, Any]]
 
 
 def load_checkpoint(
-    path: Path, like: Any, prefix: str = "", content: Content | None = None
+    path: Path, like: Any, prefix: str = "", content: Content | None = None, remedy: str = ""
 ) -> tuple[Any, dict[str, np.ndarray], dict[str, Any]]:
     """Read a state with the structure, shapes and dtypes of `like`, or only the part under a path `prefix`.
 
-    If the file was read before, pass its `content` to avoid reading it again.
+    If the file was read before, pass its `content` to avoid reading it again. `remedy` replaces the advice of
+    `remedy_for` in messages about a missing or damaged file.
 
     Raises:
         UpslopeError: the file is missing or damaged, was written by another version, or contains a different state.
     """
-    arrays, meta = load_arrays(path, "checkpoint") if content is None else content
+    remedy = remedy or remedy_for(path)
+    arrays, meta = load_arrays(path, "checkpoint", remedy) if content is None else content
     is_old = meta.get("kind") == "checkpoint" and meta.get("format") == 1
     is_old_agent = is_old and not hasattr(like, "learner")
     if is_old and not is_old_agent:
@@ -61,7 +65,7 @@ def load_checkpoint(
             said = "missing" if found is None else f"{found.dtype}{list(found.shape)}"
             raise UpslopeError(
                 f"{path} does not match this run's config: its {name} is {said}, but "
-                f"{expected.dtype}{list(expected.shape)} is needed."
+                f"{expected.dtype}{list(expected.shape)} is needed. One of the two was edited or replaced. {remedy}"
             )
         leaves.append(typed(jnp.asarray(found), leaf))
     snapshot = {name.removeprefix("world/"): x for name, x in arrays.items() if name.startswith("world/")}
@@ -84,12 +88,31 @@ def check_size(path: Path, numbers: int) -> None:
         UpslopeError: the file is missing or too small.
     """
     if not path.is_file():
-        raise UpslopeError(f"There is no checkpoint at {path}.")
+        read_meta(path)  # raises the error for what is there instead
     if path.stat().st_size < 4 * numbers:
         raise UpslopeError(
             f"{path} does not match this run's config, which describes at least {numbers:,} numbers: it has "
-            f"{path.stat().st_size:,} bytes. One of the two is damaged: restore it from a copy."
+            f"{path.stat().st_size:,} bytes. One of the two is damaged. {remedy_for(path)}"
         )
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """Read only the metadata of a checkpoint."""
+    return load_meta(path, "checkpoint", remedy_for(path))
+
+
+def remedy_for(path: Path) -> str:
+    """Advise on a checkpoint of a run that is missing or damaged. If the run's other one exists, say how to use it."""
+    run, other = RunDirectory(path.parent.parent), {"last": "best", "best": "last"}.get(path.stem, "")
+    if not run.has_begun:
+        return f"The run was stopped before training began. Begin it: {shell('upslope', 'resume', run.path)}"
+    if not path.with_name(f"{other}.npz").is_file():
+        return "Restore it from a copy, or train a new run."
+    onward = shell("upslope", "train", "--from", f"{run.path}@{other}", "--name", "NEW")
+    return (
+        f"Restore it from a copy, or use the run's {other} checkpoint: evaluate, record or export it with --checkpoint "
+        f'{other} (in Python, checkpoint="{other}"), or train its agents further in a new run: {onward}'
+    )
 
 
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:

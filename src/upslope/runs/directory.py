@@ -7,8 +7,9 @@
     checkpoints/       last.npz and best.npz
     tracking/          what was sent to experiment trackers, if any
 
-Rows are appended, and each checkpoint records the sizes of the files. Resuming truncates the files to those sizes, so
-the files of a resumed run are identical to those of an uninterrupted one.
+Rows are appended, and each checkpoint records the sizes and the hashes of the files. Resuming truncates the files to
+those sizes, so the files of a resumed run are identical to those of an uninterrupted one. Files that were changed are
+refused.
 """
 
 import json
@@ -24,6 +25,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ from upslope.core.reading import brief, csv_type, damaged, parse_json, read_csv,
 from upslope.core.storage import write_atomically
 from upslope.environments.packages import registered_version
 from upslope.errors import UpslopeError
+from upslope.runs.unchanged import CRLF, PrefixDigest, change_in
 
 try:
     import fcntl
@@ -67,6 +70,7 @@ class RunDirectory:
         self.evaluation_path = self.path / "evaluation.csv"
         self.last = self.path / "checkpoints" / "last.npz"
         self.best = self.path / "checkpoints" / "best.npz"
+        self.written = {path.name: PrefixDigest(path) for path in (self.metrics_path, self.episodes_path)}
 
     def create(
         self,
@@ -104,8 +108,7 @@ class RunDirectory:
             (temporary / "checkpoints").mkdir(parents=True)
             text = json.dumps(description, indent=2, allow_nan=False)
             write_atomically(temporary / "config.json", text.encode())
-            header = ",".join((*EPISODE_COLUMNS, *info_columns(config))) + "\n"
-            (temporary / self.episodes_path.name).write_text(header, "utf-8")
+            (temporary / self.episodes_path.name).write_bytes(episodes_header(config).encode())
             (temporary / self.metrics_path.name).touch()
             fill(RunDirectory(temporary))
             temporary.replace(place)
@@ -174,7 +177,7 @@ class RunDirectory:
     @property
     def has_begun(self) -> bool:
         """Whether there is a checkpoint or a row. A run that was killed right after its creation has neither."""
-        return self.last.exists() or (self.metrics_path.is_file() and self.metrics_path.stat().st_size > 0)
+        return self.last.exists() or has_line(self.metrics_path, 1) or has_line(self.episodes_path, 2)
 
     def read(self) -> dict[str, Any]:
         """Read and check config.json."""
@@ -210,7 +213,7 @@ class RunDirectory:
     def append(self, path: Path, text: str) -> None:
         """Append rows; if the disk is full, the last checkpoint stays valid."""
         try:
-            with writable(self.path, path).open("a", encoding="utf-8") as file:
+            with writable(self.path, path).open("a", encoding="utf-8", newline="\n") as file:
                 file.write(text)
         except OSError as error:
             raise self.unwritable(path, error) from error
@@ -235,22 +238,39 @@ class RunDirectory:
                 raise self.unwritable(path, error) from error
         return found
 
-    def truncate(self, sizes: dict[str, int]) -> None:
-        """Truncate the growing files to their sizes at a checkpoint. If any file is shorter than that, none is
-        changed."""
+    def digests(self, sizes: dict[str, int]) -> dict[str, str]:
+        """Return the SHA-256 of the growing files up to these sizes. Only bytes that were added since the last call are
+        read."""
+        try:
+            return {name: self.written[name].up_to(size) for name, size in sizes.items()}
+        except OSError as error:
+            raise self.unwritable(Path(error.filename or self.path), error) from error
+
+    def truncate(self, sizes: dict[str, int], digests: dict[str, str]) -> None:
+        """Truncate the growing files to their sizes at a checkpoint. If any file does not begin with what had been
+        written by then, none is changed. `digests` is empty for a checkpoint of an older version."""
         paths = (self.metrics_path, self.episodes_path)
+        headers = {self.metrics_path: "", self.episodes_path: episodes_header(self.config())}
         for path in paths:
-            if not path.is_file() or path.stat().st_size < sizes[path.name]:
-                raise UpslopeError(
-                    f"{path} is shorter than at its checkpoint: rows are missing, so the run cannot be resumed. "
-                    "Restore it from a copy, or train a new run under another --name."
-                )
+            before = digests.get(path.name)
+            digest = None if before is None else (self.written[path.name], before)
+            if change := change_in(path, sizes[path.name], headers[path], digest):
+                raise UpslopeError(self.not_resumable(path, change))
         for path in paths:
             try:
                 with writable(self.path, path).open("rb+") as file:
                     file.truncate(sizes[path.name])
             except OSError as error:
                 raise self.unwritable(path, error) from error
+
+    def not_resumable(self, path: Path, change: str) -> str:
+        """Say why a change in a growing file prevents a run from being resumed, and what to do about it."""
+        restore = "Convert them back to LF" if change == CRLF else "Restore it from a copy"
+        onward = shell("upslope", "train", "--from", self.path, "--name", "NEW")
+        return (
+            f"{path} {change}, so the run cannot be resumed, and nothing was changed. {restore}, or train its agents "
+            f"further in a new run: {onward}"
+        )
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return all rows of metrics.jsonl, except an incomplete last one."""
@@ -332,6 +352,19 @@ def before_there_were(spaces: dict[str, Any], settings: dict[str, Any]) -> dict[
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
         has_images = False  # the error is raised later, when the spaces are read
     return {"masks": False} | ({"encoder": [PERCEPTRON]} if has_images else {})
+
+
+def has_line(path: Path, number: int) -> bool:
+    """Return whether a file has a line of this number, counted from 1, even an incomplete one."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return len(list(islice(file, number))) == number
+
+
+def episodes_header(config: Config) -> str:
+    """Return the first line of episodes.csv."""
+    return ",".join((*EPISODE_COLUMNS, *info_columns(config))) + "\n"
 
 
 def info_columns(config: Config) -> tuple[str, ...]:

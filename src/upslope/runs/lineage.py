@@ -30,14 +30,9 @@ from upslope.models.heads import head_of
 from upslope.runs.checkpoints import Content, load_checkpoint, named_leaves
 from upslope.runs.directory import RunDirectory
 from upslope.runs.policy import check_checkpoint_size, check_scores, spaces_of
+from upslope.runs.same_settings import NETWORKS, NORMALISED, require_same_agents
 from upslope.runs.same_spaces import differences_of
 
-NETWORKS = (
-    *("model", "model_kwargs", "encoder", "memory", "memory_size", "shared_trunk", "policy_reads", "critic_reads"),
-    *("hidden_sizes", "activation", "head", "state_dependent_std", "log_std_init"),
-)
-"""Settings that determine how an agent is built. They cannot change."""
-NORMALISED = ("normalize_observations", "normalize_rewards")
 OF_THE_START = ("start_from", "from_seed", "fresh_normalisers", "fresh_optimiser")
 NEVER_INHERITED = ("environment", "algorithm", "preset", "devices_per_seed", "precision", *OF_THE_START)
 
@@ -52,8 +47,10 @@ class Source:
 
     @cached_property
     def config(self) -> Config:
-        """The settings of the run."""
-        return self.directory.config()
+        """The settings of the run, with which its agents were trained."""
+        config = self.directory.config()
+        require_same_agents(self.directory, config, self.path)
+        return config
 
     @property
     def path(self) -> Path:

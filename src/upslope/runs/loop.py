@@ -8,6 +8,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -138,6 +139,11 @@ class Loop:
         self.engine, self.directory, self.config, self.seeds = engine, directory, config, config.seed_list()
         self.display, self.watch, self.tracking = display, watch, tracking
         self.say = unless_closed(display.message)
+
+    @cached_property
+    def spaces(self) -> dict[str, Any]:
+        """The spaces that config.json describes."""
+        return self.directory.read()["spaces"]
 
     def run(self, state: TrainState, progress: Progress) -> tuple[TrainState, Progress]:
         """Train to the end. On a signal, save and raise `Stopped`; on an error, save and re-raise the error."""
@@ -270,7 +276,7 @@ class Loop:
             progress.best_step = np.where(better, chunk.steps[:, -1], progress.best_step)
 
     def save(self, state: TrainState, progress: Progress) -> None:
-        """Write `best`, then `last`, which records the sizes of the growing files."""
+        """Write `best`, then `last`, which records the sizes and hashes of the growing files."""
         has_no_best = ~np.isfinite(progress.best_return) & finite_seeds(state.learner.agent)
         best = where_seeds(has_no_best, state.learner.agent, progress.best)
         steps = true_steps(np.asarray(state.steps, np.int64), progress)
@@ -278,18 +284,24 @@ class Loop:
             "best_return": [finite(x) for x in progress.best_return.tolist()],
             "best_step": np.where(has_no_best, steps, progress.best_step).tolist(),
         }
-        self.write_checkpoint(self.directory.best, best, {}, scores)
-        meta = scores | {
-            "elapsed": progress.elapsed,
-            "iteration": progress.iteration,
-            "checks": progress.checks.tolist(),
-            "sizes": self.directory.sizes(),
-            "windows": [[(finite(r), n) for r, n in window] for window in progress.windows],
-            "steps": steps.tolist(),
-            "stopped_at": progress.stopped_at.tolist(),
-            "settings": self.config.to_json(),
-            "is_followed": self.on_iteration is not None,
-        }
+        trained_with = {"settings": self.config.to_json(), "spaces": self.spaces}
+        self.write_checkpoint(self.directory.best, best, {}, scores | trained_with)
+        sizes = self.directory.sizes()
+        meta = (
+            scores
+            | trained_with
+            | {
+                "elapsed": progress.elapsed,
+                "iteration": progress.iteration,
+                "checks": progress.checks.tolist(),
+                "sizes": sizes,
+                "digests": self.directory.digests(sizes),
+                "windows": [[(finite(r), n) for r, n in window] for window in progress.windows],
+                "steps": steps.tolist(),
+                "stopped_at": progress.stopped_at.tolist(),
+                "is_followed": self.on_iteration is not None,
+            }
+        )
         try:
             snapshot = self.engine.snapshot()
         except UpslopeError as error:  # a worker was lost, or hung and was killed

@@ -30,8 +30,9 @@ from upslope.models.head import ActionHead
 from upslope.models.heads import HEADS
 from upslope.models.model import POLICY, VALUE, has_memory
 from upslope.models.views import View, completed, emptied, view_in
-from upslope.runs.checkpoints import check_size, load_checkpoint
+from upslope.runs.checkpoints import check_size, load_checkpoint, remedy_for
 from upslope.runs.directory import RunDirectory
+from upslope.runs.same_settings import require_same_agents
 
 if TYPE_CHECKING:
     from upslope.runs.export.writing import Exported
@@ -300,8 +301,9 @@ def load_agents(
         raise UpslopeError(f'A checkpoint is "best" or "last", not "{checkpoint}".')
     if model is None:
         require(config, directory.path, trust=trust, given=set(ROLES) - {"model"})
-    encoder, head = spaces_of(directory)
     path, prefix = (directory.best, "") if checkpoint == "best" else (directory.last, ".learner.agent")
+    require_same_agents(directory, config, path)
+    encoder, head = spaces_of(directory)
     spec = model_of(config, encoder, head, model)
     check_checkpoint_size(path, config, spec)
     keys = [jax.random.key(s) for s in config.seed_list()]
@@ -347,12 +349,13 @@ def described_spaces(encoder: ObservationEncoder, head: ActionHead, *, has_masks
     return {"observation": to_json(encoder), "action": to_json(head), "has_masks": has_masks}
 
 
-def check_scores(path: Path, meta: dict[str, Any], seeds: int) -> None:
-    """Raise an error if a checkpoint does not record each seed's best return and the step at which it was reached."""
+def check_scores(path: Path, meta: dict[str, Any], seeds: int, remedy: str = "") -> None:
+    """Raise an error if a checkpoint does not record each seed's best return and the step at which it was reached.
+    `remedy` replaces the advice of `remedy_for`."""
     returns, steps = meta.get("best_return"), meta.get("best_step")
     if not is_list(returns, (int, float, type(None)), seeds) or not is_list(steps, (int,), seeds):
         raise UpslopeError(
-            f"{path} is damaged: it does not record each seed's best return and step. Restore it from a copy."
+            f"{path} is damaged: it does not record each seed's best return and step. {remedy or remedy_for(path)}"
         )
 
 

@@ -1,6 +1,5 @@
 """Read the last checkpoint to find where training continues. Everything is checked before anything is changed."""
 
-import json
 import math
 from dataclasses import dataclass
 from types import NoneType
@@ -16,8 +15,9 @@ from upslope.engines.calls import calls_in
 from upslope.engines.columns import NOT_RUNNING, named_observation
 from upslope.errors import UpslopeError
 from upslope.learning.iteration import Task, TrainState
-from upslope.runs.checkpoints import load_checkpoint
-from upslope.runs.directory import RunDirectory
+from upslope.models.agent import Agent
+from upslope.runs.checkpoints import load_checkpoint, remedy_for
+from upslope.runs.directory import RunDirectory, episodes_header
 from upslope.runs.loop import WINDOW, Progress, begin_progress
 from upslope.runs.policy import check_scores, is_list
 
@@ -35,9 +35,13 @@ class ResumePoint:
     """The data that environments on the host need to continue; empty for other environments."""
     sizes: dict[str, int]
     """The sizes of the growing files at the checkpoint."""
+    digests: dict[str, str]
+    """Their SHA-256 up to these sizes; empty for a checkpoint of an older version."""
     step: int
     is_followed: bool = False
     """Whether a user's function was called between chunks."""
+    lost_best: str = ""
+    """What to say if the best agents so far are lost."""
 
     def is_finished(self, config: Config) -> bool:
         """Return whether every seed's budget is spent."""
@@ -53,21 +57,13 @@ def resume_point_of(
         UpslopeError: a checkpoint is missing or damaged, or belongs to another run.
     """
     if not directory.has_begun:
-        sizes = directory.sizes() | {directory.metrics_path.name: 0}
-        return ResumePoint(like, begin_progress(like, config.seed_list()), {}, sizes, 0)
+        sizes = {directory.metrics_path.name: 0, directory.episodes_path.name: len(episodes_header(config))}
+        return ResumePoint(like, begin_progress(like, config.seed_list()), {}, sizes, {}, 0)
     state, snapshot, meta = load_checkpoint(directory.last, like)
-    best, _, scores = load_checkpoint(directory.best, like.learner.agent)
-    check_scores(directory.best, scores, config.seeds)
-    if not all(map(is_possible, [*scores["best_return"], *scores["best_step"]])):
-        raise UpslopeError(
-            f"{directory.best} is damaged: its best_return or best_step contains a number that training "
-            "cannot produce. "
-            "Restore it from a copy."
-        )
+    best, scores, lost_best = read_best(directory, config, state)
     problem = problem_of(meta, config.seeds) or snapshot_problem(snapshot, config, task, needs_snapshot)
     if problem:
-        raise UpslopeError(f"{directory.last} is damaged: {problem}. Restore it from a copy.")
-    require_same_settings(directory, config, meta.get("settings", {}))
+        raise UpslopeError(f"{directory.last} is damaged: {problem}. {remedy_for(directory.last)}")
     progress = begin_progress(state, config.seed_list())
     progress.best = best
     progress.best_return = np.asarray([-np.inf if r is None else r for r in scores["best_return"]])
@@ -77,32 +73,41 @@ def resume_point_of(
     progress.stopped_at = np.asarray(meta.get("stopped_at", [0] * config.seeds))
     for window, episodes in zip(progress.windows, meta["windows"], strict=True):
         window.extend((math.nan if r is None else float(r), int(n)) for r, n in episodes)
-    return ResumePoint(state, progress, snapshot, meta["sizes"], max(meta["steps"]), meta.get("is_followed") is True)
+    files, is_followed = (meta["sizes"], meta.get("digests", {})), meta.get("is_followed") is True
+    return ResumePoint(state, progress, snapshot, *files, max(meta["steps"]), is_followed, lost_best)
 
 
-def require_same_settings(directory: RunDirectory, config: Config, trained_with: dict[str, Any]) -> None:
-    """Raise an error if config.json was edited after training began. Only the path of the recorded data may change.
-
-    Raises:
-        UpslopeError: a setting differs from the checkpoint's.
-    """
-    now = json.loads(json.dumps(config.to_json()))
-    changed = [
-        f"{name} was {trained_with[name]!r:.80}, now {now[name]!r:.80}"
-        for name in now
-        if name != "data" and name in trained_with and trained_with[name] != now[name]
-    ]
-    if changed:
-        raise UpslopeError(
-            f"{directory.path}/config.json was edited after training began: {', '.join(changed)}. A run can be "
-            "resumed only with its original settings. Restore them, or train a new run under another --name."
+def read_best(directory: RunDirectory, config: Config, state: TrainState) -> tuple[Agent, dict[str, Any], str]:
+    """Read each seed's best agent and its score. If the file was deleted, none has a score yet, and the last value says
+    so."""
+    path = directory.best
+    if not path.exists():
+        lost = (
+            f"{path} is missing, so the best agents so far are lost: from now on, the best are chosen among those that "
+            "follow the last checkpoint, so best.npz may differ from that of an uninterrupted run."
         )
+        return state.learner.agent, {"best_return": [None] * config.seeds, "best_step": [0] * config.seeds}, lost
+    best, _, scores = load_checkpoint(path, state.learner.agent, remedy=WITHOUT_BEST)
+    check_scores(path, scores, config.seeds, WITHOUT_BEST)
+    if not all(map(is_possible, [*scores["best_return"], *scores["best_step"]])):
+        raise UpslopeError(
+            f"{path} is damaged: its best_return or best_step contains a number that training cannot produce. "
+            f"{WITHOUT_BEST}"
+        )
+    return best, scores, ""
+
+
+WITHOUT_BEST = (
+    "Restore it from a copy, or delete it to resume without it: the best agents are then chosen among those that "
+    "follow the last checkpoint."
+)
+"""Advice on a damaged best checkpoint of a run to be resumed."""
 
 
 def problem_of(meta: dict[str, Any], seeds: int) -> str:
     """Describe the problem with a checkpoint's metadata, or return an empty string if there is none."""
     names = ("metrics.jsonl", "episodes.csv")
-    windows, sizes = meta.get("windows"), meta.get("sizes")
+    windows, sizes, digests = meta.get("windows"), meta.get("sizes"), meta.get("digests", {})
     sound = {
         "elapsed": type(meta.get("elapsed")) in (int, float) and 0 <= meta["elapsed"] <= MAX_COUNT,
         "iteration": is_count(meta.get("iteration")),
@@ -111,6 +116,7 @@ def problem_of(meta: dict[str, Any], seeds: int) -> str:
         "stopped_at": "stopped_at" not in meta or is_counts(meta["stopped_at"], seeds),
         "settings": isinstance(meta.get("settings", {}), dict),
         "sizes": isinstance(sizes, dict) and all(is_count(sizes.get(n)) for n in names),
+        "digests": isinstance(digests, dict) and all(isinstance(digests.get(n, ""), str) for n in names),
         "windows": is_list(windows, (list,), seeds) and all(map(is_window, windows or [])),
     }
     wrong = [name for name, is_sound in sound.items() if not is_sound]
@@ -159,6 +165,9 @@ def snapshot_problem(snapshot: dict[str, np.ndarray], config: Config, task: Task
     for name, numbers, minimum in (("episode", episode, -1), ("length", length, NOT_RUNNING)):
         if numbers.shape != (count,) or numbers.dtype.kind != "i" or numbers.min() < minimum:
             return f"`{name}` must contain one integer for each of {count} environments"
+    returns = snapshot.get("episode_return")  # older checkpoints do not have it
+    if returns is not None and (returns.shape != (count,) or returns.dtype.kind != "f"):
+        return f"`episode_return` must contain one number for each of {count} environments"
     for name, leaf in named.items():
         shown = snapshot[name]
         if shown.shape != (config.seeds, config.num_envs, *leaf.shape) or shown.dtype.kind not in "biuf":

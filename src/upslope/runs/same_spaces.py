@@ -10,6 +10,7 @@ from upslope.models.heads import head_of
 from upslope.models.product_heads import ProductHead
 from upslope.runs.directory import RunDirectory
 from upslope.runs.policy import has_masks, spaces_of
+from upslope.runs.same_settings import require_same_agents
 
 UNRECORDED = ("dtype",)
 """Fields that older runs did not record. They do not affect results."""
@@ -43,6 +44,7 @@ def require_same_spaces(
         )
         differences.append(words[environment.gives_masks])
     if differences:
+        require_same_agents(directory, directory.config(), directory.last)  # an edited config.json explains them
         raise UpslopeError(
             f"{directory.path} was trained in a different environment from the one that the same name and "
             f"arguments now produce: {'; '.join(differences)}. Restore that environment, or train a new run."

@@ -47,6 +47,7 @@ from upslope.runs.notebooks import frame_of, page_of_run
 from upslope.runs.policy import Policy, Which, check_checkpoint_size, described_spaces, load, spaces_of
 from upslope.runs.reference import require_same_networks, with_reference
 from upslope.runs.resume_point import resume_point_of
+from upslope.runs.same_settings import require_same_settings
 from upslope.runs.same_spaces import require_same_spaces
 from upslope.runs.signals import unless_closed
 from upslope.runs.tracking.process import Tracking
@@ -247,6 +248,7 @@ def resume_once(
 ) -> Run:
     """Resume as `resume_run` does, with the available workers."""
     require_trackers(session.trackers)
+    require_same_settings(directory, config)
     head = head_of(task.environment.action_space, config.environment)
     require_same_spaces(directory, task.model.encoder, head, task.environment)
     if directory.has_begun:
@@ -258,7 +260,7 @@ def resume_once(
     ):
         point = resume_point_of(directory, config, task, engine.start(), is_on_host(config, task))
         require_calls(calls_in(point.snapshot), directory.last, trust=trust)
-        directory.truncate(point.sizes)
+        directory.truncate(point.sizes, point.digests)
         if point.is_finished(config):
             with session.display as display:
                 tracking_of(directory, session).close()  # send what the trackers do not have yet
@@ -271,6 +273,8 @@ def resume_once(
             lines.append(
                 "on_iteration was passed before but not this time, so no function is called between iterations"
             )
+        if point.lost_best:
+            session.display.message(point.lost_best)
         if point.snapshot:
             engine.restore(point.snapshot, session.display.message)
         with directory.marked_mixed() if session.resources.is_mixed else nullcontext():
