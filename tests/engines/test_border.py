@@ -295,7 +295,15 @@ def test_integer_boxes_of_actions_are_refused_by_their_dtype():
 
 
 @pytest.mark.parametrize(
-    "space", [spaces.Discrete(3, start=-1), spaces.MultiDiscrete([2, 3], dtype=np.int32), spaces.MultiBinary(3)]
+    "space",
+    [
+        spaces.Discrete(3, start=-1),
+        spaces.Discrete(3, dtype=np.uint8),
+        spaces.MultiDiscrete([2, 3], dtype=np.int32),
+        spaces.MultiBinary(3),
+        spaces.Dict({"a": spaces.Discrete(3, dtype=np.uint8), "b": box(-1, 1, np.float32)}),
+        spaces.Tuple([spaces.Discrete(3, dtype=np.int32), spaces.MultiBinary(2)]),
+    ],
 )
 def test_whole_actions_are_in_the_space(space: spaces.Space):
     run = partial(walked, lambda: Strict(space))
