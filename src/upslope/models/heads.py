@@ -12,7 +12,8 @@ from gymnasium import spaces
 from upslope.core.space_descriptions import ACTION_DTYPES, MAX_DEPTH, range_of_choices
 from upslope.core.space_parts import parts_of as parts_of_space
 from upslope.errors import UpslopeError
-from upslope.models.box_heads import LOG_STD, BoxHead, SquashedHead, StateNoiseHead
+from upslope.models.box_heads import LOG_STD, PRACTICALLY_INFINITE, BoxHead, SquashedHead, StateNoiseHead
+from upslope.models.box_limits import refuse_unresolved
 from upslope.models.choice_heads import DiscreteHead, MultiBinaryHead, MultiDiscreteHead, dtype_of
 from upslope.models.description import unsupported
 from upslope.models.encoders import at
@@ -50,7 +51,9 @@ def head_of_part(space: gymnasium.Space, name: str, key: str, depth: int = 0) ->
                 "MultiDiscrete, or take floats and round them in the environment."
             )
         low, high = np.asarray(space.low, np.float64).ravel(), np.asarray(space.high, np.float64).ravel()
-        return BoxHead(tuple(space.shape), tuple(low.tolist()), tuple(high.tolist()), dtype)
+        box = BoxHead(tuple(space.shape), tuple(low.tolist()), tuple(high.tolist()), dtype)
+        refuse_unresolved(box, name, key)
+        return box
     if isinstance(space, spaces.MultiBinary):
         return MultiBinaryHead(tuple(int(n) for n in space.shape))
     raise UpslopeError(unsupported(name, "action", space, key))
@@ -118,8 +121,8 @@ def with_policy(
     for key, box in head.boxes.items():
         if kind == "squashed" and not box.is_bounded:
             raise UpslopeError(
-                f"--head squashed squashes actions into finite bounds, but those of {name}{at(key)} are {box.space()}. "
-                "Declare the bounds in the environment, or use --head gaussian."
+                f"--head squashed squashes actions into finite bounds (below {PRACTICALLY_INFINITE:g}), but those of "
+                f"{name}{at(key)} are {box.space()}. Declare the bounds in the environment, or use --head gaussian."
             )
     if kind != "gsde":
         made = SquashedHead if kind == "squashed" else BoxHead
