@@ -15,6 +15,7 @@ from user_environments import Answers, Levers, Panic, Shows, Still, Strict, matr
 
 import upslope
 from upslope.core.arrays import copied
+from upslope.diagnosis.contract import fault_of_values
 from upslope.engines.border import FIRST, Border, lost_in_float32
 from upslope.engines.columns import HostColumns, reset_seed
 from upslope.engines.notices import Notices
@@ -98,6 +99,29 @@ def test_a_cast_that_changes_a_number_is_refused(space: spaces.Space, shown: Any
     assert "test_border" in said
     assert str(space) in said
     assert "environment 0 of seed 0, episode 0" in said
+
+
+@pytest.mark.parametrize(
+    ("space", "shown", "is_in_space"),
+    [
+        (box(0, 2**62, np.int64), np.array([2**40]), True),
+        (box(-np.inf, np.inf, np.float64), np.array([1e300]), True),
+        (box(0, 9, np.int64), np.array([2**40]), False),
+        (box(-np.inf, np.inf, np.float32), np.array([1e300]), False),
+        (box(-np.inf, np.inf, np.float64), np.ma.array([1.0], mask=[True]), False),
+    ],
+)
+def test_a_number_of_the_space_that_needs_64_bits_is_not_blamed_on_the_space(
+    space: spaces.Space, shown: Any, is_in_space: bool
+):
+    with pytest.raises(UpslopeError) as fault:
+        walked(lambda: Shows(space, lambda generator: shown))
+    for words in ("upslope computes in 32 bits; its space is Box", "Scale the numbers, or subtract an offset"):
+        assert (words in str(fault.value)) is is_in_space
+    assert ("not in its space" in str(fault.value)) is not is_in_space
+    if not np.ma.is_masked(shown):
+        told: Any = fault_of_values(space, shown)
+        assert ("upslope computes in 32 bits" in told[0]) is is_in_space
 
 
 @pytest.mark.parametrize(

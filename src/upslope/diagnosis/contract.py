@@ -17,7 +17,7 @@ from upslope.core.messages import text_of, told
 from upslope.core.space_parts import leaf_spaces
 from upslope.diagnosis.check_results import Check
 from upslope.diagnosis.trials import HostPlayer, actions_of, player_of
-from upslope.engines.border import leaf_of, weighing
+from upslope.engines.border import ONLY_32_BITS, SCALE, contains, leaf_of, weighing
 from upslope.engines.columns import reset_seed
 from upslope.environments.masks import mask_in, source_of
 from upslope.environments.registry import AnyEnvironment
@@ -210,6 +210,8 @@ def fault_of_values(space: gymnasium.Space, numbers: np.ndarray) -> Fault | None
     reason = leaf_of((), space, space.shape or ()).wrong(numbers)
     if not reason:
         return None
+    if all(contains(space, x) for x in numbers.reshape(-1, *(space.shape or ()))):
+        return f"returned an observation of the space {short(space)}, but {ONLY_32_BITS}: {reason}", SCALE
     return (
         f"returned an observation that is not in the observation space {short(space)}: {reason}",
         "Correct the environment, or declare the space that it actually uses.",

@@ -40,6 +40,8 @@ NUMBERS = frozenset({float, int, bool, np.float64, np.float32, np.int64, np.int3
 """Reward types that need no further check."""
 FLAGS = frozenset({bool, np.bool_})
 """Types of `terminated` and `truncated` that need no further check."""
+ONLY_32_BITS = "upslope computes in 32 bits"
+SCALE = "Scale the numbers, or subtract an offset, in the environment or a wrapper."
 STEP = "(observation, reward, terminated, truncated, info)"
 RESET = "(observation, info)"
 
@@ -186,10 +188,15 @@ class Border:
         for leaf, x, spread in zip(self.leaves, found, self.spreads, strict=True):
             reason = leaf.wrong(x)
             if reason:
+                fault, remedy = (
+                    "which is not in its space",
+                    "Correct the environment, or declare a space that contains it.",
+                )
+                if contains(leaf.space, x):
+                    fault, remedy = f"but {ONLY_32_BITS}; its space is", SCALE
                 raise UpslopeError(
-                    f"{self.name} returned the observation{leaf.path} {short(x)}, which is not in its space "
-                    f"{leaf.space}: {reason}: {episode.describe()}. Correct the environment, or declare a space "
-                    "that contains it."
+                    f"{self.name} returned the observation{leaf.path} {short(x)}, {fault} {leaf.space}: {reason}: "
+                    f"{episode.describe()}. {remedy}"
                 )
             if leaf.exceeds(x):
                 self.notices(
@@ -242,6 +249,16 @@ class Border:
         if self.only is not None:
             return [observation]
         return self.structure.flatten_up_to(shaped_like(self.shapes, observation))
+
+
+def contains(space: gymnasium.Space | None, x: Any) -> bool:
+    """Return whether the space contains a value that cannot be used, because the space has numbers of 64 bits."""
+    try:
+        return space is not None and not np.ma.is_masked(x) and space.contains(x)
+    except STOPS:
+        raise
+    except BaseException:
+        return False
 
 
 def place_parts(
