@@ -237,6 +237,12 @@ class UnreadableError(Exception):
         (lambda a: (a[0], 1.0, np.ma.masked, False, {}), "`terminated` as -- of type MaskedConstant"),
         (lambda a: (a[0], Unreadable(), *a[2:]), "reward <Unreadable> of type Unreadable"),
         (lambda a: (a[0], 1.0, Unreadable(), False, {}), "`terminated` as <Unreadable>"),
+        (
+            lambda a: (*a[:4], None),
+            r"`info` as None of type NoneType from step\(\), where Gymnasium expects a dictionary.*Return {} if",
+        ),
+        (lambda a: (*a[:4], []), r"`info` as \[\] of type list"),
+        (lambda a: (*a[:4], "x"), "`info` as x of type str"),
         (lambda a: (Unreadable(), *a[1:]), "observation of type Unreadable"),
         (lambda a: (np.array([np.nan, 0.0], np.float32), *a[1:]), "returned an observation that is not finite"),
     ],
@@ -252,6 +258,11 @@ def test_an_answer_of_another_form_is_named(change: Any, words: str):
 def test_a_reset_of_another_form_is_named(change: Any):
     with pytest.raises(UpslopeError, match=r"from reset\(\), where Gymnasium expects \(observation, info\)"):
         walked(lambda: Answers(lambda a: a, change))
+
+
+def test_an_info_that_is_none_is_refused_at_reset():
+    with pytest.raises(UpslopeError, match=r"`info` as None of type NoneType from reset\(\), where Gymnasium expects"):
+        walked(lambda: Answers(lambda a: a, lambda a: (a[0], None)))
 
 
 @pytest.mark.parametrize(

@@ -125,8 +125,7 @@ Fault = tuple[str, str]
 def fault_of_reset(answer: Any) -> Fault | None:
     """Find a fault in the form of reset's return value."""
     if isinstance(answer, tuple | list) and len(answer) == 2:
-        is_info = answer[1] is None or isinstance(answer[1], Mapping)
-        return None if is_info else (f"returned {brief(answer[1])} as info, not a dictionary", "")
+        return fault_of_info(answer[1])
     if answer is None:
         return "returned None", ""
     if isinstance(answer, tuple):
@@ -145,7 +144,15 @@ def fault_of_step(answer: Any) -> Fault | None:
         return "returned 4 values, (observation, reward, done, info), as before Gymnasium 0.26", words
     if len(answer) != 5:
         return f"returned {len(answer)} values instead of 5", ""
-    return fault_of_reward(answer[1]) or fault_of_end("terminated", answer[2]) or fault_of_end("truncated", answer[3])
+    ends = fault_of_end("terminated", answer[2]) or fault_of_end("truncated", answer[3])
+    return fault_of_reward(answer[1]) or ends or fault_of_info(answer[4])
+
+
+def fault_of_info(info: Any) -> Fault | None:
+    """Find a fault in info, which must be a dictionary."""
+    if isinstance(info, Mapping):
+        return None
+    return f"returned {brief(info)} as info, not a dictionary", "Return {} as info if there is nothing to report."
 
 
 def fault_of_reward(reward: Any) -> Fault | None:
@@ -173,14 +180,12 @@ def fault_of_end(name: str, value: Any) -> Fault | None:
 
 def oddities(answer: Any) -> Iterator[str]:
     """Describe deviations that training tolerates but other libraries may not."""
-    reward, terminated, truncated, info = answer[1:]
+    reward, terminated, truncated = answer[1:4]
     if np.ndim(reward):
         yield f"the reward is an array of shape {np.shape(reward)}"
     for name, value in (("terminated", terminated), ("truncated", truncated)):
         if not isinstance(value, bool | np.bool_):
             yield f"{name} is {brief(value)}, not a bool"
-    if not isinstance(info, dict):
-        yield f"info is {brief(info)}, not a dictionary"
 
 
 def fault_of_observation(space: gymnasium.Space, observation: Any) -> Fault | None:

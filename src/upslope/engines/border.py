@@ -413,6 +413,7 @@ def short(x: Any) -> str:
 def reset_answer(answer: Any, name: str, place: Place) -> Any:
     """Extract the first observation from the return value of `reset`."""
     if isinstance(answer, tuple | list) and len(answer) == 2 and (answer[1] is None or isinstance(answer[1], Mapping)):
+        require_info(answer[1], "reset", name, place)
         return answer[0]
     raise UpslopeError(
         f"{name} returned {answer_in_words(answer)} from reset(), where Gymnasium expects {RESET}: {place.describe()}. "
@@ -432,9 +433,19 @@ def step_answer(answer: Any, name: str, place: Place) -> tuple[Any, float, bool,
             f"{name} returned {answer_in_words(answer)} from step(), where Gymnasium expects {STEP}: "
             f"{place.describe()}.{old} Correct what step() returns."
         )
-    observation, reward, terminated, truncated, _ = answer
+    observation, reward, terminated, truncated, info = answer
     ended, cut = flag_of(terminated, "terminated", name, place), flag_of(truncated, "truncated", name, place)
+    require_info(info, "step", name, place)
     return observation, reward_of(reward, name, place), ended, cut
+
+
+def require_info(info: Any, where: str, name: str, place: Place) -> None:
+    """Raise an error if `info` is not a dictionary."""
+    if not isinstance(info, Mapping):
+        raise UpslopeError(
+            f"{name} returned `info` as {short(info)} of type {type(info).__name__} from {where}(), where Gymnasium "
+            f"expects a dictionary: {place.describe()}. Return {{}} if there is nothing to report."
+        )
 
 
 def is_old(answer: Any) -> bool:
