@@ -239,7 +239,7 @@ class Still(gymnasium.Env):
         return self.show(), {}
 
     def step(self, action: Any) -> Any:
-        return self.show(), float(np.sum(action)), False, False, {}
+        return self.show(), float(sum(np.sum(part) for part in jax.tree.leaves(action))), False, False, {}
 
     def show(self) -> Any:
         return np.zeros(2, np.float32)

@@ -150,6 +150,7 @@ class Fails(Walk):
             "reset without info": lambda: observation,
             "reset gives three": lambda: (observation, info, 0),
             "info is text": lambda: (observation, "info"),
+            "reset: info is None": lambda: (observation, None),
             "reset: shape": lambda: (observation[None], info),
             "reset: structure": lambda: ({"position": observation}, info),
             "reset: None": lambda: (None, info),
@@ -172,6 +173,7 @@ class Fails(Walk):
             "terminated is None": lambda: (observation, reward, None, truncated, info),
             "terminated is text": lambda: (observation, reward, "no", truncated, info),
             "truncated is an info": lambda: (observation, reward, terminated, info, info),
+            "info is a list": lambda: (observation, reward, terminated, truncated, []),
         }
         return answers.get(self.kind, lambda: (observation, reward, terminated, truncated, info))()
 
@@ -226,6 +228,8 @@ BROKEN = [
     ("reset without info", "reset", "without info, as before Gymnasium 0.26"),
     ("reset gives three", "reset", "3 values instead of"),
     ("info is text", "reset", "'info' as info"),
+    ("reset: info is None", "reset", "None as info, not a dictionary"),
+    ("info is a list", "step", "a list of 0 as info, not a dictionary"),
     ("reset: shape", "reset", r"shape \(1, 2\), but the observation space is .* of shape \(2,\)"),
     ("reset: structure", "reset", "a dictionary with 'position'"),
     ("reset: None", "reset", "the observation None"),

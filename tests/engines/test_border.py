@@ -15,6 +15,7 @@ from user_environments import Answers, Levers, Panic, Shows, Still, Strict, matr
 
 import upslope
 from upslope.core.arrays import copied
+from upslope.diagnosis.contract import fault_of_values
 from upslope.engines.border import FIRST, Border, lost_in_float32
 from upslope.engines.columns import HostColumns, reset_seed
 from upslope.engines.notices import Notices
@@ -98,6 +99,29 @@ def test_a_cast_that_changes_a_number_is_refused(space: spaces.Space, shown: Any
     assert "test_border" in said
     assert str(space) in said
     assert "environment 0 of seed 0, episode 0" in said
+
+
+@pytest.mark.parametrize(
+    ("space", "shown", "is_in_space"),
+    [
+        (box(0, 2**62, np.int64), np.array([2**40]), True),
+        (box(-np.inf, np.inf, np.float64), np.array([1e300]), True),
+        (box(0, 9, np.int64), np.array([2**40]), False),
+        (box(-np.inf, np.inf, np.float32), np.array([1e300]), False),
+        (box(-np.inf, np.inf, np.float64), np.ma.array([1.0], mask=[True]), False),
+    ],
+)
+def test_a_number_of_the_space_that_needs_64_bits_is_not_blamed_on_the_space(
+    space: spaces.Space, shown: Any, is_in_space: bool
+):
+    with pytest.raises(UpslopeError) as fault:
+        walked(lambda: Shows(space, lambda generator: shown))
+    for words in ("upslope computes in 32 bits; its space is Box", "Scale the numbers, or subtract an offset"):
+        assert (words in str(fault.value)) is is_in_space
+    assert ("not in its space" in str(fault.value)) is not is_in_space
+    if not np.ma.is_masked(shown):
+        told: Any = fault_of_values(space, shown)
+        assert ("upslope computes in 32 bits" in told[0]) is is_in_space
 
 
 @pytest.mark.parametrize(
@@ -213,6 +237,12 @@ class UnreadableError(Exception):
         (lambda a: (a[0], 1.0, np.ma.masked, False, {}), "`terminated` as -- of type MaskedConstant"),
         (lambda a: (a[0], Unreadable(), *a[2:]), "reward <Unreadable> of type Unreadable"),
         (lambda a: (a[0], 1.0, Unreadable(), False, {}), "`terminated` as <Unreadable>"),
+        (
+            lambda a: (*a[:4], None),
+            r"`info` as None of type NoneType from step\(\), where Gymnasium expects a dictionary.*Return {} if",
+        ),
+        (lambda a: (*a[:4], []), r"`info` as \[\] of type list"),
+        (lambda a: (*a[:4], "x"), "`info` as x of type str"),
         (lambda a: (Unreadable(), *a[1:]), "observation of type Unreadable"),
         (lambda a: (np.array([np.nan, 0.0], np.float32), *a[1:]), "returned an observation that is not finite"),
     ],
@@ -228,6 +258,11 @@ def test_an_answer_of_another_form_is_named(change: Any, words: str):
 def test_a_reset_of_another_form_is_named(change: Any):
     with pytest.raises(UpslopeError, match=r"from reset\(\), where Gymnasium expects \(observation, info\)"):
         walked(lambda: Answers(lambda a: a, change))
+
+
+def test_an_info_that_is_none_is_refused_at_reset():
+    with pytest.raises(UpslopeError, match=r"`info` as None of type NoneType from reset\(\), where Gymnasium expects"):
+        walked(lambda: Answers(lambda a: a, lambda a: (a[0], None)))
 
 
 @pytest.mark.parametrize(
@@ -295,7 +330,15 @@ def test_integer_boxes_of_actions_are_refused_by_their_dtype():
 
 
 @pytest.mark.parametrize(
-    "space", [spaces.Discrete(3, start=-1), spaces.MultiDiscrete([2, 3], dtype=np.int32), spaces.MultiBinary(3)]
+    "space",
+    [
+        spaces.Discrete(3, start=-1),
+        spaces.Discrete(3, dtype=np.uint8),
+        spaces.MultiDiscrete([2, 3], dtype=np.int32),
+        spaces.MultiBinary(3),
+        spaces.Dict({"a": spaces.Discrete(3, dtype=np.uint8), "b": box(-1, 1, np.float32)}),
+        spaces.Tuple([spaces.Discrete(3, dtype=np.int32), spaces.MultiBinary(2)]),
+    ],
 )
 def test_whole_actions_are_in_the_space(space: spaces.Space):
     run = partial(walked, lambda: Strict(space))

@@ -17,6 +17,7 @@ from upslope import UpslopeError
 from upslope.analysis.episode_credit import credit_of
 from upslope.config.prepare import prepare
 from upslope.core.types import Transition
+from upslope.diagnosis.check import check
 from upslope.engines.border import mask_reader
 from upslope.environments.registry import make
 from upslope.learning import batch
@@ -70,6 +71,32 @@ class Halves(upslope.CompiledEnvironment):
 
 def halves() -> Halves:
     return Halves()
+
+
+class ShownHalves(Halves):
+    """`Halves` whose observation is only the mask."""
+
+    observation_space = spaces.Dict({"action_mask": spaces.MultiBinary(5)})
+    action_mask = upslope.CompiledEnvironment.action_mask
+
+    def shown(self, step: Any) -> Any:
+        return {"action_mask": self.flat(step).astype(jnp.int8)}
+
+
+class ShownFence(own.FencedByKey):
+    """`FencedByKey` whose observation is only the mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = spaces.Dict({"action_mask": spaces.MultiBinary(3)})
+
+    def reset(self, **options: Any) -> Any:
+        observation, info = super().reset(**options)
+        return {"action_mask": observation["action_mask"]}, info
+
+    def step(self, action: Any) -> Any:
+        observation, *rest = super().step(action)
+        return {"action_mask": observation["action_mask"]}, *rest
 
 
 def stuck() -> Halves:
@@ -150,6 +177,18 @@ def test_masks_that_are_not_there_cannot_be_ignored_in_silence():
         config, task = prepare(environment, settings={"masks": False})
         lines = lines_of_masks(config, task)
         assert len(lines) == count and all("--no-masks has no effect" in line for line in lines)
+
+
+@pytest.mark.parametrize("environment", [ShownFence, ShownHalves])
+def test_observations_that_are_only_a_mask_are_read_without_masks_and_refused_with_them(environment: Any, tmp_path):
+    bare = make(environment, masks=False)
+    assert list(bare.observation_space) == ["action_mask"] and bare.ignores_masks and not bare.gives_masks
+    with pytest.raises(UpslopeError, match=r"consist only of the key `action_mask`, .*nothing is left.*--no-masks"):
+        make(environment)
+    assert check(environment).worst == "error"
+    if environment is ShownHalves:
+        run = train(environment, tmp_path, "shown", steps=32, masks=False)
+        assert run.load()({"action_mask": np.ones(5)}).shape == (2,)
 
 
 def test_a_mask_cannot_be_ignored_as_a_part_of_observations(tmp_path):

@@ -18,6 +18,12 @@ from upslope.models.heads import HEADS, head_of, with_policy
 HEAD = head_of(own.HYBRID)
 INNER = spaces.Dict({"b": spaces.Discrete(4, start=-1), "a": own.HYBRID})
 NESTED = spaces.Tuple([spaces.Box(0, 1, (), np.float16), INNER])
+SHORT = spaces.Dict(
+    {
+        "a": spaces.Discrete(3, start=2, dtype=np.uint8),
+        "b": spaces.Tuple([spaces.Discrete(3, dtype=np.int32), spaces.MultiDiscrete([2, 3], dtype=np.int8)]),
+    }
+)
 BOX = spaces.Box(np.array([-1.0, 0.0]), np.array([1.0, 10.0]), (2,), np.float64)
 
 
@@ -26,7 +32,7 @@ def policy_of(space: spaces.Space, *, squashed: bool = False, state_std: bool = 
     return with_policy(head_of(space), "It", kind=kind, state_std=state_std)
 
 
-@pytest.mark.parametrize("space", [own.HYBRID, NESTED, spaces.Tuple([spaces.Discrete(3)])])
+@pytest.mark.parametrize("space", [own.HYBRID, NESTED, spaces.Tuple([spaces.Discrete(3)]), SHORT])
 @pytest.mark.parametrize("squashed", [False, True])
 def test_sampled_actions_are_in_the_space_and_come_back(space: spaces.Space, squashed: bool):
     head, generator = policy_of(space, squashed=squashed), np.random.default_rng(0)
@@ -136,3 +142,47 @@ def test_the_slope_of_sigma_of_the_state_is_that_of_finite_differences(squashed:
     moved = [both + step * one for one in np.eye(6)], [both - step * one for one in np.eye(6)]
     up, down = ([by_hand(x[None, :4], x[4:]) for x in side] for side in moved)
     np.testing.assert_allclose(slopes, (np.array(up) - np.array(down)) / (2 * step), rtol=1e-3, atol=1e-4)
+
+
+INTEGERS = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_a_choice_has_the_dtype_of_its_space(dtype: str):
+    space = spaces.Discrete(3, start=5, dtype=np.dtype(dtype).type)
+    head: Any = head_of(space)
+    assert head.space() == space and from_json(to_json(head), HEADS) == head
+    assert head_of(spaces.Discrete(3, start=5)).in_space(space) == head
+    taken = head.to_environment(np.arange(3, dtype=np.int32))
+    assert taken.dtype == dtype and taken.tolist() == [5, 6, 7] and all(map(space.contains, taken))
+
+
+def test_a_description_of_an_earlier_version_has_64_bit_choices_and_is_written_as_then():
+    described = {"kind": "DiscreteHead", "n": 3, "start": 1}
+    assert from_json(described, HEADS).dtype == "int64"
+    assert to_json(head_of(spaces.Discrete(3, start=1))) == described
+    assert to_json(head_of(spaces.Discrete(3, start=1, dtype=np.uint8))) == described | {"dtype": "uint8"}
+    for dtype, start, n in (
+        ("float32", 0, 3),
+        (["uint8"], 0, 3),
+        ("uint8", 254, 3),
+        ("uint8", -1, 3),
+        ("int8", 0, 129),
+    ):
+        with pytest.raises((ValueError, TypeError), match="dtype"):
+            from_json({"kind": "DiscreteHead", "n": n, "start": start, "dtype": dtype}, HEADS)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Discrete(3, start=254, dtype=np.uint8),
+        spaces.MultiDiscrete([2, 100], start=[0, 100], dtype=np.int8),
+        spaces.Discrete(3, start=2**62),
+    ],
+)
+def test_choices_beyond_their_dtype_are_refused(space: Any):
+    with pytest.raises(
+        UpslopeError, match=r"It takes actions from \d+ to \d+ at `a`, .* can only be from .*Count from 0"
+    ):
+        head_of(spaces.Dict({"a": space}), "It")

@@ -117,7 +117,7 @@ def test_actions_are_members_of_their_space_for_one_state_and_for_many(name):
     observation = jax.random.normal(jax.random.key(1), (5, 4))
     actions, _, *numbers = ask(observation, jax.random.key(2))
     assert all(number.shape == (5,) for number in numbers)
-    to_environment = lambda action: agent.head.to_environment(np.asarray(action)).astype(space.dtype)  # noqa: E731 - a named expression
+    to_environment = lambda action: agent.head.to_environment(np.asarray(action))  # noqa: E731 - a named expression
     assert all(space.contains(action) for action in to_environment(actions))
     action, mode, *numbers = ask(observation[3], jax.random.key(2))
     assert all(number.shape == () for number in numbers)

@@ -1,5 +1,6 @@
 """Restricting the parts of the observation that the policy and the critic read, in networks and in runs."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from run_helpers import SEGMENTS, metrics_of
 import upslope
 from upslope.config.prepare import prepare
 from upslope.core.types import Transition
+from upslope.environments.ignoring import ignoring
 from upslope.errors import UpslopeError
 from upslope.models.agent import initialise_agent
 from upslope.models.build import ModelSpec, networks, unusual_parts
@@ -50,6 +52,68 @@ def view(*keys: str, space: Any = ARM, flag: str = "--policy-reads") -> Any:
 def test_keys_name_parts_at_any_depth_numbers_and_ranges(keys: Any, spans: Any, images: Any, arrays: Any):
     found = view(*keys)
     assert (found.spans, found.images, found.keys) == (spans, images, arrays)
+
+
+CAMERA = spaces.Box(0, 255, (6, 6), np.uint8)
+NUMBER, PAIR = spaces.Box(-1, 1, (1,)), spaces.Box(-1, 1, (2,))
+UNNAMED = spaces.Dict({"": spaces.Dict({"": PAIR, "x": NUMBER}), "x": spaces.Discrete(3)})
+"""The features 0 and 1 have the key `/`, 2 has `/x`, and 3 to 5 have `x`."""
+
+
+@pytest.mark.parametrize(
+    ("keys", "spans"),
+    [
+        (("",), ((0, 3),)),
+        (("/",), ((0, 2),)),
+        (("//1",), ((1, 2),)),
+        (("/x",), ((2, 3),)),
+        (("x", "/"), ((0, 2), (3, 6))),
+    ],
+)
+def test_empty_keys_are_named(keys: Any, spans: Any):
+    assert view(*keys, space=UNNAMED).spans == spans
+    whole = view("a b", space=spaces.Dict({"": NUMBER, "a b": NUMBER}))
+    assert (whole.spans, whole.keys) == (((1, 2),), ("a b",))
+    with pytest.raises(UpslopeError, match="--policy-reads '': the observations have no such part"):
+        view("", space=PAIR)
+
+
+@pytest.mark.parametrize(
+    ("keys", "space", "words"),
+    [
+        (
+            ("a/b",),
+            {"a/b": NUMBER, "a": spaces.Dict({"b": NUMBER})},
+            r"observation\['a'\]\['b'\] and observation\['a/b'\]",
+        ),
+        (("a",), {"a/b": NUMBER, "a": spaces.Dict({"b": NUMBER})}, "cannot tell two parts apart.*share the name `a/b`"),
+        (
+            ("a/1",),
+            {"a/1": NUMBER, "a": PAIR},
+            r"observation\['a'\]\[1\].* share the name `a/1`",
+        ),
+        (("a/1",), {"a/1": NUMBER, "a": spaces.Tuple([NUMBER, NUMBER])}, "share the name `a/1`. Rename one of them"),
+    ],
+)
+def test_a_name_of_two_parts_is_refused_by_every_flag(keys: Any, space: Any, words: str):
+    space = spaces.Dict({"x": NUMBER, **space})
+    assert view("x", space=space).keys == ("x",)
+    with pytest.raises(UpslopeError, match=f"--policy-reads .*{words}"):
+        view(*keys, space=space)
+    if keys != ("a",):
+        world = SimpleNamespace(observation_space=space)
+        with pytest.raises(UpslopeError, match=f"--ignore-observation {keys[0]}: .*{words}"):
+            ignoring(world, keys, "It")
+
+
+def test_an_image_has_a_name_of_its_own_and_other_arrays_need_none():
+    same = spaces.Dict({"a/b": NUMBER, "a": spaces.Dict({"b": NUMBER})})
+    model = networks(encoder_of(same, "it"), DiscreteHead(2), key=jax.random.key(0), memory="gru", memory_size=4)
+    observation = {"a/b": jnp.ones((3, 1)), "a": {"b": jnp.ones((3, 1))}}
+    outputs, _ = model.step(model.prepare(observation), model.start(3), jnp.ones(3, bool))
+    assert outputs.policy.logits.shape == (3, 2)
+    with pytest.raises(UpslopeError, match=r"An image must have a name of its own, but .*share the name `a/b`"):
+        networks_of(encoder_of(spaces.Dict({"a/b": CAMERA, "a": spaces.Dict({"b": NUMBER})}), "it"))
 
 
 def test_all_parts_together_are_the_whole():

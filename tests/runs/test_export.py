@@ -60,13 +60,13 @@ MOVES = spaces.Dict(
         "arm": spaces.Tuple([BOX, spaces.MultiBinary(2), spaces.MultiDiscrete([2, 3], start=[1, 5], dtype=np.int16)]),
         'kind"""*/': spaces.Discrete(3, start=-1),
         "a/b": spaces.Box(-3, 1, (2, 2), np.float32),
-        "a": spaces.Dict({"b": spaces.Discrete(2)}),
+        "a": spaces.Dict({"b": spaces.Discrete(2, dtype=np.int32)}),
     }
 )
 """A space in which the paths of two parts are equal when written as text."""
 BOUNDED = spaces.Dict({"push": spaces.Box(-2, 6, (2,), np.float64), "PUSH": spaces.Discrete(3)})
 CASES: dict[str, tuple[spaces.Space, spaces.Space, dict[str, Any]]] = {
-    "choice": (VECTOR, spaces.Discrete(3, start=5), {}),
+    "choice": (VECTOR, spaces.Discrete(3, start=5, dtype=np.uint8), {}),
     "masked choice": (VECTOR, spaces.Discrete(4), {"masks": True, "hidden_sizes": ()}),
     "box": (VECTOR, BOX, {"activation": "silu"}),
     "matrix": (VECTOR, spaces.Box(-3, 1, (2, 2), np.float32), {"normalize": False}),
@@ -293,6 +293,17 @@ def test_one_observation_gives_one_action_and_another_shape_is_refused(folder: P
     for wrong in (np.zeros(4), np.zeros((3, 1)), np.zeros((2, 2, 3)), 1.0):
         with pytest.raises(ValueError, match=r"must be \(3,\)"):
             policy(wrong)
+
+
+@pytest.mark.parametrize("name", ["choice", "hybrid", "choices", "switches"])
+def test_actions_of_a_policy_and_of_its_file_are_in_the_space(name: str, folder: Path, in_numpy: Any):
+    observation_space, action_space, _ = CASES[name]
+    observation_space.seed(0)
+    names: dict[str, Any] = {"__file__": str(folder / name / "policy.py"), "__name__": "policy"}
+    exec((folder / name / "policy.py").read_text(), names)
+    observation = observation_space.sample()
+    for policy in (case(name).policy, names["Policy"]()):
+        assert action_space.contains(policy(observation))
 
 
 def test_a_policy_reads_only_what_its_spaces_hold():

@@ -24,15 +24,20 @@ HEADS = {
     "TupleHead": ("parts",),
 }
 """Action kinds and their fields."""
+INTEGERS = ("int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "uint64")
 ACTION_DTYPES = {
     "BoxHead": ("float32", "float64", "float16"),
-    "MultiDiscreteHead": ("int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "uint64"),
+    "DiscreteHead": INTEGERS,
+    "MultiDiscreteHead": INTEGERS,
 }
 """The dtypes allowed for each action kind in the optional field `dtype`; the first is the default."""
 OLD_NAMES = {"BoxCoding": "BoxEncoder", "DiscreteCoding": "DiscreteEncoder"}
 """Encoder names in runs of format 1."""
 MAX_FEATURES, MAX_DIMENSIONS, MAX_PARTS, MAX_DEPTH = 2**31, 64, 2**12, 16
 """Upper bounds on the number of network inputs or outputs, array axes and parts of a space, and on nesting depth."""
+
+MAX_START = 2**62
+"""Upper bound on the magnitude of the first of several choices."""
 
 
 def check_spaces(spaces: Any) -> None:
@@ -79,6 +84,8 @@ def space_fields(description: Any, kinds: dict[str, tuple[str, ...]], depth: int
             raise TypeError(f"`{name}` must be a list of numbers")
         fields[name] = tuple(map(float, fields[name]))
     check_fields(fields)
+    if dtype in INTEGERS:
+        check_choices(fields, str(dtype))
     fields |= {"has_kinds": has_kinds} if kind == "ImageEncoder" else {}
     return kind, fields if dtype is None else fields | {"dtype": dtype}
 
@@ -103,7 +110,7 @@ def check_fields(fields: dict[str, Any]) -> None:
             if len(value) != math.prod(fields["shape"]) or any(map(math.isnan, value)):
                 raise ValueError(f"`{name}` does not contain a bound for each component")
         elif name == "start":
-            if not all(type(x) is int and abs(x) < 2**62 for x in as_tuple(value)):
+            if not all(type(x) is int and abs(x) < MAX_START for x in as_tuple(value)):
                 raise ValueError("`start` does not contain whole numbers")
         elif isinstance(value, tuple) is (name == "n") or not all(type(x) is int and x > 0 for x in as_tuple(value)):
             raise ValueError(f"`{name}` does not consist of positive whole numbers")
@@ -118,6 +125,21 @@ def check_fields(fields: dict[str, Any]) -> None:
             raise ValueError("`sizes`, `start` and `shape` do not match")
     elif isinstance(fields.get("start"), tuple):
         raise TypeError("`start` must be a number")
+
+
+def check_choices(fields: dict[str, Any], dtype: str) -> None:
+    """Check that this dtype can hold every choice."""
+    start, sizes = as_tuple(fields["start"]), as_tuple(fields["n"] if "n" in fields else fields["sizes"])
+    lowest, largest = range_of_choices(dtype)
+    if min(start) < lowest or any(first + n - 1 > largest for first, n in zip(start, sizes, strict=True)):
+        raise ValueError("`dtype` cannot hold every choice")
+
+
+def range_of_choices(dtype: str) -> tuple[int, int]:
+    """The smallest and largest choice that an action of this integer dtype can be."""
+    is_unsigned, bits = dtype.startswith("u"), int(dtype.removeprefix("u").removeprefix("int"))
+    largest = min(2**bits if is_unsigned else 2 ** (bits - 1), MAX_START) - 1
+    return (0 if is_unsigned else -largest - 1), largest
 
 
 def as_tuple(value: Any) -> tuple[Any, ...]:

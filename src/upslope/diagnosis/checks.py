@@ -24,6 +24,7 @@ from upslope.engines.border import lost_in_float32
 from upslope.engines.columns import reset_seed
 from upslope.environments.registry import AnyEnvironment
 from upslope.errors import STOPS, UpslopeError
+from upslope.models.box_limits import coarse_in_words, huge_bounds, remedy_of
 from upslope.models.description import kind_of
 from upslope.models.encoders import at, encoder_of
 from upslope.models.heads import head_of
@@ -334,7 +335,9 @@ def of_rewards(e: Examined) -> Iterator[Check]:
 def of_actions(e: Examined) -> Iterator[Check]:
     """Check whether actions have bounds, and whether they have an effect."""
     for key, box in head_of(e.environment.action_space).boxes.items():
-        if not np.isfinite([*box.low, *box.high]).all():
+        if words := coarse_in_words(box):
+            yield Check("action precision", "error", f"{words}{at(key)}", remedy_of(box, key))
+        if huge_bounds(box) or not np.isfinite([*box.low, *box.high]).all():
             words = f"{box.space()}{at(key)}"
             yield Check("action range", "warning", words, "Give finite bounds: a policy's σ is relative to the range.")
     one, other = e.short(actions=0), e.short(actions=3)

@@ -17,7 +17,7 @@ from upslope.core.messages import text_of, told
 from upslope.core.space_parts import leaf_spaces
 from upslope.diagnosis.check_results import Check
 from upslope.diagnosis.trials import HostPlayer, actions_of, player_of
-from upslope.engines.border import leaf_of, weighing
+from upslope.engines.border import ONLY_32_BITS, SCALE, contains, leaf_of, weighing
 from upslope.engines.columns import reset_seed
 from upslope.environments.masks import mask_in, source_of
 from upslope.environments.registry import AnyEnvironment
@@ -125,8 +125,7 @@ Fault = tuple[str, str]
 def fault_of_reset(answer: Any) -> Fault | None:
     """Find a fault in the form of reset's return value."""
     if isinstance(answer, tuple | list) and len(answer) == 2:
-        is_info = answer[1] is None or isinstance(answer[1], Mapping)
-        return None if is_info else (f"returned {brief(answer[1])} as info, not a dictionary", "")
+        return fault_of_info(answer[1])
     if answer is None:
         return "returned None", ""
     if isinstance(answer, tuple):
@@ -145,7 +144,15 @@ def fault_of_step(answer: Any) -> Fault | None:
         return "returned 4 values, (observation, reward, done, info), as before Gymnasium 0.26", words
     if len(answer) != 5:
         return f"returned {len(answer)} values instead of 5", ""
-    return fault_of_reward(answer[1]) or fault_of_end("terminated", answer[2]) or fault_of_end("truncated", answer[3])
+    ends = fault_of_end("terminated", answer[2]) or fault_of_end("truncated", answer[3])
+    return fault_of_reward(answer[1]) or ends or fault_of_info(answer[4])
+
+
+def fault_of_info(info: Any) -> Fault | None:
+    """Find a fault in info, which must be a dictionary."""
+    if isinstance(info, Mapping):
+        return None
+    return f"returned {brief(info)} as info, not a dictionary", "Return {} as info if there is nothing to report."
 
 
 def fault_of_reward(reward: Any) -> Fault | None:
@@ -173,14 +180,12 @@ def fault_of_end(name: str, value: Any) -> Fault | None:
 
 def oddities(answer: Any) -> Iterator[str]:
     """Describe deviations that training tolerates but other libraries may not."""
-    reward, terminated, truncated, info = answer[1:]
+    reward, terminated, truncated = answer[1:4]
     if np.ndim(reward):
         yield f"the reward is an array of shape {np.shape(reward)}"
     for name, value in (("terminated", terminated), ("truncated", truncated)):
         if not isinstance(value, bool | np.bool_):
             yield f"{name} is {brief(value)}, not a bool"
-    if not isinstance(info, dict):
-        yield f"info is {brief(info)}, not a dictionary"
 
 
 def fault_of_observation(space: gymnasium.Space, observation: Any) -> Fault | None:
@@ -210,6 +215,8 @@ def fault_of_values(space: gymnasium.Space, numbers: np.ndarray) -> Fault | None
     reason = leaf_of((), space, space.shape or ()).wrong(numbers)
     if not reason:
         return None
+    if all(contains(space, x) for x in numbers.reshape(-1, *(space.shape or ()))):
+        return f"returned an observation of the space {short(space)}, but {ONLY_32_BITS}: {reason}", SCALE
     return (
         f"returned an observation that is not in the observation space {short(space)}: {reason}",
         "Correct the environment, or declare the space that it actually uses.",

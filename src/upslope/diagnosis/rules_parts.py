@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from upslope.core.space_parts import key_within
 from upslope.diagnosis.findings import Finding, Signs, rule, share
 
 MASKS, MEMORY, IMAGES, KEYS = "action masks", "a memory", "a network that reads images", "several keys that vary"
@@ -156,17 +157,17 @@ def loudest_key(s: Signs) -> str:
     """The name of the key that drowns out the others, as text; empty if the seeds do not agree."""
     networks = s.record.description.get("networks") or []
     convolved = {str(words).split(" read by ")[0] for words in networks}
-    keys = [key for key in keys_of(s.record.description["spaces"]["observation"], "") if key not in convolved]
+    keys = [key for key in keys_of(s.record.description["spaces"]["observation"]) if key not in convolved]
     places = {int(k) for k in s.late("key_index") if np.isfinite(k)}
     place = places.pop() if len(places) == 1 else -1
     return f": `{keys[place]}`" if 0 <= place < len(keys) else ""
 
 
-def keys_of(space: dict[str, Any], key: str) -> Iterator[str]:
+def keys_of(space: dict[str, Any], key: str | None = None) -> Iterator[str]:
     """The keys of the arrays of an observation as config.json describes it, in the order of their features."""
     parts = space.get("parts")
     if parts is None:
-        yield key
+        yield key or ""
         return
     for name, part in sorted(parts.items()) if isinstance(parts, dict) else enumerate(parts):
-        yield from keys_of(part, f"{key}/{name}" if key else str(name))
+        yield from keys_of(part, key_within(key, name))

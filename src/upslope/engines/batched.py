@@ -20,7 +20,17 @@ from gymnasium.vector import AutoresetMode
 
 from upslope.core.arrays import copied, in_seeds, over_parts
 from upslope.core.their_folder import TheirFolder
-from upslope.engines.border import Border, assign, flag_of, has_shape, kind_of, mask_reader, raised, reward_of
+from upslope.engines.border import (
+    Border,
+    assign,
+    flag_of,
+    has_shape,
+    kind_of,
+    mask_reader,
+    raised,
+    require_info,
+    reward_of,
+)
 from upslope.engines.columns import (  # fmt: skip
     NOT_RUNNING,
     TOO_LONG,
@@ -217,6 +227,7 @@ class BatchedColumns:
                 f"{self.world.name} returned {type(answer).__name__} from {where}(), where Gymnasium's vector "
                 f"environments return {size} values: {self.episodes[row].describe()}."
             )
+        require_info(answer[-1], where, self.world.name, self.episodes[row])
         for what, values in zip(("reward", "terminated", "truncated"), answer[1:-1], strict=False):
             if not has_shape(values, (self.shape[1],)):
                 raise UpslopeError(

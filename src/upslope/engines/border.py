@@ -40,6 +40,8 @@ NUMBERS = frozenset({float, int, bool, np.float64, np.float32, np.int64, np.int3
 """Reward types that need no further check."""
 FLAGS = frozenset({bool, np.bool_})
 """Types of `terminated` and `truncated` that need no further check."""
+ONLY_32_BITS = "upslope computes in 32 bits"
+SCALE = "Scale the numbers, or subtract an offset, in the environment or a wrapper."
 STEP = "(observation, reward, terminated, truncated, info)"
 RESET = "(observation, info)"
 
@@ -186,10 +188,15 @@ class Border:
         for leaf, x, spread in zip(self.leaves, found, self.spreads, strict=True):
             reason = leaf.wrong(x)
             if reason:
+                fault, remedy = (
+                    "which is not in its space",
+                    "Correct the environment, or declare a space that contains it.",
+                )
+                if contains(leaf.space, x):
+                    fault, remedy = f"but {ONLY_32_BITS}; its space is", SCALE
                 raise UpslopeError(
-                    f"{self.name} returned the observation{leaf.path} {short(x)}, which is not in its space "
-                    f"{leaf.space}: {reason}: {episode.describe()}. Correct the environment, or declare a space "
-                    "that contains it."
+                    f"{self.name} returned the observation{leaf.path} {short(x)}, {fault} {leaf.space}: {reason}: "
+                    f"{episode.describe()}. {remedy}"
                 )
             if leaf.exceeds(x):
                 self.notices(
@@ -242,6 +249,16 @@ class Border:
         if self.only is not None:
             return [observation]
         return self.structure.flatten_up_to(shaped_like(self.shapes, observation))
+
+
+def contains(space: gymnasium.Space | None, x: Any) -> bool:
+    """Return whether the space contains a value that cannot be used, because the space has numbers of 64 bits."""
+    try:
+        return space is not None and not np.ma.is_masked(x) and space.contains(x)
+    except STOPS:
+        raise
+    except BaseException:
+        return False
 
 
 def place_parts(
@@ -396,6 +413,7 @@ def short(x: Any) -> str:
 def reset_answer(answer: Any, name: str, place: Place) -> Any:
     """Extract the first observation from the return value of `reset`."""
     if isinstance(answer, tuple | list) and len(answer) == 2 and (answer[1] is None or isinstance(answer[1], Mapping)):
+        require_info(answer[1], "reset", name, place)
         return answer[0]
     raise UpslopeError(
         f"{name} returned {answer_in_words(answer)} from reset(), where Gymnasium expects {RESET}: {place.describe()}. "
@@ -415,9 +433,19 @@ def step_answer(answer: Any, name: str, place: Place) -> tuple[Any, float, bool,
             f"{name} returned {answer_in_words(answer)} from step(), where Gymnasium expects {STEP}: "
             f"{place.describe()}.{old} Correct what step() returns."
         )
-    observation, reward, terminated, truncated, _ = answer
+    observation, reward, terminated, truncated, info = answer
     ended, cut = flag_of(terminated, "terminated", name, place), flag_of(truncated, "truncated", name, place)
+    require_info(info, "step", name, place)
     return observation, reward_of(reward, name, place), ended, cut
+
+
+def require_info(info: Any, where: str, name: str, place: Place) -> None:
+    """Raise an error if `info` is not a dictionary."""
+    if not isinstance(info, Mapping):
+        raise UpslopeError(
+            f"{name} returned `info` as {short(info)} of type {type(info).__name__} from {where}(), where Gymnasium "
+            f"expects a dictionary: {place.describe()}. Return {{}} if there is nothing to report."
+        )
 
 
 def is_old(answer: Any) -> bool:

@@ -237,7 +237,8 @@ class HostColumns:
                 raise UpslopeError(raised(self.world.name, "step", episode.describe(), error)) from error
             if type(answer) is tuple and len(answer) == 5:
                 observation, one, ended, cut, info = answer
-                if type(one) not in NUMBERS or type(ended) not in FLAGS or type(cut) not in FLAGS:
+                is_plain = type(one) in NUMBERS and type(ended) in FLAGS and type(cut) in FLAGS
+                if not is_plain or type(info) is not dict:
                     observation, one, ended, cut = step_answer(answer, self.world.name, episode)
             else:
                 observation, one, ended, cut = step_answer(answer, self.world.name, episode)

@@ -100,7 +100,7 @@ def finished(environment: CompiledEnvironment, request: Request) -> CompiledEnvi
     environment = wrap(environment, request.wrappers, request.name)
     if not type(environment).__module__.startswith("upslope."):
         check_protocol(environment, request.name)
-    environment = with_mask_apart(environment, request.masks)
+    environment = with_mask_apart(environment, request.name, request.masks)
     if environment.gives_masks:
         check_mask(environment, request.name)
     return ignoring(environment, request.ignored, request.name)

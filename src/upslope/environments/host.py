@@ -40,7 +40,13 @@ class Maker:
         request = self.request
         if request.env_kwargs.get("render_mode") or any("Render" in text for text in request.wrappers):
             draw_without_screen()
-        return self.without_ignored(with_mask_in_info(wrap(self.bare(), request.wrappers, request.name)))
+        return self.dressed(self.bare())
+
+    def dressed(self, env: Any) -> Any:
+        """Wrap an environment, move its mask to its info, and remove the ignored parts of its observations."""
+        request = self.request
+        wrapped = wrap(env, request.wrappers, request.name)
+        return self.without_ignored(with_mask_in_info(wrapped, request.name, request.masks))
 
     def without_ignored(self, made: Any) -> Any:
         """Remove the ignored parts of an environment's observations."""

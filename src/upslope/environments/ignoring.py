@@ -3,6 +3,7 @@
 A key of a nested Dict is `outer/inner`; parts of a Tuple and components of a vector are counted from 0.
 """
 
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from gymnasium import spaces
 from jaxtyping import PRNGKeyArray
 
-from upslope.core.space_parts import parts_of
+from upslope.core.space_parts import key_of, parts_of, same_key
 from upslope.core.types import Transition
 from upslope.environments.base import CompiledEnvironment
 from upslope.environments.masks import KEY as MASK
@@ -30,8 +31,11 @@ def ignoring(environment: Any, keys: tuple[str, ...], name: str) -> Any:
     if not keys:
         return environment
     space = environment.observation_space
-    known = dict(keyed_parts(space))
+    paths = list(paths_in(space))
+    known = dict.fromkeys(map(key_of, paths))
     for key in keys:
+        if len(named := [path for path in paths if key_of(path) == key]) > 1:
+            raise UpslopeError(f"--ignore-observation {shlex.quote(key)}: {same_key(key, named)}")
         if key not in known:
             of_mask = " Networks never read a mask; --no-masks allows forbidden actions." if key == MASK else ""
             has = f"they have the keys {listed(known)}" if known else f"{type(space).__name__} has no parts"
@@ -49,13 +53,13 @@ def ignoring(environment: Any, keys: tuple[str, ...], name: str) -> Any:
     return HostWithout(environment, left, keep)
 
 
-def keyed_parts(space: gymnasium.Space, prefix: str = "") -> Iterator[tuple[str, gymnasium.Space]]:
-    """Every part of a Dict or Tuple at any depth, with its key."""
+def paths_in(space: gymnasium.Space, outer: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The keys and indices that lead to every part of a Dict or Tuple at any depth, and to every component."""
     for index, part in parts_of(space):
-        yield f"{prefix}{index}", part
-        yield from keyed_parts(part, f"{prefix}{index}/")
+        yield (*outer, index)
+        yield from paths_in(part, (*outer, index))
     for index in range(num_components(space)):
-        yield f"{prefix}{index}", space
+        yield (*outer, index)
 
 
 def num_components(space: gymnasium.Space) -> int:

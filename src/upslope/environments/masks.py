@@ -2,7 +2,8 @@
 
 On the host, that place is `info["action_mask"]`. An environment with a method `action_masks()`, or with a key
 `action_mask` in its observations, gets a wrapper that moves the mask there. A compiled environment has a method
-`action_mask(state)`. A mask is not a network input, so the key is removed from the observation and its space.
+`action_mask(state)`. A mask is not a network input, so the key is removed from the observation and its space, except
+with --no-masks if the observation has no other part.
 """
 
 import random
@@ -29,8 +30,22 @@ def is_masked(space: Any) -> bool:
     return isinstance(space, spaces.Dict) and KEY in space.spaces
 
 
-def without_key(space: Any) -> spaces.Space:
-    """The space of observations after their mask is removed."""
+def is_only_mask(space: Any) -> bool:
+    """Whether observations contain nothing but a mask."""
+    return is_masked(space) and len(space.spaces) == 1
+
+
+def without_key(space: Any, name: str) -> spaces.Space:
+    """The space of observations after their mask is removed.
+
+    Raises:
+        BrokenEnvironmentError: there is nothing else in them.
+    """
+    if is_only_mask(space):
+        raise BrokenEnvironmentError(
+            f"The observations of {name} consist only of the key `{KEY}`, which is taken out as a mask of actions, so "
+            "nothing is left to observe. Add another part, or use the key as an ordinary observation with --no-masks."
+        )
     return spaces.Dict({name: part for name, part in space.spaces.items() if name != KEY})
 
 
@@ -59,12 +74,12 @@ class MaskInInfo(gymnasium.Wrapper):
     A malformed return value is passed on unchanged, so that the caller can report what is wrong with it.
     """
 
-    def __init__(self, env: gymnasium.Env):
+    def __init__(self, env: gymnasium.Env, name: str):
         super().__init__(env)
         self.has_key, self.method = is_masked(space_or_none(env, "observation_space")), method_of(env)
         self.mask_source = f'the key "{KEY}" of its observations' if self.has_key else f"its method {METHOD}()"
         if self.has_key:
-            self.observation_space = without_key(env.observation_space)
+            self.observation_space = without_key(env.observation_space, name)
 
     def reset(self, **options: Any) -> Any:
         return self.moved(self.env.reset(**options))
@@ -87,14 +102,17 @@ class MaskInInfo(gymnasium.Wrapper):
         return (observation, *between, info if mask is None else {**info, KEY: mask})
 
 
-def with_mask_in_info(env: Any) -> Any:
-    """Wrap a Gymnasium environment if its mask is not in its info."""
+def with_mask_in_info(env: Any, name: str, masks: bool) -> Any:
+    """Wrap a Gymnasium environment if its mask is not in its info. Without `masks`, observations that contain nothing
+    else stay as they are."""
     if not isinstance(env, gymnasium.Env):
         return env
     if not can_be_masked(space_or_none(env, "action_space")):
         return env
-    has_key = is_masked(space_or_none(env, "observation_space"))
-    return MaskInInfo(env) if has_key or method_of(env) is not None else env
+    space = space_or_none(env, "observation_space")
+    if is_only_mask(space) and not masks:
+        return env
+    return MaskInInfo(env, name) if is_masked(space) or method_of(env) is not None else env
 
 
 def space_or_none(env: gymnasium.Env, role: str) -> Any:
@@ -133,7 +151,7 @@ def gives_masks(env: gymnasium.Env, name: str) -> bool:
     """
     if not can_be_masked(env.action_space):
         return False
-    if isinstance(env, MaskInInfo) and env.has_key:
+    if (isinstance(env, MaskInInfo) and env.has_key) or is_only_mask(env.observation_space):
         return True
     states = random.getstate(), np.random.get_state()
     try:
@@ -161,9 +179,9 @@ def known_masks(env: gymnasium.Env, name: str) -> bool | UpslopeError:
 class MaskApart(CompiledEnvironment):
     """Wraps a compiled environment whose observations contain the action mask."""
 
-    def __init__(self, inner: CompiledEnvironment):
+    def __init__(self, inner: CompiledEnvironment, name: str):
         self.inner = inner
-        self.observation_space, self.action_space = without_key(inner.observation_space), inner.action_space
+        self.observation_space, self.action_space = without_key(inner.observation_space, name), inner.action_space
         self.max_episode_steps, self.costly_reset = inner.max_episode_steps, inner.costly_reset
 
     def reset(self, key: Any) -> tuple[Any, Any]:
@@ -203,9 +221,11 @@ class WithoutMasks(CompiledEnvironment):
         return self.inner.episode_info(state)
 
 
-def with_mask_apart(environment: CompiledEnvironment, masks: bool) -> CompiledEnvironment:
+def with_mask_apart(environment: CompiledEnvironment, name: str, masks: bool) -> CompiledEnvironment:
     """Wrap a compiled environment so that its mask comes only from `action_mask`, or so that it has none if `masks` is
-    false."""
+    false. In the latter case, observations that contain nothing else stay as they are."""
+    if is_only_mask(environment.observation_space) and not masks:
+        return WithoutMasks(environment)
     if is_masked(environment.observation_space):
-        environment = MaskApart(environment)
+        environment = MaskApart(environment, name)
     return environment if masks or not environment.gives_masks else WithoutMasks(environment)

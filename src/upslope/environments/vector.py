@@ -29,10 +29,10 @@ from upslope.environments.host import (  # fmt: skip
     space_of,
     spec_of,
 )
-from upslope.environments.masks import known_masks, with_mask_in_info
+from upslope.environments.masks import known_masks
 from upslope.environments.modules import accepts, found, import_module
 from upslope.environments.packages import register
-from upslope.environments.wrappers import normalised_by, normalised_in, wrap
+from upslope.environments.wrappers import normalised_by, normalised_in
 from upslope.errors import STOPS, UpslopeError
 
 VECTOR_PREFIX, ENVPOOL_PREFIX = "vector:", "envpool:"
@@ -158,8 +158,7 @@ class VectorMaker:
 
 def dress(request: Request, env: gymnasium.Env) -> gymnasium.Env:
     """Wrap one of the single environments, and remove the ignored parts of its observations."""
-    maker = Maker(request)
-    return maker.without_ignored(with_mask_in_info(wrap(env, request.wrappers, request.name)))
+    return Maker(request).dressed(env)
 
 
 def refuse_around(request: Request, origin: str) -> None:

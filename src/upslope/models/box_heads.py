@@ -107,6 +107,12 @@ class BoxHead(ActionHead):
         low, high = (np.clip(np.asarray(x, np.float64), -largest, largest) for x in (self.low, self.high))
         return low.astype(self.dtype), high.astype(self.dtype)
 
+    @cached_property
+    def bounds_in_32_bits(self) -> tuple[np.ndarray, np.ndarray]:
+        """(low, high) as 32-bit floats; bounds beyond the largest of them become infinite."""
+        with np.errstate(over="ignore"):
+            return np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
+
     def random(self, generator: np.random.Generator, mask: Any = None) -> np.ndarray:
         """Draw a uniform action, which may lie slightly beyond the bounds, as a policy's actions may. `range` replaces
         infinite bounds."""
@@ -144,7 +150,8 @@ class BoxHead(ActionHead):
         return clipped.reshape(*action.shape[:-1], *self.shape)
 
     def to_compiled(self, action: Shaped[Array, "N ..."]) -> Shaped[Array, "N ..."]:
-        return jnp.clip(action, jnp.asarray(self.low), jnp.asarray(self.high)).reshape(-1, *self.shape)
+        low, high = self.bounds_in_32_bits
+        return jnp.clip(action, jnp.asarray(low), jnp.asarray(high)).reshape(-1, *self.shape)
 
     def squashed(self, action: Any) -> Any:
         centre, half = self.scaling
@@ -169,7 +176,8 @@ class BoxHead(ActionHead):
     def outside(self, action: Shaped[Array, "B ..."]) -> Float[Array, "B"] | None:
         if not (np.isfinite(self.low) | np.isfinite(self.high)).all():
             return None
-        is_outside = (action < jnp.asarray(self.low)) | (action > jnp.asarray(self.high))
+        low, high = self.bounds_in_32_bits
+        is_outside = (action < jnp.asarray(low)) | (action > jnp.asarray(high))
         return jnp.mean(is_outside, axis=-1, dtype=jnp.float32)
 
 

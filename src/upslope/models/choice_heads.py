@@ -1,7 +1,7 @@
 """Heads for actions that are choices: Discrete, MultiDiscrete and MultiBinary."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gymnasium
@@ -18,8 +18,14 @@ from upslope.core.distributions import (
     MultiCategorical,
     split_last,
 )
+from upslope.models.description import OMITTED_BY_DEFAULT
 from upslope.models.encoders import Refuse, check_choices
 from upslope.models.head import ActionHead, as_array, as_flags, parts_of, random_choice
+
+
+def dtype_of(space: gymnasium.Space) -> str:
+    """The name of the dtype in which the actions of a space are given, in this machine's byte order."""
+    return np.dtype(space.dtype or np.int64).name
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,11 @@ class DiscreteHead(ActionHead):
 
     n: int
     start: int = 0
+    dtype: str = field(default="int64", metadata=OMITTED_BY_DEFAULT)
+    """The environment's dtype."""
+
+    def in_space(self, space: gymnasium.Space) -> ActionHead:
+        return replace(self, dtype=dtype_of(space))
 
     @property
     def num_outputs(self) -> int:
@@ -58,11 +69,11 @@ class DiscreteHead(ActionHead):
         return Categorical(outputs)
 
     def to_environment(self, action: np.ndarray) -> Any:
-        """Add the space's start, and convert to Gymnasium's dtype."""
-        return np.asarray(action, np.int64) + self.start
+        """Add the space's start, and convert to the space's dtype."""
+        return (np.asarray(action, np.int64) + self.start).astype(self.dtype, copy=False)
 
     def space(self) -> gymnasium.Space:
-        return spaces.Discrete(self.n, start=self.start)
+        return spaces.Discrete(self.n, start=self.start, dtype=np.dtype(self.dtype).type)
 
     def check(self, action: np.ndarray, refuse: Refuse) -> None:
         check_choices("action", action, self.n, refuse)
@@ -79,7 +90,7 @@ class MultiDiscreteHead(ActionHead):
     """The environment's dtype."""
 
     def in_space(self, space: gymnasium.Space) -> ActionHead:
-        return replace(self, dtype=np.dtype(space.dtype or np.int64).name)
+        return replace(self, dtype=dtype_of(space))
 
     @property
     def num_outputs(self) -> int:

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
 from upslope.core.arrays import ACTIVATIONS
 from upslope.core.messages import unknown
+from upslope.core.space_parts import key_of, same_key
 from upslope.errors import UpslopeError
 from upslope.models.convolutions import NETWORKS, Convolutions, convolutions, flat_size
 from upslope.models.convolve import fractions
@@ -24,7 +25,7 @@ from upslope.models.head import ActionHead
 from upslope.models.memories import Cell, cell_of
 from upslope.models.model import POLICY, SHARED, VALUE, Outputs
 from upslope.models.networks import Perceptron, generator_of, initialise_perceptron
-from upslope.models.views import WHOLE, Features, View, Views
+from upslope.models.views import WHOLE, Features, View, Views, parts_of
 
 
 class Branch(equinox.Module):
@@ -227,6 +228,7 @@ def networks_of(encoder: ObservationEncoder, wanted: Sequence[str] = ()) -> tupl
     Raises:
         UpslopeError: a network or key is unknown, or the images are too small for the network.
     """
+    refuse_shared_keys(encoder)
     images = {key: layout for key, inner, _ in encoder.leaves(encoder.shapes) if (layout := layout_of(inner))}
     found = {key: chosen_by_size(layout.size) for key, layout in images.items()}
     for words in wanted:
@@ -247,6 +249,15 @@ def networks_of(encoder: ObservationEncoder, wanted: Sequence[str] = ()) -> tupl
                 f"environment's are {height} × {width}. Use `impala`, `board` or `perceptron`."
             )
     return tuple((key, network) for key, network in found.items() if network != PERCEPTRON)
+
+
+def refuse_shared_keys(encoder: ObservationEncoder) -> None:
+    """Refuse an image that shares its key with another array, since networks are assigned to images by key."""
+    arrays = [part for part in parts_of(encoder) if part.is_array]
+    for key, inner, _ in encoder.leaves(encoder.shapes):
+        same = [other.path for other in arrays if key_of(other.path) == key]
+        if layout_of(inner) and len(same) > 1:
+            raise UpslopeError(f"An image must have a name of its own, but {same_key(key, same)}")
 
 
 def chosen_by_size(size: tuple[int, int, int]) -> str:
@@ -306,11 +317,12 @@ def branch_of(
     memory_size: int = 128,
 ) -> tuple[Branch, int]:
     """Create a network that ends in this layer (outputs, gain), if one is given. Also return its number of outputs."""
-    leaves = {key: inner for key, inner, _ in encoder.leaves(encoder.shapes)}
+    leaves = [(key, inner) for key, inner, _ in encoder.leaves(encoder.shapes)]
     pictures = tuple(
-        convolutions(network, layout_of(leaves[key]).size, next(keys), draw) for key, network in view.chosen(networks)
+        convolutions(network, layout_of(dict(leaves)[key]).size, next(keys), draw)
+        for key, network in view.chosen(networks)
     )
-    width = view.width(sum(inner.num_features for key, inner in leaves.items() if key not in dict(networks)))
+    width = view.width(sum(inner.num_features for key, inner in leaves if key not in dict(networks)))
     width += sum(network.num_features for network in pictures)
     inward = cell = None
     if memory is not None:

@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import Field, fields
 from typing import Any
 
 import gymnasium
@@ -15,6 +15,8 @@ SUPPORTED = (
 FIELDS = ENCODERS | HEADS
 OF_THE_POLICY = {"of_the_policy": True}
 """Metadata of a field that describes how a policy acts: a setting of the run, not a property of the space."""
+OMITTED_BY_DEFAULT = {"omitted_by_default": True}
+"""Metadata of a field that was added later, and is written only if it does not have its default value."""
 
 
 def unsupported(name: str, role: str, space: gymnasium.Space, key: str = "") -> str:
@@ -61,13 +63,19 @@ def kind_of(space: gymnasium.Space) -> str:
 
 def to_json(record: Any) -> Any:
     """Describe an encoder or head in strict JSON, with bounds as text because JSON has no infinity."""
-    written = {f.name: getattr(record, f.name) for f in fields(record) if not f.metadata.get("of_the_policy")}
+    written = {f.name: getattr(record, f.name) for f in fields(record) if is_written(record, f)}
     written |= {name: [repr(x) for x in written[name]] for name in ("low", "high") if name in written}
     if "parts" in written:
         parts = written["parts"]
         is_named = all(isinstance(part, tuple) for part in parts)
         written["parts"] = {key: to_json(part) for key, part in parts} if is_named else list(map(to_json, parts))
     return {"kind": type(record).__name__, **written}
+
+
+def is_written(record: Any, field: Field[Any]) -> bool:
+    """Whether the description of this record contains this field."""
+    is_omitted = field.metadata.get("omitted_by_default", False) and getattr(record, field.name) == field.default
+    return not (is_omitted or field.metadata.get("of_the_policy"))
 
 
 def from_json(description: Any, kinds: tuple[type, ...]) -> Any:

@@ -21,7 +21,7 @@ from jaxtyping import Float, Shaped
 from upslope.core.arrays import AnyArray as Array
 from upslope.core.arrays import is_shape, namespace
 from upslope.core.space_descriptions import MAX_DEPTH
-from upslope.core.space_parts import parts_of
+from upslope.core.space_parts import key_within, parts_of
 from upslope.errors import UpslopeError
 from upslope.models.description import unread_parts
 
@@ -55,9 +55,10 @@ class ObservationEncoder(ABC):
     def space(self) -> gymnasium.Space:
         """The observation space that a user's model receives, without the original bounds."""
 
-    def leaves(self, observation: Any, key: str = "") -> Iterator[tuple[str, "ObservationEncoder", Any]]:
-        """(key, encoder, array) for each array of an observation; a nested key is written outer/inner."""
-        yield key, self, observation
+    def leaves(self, observation: Any, key: str | None = None) -> Iterator[tuple[str, "ObservationEncoder", Any]]:
+        """(key, encoder, array) for each array of an observation; a nested key is written outer/inner, and the key of
+        an observation that is a single array is empty."""
+        yield key or "", self, observation
 
     def check(self, name: str, arrays: Mapping[str, np.ndarray], refuse: Refuse) -> None:
         """Reject recorded observations that are outside the space; `name` names their arrays."""
@@ -305,9 +306,9 @@ class CompositeEncoder(ObservationEncoder):
     def num_features(self) -> int:
         return sum(part.num_features for _, part in self.children)
 
-    def leaves(self, observation: Any, key: str = "") -> Iterator[tuple[str, ObservationEncoder, Any]]:
+    def leaves(self, observation: Any, key: str | None = None) -> Iterator[tuple[str, ObservationEncoder, Any]]:
         for name, part in self.children:
-            yield from part.leaves(observation[name], f"{key}/{name}" if key else str(name))
+            yield from part.leaves(observation[name], key_within(key, name))
 
     def encode(self, observation: Any) -> Float[Array, "... D"]:
         features: Any = [part.encode(observation[key]) for key, part in self.children]

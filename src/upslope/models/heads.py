@@ -9,11 +9,12 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from upslope.core.space_descriptions import ACTION_DTYPES, MAX_DEPTH
+from upslope.core.space_descriptions import ACTION_DTYPES, MAX_DEPTH, range_of_choices
 from upslope.core.space_parts import parts_of as parts_of_space
 from upslope.errors import UpslopeError
-from upslope.models.box_heads import LOG_STD, BoxHead, SquashedHead, StateNoiseHead
-from upslope.models.choice_heads import DiscreteHead, MultiBinaryHead, MultiDiscreteHead
+from upslope.models.box_heads import LOG_STD, PRACTICALLY_INFINITE, BoxHead, SquashedHead, StateNoiseHead
+from upslope.models.box_limits import refuse_unresolved
+from upslope.models.choice_heads import DiscreteHead, MultiBinaryHead, MultiDiscreteHead, dtype_of
 from upslope.models.description import unsupported
 from upslope.models.encoders import at
 from upslope.models.head import ActionHead
@@ -39,8 +40,8 @@ def head_of_part(space: gymnasium.Space, name: str, key: str, depth: int = 0) ->
         return product_head(space, name, key, depth)
     if space.shape is not None and 0 in space.shape:
         raise UpslopeError(f"{name} takes actions{at(key)} that contain no numbers, {space}. Remove that part.")
-    if isinstance(space, spaces.Discrete):
-        return DiscreteHead(int(space.n), int(space.start))
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        return choice_head(space, name, key)
     if isinstance(space, spaces.Box):
         dtype = np.dtype(space.dtype or np.float32).name
         if dtype not in ACTION_DTYPES["BoxHead"]:
@@ -50,14 +51,29 @@ def head_of_part(space: gymnasium.Space, name: str, key: str, depth: int = 0) ->
                 "MultiDiscrete, or take floats and round them in the environment."
             )
         low, high = np.asarray(space.low, np.float64).ravel(), np.asarray(space.high, np.float64).ravel()
-        return BoxHead(tuple(space.shape), tuple(low.tolist()), tuple(high.tolist()), dtype)
-    if isinstance(space, spaces.MultiDiscrete):
-        sizes, start = np.asarray(space.nvec).ravel(), np.asarray(space.start).ravel()
-        dtype = np.dtype(space.dtype or np.int64).name
-        return MultiDiscreteHead(tuple(space.nvec.shape), tuple(sizes.tolist()), tuple(start.tolist()), dtype)
+        box = BoxHead(tuple(space.shape), tuple(low.tolist()), tuple(high.tolist()), dtype)
+        refuse_unresolved(box, name, key)
+        return box
     if isinstance(space, spaces.MultiBinary):
         return MultiBinaryHead(tuple(int(n) for n in space.shape))
     raise UpslopeError(unsupported(name, "action", space, key))
+
+
+def choice_head(space: spaces.Discrete | spaces.MultiDiscrete, name: str, key: str) -> ActionHead:
+    """The head for one choice or several, whose numbers must fit into the space's dtype."""
+    sizes: list[int] = np.ravel(space.n if isinstance(space, spaces.Discrete) else space.nvec).tolist()
+    start: list[int] = np.ravel(space.start).tolist()
+    dtype = dtype_of(space)
+    lowest, largest = range_of_choices(dtype)
+    last = max(first + n - 1 for first, n in zip(start, sizes, strict=True))
+    if min(start) < lowest or last > largest:
+        raise UpslopeError(
+            f"{name} takes actions from {min(start)} to {last}{at(key)}, {space}, but those of dtype {dtype} can only "
+            f"be from {lowest} to {largest}. Count from 0 in the environment, or declare a larger dtype."
+        )
+    if isinstance(space, spaces.Discrete):
+        return DiscreteHead(sizes[0], start[0], dtype)
+    return MultiDiscreteHead(tuple(space.nvec.shape), tuple(sizes), tuple(start), dtype)
 
 
 def product_head(space: gymnasium.Space, name: str, key: str, depth: int) -> ProductHead:
@@ -105,8 +121,8 @@ def with_policy(
     for key, box in head.boxes.items():
         if kind == "squashed" and not box.is_bounded:
             raise UpslopeError(
-                f"--head squashed squashes actions into finite bounds, but those of {name}{at(key)} are {box.space()}. "
-                "Declare the bounds in the environment, or use --head gaussian."
+                f"--head squashed squashes actions into finite bounds (below {PRACTICALLY_INFINITE:g}), but those of "
+                f"{name}{at(key)} are {box.space()}. Declare the bounds in the environment, or use --head gaussian."
             )
     if kind != "gsde":
         made = SquashedHead if kind == "squashed" else BoxHead

@@ -6,7 +6,8 @@ information that no sensor provides when the policy is deployed.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -18,6 +19,7 @@ from jaxtyping import Shaped
 
 from upslope.core.arrays import AnyArray as Array
 from upslope.core.arrays import is_shape
+from upslope.core.space_parts import key_of, key_within, same_key
 from upslope.errors import UpslopeError
 from upslope.models.encoders import BoxEncoder, CompositeEncoder, ObservationEncoder
 from upslope.models.model import POLICY, VALUE
@@ -25,8 +27,8 @@ from upslope.models.model import POLICY, VALUE
 Features = tuple[Any, tuple[Any, ...]]
 """The features [B, D] of all arrays that no convolutional network reads, or None if there are none, and the images
 [B, height, width, channels] that convolutional networks read."""
-NUMBERS = re.compile(r"(|.*/)([0-9]{1,9})(?:-([0-9]{1,9}))?")
-"""A component of a vector, or an inclusive range of components: `2`, `2-5`, `arm/2-5`."""
+NUMBERS = re.compile("([0-9]{1,9})(?:-([0-9]{1,9}))?")
+"""A component of a vector, or an inclusive range of components: `2`, `2-5`."""
 MOST = 20
 """Maximum number of keys listed in a message."""
 
@@ -102,8 +104,9 @@ def view_of(encoder: ObservationEncoder, networks: Sequence[tuple[str, str]], wa
             f"{flag} names no part, but a network that reads nothing cannot learn. Name at least one part."
         )
     columns, images = places_of(encoder, networks)
-    parts, sizes = dict(parts_of(encoder)), vectors_of(encoder)
-    chosen = [stretch for key in wanted for stretch in part_under(key, parts, sizes, flag)]
+    parts = list(parts_of(encoder))
+    chosen = [stretch for key in wanted for stretch in part_under(key, parts, flag)]
+    refuse_shared_keys(parts, {key for key, _, _ in chosen}, flag)
     keys, seen = {key for key, _, _ in chosen}, tuple(sorted({images[key] for key, _, _ in chosen if key in images}))
     # Merge the spans, so that parts that are named twice or overlap are read only once, in the observation's order.
     spans = joined((columns[key] + start, columns[key] + stop) for key, start, stop in chosen if key in columns)
@@ -129,43 +132,69 @@ Stretch = tuple[str, int, int]
 """Consecutive features of an array: (key, start, stop)."""
 
 
-def parts_of(encoder: ObservationEncoder, key: str = "") -> Iterator[tuple[str, list[Stretch]]]:
-    """Key of each part of an observation → the features of its arrays."""
+@dataclass(frozen=True)
+class Part:
+    """A part of an observation: an array, or several."""
+
+    path: tuple[Any, ...]
+    """The keys and indices that lead to it; empty for the whole observation."""
+    stretches: tuple[Stretch, ...]
+    """The features of its arrays."""
+    is_array: bool
+    length: int = 0
+    """The number of components that can be read individually; 0 unless it is a vector."""
+
+    def components(self, key: str) -> Stretch | None:
+        """The component, or range of components, that a key names; None if it names something else."""
+        prefix = key_within(key_of(self.path), "") if self.path else ""
+        found = NUMBERS.fullmatch(key.removeprefix(prefix)) if key.startswith(prefix) else None
+        if found is None:
+            return None
+        first, last = int(found[1]), int(found[2] or found[1])
+        return (key_of(self.path), first, last + 1) if first <= last < self.length else None
+
+
+def parts_of(encoder: ObservationEncoder, path: tuple[Any, ...] = ()) -> Iterator[Part]:
+    """Each part of an observation, before the part that contains it."""
     if not isinstance(encoder, CompositeEncoder):
-        yield key, [(key, 0, encoder.num_features)]
+        is_vector = isinstance(encoder, BoxEncoder) and len(encoder.shape) == 1
+        length = encoder.num_features if is_vector else 0
+        yield Part(path, ((key_of(path), 0, encoder.num_features),), True, length)
         return
     whole: list[Stretch] = []
     for name, part in encoder.children:
-        inner = list(parts_of(part, f"{key}/{name}" if key else str(name)))
+        inner = list(parts_of(part, (*path, name)))
         yield from inner
-        whole += inner[-1][1]
-    yield key, whole
+        whole += inner[-1].stretches
+    yield Part(path, tuple(whole), False)
 
 
-def vectors_of(encoder: ObservationEncoder) -> dict[str, int]:
-    """The length of each vector, i.e. of each array whose components can be read individually."""
-    leaves = encoder.leaves(encoder.shapes)
-    return {key: x.num_features for key, x, _ in leaves if isinstance(x, BoxEncoder) and len(x.shape) == 1}
-
-
-def part_under(key: str, parts: Mapping[str, list[Stretch]], sizes: Mapping[str, int], flag: str) -> list[Stretch]:
+def part_under(key: str, parts: Sequence[Part], flag: str) -> Sequence[Stretch]:
     """The features under a key, which names a part, a component of a vector, or a range of components.
 
     Raises:
-        UpslopeError: there is no such part.
+        UpslopeError: there is no such part, or there are several.
     """
-    if key and key in parts:
-        return parts[key]
-    if found := NUMBERS.fullmatch(key):
-        array, first, last = found[1].removesuffix("/"), int(found[2]), int(found[3] or found[2])
-        if first <= last < sizes.get(array, 0):
-            return [(array, first, last + 1)]
-    names = [name for name in parts if name]
-    names += [f"{array}/0-{size - 1}" if array else f"0-{size - 1}" for array, size in sizes.items()]
-    has = f"Their parts: {listed(names)}" if names else "They have no parts: omit the flag"
+    named = [(part.path, part.stretches) for part in parts if part.path and key_of(part.path) == key]
+    named += [((*part.path, found[1]), (found,)) for part in parts if (found := part.components(key))]
+    if len(named) > 1:
+        raise UpslopeError(f"{flag} {shlex.quote(key)}: {same_key(key, [path for path, _ in named])}")
+    if named:
+        return named[0][1]
+    names = [key_of(part.path) for part in parts if part.path]
+    names += [key_of((*part.path, f"0-{part.length - 1}")) for part in parts if part.length]
+    has = f"Their parts: {listed(list(map(shlex.quote, names)))}" if names else "They have no parts: omit the flag"
     near = get_close_matches(key, names, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
-    raise UpslopeError(f"{flag} {key}: the observations have no such part.{hint} {has}.")
+    raise UpslopeError(f"{flag} {shlex.quote(key)}: the observations have no such part.{hint} {has}.")
+
+
+def refuse_shared_keys(parts: Sequence[Part], keys: Collection[str], flag: str) -> None:
+    """Refuse to read arrays that share one of these keys with another array, e.g. one inside a part that is read."""
+    for key in keys:
+        paths = [part.path for part in parts if part.is_array and key_of(part.path) == key]
+        if len(paths) > 1:
+            raise UpslopeError(f"{flag} cannot tell two parts apart: {same_key(key, paths)}")
 
 
 def joined(spans: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
@@ -191,13 +220,13 @@ def view_in(model: Any, group: str) -> View:
     return {POLICY: policy, VALUE: critic}[group]
 
 
-def completed(shapes: Any, observation: Any, view: View, key: str = "") -> Any:
+def completed(shapes: Any, observation: Any, view: View, key: str | None = None) -> Any:
     """The observation, with zeros in place of missing parts of a Dict that are not read."""
     if view.keys is None or not isinstance(shapes, dict) or not isinstance(observation, Mapping):
         return observation
     found = dict(observation)
     for name, part in shapes.items():
-        inner = f"{key}/{name}" if key else name
+        inner = key_within(key, name)
         if name in found:
             found[name] = completed(part, found[name], view, inner)
         elif not any(read == inner or read.startswith(f"{inner}/") for read in view.keys):

@@ -34,6 +34,7 @@ from upslope.environments.registry import lost
 from upslope.errors import UpslopeError
 from upslope.learning.devices import computing
 from upslope.learning.iteration import Task, TrainState
+from upslope.models.box_limits import warnings_of
 from upslope.models.build import unusual_parts
 from upslope.models.encoders import ImageEncoder
 from upslope.models.heads import head_of
@@ -193,6 +194,8 @@ def begin_once(config: Config, task: Task, directory: RunDirectory, session: Ses
         with directory.locked():
             lines = [*opening_lines(config, directory), *lines_of_task(config, task)]
             lines += [*(lines_of_lineage(lineage) if lineage else []), *about_reference]
+            for words in warnings_of(head, config.environment):
+                session.display.message(words)
             return run_loop(config, engine, directory, session, state, progress, lines)
 
 

@@ -270,7 +270,7 @@ def action_of(made: Head, end: str, *, has_mask: bool) -> Iterator[str]:
         if has_mask:
             yield f"{x} = np.where({mask}, {x}, -np.inf)"
         if len(made.shape) == 0:
-            yield f"{action} = np.int64({x}.argmax(axis=-1) + {made.start[0]})"
+            yield f"{action} = np.{made.dtype}({x}.argmax(axis=-1) + {made.start[0]})"
         else:
             ends = np.cumsum(made.sizes)[:-1].tolist()
             yield f"parts = np.split({x}, {ends}, axis=-1)"

@@ -60,7 +60,7 @@ FIELDS: dict[type, tuple[str, ...]] = {
     encoders.MultiBinaryEncoder: ("shape",),
     encoders.DictEncoder: ("parts",),
     encoders.TupleEncoder: ("parts",),
-    heads.DiscreteHead: ("n", "start"),
+    heads.DiscreteHead: ("n", "start", "dtype"),
     heads.BoxHead: ("shape", "low", "high", "dtype", "has_state_std"),
     heads.SquashedHead: ("shape", "low", "high", "dtype", "has_state_std"),
     heads.StateNoiseHead: ("shape", "low", "high", "dtype", "has_state_std", "num_features", "noise_every"),
@@ -311,7 +311,7 @@ def heads_of(head: Any, log_std: Any, path: tuple[str | int, ...] = ()) -> Itera
 def head_of(head: Any, log_std: Any) -> Head:
     """Convert the head of an action without parts."""
     if isinstance(head, heads.DiscreteHead):
-        return Categories((), "int64", (head.n,), (head.start,))
+        return Categories((), head.dtype, (head.n,), (head.start,))
     if isinstance(head, heads.MultiDiscreteHead):
         return Categories(head.shape, head.dtype, head.sizes, head.start)
     if isinstance(head, heads.MultiBinaryHead):
