@@ -174,6 +174,7 @@ def test_more_minibatches_than_recorded_steps_is_refused(tmp_path: Path):
         ({"length": np.array(["three", "two"])}, "`length` must contain"),
         ({"length": np.array([3.0, 2.0])}, "`length` must contain"),
         ({"action": np.array(list("abcde"))}, "does not contain numbers"),
+        ({"behaviour_log_prob": np.array([0.5, 0.6, 0.7, 0.8, 0.9])}, r"is 0.5 at step 0, .* Store log μ\(a\|s\), not"),
         ({"meta": json.dumps({"kind": "checkpoint", "format": 1})}, "it is a checkpoint"),
     ],
 )

@@ -54,7 +54,7 @@ class RunningStatistics(NamedTuple):
         if xp is np:
             return np.clip((x - mean) / deviation, -OBSERVATION_CLIP, OBSERVATION_CLIP)
         # XLA turns the first division by a broadcast vector into a product with its reciprocal, but not a second one by
-        # the same vector. Whether two divisors are recognised as the same depends on how many devices share the program,
+        # the same vector. Whether it merges equal divisors before that depends on how many devices share the program,
         # and hence on the number of seeds. The reciprocal is therefore explicit.
         mean, deviation = jax.lax.optimization_barrier((mean, deviation))
         return jnp.clip((x - mean) * (1 / deviation), -OBSERVATION_CLIP, OBSERVATION_CLIP)
