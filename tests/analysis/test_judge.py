@@ -86,12 +86,6 @@ def refusals(run: Path, data: Path, **options: Any) -> dict[str, str]:
     return {name: x.refusal for name, x in upslope.judge(run, data=data, **options).estimates.items()}
 
 
-@pytest.mark.parametrize("data", [None, 5, {"reward": np.zeros(3)}])
-def test_what_is_no_path_is_refused(run: Path, data: Any):
-    with pytest.raises(upslope.UpslopeError, match=f"a {type(data).__name__} cannot be their source"):
-        upslope.judge(run, data=data)
-
-
 def test_without_probabilities_only_the_fitted_q_judges(run: Path, data: Path):
     found = upslope.judge(run, data=changed(data, behaviour_log_prob=None), seed=1)
     assert found.verdict == "fqe" and "without an interval" in found.conclusion

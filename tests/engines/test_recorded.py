@@ -185,6 +185,13 @@ def test_a_dataset_that_does_not_fit_is_refused(changes: dict[str, Any], words: 
     assert str(path) in str(refusal.value)
 
 
+@pytest.mark.parametrize("data", [None, 5, {"reward": np.zeros(3)}])
+def test_what_is_no_path_is_refused(data: Any):
+    read = getattr(datasets.read_recorded, "__wrapped__", datasets.read_recorded)  # without the tests' type checks
+    with pytest.raises(upslope.UpslopeError, match=f"a {type(data).__name__} cannot be their source"):
+        read(data)
+
+
 def pictures_of(path: Path, lengths: list[int]) -> Path:
     """Write black images in episodes of these lengths; compression keeps the file small."""
     steps, episodes = sum(lengths), len(lengths)
