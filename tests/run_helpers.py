@@ -77,6 +77,19 @@ def arrays_of(path: Path) -> dict[str, bytes]:
         return {name: archive[name].tobytes() for name in archive.files if name != "meta"}
 
 
+def one_seed(path: Path, index: int, count: int) -> dict[str, bytes]:
+    """Return one seed's part of every array in a checkpoint. The leading axis runs over seeds."""
+    with np.load(path) as archive:
+        arrays = {name: archive[name] for name in archive.files if name != "meta"}
+    parts = {}
+    for name, x in arrays.items():
+        if name in ("world/actions", "world/episode", "world/length", "world/episode_return"):
+            continue  # [S·N] and ragged: compared through the rows and `observation`
+        assert x.shape[0] == count, name
+        parts[name] = x[index].tobytes()
+    return parts
+
+
 def metrics_of(run: Path) -> list[dict[str, Any]]:
     """Return the rows of metrics.jsonl without their time columns."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -4,6 +4,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import optax
 import pytest
 
 import upslope
@@ -84,6 +85,11 @@ def refusal(*names: str, **settings: Any) -> str:
         (("jax:CartPole-v1", "off_policy"), {"data": "x", "num_envs": 2}, "--num-envs applies only to runs without"),
         (("jax:CartPole-v1", "off_policy"), {"data": "x", "rollout_steps": 2}, "--rollout-steps applies only to"),
         (("jax:CartPole-v1", "clone"), {"data": "x", "gamma": 0.9}, "--gamma applies only to estimators of returns."),
+        (
+            (),
+            {"entropy_coefficient": 0.0, "entropy_schedule": "linear"},
+            "--entropy-schedule applies only to runs with",
+        ),
         ((), {"n": 3, "beta": 1.0}, "--n applies only to --estimator n_step, and --beta applies only to"),
     ],
 )
@@ -107,6 +113,40 @@ def test_a_setting_that_is_read_is_kept(names: tuple[str, ...], settings: dict[s
     config = asked(*names, **settings)[0]
     kept = {name: getattr(config, {"lambda": "lambda_"}.get(name, name)) for name in settings}
     assert kept == settings
+
+
+CHAIN = optax.sgd(0.1)
+
+
+@pytest.mark.parametrize(
+    ("axes", "settings", "flag"),
+    [
+        ({"optimiser": CHAIN}, {"learning_rate_schedule": "linear"}, "--learning-rate-schedule"),
+        ({"optimiser": CHAIN, "schedules": {"learning_rate": lambda x: 1 - x}}, {}, "--learning-rate-schedule"),
+        ({"schedules": {"epsilon": lambda x: 1 - x}}, {"objective": "policy_gradient"}, "--epsilon-schedule"),
+        (
+            {"schedules": {"entropy_coefficient": lambda x: 1 - x}},
+            {"entropy_coefficient": 0.0},
+            "--entropy-schedule",
+        ),
+    ],
+)
+def test_a_schedule_that_nothing_reads_is_refused(axes: Any, settings: dict[str, Any], flag: str):
+    assert f"{flag} applies only to" in refusal(axes=axes, **settings)
+
+
+def test_schedules_that_are_read_are_kept():
+    own = {name: lambda x: 1 - x for name in ("learning_rate", "epsilon", "entropy_coefficient")}
+    task = asked(axes={"schedules": own}, entropy_coefficient=0.01)[1]
+    assert vars(task.schedules) == own
+
+
+@pytest.mark.parametrize(
+    "chain", [optax.lbfgs(), optax.chain(optax.adam(1e-3), optax.contrib.reduce_on_plateau())], ids=["lbfgs", "plateau"]
+)
+def test_a_chain_that_needs_more_than_a_gradient_is_refused(chain: Any):
+    found = refusal(axes={"optimiser": chain})
+    assert "value" in found and "also need the loss" in found
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

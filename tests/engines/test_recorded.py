@@ -174,6 +174,7 @@ def test_more_minibatches_than_recorded_steps_is_refused(tmp_path: Path):
         ({"length": np.array(["three", "two"])}, "`length` must contain"),
         ({"length": np.array([3.0, 2.0])}, "`length` must contain"),
         ({"action": np.array(list("abcde"))}, "does not contain numbers"),
+        ({"behaviour_log_prob": np.array([0.5, 0.6, 0.7, 0.8, 0.9])}, r"is 0.5 at step 0, .* Store log μ\(a\|s\), not"),
         ({"meta": json.dumps({"kind": "checkpoint", "format": 1})}, "it is a checkpoint"),
     ],
 )
@@ -182,6 +183,13 @@ def test_a_dataset_that_does_not_fit_is_refused(changes: dict[str, Any], words: 
     with pytest.raises(upslope.UpslopeError, match=words) as refusal:
         load_dataset(path, *SPACES, False)
     assert str(path) in str(refusal.value)
+
+
+@pytest.mark.parametrize("data", [None, 5, {"reward": np.zeros(3)}])
+def test_what_is_no_path_is_refused(data: Any):
+    read = getattr(datasets.read_recorded, "__wrapped__", datasets.read_recorded)  # without the tests' type checks
+    with pytest.raises(upslope.UpslopeError, match=f"a {type(data).__name__} cannot be their source"):
+        read(data)
 
 
 def pictures_of(path: Path, lengths: list[int]) -> Path:

@@ -191,6 +191,39 @@ def test_what_breaks_the_protocol_is_said_before_it_is_compiled(wrong, words):
     assert "environment" in [c.name for c in upslope.check(Own(wrong)).checks if c.status == "error"]
 
 
+@pytest.mark.parametrize("limit", [0, -1, 7.5, True, 2**31, "7"])
+def test_a_limit_that_is_no_number_of_steps_is_refused(limit):
+    with pytest.raises(BrokenEnvironmentError, match=r"max_episode_steps = .* must be an integer from 1"):
+        make(type("Limited", (Own,), {"max_episode_steps": limit})("nothing"))
+
+
+class Bandit(upslope.CompiledEnvironment):
+    """An environment without a state: the second of two arms pays 1."""
+
+    observation_space = spaces.Box(-1, 1, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, state):
+        self.state = state
+
+    def reset(self, key):
+        return self.state, jnp.zeros(1)
+
+    def step(self, key, state, action):
+        after = upslope.Transition(jnp.zeros(1), action.astype(jnp.float32), jnp.bool_(True), jnp.bool_(False))
+        return state, after
+
+    def episode_info(self, state):
+        return {"arms": 2}
+
+
+@pytest.mark.parametrize("state", [None, ()])
+def test_an_environment_without_a_state_is_trained(state, tmp_path):
+    settings = {"steps": 32, "num_envs": 2, "rollout_steps": 8, "minibatches": 1, "epochs": 1, "quiet": True}
+    run = upslope.train(Bandit(state), log_info=("arms",), hidden_sizes=(4,), folder=tmp_path, **settings)
+    assert len(run.metrics()) == 2
+
+
 def test_a_space_that_is_missing_or_none_is_said():
     nothing = type("Nothing", (Own,), {"observation_space": None})
     text = type("Text", (Own,), {"action_space": "Discrete(2)"})

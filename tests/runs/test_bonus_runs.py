@@ -7,13 +7,15 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from helpers import train_case
-from run_helpers import SEGMENTS, assert_same_run, before_chunk, metrics_of
+from run_helpers import SEGMENTS, assert_same_run, before_chunk, metrics_of, one_seed
 
 import upslope
 from upslope.config.prepare import prepare
+from upslope.config.task import BONUS_TYPES
 from upslope.config.trust import requested
 from upslope.engines.host import HostEngine, columns_of
 from upslope.errors import UpslopeError
@@ -48,6 +50,22 @@ def test_a_seed_is_as_if_alone(straight: Any, folder: Path):
     alone = train("compiled", folder, "alone", seeds=1, seed=1)
     mine = [row for row in metrics_of(straight("compiled")) if row["seed"] == 1]
     assert mine == metrics_of(alone)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="an accelerator runs all compiled seeds together")
+@pytest.mark.parametrize(
+    "bonus", ["none", *(pytest.param(name, marks=() if name == "icm" else pytest.mark.weekly) for name in BONUS_TYPES)]
+)
+def test_a_seed_has_the_same_bits_alone_and_among_others(bonus: str, folder: Path):
+    # Dividing by 30 rows is not exact, so a product with 1/30 would have other bits.
+    settings: dict[str, Any] = {"num_envs": 3, "rollout_steps": 10, "epochs": 1, "minibatches": 1, "steps": 240}
+    settings |= {"bonus": bonus, "normalize_observations": True, "hidden_sizes": (8,), "preset": False}
+    settings |= {"quiet": True, "folder": folder}
+    among = upslope.train("jax:CartPole-v1", name=f"{bonus} among", seeds=2, **settings).path
+    alone = upslope.train("jax:CartPole-v1", name=f"{bonus} alone", seed=1, **settings).path
+    assert [row for row in metrics_of(among) if row["seed"] == 1] == metrics_of(alone)
+    last = "checkpoints/last.npz"
+    assert one_seed(alone / last, 0, 1) == one_seed(among / last, 1, 2)
 
 
 @pytest.mark.parametrize("environment", ["FrozenLake-v1", "vector:FrozenLake-v1"])

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from run_helpers import EPISODES, SEGMENTS, arrays_of, metrics_of
+from run_helpers import EPISODES, SEGMENTS, arrays_of, metrics_of, one_seed
 
 import upslope
 
@@ -32,19 +32,6 @@ def train(case: str, folder: Path, name: str, seed: int, seeds: int) -> Path:
     environment, algorithm, settings = CASES[case]
     options: dict[str, Any] = {"hidden_sizes": (8,), "quiet": True, "seed": seed, "seeds": seeds}
     return upslope.train(environment, algorithm, folder=folder, name=name, **options, **settings).path
-
-
-def one_seed(path: Path, index: int, count: int) -> dict[str, bytes]:
-    """Return one seed's part of every array in a checkpoint. The leading axis runs over seeds."""
-    with np.load(path) as archive:
-        arrays = {name: archive[name] for name in archive.files if name != "meta"}
-    parts = {}
-    for name, x in arrays.items():
-        if name in ("world/actions", "world/episode", "world/length", "world/episode_return"):
-            continue  # [S·N] and ragged: compared through the rows and `observation`
-        assert x.shape[0] == count, name
-        parts[name] = x[index].tobytes()
-    return parts
 
 
 def episodes_of(run: Path, seed: int) -> list[dict[str, str]]:

@@ -23,6 +23,7 @@ from upslope.config.ladder import (
 )
 from upslope.config.presets import made_by, preset_of, presets_of
 from upslope.core.messages import unknown
+from upslope.core.numbers import MAX_COUNT
 from upslope.errors import UpslopeError
 
 Positional = tyro.conf.Positional
@@ -263,8 +264,6 @@ PARTS_BY_NAME: dict[str, Mapping[str, Any]] = {
 }
 """Field → the names of upslope's own parts. A user's own part is written `module:Name`."""
 MAX_STEPS, MAX_WIDTH, MAX_LAYERS = 2**31, 2**16, 256
-MAX_COUNT = 2**31 - 1
-"""Largest integer in any setting, since JAX counts in 32 bits."""
 FRESH_SEEDS = 2000
 """Number of seeds that are reserved for evaluation episodes and never used in training."""
 LIMITS: dict[str, tuple[str, Callable[[Any], bool]]] = {

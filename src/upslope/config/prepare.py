@@ -26,12 +26,13 @@ from upslope.environments.modules import name_of
 from upslope.environments.registry import AnyEnvironment, EnvironmentLike, label, make
 from upslope.errors import UpslopeError
 from upslope.learning.bonuses.bonus import Bonus
+from upslope.learning.descent import check_chain
 from upslope.learning.iteration import Task
 from upslope.learning.own_parts import require_schedule
 from upslope.models.box_heads import BoxHead
 from upslope.models.build import ModelSpec
 from upslope.models.composed import has_images
-from upslope.models.model import SHARED, group_places
+from upslope.models.model import SHARED, group_places, parameters_of
 from upslope.models.model import has_memory as has_carry
 
 NOTHING: Mapping[str, Any] = {}
@@ -59,6 +60,7 @@ def prepare(
     task = task_of(config, made, objects)
     refuse_unread(asked, config, task)
     refuse_long_sequences(config, task)
+    try_optimiser(task)
     return config, task
 
 
@@ -88,7 +90,9 @@ def configured(
             given |= declared(named(role, asked[role]))
     made = make(environment, **made_for(label(environment), {**inherited, **asked}, preset))
     options = {"is_continuous": has_box(made.action_space), "use_preset": preset}
-    return configure(label(environment), algorithm, **options, **{**inherited, **given, **asked}), made, asked, objects
+    config = configure(label(environment), algorithm, **options, **{**inherited, **given, **asked})
+    scheduled = {SCHEDULABLE[name]: given[SCHEDULABLE[name]] for name in objects.schedules}
+    return config, made, asked | scheduled, objects
 
 
 def made_for(environment: str, asked: Mapping[str, Any], preset: bool | str = True) -> dict[str, Any]:
@@ -172,6 +176,15 @@ def refuse_long_sequences(config: Config, task: Task) -> None:
         )
 
 
+def try_optimiser(task: Task) -> None:
+    """Raise an error if a user's own optimiser cannot update the parameters of the model."""
+    optimiser = task.update.optimiser
+    if optimiser.is_complete:
+        model = task.model.build(jax.random.key(0))
+        for group in group_places(model):
+            check_chain(optimiser, parameters_of(model, group))
+
+
 def missing_reader(name: str, config: Config, task: Task) -> str:
     """Describe what would read a setting that has no effect in this run; empty if this run reads it."""
     estimator, objective, is_recorded = task.estimator, task.update.objective, config.data is not None
@@ -241,13 +254,14 @@ def missing_reader(name: str, config: Config, task: Task) -> str:
             "runs with --shared-trunk, or with a custom --model that has one group of parameters",
         ),
         "weight_decay": (config.optimiser == "adamw", "--optimiser adamw"),
-        **dict.fromkeys(("learning_rate", "max_grad_norm"), (is_named and optimised, of_optimisers)),
         **dict.fromkeys(
-            ("optimiser", "learning_rate_schedule", "minibatches"), (optimised, f"{critics}, or {steps_often}")
+            ("learning_rate", "learning_rate_schedule", "max_grad_norm"), (is_named and optimised, of_optimisers)
         ),
+        **dict.fromkeys(("optimiser", "minibatches"), (optimised, f"{critics}, or {steps_often}")),
         "epochs": (not is_natural, f"{steps_often} (the critic uses --critic-epochs)"),
         **dict.fromkeys(("target_kl", "min_effective_sample_size"), (not is_natural, steps_often)),
         "epsilon_schedule": (hasattr(objective, "epsilon"), parts_where(lambda kind: hasattr(kind, "epsilon"))),
+        "entropy_schedule": (config.entropy_coefficient > 0, "runs with --entropy-coefficient above 0"),
         "value_clip": (estimator.needs_critic, critics),
         "rpo_alpha": (isinstance(task.model.head, BoxHead) and not is_natural, f"Box actions with {steps_often}"),
         "gamma": (not is_unit, "estimators of returns"),

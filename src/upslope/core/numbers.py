@@ -13,6 +13,8 @@ FEW_SEEDS = 5
 UNKNOWN = "–"
 Values = Sequence[float] | np.ndarray
 MAX_DECIMALS = 6
+MAX_COUNT = 2**31 - 1
+"""Largest integer in any setting, since JAX counts in 32 bits."""
 
 
 def number(value: float, spread: float = math.nan) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 from gymnasium import spaces
 
 from upslope.core.messages import COMPILED_PREFIX, told
+from upslope.core.numbers import MAX_COUNT
 from upslope.core.types import Transition
 from upslope.environments import probes
 from upslope.environments.base import BrokenEnvironmentError, CompiledEnvironment, Request, Source
@@ -98,12 +99,27 @@ def make_own(request: Request, name: str) -> CompiledEnvironment:
 def finished(environment: CompiledEnvironment, request: Request) -> CompiledEnvironment:
     """Wrap the environment as requested. A user's own environment is also checked against the protocol."""
     environment = wrap(environment, request.wrappers, request.name)
+    check_limit(environment.max_episode_steps, request.name)
     if not type(environment).__module__.startswith("upslope."):
         check_protocol(environment, request.name)
     environment = with_mask_apart(environment, request.name, request.masks)
     if environment.gives_masks:
         check_mask(environment, request.name)
     return ignoring(environment, request.ignored, request.name)
+
+
+def check_limit(limit: Any, name: str) -> None:
+    """Reject a time limit that --max-episode-steps would refuse too.
+
+    Raises:
+        BrokenEnvironmentError: it is neither None nor a number of steps.
+    """
+    is_count = isinstance(limit, int | np.integer) and not isinstance(limit, bool) and 0 < limit <= MAX_COUNT
+    if limit is not None and not is_count:
+        raise BrokenEnvironmentError(
+            f"{name} has max_episode_steps = {limit!r}; it must be an integer from 1 to {MAX_COUNT:,}, or None for no "
+            "limit."
+        )
 
 
 def check_protocol(environment: CompiledEnvironment, name: str) -> None:

@@ -8,6 +8,7 @@ If the seed is split over devices (`split.py`), each device steps its share of t
 for all columns, but uses only those for its own columns.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -201,7 +202,7 @@ def advance(
     log_info: tuple[str, ...] = (),
 ) -> tuple[EnvState, Rollout, Finished]:
     """Advance every column by one step, without restarting finished episodes."""
-    mask = choices = mask_of(world, agent.head, columns.state)
+    mask = choices = mask_of(world, agent.head, columns)
     stuck = None
     if mask is not None:
         # A compiled program cannot raise errors. If nothing is allowed, an arbitrary action is drawn, and `stuck`
@@ -230,7 +231,7 @@ def advance(
         action_mask=mask,
     )
     after = EnvState(state, transition.observation, carry, length, episode_return)
-    info = info_of(world, state, log_info) if log_info else None
+    info = info_of(world, after, log_info) if log_info else None
     return after, row, Finished(transition.terminated | truncated, episode_return, length, stuck, info)
 
 
@@ -241,24 +242,29 @@ def act_in_columns(agent: Acting, columns: EnvState, mask: Bool[Array, "N M"] | 
     return agent.act(columns.observation, columns.carry, columns.length == 0, mask)
 
 
-def mask_of(world: CompiledEnvironment, head: ActionHead, state: Any) -> Bool[Array, "N M"] | None:
+def mask_of(world: CompiledEnvironment, head: ActionHead, columns: EnvState) -> Bool[Array, "N M"] | None:
     """The choices that the environment allows in each column; None if it does not mask actions."""
 
     def one(state: Any) -> Array | None:
         mask = world.action_mask(state)
         return None if mask is None else head.flat_mask(mask)
 
-    return jax.vmap(one)(state)
+    return in_each_column(one, columns)
 
 
-def info_of(world: CompiledEnvironment, state: Any, keys: tuple[str, ...]) -> Float[Array, "N K"]:
+def info_of(world: CompiledEnvironment, columns: EnvState, keys: tuple[str, ...]) -> Float[Array, "N K"]:
     """The numbers stored under these keys of `info` in each column."""
 
     def one(state: Any) -> Array:
         found = world.episode_info(state)
         return jnp.stack([jnp.asarray(found[key], jnp.float32) for key in keys])
 
-    return jax.vmap(one)(state)
+    return in_each_column(one, columns)
+
+
+def in_each_column(function: Callable[[Any], Any], columns: EnvState) -> Any:
+    """A function of the environment's state, applied to the state of every column. A state may have no arrays."""
+    return jax.vmap(function, axis_size=len(columns.length))(columns.state)
 
 
 def where_rows(mask: Bool[Array, "N"], chosen: Any, otherwise: Any) -> Any:

@@ -11,7 +11,9 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Integer, PRNGKeyArray
 
 from upslope.core.arrays import num_bytes
+from upslope.core.messages import told
 from upslope.core.types import Metrics
+from upslope.errors import UpslopeError
 from upslope.learning.optimisers import Optimiser
 from upslope.learning.shuffle import shuffle
 from upslope.learning.split import num_shares, own_rows, own_valid, summed
@@ -69,6 +71,25 @@ class Descent(NamedTuple):
 def start_optimiser(optimiser: Optimiser, parameters: list[Array]) -> Any:
     """The optimiser's state before the first step."""
     return optimiser.transformation().init(parameters if optimiser.is_complete else ravel_pytree(parameters)[0])
+
+
+def check_chain(optimiser: Optimiser, parameters: list[Array]) -> None:
+    """Raise an error if a user's Optax chain cannot compute an update from a gradient."""
+    if not optimiser.is_complete:
+        return
+
+    def first_update(parameters: list[Array]) -> Any:
+        chain = optimiser.transformation()
+        return chain.update(parameters, chain.init(parameters), parameters)
+
+    try:
+        jax.eval_shape(first_update, parameters)
+    except Exception as error:
+        raise UpslopeError(
+            f"The optimiser {optimiser.name} raised {told(error)} when it was called as update(gradients, state, "
+            "parameters), which is all that upslope passes. Use a chain that needs nothing else: lbfgs and "
+            "reduce_on_plateau, for example, also need the loss."
+        ) from error
 
 
 def descend(

@@ -35,8 +35,10 @@ class RunningStatistics(NamedTuple):
         before, x, valid = jax.lax.optimization_barrier((self, x, valid))
         is_row = valid.reshape(valid.shape + (1,) * (x.ndim - 2))
         count = jnp.sum(valid).astype(jnp.float32)
-        mean = jnp.sum(jnp.where(is_row, x, 0.0), axis=(0, 1)) / jnp.maximum(count, 1)
-        variance = jnp.sum(jnp.where(is_row, (x - mean) ** 2, 0.0), axis=(0, 1)) / jnp.maximum(count, 1)
+        # Two names for one number, which XLA therefore does not merge: see `normalise`.
+        rows, again = jax.lax.optimization_barrier((jnp.maximum(count, 1), jnp.maximum(count, 1)))
+        mean = jnp.sum(jnp.where(is_row, x, 0.0), axis=(0, 1)) / rows
+        variance = jnp.sum(jnp.where(is_row, (x - mean) ** 2, 0.0), axis=(0, 1)) / again
         total = before.num_samples + count
         share = count / jnp.maximum(total, 1)
         shift = mean - before.mean
@@ -49,10 +51,13 @@ class RunningStatistics(NamedTuple):
         deviation is below about 1e-4 stay small."""
         xp = namespace(x)
         mean, deviation = self.mean, xp.sqrt(self.variance + 1e-8)
-        if xp is jnp:
-            # Otherwise XLA may turn the division into a multiplication by the reciprocal, depending on the program.
-            mean, deviation = jax.lax.optimization_barrier((mean, deviation))
-        return xp.clip((x - mean) / deviation, -OBSERVATION_CLIP, OBSERVATION_CLIP)
+        if xp is np:
+            return np.clip((x - mean) / deviation, -OBSERVATION_CLIP, OBSERVATION_CLIP)
+        # XLA turns the first division by a broadcast vector into a product with its reciprocal, but not a second one by
+        # the same vector. Whether it merges equal divisors before that depends on how many devices share the program,
+        # and hence on the number of seeds. The reciprocal is therefore explicit.
+        mean, deviation = jax.lax.optimization_barrier((mean, deviation))
+        return jnp.clip((x - mean) * (1 / deviation), -OBSERVATION_CLIP, OBSERVATION_CLIP)
 
 
 def is_statistics(node: Any) -> bool:

@@ -35,6 +35,8 @@ MAX_PADDING = 200
 MAX_PADDED, SMALL = 20, 1 << 31
 """The padded arrays may take at most 2 GiB or this many times the bytes of the arrays in the file, whichever is
 more."""
+MAX_LOG_PROBABILITY = 1e-4
+"""The logarithm of a probability is at most 0, except for rounding."""
 REQUIRED = ("action", "reward", "length", "terminated")
 EVERY_STEP = ("observation", "action", "reward", "behaviour_log_prob", "action_mask")
 """Names of the arrays with one entry per step."""
@@ -87,7 +89,16 @@ def load_dataset(
 
 
 def read_recorded(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read the arrays and the metadata of recorded episodes, from a file or from the Minari dataset `minari:NAME`."""
+    """Read the arrays and the metadata of recorded episodes, from a file or from the Minari dataset `minari:NAME`.
+
+    Raises:
+        UpslopeError: this is not a path, or the file is not a dataset.
+    """
+    if not isinstance(path, str | Path):
+        raise UpslopeError(
+            f"Recorded episodes are read from a file, so a {type(path).__name__} cannot be their source. Pass the path "
+            "of a file that `upslope record` wrote, or minari:NAME."
+        )
     return read_minari(path) if is_minari(path) else load_arrays(Path(path), "dataset")
 
 
@@ -226,8 +237,20 @@ def check_dataset(
     for which in ("observation", "final_observation"):
         encoder.check(which, arrays, refuse)
     head.check(arrays["action"], refuse)
+    if "behaviour_log_prob" in arrays and not head.is_continuous:
+        check_log_probabilities(arrays["behaviour_log_prob"], refuse)
     if "action_mask" in arrays:
         check_masks(arrays["action_mask"], arrays["action"], head, refuse)
+
+
+def check_log_probabilities(log_prob: np.ndarray, refuse: Refuse) -> None:
+    """Raise an error if a probability of discrete actions would exceed 1. The density of a Box action may."""
+    impossible = np.flatnonzero(log_prob > MAX_LOG_PROBABILITY)
+    if len(impossible):
+        raise refuse(
+            f"`behaviour_log_prob` is {log_prob[impossible[0]]:.4g} at step {impossible[0]}, but the logarithm of a "
+            "probability is at most 0. Store log μ(a|s), not μ(a|s)"
+        )
 
 
 def check_padding(arrays: list[np.ndarray], length: np.ndarray, refuse: Refuse) -> None:

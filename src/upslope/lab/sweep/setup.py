@@ -75,17 +75,27 @@ def setup_of(
     if default.start_from:
         raise UpslopeError("Every trial of a sweep starts from scratch, not from another run. Omit start_from.")
     task = task_of(default, made, parts)
-    refuse_unread(asked, default, task)
+    shipped = shipped_space(is_continuous=has_box(made.action_space))
+    read = with_searched_entropy(
+        default, given or shipped.only([name for name in shipped.searched if name not in asked])
+    )
+    refuse_unread(asked, read, task)
     if given is None:
-        shipped = shipped_space(is_continuous=has_box(made.action_space))
-        is_read = [name for name in shipped.searched if not missing_reader(name, default, task)]
+        is_read = [name for name in shipped.searched if not missing_reader(name, read, task)]
         return Setup(default, made, shipped.only([name for name in is_read if name not in asked]))
     if twice := [name for name in given.searched if name in asked]:
         raise UpslopeError(f"{', '.join(twice)} is searched by the space and also set. Omit one of the two.")
     if not set(given.searched) & set(SELECTING):
-        refuse_unread(given.searched, default, task)
+        refuse_unread(given.searched, read, task)
     check_ends(given, default)
     return Setup(default, made, given)
+
+
+def with_searched_entropy(default: Config, space: Space) -> Config:
+    """The config with the largest entropy coefficient that the space contains, since its schedule has no effect if the
+    coefficient is always 0."""
+    searched = space.searched.get("entropy_coefficient")
+    return default if searched is None else replace(default, entropy_coefficient=max(searched.ends()))
 
 
 def check_ends(space: Space, default: Config) -> None:
