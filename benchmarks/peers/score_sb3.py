@@ -1,11 +1,12 @@
 """Train one seed of Stable-Baselines3's PPO or sb3-contrib's TRPO with the zoo's settings; print a JSON line.
 
-    python score_sb3.py hopper_zoo|hopper_trpo_zoo|… SEED
+    python score_sb3.py hopper_zoo|hopper_trpo|… SEED
 
-The case's name is the one that `benchmarks/learning.py` gives to the same settings. The scores are defined as there:
-`training` is the mean return of the last 100 training episodes, and `stochastic` and `deterministic` are mean returns
-of 20 fresh episodes with the last parameters. The settings are those of DLR-RM/rl-baselines3-zoo, hyperparams/ppo.yml
-at 22e3ff2 and hyperparams/trpo.yml at 13a3fe7.
+The case's name is the one that `benchmarks/learning.py` gives to the same settings. In those of TRPO, it states δ and
+the damping in terms of the policy's KL, whereas sb3-contrib takes the mean over the components of an action. The scores
+are defined as there: `training` is the mean return of the last 100 training episodes, and `stochastic` and
+`deterministic` are mean returns of 20 fresh episodes with the last parameters. The settings are those of
+DLR-RM/rl-baselines3-zoo, hyperparams/ppo.yml at 22e3ff2 and hyperparams/trpo.yml at 13a3fe7.
 """
 
 import json
@@ -36,11 +37,11 @@ CASES: dict[str, tuple[str, type[PPO] | type[TRPO], dict[str, Any]]] = {
         "ent_coef": 0.00229519, "clip_range": 0.2, "n_epochs": 5, "gae_lambda": 0.99, "max_grad_norm": 0.7,
         "vf_coef": 0.835671, "policy_kwargs": WIDE,
     }),
-    "halfcheetah_trpo_zoo": ("HalfCheetah-v5", TRPO, TRUST_REGION | {"target_kl": 0.04}),
-    "hopper_trpo_zoo": ("Hopper-v5", TRPO, TRUST_REGION),
-    "walker2d_trpo_zoo": ("Walker2d-v5", TRPO, TRUST_REGION),
-    "swimmer_trpo_zoo": ("Swimmer-v5", TRPO, TRUST_REGION | {"gamma": 0.9999}),
-    "ant_trpo_zoo": ("Ant-v5", TRPO, TRUST_REGION),
+    "halfcheetah_trpo": ("HalfCheetah-v5", TRPO, TRUST_REGION | {"target_kl": 0.04}),
+    "hopper_trpo": ("Hopper-v5", TRPO, TRUST_REGION),
+    "walker2d_trpo": ("Walker2d-v5", TRPO, TRUST_REGION),
+    "swimmer_trpo": ("Swimmer-v5", TRPO, TRUST_REGION | {"gamma": 0.9999}),
+    "ant_trpo": ("Ant-v5", TRPO, TRUST_REGION),
 }  # fmt: skip
 
 
