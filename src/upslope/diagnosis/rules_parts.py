@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from upslope.core.space_parts import key_within
+from upslope.core.keys import key_within
 from upslope.diagnosis.findings import Finding, Signs, rule, share
 
 MASKS, MEMORY, IMAGES, KEYS = "action masks", "a memory", "a network that reads images", "several keys that vary"

@@ -12,7 +12,8 @@ import numpy as np
 from gymnasium import spaces
 from jaxtyping import PRNGKeyArray
 
-from upslope.core.space_parts import key_of, parts_of, same_key
+from upslope.core.keys import key_of, same_key
+from upslope.core.space_parts import parts_of
 from upslope.core.types import Transition
 from upslope.environments.base import CompiledEnvironment
 from upslope.environments.masks import KEY as MASK

@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
 from upslope.core.arrays import ACTIVATIONS
+from upslope.core.keys import key_of, same_key
 from upslope.core.messages import unknown
-from upslope.core.space_parts import key_of, same_key
 from upslope.errors import UpslopeError
 from upslope.models.convolutions import NETWORKS, Convolutions, convolutions, flat_size
 from upslope.models.convolve import fractions

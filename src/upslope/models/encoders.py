@@ -20,8 +20,9 @@ from jaxtyping import Float, Shaped
 
 from upslope.core.arrays import AnyArray as Array
 from upslope.core.arrays import is_shape, namespace
+from upslope.core.keys import key_within
 from upslope.core.space_descriptions import MAX_DEPTH
-from upslope.core.space_parts import key_within, parts_of
+from upslope.core.space_parts import parts_of
 from upslope.errors import UpslopeError
 from upslope.models.description import unread_parts
 

@@ -19,7 +19,7 @@ from jaxtyping import Shaped
 
 from upslope.core.arrays import AnyArray as Array
 from upslope.core.arrays import is_shape
-from upslope.core.space_parts import key_of, key_within, same_key
+from upslope.core.keys import key_of, key_within, same_key
 from upslope.errors import UpslopeError
 from upslope.models.encoders import BoxEncoder, CompositeEncoder, ObservationEncoder
 from upslope.models.model import POLICY, VALUE
