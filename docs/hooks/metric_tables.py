@@ -46,6 +46,8 @@ STANDS_FOR = {
     "rates[0]": "many",
     "rates[-1]": "fewer",
     "steps": "thousands of",
+    "broken": "observations, say,",
+    "s.config.environment": "ENVIRONMENT",
 }
 """General words that replace the numbers of a particular run in the texts of the rules."""
 
