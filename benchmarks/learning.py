@@ -426,7 +426,8 @@ either library falls far short of it too:
 The KL of a policy whose components are independent is the sum of the components' KLs. sb3-contrib's TRPO (2.9.2) takes
 the mean over the components of a real-valued action instead. Its δ = 0.01 on Ant, which has eight components, is
 therefore a trust region of δ = 0.08 in the policy's KL, and its damping of 0.1 is one of 0.8. The cases `*_trpo_zoo`
-take the zoo's numbers literally, which makes steps too short; the cases `*_trpo` convert them.
+take the zoo's numbers literally, which makes steps too short; the cases `*_trpo` convert them. On Hopper, this raises
+the mean return of deterministic actions from 2,546 to 3,640, and 3,618 was published.
 """
 
 
