@@ -252,7 +252,7 @@ class Border:
 
 
 def contains(space: gymnasium.Space | None, x: Any) -> bool:
-    """Return whether the space contains a value that cannot be used, because the space has numbers of 64 bits."""
+    """Return whether a space contains a value that upslope cannot represent in 32 bits."""
     try:
         return space is not None and not np.ma.is_masked(x) and space.contains(x)
     except STOPS:

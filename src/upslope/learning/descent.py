@@ -75,8 +75,6 @@ def start_optimiser(optimiser: Optimiser, parameters: list[Array]) -> Any:
 
 def check_chain(optimiser: Optimiser, parameters: list[Array]) -> None:
     """Raise an error if a user's Optax chain cannot compute an update from a gradient."""
-    if not optimiser.is_complete:
-        return
 
     def first_update(parameters: list[Array]) -> Any:
         chain = optimiser.transformation()

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox
 import jax
@@ -65,13 +65,6 @@ def is_parameter_like(leaf: Any) -> bool:
     return isinstance(leaf, Place) or equinox.is_inexact_array(leaf)
 
 
-class Step(NamedTuple):
-    """What one traced step of a user's model returned."""
-
-    value: Array
-    log_prob: Array
-
-
 @dataclass(frozen=True)
 class ModelSpec:
     """Builds models for an observation space and an action space."""
@@ -128,7 +121,7 @@ class ModelSpec:
         name = name_of_model(self.own)
         try:
             group_places(model)
-            outputs, carry = jax.eval_shape(lambda m: self.two_columns(m), model)
+            value, log_prob, carry = jax.eval_shape(lambda m: self.two_columns(m), model)
         except UpslopeError:
             raise
         except Exception as error:
@@ -143,9 +136,9 @@ class ModelSpec:
                 f"The carry of {name} contains random keys, which cannot be stored. Store their jax.random.key_data "
                 "instead, and restore them with jax.random.wrap_key_data."
             )
-        if outputs.value.shape != (2,):
-            raise UpslopeError(f"{name}.step() returns values of shape {outputs.value.shape} for 2 columns, not (2,).")
-        for what, x in (("values", outputs.value), ("log probabilities", outputs.log_prob)):
+        if value.shape != (2,):
+            raise UpslopeError(f"{name}.step() returns values of shape {value.shape} for 2 columns, not (2,).")
+        for what, x in (("values", value), ("log probabilities", log_prob)):
             if x.dtype not in (jnp.float32, jnp.float64):
                 raise UpslopeError(
                     f"{name}.step() returns {what} of dtype {x.dtype}. Layers may compute with other dtypes, but the "
@@ -179,7 +172,7 @@ class ModelSpec:
             found, needed = (sum(found),), (sum(needed),)
         if any(mine and mine != other for mine, other in zip(found, needed, strict=True)):
             raise TypeError(f"the policy has {joined(found)} choices, but the space has {joined(needed)}")
-        return Step(outputs.value, outputs.policy.log_prob(action)), carry
+        return outputs.value, outputs.policy.log_prob(action), carry
 
     def plain_policy(self) -> Distribution:
         """The head's own distribution for two columns."""
