@@ -125,10 +125,9 @@ def measure_against(commit: str, names: Sequence[str], pairs: int, processor: st
     if pairs < FEWEST_PAIRS:
         print(f"{pairs} pairs are too few to bound the median: the interval shown is their range, without a verdict.")
     with checked_out(commit) as older:
-        edited = "-edited" if git("status", "--porcelain", "--", "src") else ""
+        new = git("rev-parse", "HEAD") + ("-edited" if git("status", "--porcelain", "--", "src") else "")
         result: dict[str, Any] = {
             "old": git("rev-parse", commit),
-            "new": git("rev-parse", "HEAD") + edited,
             "machine": {"processor": processor, "cores": os.cpu_count(), "system": platform.system()},
             "interval": "of the median of new / old, by order statistics, 95 %",
         }
@@ -146,7 +145,7 @@ def measure_against(commit: str, names: Sequence[str], pairs: int, processor: st
                 rates.append({who: rate_of(tree, case) for who, tree in order.items()})
                 print(f"{name} {number + 1}/{pairs}: {rates[-1]['new'] / rates[-1]['old']:.3f}", flush=True)
             found = summary(rates)
-            result["cases"][name] = {"steps": case.steps, "settings": case.settings, **found}
+            result["cases"][name] = {"new": new, "steps": case.steps, "settings": case.settings, **found}
             RESULTS.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
             low, high = found["interval"]
             verdict = ": SLOWER" if found["slower"] else ""

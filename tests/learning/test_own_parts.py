@@ -229,6 +229,8 @@ BONUSES: dict[str, tuple[Any, str]] = {
     "only the bonus": ({"answer": lambda r, s: r.reward}, r"returned float32\[16, 4\]; it must return \(rewards, st"),
     "three values": ({"answer": lambda r, s: (r.reward, s, s)}, r"it must return \(rewards, state\)"),
     "an axis too many": ({"answer": lambda r, s: (r.observation, s)}, r"the rewards float32\[16, 4, 4\].*Sum or av"),
+    "half precision": ({"answer": lambda r, s: (jnp.float16(r.reward), s)}, r"rewards float16\[16, 4\]; float32 is"),
+    "complex numbers": ({"answer": lambda r, s: (r.reward + 1j, s)}, r"rewards complex64\[16, 4\]; float32 is needed"),
     "no rewards": ({"answer": lambda r, s: (None, s)}, "the rewards None"),
     "other state": ({"answer": lambda r, s: (r.reward, s + 1.0)}, r"arrays differ.*float32\[\].*int32\[\]"),
     "raises": ({"answer": raising}, r"raised KeyError: 'my key' \(test_own_parts.py, line \d+\) when JAX traced it"),
@@ -245,6 +247,12 @@ def test_a_mistake_in_a_bonus_is_reported_before_the_run_exists(case, tmp_path):
     found = refusal(tmp_path, bonus=Pay(**fields))
     assert re.search(words, found), found
     assert found.startswith("The bonus Pay") and "resume" not in found
+
+
+def test_a_bonus_may_pay_flags(tmp_path):
+    flags = Pay(lambda r, s: (r.terminated, s))
+    run = upslope.train("jax:CartPole-v1", folder=tmp_path, quiet=True, bonus=flags, **SMALL)
+    assert run.path.exists()
 
 
 def test_the_message_about_a_bonus_shows_the_fields_that_were_passed(tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ from upslope.learning.batch import beginnings
 from upslope.learning.bonuses.bonus import Bonus, Setting, flat_rows, valid_rows
 from upslope.learning.evaluation import evaluate
 from upslope.learning.fitting import Examples, Fitted, begin_fitting, fit
-from upslope.learning.own_parts import called, is_own, traced
+from upslope.learning.own_parts import called, is_full_float, is_integer, is_own, traced
 from upslope.learning.returns import discounted_returns
 from upslope.learning.update import Update, explained_variance, mean, squared_error
 from upslope.models.agent import Agent, returns_seen
@@ -185,6 +185,11 @@ def paid_by(
         raise UpslopeError(
             f"The bonus {name} returned the rewards {shown(paid)}; an array of shape [T, N] = {wanted} is needed, with "
             "one reward for each step. Sum or average any further axes."
+        )
+    if is_own(bonus) and not (is_full_float(dtype := jnp.asarray(paid).dtype) or is_integer(dtype)):
+        raise UpslopeError(
+            f"The bonus {name} returned the rewards {shown(paid)}; float32 is needed, since a silent conversion could "
+            "change the numbers. Convert them with .astype(jnp.float32)."
         )
     if kinds_of(after) != kinds_of(state):
         raise UpslopeError(

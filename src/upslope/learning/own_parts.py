@@ -205,7 +205,12 @@ def require_floats(x: Any, shape: tuple[int, ...], returned: str, needed: str, a
 
 def is_whole_number(x: Any) -> bool:
     """Whether x is a single integer or boolean."""
-    return getattr(x, "shape", None) == () and any(jnp.issubdtype(x.dtype, kind) for kind in (np.integer, np.bool_))
+    return getattr(x, "shape", None) == () and is_integer(x.dtype)
+
+
+def is_integer(dtype: Any) -> bool:
+    """Whether the values are integers or booleans."""
+    return any(jnp.issubdtype(dtype, kind) for kind in (np.integer, np.bool_))
 
 
 def is_full_float(dtype: Any) -> bool:
