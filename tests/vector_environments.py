@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
 from upslope.engines.batched import BatchedColumns
@@ -100,6 +100,53 @@ def forgetful(num_envs: int) -> VectorEnv:
             return *answer, {"action_mask": info["action_mask"]}
 
     return Forgetful(num_envs, "SameStep")
+
+
+class Keyed(Counting):
+    """The same environment with its masks in the observations: a Dict of `at` and `action_mask`. `singly` stores final
+    observations like Gymnasium's own vector environments, as an array of dictionaries."""
+
+    def __init__(self, num_envs: int, mode: str, *, singly: bool = True):
+        super().__init__(num_envs, mode)
+        self.singly = singly
+        parts = {"at": self.single_observation_space, "action_mask": spaces.MultiBinary(2)}
+        self.single_observation_space = spaces.Dict(parts)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+
+    def seen(self) -> Any:
+        return {"at": super().seen(), **super().info()}
+
+    def info(self) -> dict[str, Any]:
+        return {}
+
+    def step(self, actions: Any) -> tuple[Any, ...]:
+        *answer, info = super().step(actions)
+        if self.singly and "final_obs" in info:
+            final, ended = np.full(self.num_envs, None, object), info["_final_obs"]
+            for n in np.flatnonzero(ended):
+                final[n] = {name: x[n] for name, x in info["final_obs"].items()}
+            info["final_obs"] = final
+        return *answer, info
+
+
+class Asked(Counting):
+    """The same environment with its masks in the method `action_masks`."""
+
+    def action_masks(self) -> Any:
+        return super().info()["action_mask"]
+
+    def info(self) -> dict[str, Any]:
+        return {}
+
+
+def keyed(num_envs: int, mode: str = "NextStep", *, singly: bool = True) -> VectorEnv:
+    """Make a counting environment whose observations contain its masks."""
+    return Keyed(num_envs, mode, singly=singly)
+
+
+def asked(num_envs: int, mode: str = "NextStep") -> VectorEnv:
+    """Make a counting environment with a method for its masks, behind a wrapper."""
+    return VectorWrapper(Asked(num_envs, mode))
 
 
 class Script:

@@ -62,6 +62,29 @@ def test_no_transition_is_made_up(mode: str):
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("factory", "kwargs"), [("keyed", {}), ("keyed", {"singly": False}), ("asked", {})], ids=["key", "batched", "method"]
+)
+def test_masks_are_found_wherever_a_vector_environment_has_them(factory: str, kwargs: dict[str, Any], mode: str):
+    expected = stepped(columns_of("vector:vector_environments:counting", 3, mode=mode), Script(allowed), 30)[0]
+    name = f"vector:vector_environments:{factory}"
+    columns = columns_of(name, 3, mode=mode, **kwargs)
+    found: Any = stepped(columns, Script(allowed), 30)[0]
+    columns.close()
+    for field in ("observation", "next_observation"):
+        part = getattr(found, field)
+        at = part if factory == "asked" else part["at"]
+        assert (part is at or set(part) == {"at"}) and np.array_equal(at, getattr(expected, field)), field
+    for field in ("reward", "terminated", "truncated", "valid", "action", "action_mask"):
+        assert np.array_equal(getattr(found, field), getattr(expected, field)), field
+    described: Any = make(name)
+    assert described.gives_masks and not make(name, masks=False).gives_masks
+    if mode == "NextStep":
+        (check,) = [x for x in upslope.check(name).checks if x.name == "action mask"]
+        assert ("action_masks()" if factory == "asked" else 'key "action_mask"') in check.found
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_whole_episodes_are_one_a_column(mode: str):
     columns = columns_of("vector:vector_environments:counting", 3, mode=mode)
     for _ in range(2):

@@ -1,8 +1,8 @@
 """Find action masks wherever environments provide them, and move them to a common place.
 
 On the host, that place is `info["action_mask"]`. An environment with a method `action_masks()`, or with a key
-`action_mask` in its observations, gets a wrapper that moves the mask there. A compiled environment has a method
-`action_mask(state)`. A mask is not a network input, so the key is removed from the observation and its space, except
+`action_mask` in its observations, gets a wrapper that moves the mask there; so does a vector environment. A compiled
+environment has a method `action_mask(state)`. A mask is not a network input, so the key is removed from the observation and its space, except
 with --no-masks if the observation has no other part.
 """
 
@@ -13,6 +13,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector.utils import batch_space
 
 from upslope.core.messages import told
 from upslope.core.types import Transition
@@ -23,6 +25,8 @@ KEY = "action_mask"
 """The key of a mask in an environment's info or observations."""
 METHOD = "action_masks"
 """The method that returns a mask in sb3-contrib's convention."""
+FINAL = ("final_obs", "final_observation")
+"""Keys of the true final observations in a vector environment's info; Gymnasium's key comes first."""
 
 
 def is_masked(space: Any) -> bool:
@@ -113,6 +117,68 @@ def with_mask_in_info(env: Any, name: str, masks: bool) -> Any:
     if is_only_mask(space) and not masks:
         return env
     return MaskInInfo(env, name) if is_masked(space) or method_of(env) is not None else env
+
+
+class BatchedMaskInInfo(VectorWrapper):
+    """Moves the masks from a vector environment's observations, or from its method, to its info."""
+
+    def __init__(self, envs: VectorEnv, name: str):
+        super().__init__(envs)
+        self.has_key, self.method = is_masked(envs.single_observation_space), batched_method_of(envs)
+        self.mask_source = f'the key "{KEY}" of its observations' if self.has_key else f"its method {METHOD}()"
+        if self.has_key:
+            self.single_observation_space = without_key(envs.single_observation_space, name)
+            self.observation_space = batch_space(self.single_observation_space, envs.num_envs)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        return self.moved(self.env.reset(seed=seed, options=options))
+
+    def step(self, actions: Any) -> Any:
+        return self.moved(self.env.step(actions))
+
+    def moved(self, answer: Any) -> Any:
+        """The return value of reset or step, with the masks of all columns in info."""
+        if not isinstance(answer, tuple) or len(answer) not in (2, 5) or not isinstance(answer[-1], Mapping):
+            return answer
+        observation, *between, info = answer
+        mask = mask_in(info)
+        if self.has_key and isinstance(observation, dict) and KEY in observation:
+            observation, shown = apart(observation)
+            mask = shown if mask is None else mask
+            info = {name: without_mask(value) if name in FINAL else value for name, value in info.items()}
+        elif mask is None and self.method is not None:
+            mask = self.method()
+        return (observation, *between, info if mask is None else {**info, KEY: mask})
+
+
+def without_mask(final: Any) -> Any:
+    """The final observations in a vector environment's info without their masks. They are batched, or an array of
+    single observations with None for environments whose episode goes on."""
+    if isinstance(final, dict):
+        return {name: x for name, x in final.items() if name != KEY}
+    if isinstance(final, np.ndarray | list | tuple):
+        kept = np.empty(len(final), object)
+        kept[:] = [without_mask(each) if isinstance(each, dict) else each for each in final]
+        return kept
+    return final
+
+
+def batched_method_of(envs: VectorEnv) -> Callable[[], Any] | None:
+    """A vector environment's method that returns the masks of all its environments, even if wrappers hide it."""
+    while True:
+        if callable(method := getattr(envs, METHOD, None)):
+            return method
+        if not isinstance(envs, VectorWrapper):
+            return None
+        envs = envs.env
+
+
+def with_batched_mask_in_info(envs: VectorEnv, name: str, masks: bool) -> VectorEnv:
+    """Wrap a vector environment if its masks are not in its info; see `with_mask_in_info`."""
+    space = getattr(envs, "single_observation_space", None)
+    if not can_be_masked(getattr(envs, "single_action_space", None)) or (is_only_mask(space) and not masks):
+        return envs
+    return BatchedMaskInInfo(envs, name) if is_masked(space) or batched_method_of(envs) is not None else envs
 
 
 def space_or_none(env: gymnasium.Env, role: str) -> Any:

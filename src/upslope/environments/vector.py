@@ -29,15 +29,13 @@ from upslope.environments.host import (  # fmt: skip
     space_of,
     spec_of,
 )
-from upslope.environments.masks import known_masks
+from upslope.environments.masks import FINAL, BatchedMaskInInfo, known_masks, with_batched_mask_in_info
 from upslope.environments.modules import accepts, found, import_module
 from upslope.environments.packages import register
 from upslope.environments.wrappers import normalised_by, normalised_in
 from upslope.errors import STOPS, UpslopeError
 
 VECTOR_PREFIX, ENVPOOL_PREFIX = "vector:", "envpool:"
-FINAL = ("final_obs", "final_observation")
-"""Keys of the true final observations in info; Gymnasium's key comes first."""
 BY_GYMNASIUM = frozenset({"sync", "async"})
 """Vectorisation modes that create single environments, which can be wrapped."""
 
@@ -77,7 +75,7 @@ class VectorMaker:
                 "create as many as its argument num_envs specifies."
             )
         mode_of(made, name)
-        return made
+        return with_batched_mask_in_info(made, name, self.request.masks)
 
     def made(self, num_envs: int) -> Any:
         """The object that `make_vec`, EnvPool or the user's factory returns."""
@@ -324,6 +322,8 @@ class OneColumn(gymnasium.Env):
         self.observation_space, self.action_space = envs.single_observation_space, envs.single_action_space
         self.render_mode = envs.render_mode
         self.metadata = envs.metadata
+        if isinstance(envs, BatchedMaskInInfo):
+            self.mask_source = envs.mask_source
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin an episode."""
