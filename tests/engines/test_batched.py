@@ -63,7 +63,7 @@ def test_no_transition_is_made_up(mode: str):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
-    ("factory", "kwargs"), [("keyed", {}), ("keyed", {"singly": False}), ("asked", {})], ids=["key", "batched", "method"]
+    ("factory", "kwargs"), [("keyed", {}), ("keyed", {"singly": False}), ("asked", {})], ids=["key", "batch", "method"]
 )
 def test_masks_are_found_wherever_a_vector_environment_has_them(factory: str, kwargs: dict[str, Any], mode: str):
     expected = stepped(columns_of("vector:vector_environments:counting", 3, mode=mode), Script(allowed), 30)[0]

@@ -2,8 +2,8 @@
 
 On the host, that place is `info["action_mask"]`. An environment with a method `action_masks()`, or with a key
 `action_mask` in its observations, gets a wrapper that moves the mask there; so does a vector environment. A compiled
-environment has a method `action_mask(state)`. A mask is not a network input, so the key is removed from the observation and its space, except
-with --no-masks if the observation has no other part.
+environment has a method `action_mask(state)`. A mask is not a network input, so the key is removed from the observation
+and its space, except with --no-masks if the observation has no other part.
 """
 
 import random
