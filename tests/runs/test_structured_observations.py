@@ -132,6 +132,44 @@ def test_a_policy_takes_a_vector_with_the_components_that_were_ignored_in_it(tmp
         policy(whole[0, :3])
 
 
+@pytest.mark.parametrize(
+    ("key", "change", "said"),
+    [
+        ("picture", lambda x: x / 255 + 0.25, r"uint8 numbers at `picture`.*casting 0\.25 to uint8 would change it"),
+        ("picture", lambda x: x.astype(int) + 1000, "casting 1000 to uint8"),
+        ("picture", lambda x: -x.astype(int), "casting -255 to uint8"),
+        ("steps", lambda x: x * np.nan, r"float32 numbers at `steps`, but was given .*: nan is not finite"),
+        ("steps", lambda x: [np.inf], "inf is not finite"),
+        ("steps", lambda x: [1e300], r"1e\+300 is beyond the largest float32"),
+        ("steps", lambda x: ["0"], "dtype"),
+        ("steps", lambda x: [1j], "dtype is complex128"),
+        ("steps", lambda x: [None], "dtype is object"),
+    ],
+)
+def test_a_policy_refuses_numbers_that_its_environment_cannot_show(seer, key: str, change: Any, said: str):
+    policy, observation = seer
+    one = observation | {key: np.asarray(change(observation[key]))}
+    for call in (policy, policy.value):
+        for changed in (one, jax.tree.map(lambda x: np.stack([x, x]), one)):
+            with pytest.raises(UpslopeError, match=said):
+                call(changed)
+
+
+@pytest.mark.parametrize("change", [lambda x: x.astype(float), lambda x: x.astype(int), lambda x: x.tolist()])
+def test_a_policy_reads_the_same_numbers_in_another_dtype(seer, change: Any):
+    policy, observation = seer
+    assert policy(jax.tree.map(change, observation)) == policy(observation)
+    assert policy.value(jax.tree.map(change, observation)) == policy.value(observation)
+
+
+@pytest.fixture(scope="module")
+def seer(folder: Path):
+    """A policy that reads pictures, and one of its observations."""
+    settings: dict[str, Any] = {"encoder": ("board",), "quiet": True, **TINY}
+    run = upslope.train("user_environments:Pictures", steps=32, folder=folder, name="seer", **settings)
+    return upslope.load(run.path), user_environments.Pictures().reset(seed=0)[0]
+
+
 def test_a_policy_does_without_what_only_the_critic_reads(trained):
     policy, env = upslope.load(trained("host less"), checkpoint="last"), user_environments.Told()
     observation, _ = env.reset(seed=3)

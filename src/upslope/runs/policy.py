@@ -133,25 +133,23 @@ class Policy:
             found = jax.tree.map(np.shape, observation)
             batch = f"[B, {', '.join(map(str, shapes))}]" if is_shape(shapes) else "with a first axis [B] of each array"
             raise UpslopeError(f"This policy reads observations of shape {shapes}, or a batch {batch}, not {found}.")
-        self.require_choices(observation, view)
+        self.require_readable(observation, view)
         return (observation, True) if axes else (jax.tree.map(lambda x: x[None], observation), False)
 
     @cached_property
-    def choices(self) -> dict[str, Leaf]:
-        """The parts of observations that contain choices as indices, by key."""
+    def leaves(self) -> dict[str, Leaf]:
+        """The arrays of an observation with their spaces, by key."""
         parts = self.encoder.leaves(leaf_spaces(self.encoder.space()))
-        leaves = {key: leaf_of((), space, space.shape or ()) for key, _, space in parts}
-        return {key: leaf for key, leaf in leaves.items() if leaf.is_index}
+        return {key: leaf_of((), space, space.shape or ()) for key, _, space in parts}
 
-    def require_choices(self, observation: Any, view: View) -> None:
-        """Refuse choices that are not in their space, as training does. Parts that are not read may have any value."""
-        if not self.choices:
-            return
+    def require_readable(self, observation: Any, view: View) -> None:
+        """Refuse numbers that training would refuse: those that are not finite, or that a conversion to the dtype of
+        the space would change, such as an image scaled to [0, 1]. Parts that are not read may have any value."""
         for key, _, x in self.encoder.leaves(observation):
-            if key in self.choices and view.reads(key) and (reason := self.choices[key].wrong(x)):
-                raise UpslopeError(
-                    f"This policy reads {self.choices[key].space}{at(key)}, but was given {short(x)}: {reason}."
-                )
+            leaf = self.leaves[key]
+            if view.reads(key) and (reason := leaf.wrong(x) or not_finite(x)):
+                reads = leaf.space if leaf.is_index else f"{leaf.dtype} numbers"
+                raise UpslopeError(f"This policy reads {reads}{at(key)}, but was given {short(x)}: {reason}.")
 
     def as_mask(self, mask: Any, batch: Any, is_batch: bool) -> Any:
         """Return the allowed choices of each row [B, M], or None if nothing is forbidden."""
@@ -204,9 +202,8 @@ class Policy:
         known = jax.tree.leaves(self.memory)[0].shape[0]
         if known != count:
             raise UpslopeError(
-                f"This policy remembers {known} episodes, but received {count} observations. Call "
-                "policy.reset() when new "
-                "episodes begin."
+                f"This policy remembers {known} episodes, but received {count} observations. Call policy.reset() when "
+                "new episodes begin."
             )
         policy, self.memory = self.step(self.agent, batch, self.memory, fresh, mask)
         return policy
@@ -275,6 +272,12 @@ def load(
     agent = jax.tree.map(lambda x: x[index], agents)
     encoder, ignored = spaces_of(directory)[0], config.ignore_observation
     return Policy(agent, encoder, seed, checkpoint, has_critic, random_seed, ignored, has_masks(directory))
+
+
+def not_finite(x: np.ndarray) -> str:
+    """Name a number that is not finite, or return an empty string if there is none."""
+    is_finite = np.isfinite(x)
+    return "" if is_finite.all() else f"{x[~is_finite].flat[0]} is not finite"
 
 
 def require_finite(agents: Agent, index: int, seed: int, directory: RunDirectory) -> None:
