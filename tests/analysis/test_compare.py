@@ -296,6 +296,29 @@ def test_different_numbers_of_evaluation_episodes_are_told(run_of):
     b = run_of("b", episodes=ending(1), steps=100, algorithm="a2c", evaluations=[evaluation(0, 5.0)] * 3)
     assert warned(upslope.compare([a, b]), "different numbers of evaluation episodes", "1: ", "3: ")
 
+    some = run_of("some", episodes=ending(1, 1), steps=100, evaluations=[evaluation(0, 5.0)] * 3 + [evaluation(1, 5.0)])
+    found = upslope.compare([some])
+    assert warned(found, "different numbers of evaluation episodes", "1 to 3: ") and "1 to 3 evaluation" in found.score
+
+
+def test_seeds_without_an_evaluation_are_named(run_of):
+    run = run_of("run", episodes=ending(*range(9)), steps=100, evaluations=[evaluation(1, 5.0)])
+    found = upslope.compare([run])
+    assert "training" in found.score
+    whole = run_of("whole", episodes=ending(1), steps=100, algorithm="a2c", evaluations=[evaluation(0, 5.0)])
+    words = "has none for seeds 0, 2, 3, 4, 5 and 3 more"
+    assert warned(upslope.compare([run, whole]), "evaluation episodes are ignored", words)
+    with pytest.raises(upslope.UpslopeError, match=words):
+        upslope.compare([run], score="stochastic")
+
+
+def test_an_evaluation_that_is_not_finite_is_no_score(run_of):
+    rows = [evaluation(0, 5.0), evaluation(0, math.nan), evaluation(1, 7.0)]
+    run = run_of("run", episodes=ending(1, 1), steps=100, evaluations=rows)
+    found = upslope.compare([run])
+    assert warned(found, "run, seed 0: not every evaluation return is finite, so it has no score")
+    np.testing.assert_array_equal(found.groups[0].scores, [np.nan, 7.0])
+
 
 def test_recorded_data_need_an_evaluation(run_of):
     path = run_of(episodes={0: [], 1: []}, steps=100, algorithm="clone", data="x.npz")

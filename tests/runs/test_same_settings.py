@@ -12,6 +12,7 @@ import pytest
 from run_helpers import SEGMENTS, before_chunk, rewrite_config, rewrite_meta
 
 import upslope
+from upslope.analysis.records import read_records
 from upslope.errors import UpslopeError
 
 USES: dict[str, Callable[[Path], Any]] = {
@@ -64,6 +65,15 @@ def test_an_edit_is_named_before_its_consequences(name: str, run: Path):
     for use in (upslope.load, upslope.resume):
         with pytest.raises(UpslopeError, match=rf"config\.json was edited after training began: {name} was"):
             use(run)
+
+
+def test_an_analysis_of_an_edited_run_says_so(run: Path):
+    assert not read_records([run])[1]
+    rewrite_config(run, gamma=0.5, data="moved.npz")
+    (said,) = read_records([run])[1]
+    assert "config.json was edited after training began: gamma was 0.99, now 0.5. What is shown" in said
+    rewrite_meta(run / "checkpoints" / "last.npz", lambda meta: meta.update(settings="none"))
+    assert not read_records([run])[1]
 
 
 def test_settings_that_do_not_change_the_policy_may_be_edited(run: Path):

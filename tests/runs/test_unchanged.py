@@ -5,14 +5,17 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from run_helpers import SEGMENTS, before_chunk, rewrite_meta
 
 import upslope
+from upslope.analysis.records import read_records
 from upslope.errors import UpslopeError
+from upslope.report.page import write_report
 from upslope.runs.directory import RunDirectory
-from upslope.runs.unchanged import PrefixDigest
+from upslope.runs.unchanged import CHANGED, PrefixDigest
 
 TABLES = ("metrics.jsonl", "episodes.csv")
 SHORT = {"max_episode_steps": 9, "seeds": 1, "hidden_sizes": (8,), "quiet": True}
@@ -48,6 +51,34 @@ CHANGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "shorter": (lambda x: x[:-1], "shorter than at its checkpoint.*Restore it from a copy"),
     "empty": (lambda x: b"", "shorter than at its checkpoint"),
 }
+
+
+def values(content: bytes) -> bytes:
+    """Change a digit, as an edit that keeps the file well-formed would."""
+    place = max(i for i, byte in enumerate(content) if 48 <= byte <= 56 and content[i - 1 : i].isdigit())
+    return content[:place] + bytes([content[place] + 1]) + content[place + 1 :]
+
+
+def without_a_row(content: bytes) -> bytes:
+    """Delete a row in the middle."""
+    rows = content.splitlines(keepends=True)
+    return b"".join(rows[: len(rows) // 2] + rows[len(rows) // 2 + 1 :])
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize(
+    ("edit", "words"), [(values, CHANGED), (without_a_row, "is shorter than at its checkpoint: rows are missing")]
+)
+def test_an_analysis_of_a_changed_run_says_so(name: str, edit: Any, words: str, stopped: Path, tmp_path: Path):
+    run = Path(shutil.copytree(stopped, tmp_path / "run"))
+    assert not read_records([run])[1]
+    (run / name).write_bytes(edit((run / name).read_bytes()))
+    (record,), (said,) = read_records([run])
+    assert f"{run / name} {words}. What is shown" in said and len(record.changes) == 1
+    assert said in upslope.compare(run).warnings
+    assert f"{name} {words[:20]}" in write_report([run], tmp_path / "report.html").read_text("utf-8")
+    shutil.rmtree(run / "checkpoints")
+    assert not read_records([run])[1]  # nothing is known about the rows
 
 
 @pytest.mark.parametrize("name", TABLES)

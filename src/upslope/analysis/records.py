@@ -20,6 +20,7 @@ from upslope.core.space_descriptions import check_spaces
 from upslope.errors import UpslopeError
 from upslope.runs.bundles import unpacked
 from upslope.runs.directory import INFO, STOP, RunDirectory
+from upslope.runs.same_settings import changes_since_training
 
 NOT_METRICS = ("iteration", "seed", "step")
 MAX_COUNT, MAX_NUMBER = 2**53, 1e60
@@ -61,6 +62,11 @@ class Record:
     def versions(self) -> dict[str, Any]:
         """The versions of the packages that produced the run."""
         return self.description["versions"]
+
+    @cached_property
+    def changes(self) -> list[str]:
+        """How the run's files differ from those that training wrote."""
+        return changes_since_training(RunDirectory(self.path), self.config)
 
     @cached_property
     def reached(self) -> int:
@@ -158,7 +164,8 @@ def read_records(
     runs: str | Path | Sequence[str | Path], *, with_evaluations: bool = False, with_metrics: bool = True
 ) -> tuple[list[Record], list[str]]:
     """Read each folder once, and every run in archives made by `upslope.bundle`. A path that is not a readable run
-    gives only a warning, since `runs/*` may match other things. `with_evaluations` also reads evaluations, and leaves
+    gives only a warning, since `runs/*` may match other things; so does a run whose files were changed after training
+    wrote them. `with_evaluations` also reads evaluations, and leaves
     out a run whose evaluation.csv is damaged. Without metrics, `metrics` is empty, as in `read_record`.
 
     Raises:
@@ -187,6 +194,7 @@ def read_records(
                 record = read_record(path, with_metrics=with_metrics)
                 if with_evaluations:
                     _ = record.evaluations
+                warnings += [f"{change}. What is shown is not what training produced" for change in record.changes]
             records.append(record)
         except UpslopeError as error:
             if len(paths) == 1 or is_missing(path):

@@ -83,10 +83,9 @@ def scores_of(members: Sequence[Member], score: Score = "auto") -> Scores:
         return evaluated(members, "stochastic" if score == "auto" else score, without)
     warnings = []
     if score == "auto" and len(without) < len(records):
-        names = ", ".join(str(r.path) for r in without)
         warnings.append(
-            f"evaluation episodes are ignored, since {names} {'has' if len(without) == 1 else 'have'} none. To use "
-            "them, run upslope evaluate on each"
+            f"evaluation episodes are ignored, since {lacking(without, 'stochastic')}. To use them, run upslope "
+            "evaluate on each"
         )
     return trained(members, warnings)
 
@@ -105,30 +104,57 @@ def evaluation_of(record: Record, mode: str) -> np.ndarray:
 
 def is_evaluated(record: Record, mode: str) -> bool:
     """Whether every seed has evaluation episodes in this mode."""
-    return set(record.seeds) <= set(evaluation_of(record, mode)["seed"].tolist())
+    return not seeds_without(record, mode)
+
+
+def seeds_without(record: Record, mode: str) -> list[int]:
+    """The seeds that have no evaluation episodes in this mode."""
+    found = set(evaluation_of(record, mode)["seed"].tolist())
+    return [seed for seed in record.seeds if seed not in found]
+
+
+def lacking(records: Sequence[Record], mode: str) -> str:
+    """Say which runs, or which of their seeds, have no evaluation episodes in this mode."""
+    words = []
+    for record in records:
+        seeds = seeds_without(record, mode)
+        some = "" if len(seeds) == len(record.seeds) else f" for seed{'s' * (len(seeds) > 1)} {shortened(seeds)}"
+        words.append(f"{record.path} has none{some}")
+    return ", ".join(words)
+
+
+def shortened(seeds: Sequence[int], most: int = 5) -> str:
+    """A list of seeds, of which only the first few are named."""
+    rest = len(seeds) - most
+    return ", ".join(map(str, seeds[:most])) + (f" and {rest} more" if rest > 0 else "")
 
 
 def evaluated(members: Sequence[Member], mode: str, without: list[Record]) -> Scores:
     """Score each seed by the mean of its evaluation episodes."""
     if without:
-        names = ", ".join(str(r.path) for r in without)
         raise UpslopeError(
-            f"--score {mode} needs evaluation episodes of the last checkpoint for every run, and these have none: "
-            f"{names}. Run upslope evaluate on each, or use --score training."
+            f"--score {mode} needs evaluation episodes of the last checkpoint for every seed of every run, but "
+            f"{lacking(without, mode)}. Run upslope evaluate on each, or use --score training."
         )
-    counts: dict[int, list[str]] = {}
-    of = []
+    counts: dict[tuple[int, int], list[str]] = {}
+    of, warnings = [], []
     for member in members:
         scores = []
         for record in member.records:
             rows = evaluation_of(record, mode)
             by_seed = [rows["return"][rows["seed"] == seed] for seed in record.seeds]
-            counts.setdefault(min(map(len, by_seed)), []).append(str(record.path))
-            scores += [float(np.mean(returns)) for returns in by_seed]
+            lengths = [len(returns) for returns in by_seed]
+            counts.setdefault((min(lengths), max(lengths)), []).append(str(record.path))
+            scores += [float(np.mean(returns)) if np.isfinite(returns).all() else np.nan for returns in by_seed]
+            warnings += [
+                f"{record.path}, seed {seed}: not every evaluation return is finite, so it has no score"
+                for seed, returns in zip(record.seeds, by_seed, strict=True)
+                if not np.isfinite(returns).all()
+            ]
         of.append(np.asarray(scores))
-    warnings = []
-    if len(counts) > 1:
-        words = "; ".join(f"{n}: {', '.join(paths)}" for n, paths in counts.items())
+    fewest, most = min(low for low, _ in counts), max(high for _, high in counts)
+    if fewest < most:
+        words = "; ".join(f"{span(low, high)}: {', '.join(paths)}" for (low, high), paths in counts.items())
         warnings.append(f"different numbers of evaluation episodes per seed: {words}")
     unfinished = unfinished_of(members)
     warnings += [
@@ -136,9 +162,14 @@ def evaluated(members: Sequence[Member], mode: str, without: list[Record]) -> Sc
         "other groups. Finish the run and evaluate it again, or compare at equal steps: --score training"
         for environment, labels in unfinished.items()
     ]
-    episodes = " or ".join(counted(n, "evaluation episode") for n in sorted(counts))
+    episodes = counted(fewest, "evaluation episode") if fewest == most else f"{fewest} to {most} evaluation episodes"
     words = f"mean {records_metric(members)} of {episodes}, {mode} policy, last checkpoint"
     return Scores(words, of, warnings, unfinished=unfinished)
+
+
+def span(low: int, high: int) -> str:
+    """A number, or the two ends of a range."""
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def trained(members: Sequence[Member], warnings: list[str]) -> Scores:

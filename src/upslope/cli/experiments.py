@@ -30,7 +30,7 @@ def ladder(
     wrappers: Wrappers = (),
     ignore_observation: Keys = (),
     workers: int | None = None,
-    on: OnCluster = HERE,
+    cluster: OnCluster = HERE,
     evaluation_episodes: int = 20,
     quiet: Quiet = False,
 ) -> None:
@@ -56,7 +56,7 @@ def ladder(
         evaluation_episodes: Fresh episodes per seed and mode used to score each rung; 0 uses the training episodes.
         quiet: Print warnings only.
     """
-    options = {key: value for key, value in locals().items() if key != "on"} | {"cluster": on.placement()}
+    options = dict(locals()) | {"cluster": cluster.placement()}
     positive(seeds=seeds, steps=steps, workers=workers, max_episode_steps=max_episode_steps)
     positive(evaluation_episodes=evaluation_episodes or None)
     from upslope.cli.comparison_tables import comparison_page

@@ -24,7 +24,7 @@ def evaluate(
     environment_seed: int = 0,
     max_episode_steps: int | None = None,
     video: Path | None = None,
-    on: OnCluster = HERE,
+    cluster: OnCluster = HERE,
     trust: Switch = False,
 ) -> None:
     """Run trained agents, both stochastically and deterministically, in fresh environments, and store every return.
@@ -56,7 +56,7 @@ def evaluate(
         "max_episode_steps": max_episode_steps,
         "trust": trust,
     }
-    found = evaluation.evaluate(run, episodes=episodes, cluster=on.placement(), **options)
+    found = evaluation.evaluate(run, episodes=episodes, cluster=cluster.placement(), **options)
     console().print(evaluation_view(run, checkpoint, found))
     if video is not None:
         say(f"filmed {film(run, video, **options)}")

@@ -1,5 +1,6 @@
 """The command `sweep`, which searches for good settings."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,36 @@ from upslope.cli.cluster import HERE, OnCluster
 from upslope.cli.terminal import console, say
 from upslope.cli.train import Quiet
 from upslope.config.config import positive
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of every trial that may be your own. Their defaults are those of the algorithm."""
+
+    estimator: str | None = None
+    """The estimator of every trial, or module:Name."""
+    objective: str | None = None
+    """The objective of every trial, or module:Name."""
+    bonus: str | None = None
+    """The exploration bonus of every trial, or module:Name."""
+    bonus_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Fields of the bonus, as JSON."""
+    model: str | None = None
+    """The model of every trial: perceptron, or your own as module:Name."""
+    model_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments for your own model, as JSON."""
+    optimiser: str | None = None
+    """The optimiser of every trial, or module:Name."""
+    learning_rate_schedule: str | None = None
+    """How the learning rate of every trial changes: constant, linear, cosine, or module:Name."""
+    epsilon_schedule: str | None = None
+    """How ε of every trial changes."""
+    entropy_schedule: str | None = None
+    """How the entropy bonus of every trial changes."""
+
+
+ITS_OWN = Parts()
+"""The default flags: the parts of the algorithm."""
 
 
 def sweep(
@@ -33,7 +64,8 @@ def sweep(
     wrappers: Wrappers = (),
     ignore_observation: Keys = (),
     workers: int | None = None,
-    on: OnCluster = HERE,
+    parts: Annotated[Parts, tyro.conf.OmitArgPrefixes] = ITS_OWN,
+    cluster: OnCluster = HERE,
     at_once: int | None = None,
     quiet: Quiet = False,
 ) -> None:
@@ -71,14 +103,14 @@ def sweep(
             accelerator.
         quiet: Print warnings only.
     """
-    options = {key: value for key, value in locals().items() if key != "on"} | {"cluster": on.placement()}
+    options = {key: value for key, value in locals().items() if key != "parts"} | {"cluster": cluster.placement()}
     positive(
         trials=trials, seeds=seeds, steps=steps, workers=workers, at_once=at_once, max_episode_steps=max_episode_steps
     )
     positive(fresh_seeds=fresh_seeds or None, evaluation_episodes=evaluation_episodes or None)
     given = {key: value for key, value in options.items() if key in ("env_kwargs", "wrappers", "ignore_observation")}
     options = {key: value for key, value in options.items() if key not in given}
-    options |= {key: value for key, value in given.items() if value}
+    options |= {key: value for key, value in (given | vars(parts)).items() if value}
     if max_episode_steps is None:
         del options["max_episode_steps"]
     from upslope.cli.sweep_tables import sweep_lines, sweep_table

@@ -260,7 +260,7 @@ def resume(
     track: Track = (),
     track_project: str | None = None,
     workers: int | None = None,
-    on: OnCluster = HERE,
+    cluster: OnCluster = HERE,
     trust: Switch = False,
     quiet: Quiet = False,
 ) -> None:
@@ -284,7 +284,13 @@ def resume(
     allow_storing()
     ask_for_trust([run], trust, learns=True)
     api.resume(
-        run, quiet=quiet, track=track, track_project=track_project, workers=workers, trust=trust, cluster=on.placement()
+        run,
+        quiet=quiet,
+        track=track,
+        track_project=track_project,
+        workers=workers,
+        trust=trust,
+        cluster=cluster.placement(),
     )
 
 

@@ -3,6 +3,7 @@
 import json
 import reprlib
 from functools import cache
+from os import PathLike
 from types import NoneType
 from typing import Any
 
@@ -96,6 +97,12 @@ def coerce(name: str, value: Any, kind: Any) -> Any:
         raise UpslopeError(f"{name} must be a list of strings, not {reprlib.repr(value)}.")
     if kind in (str, str | None) and (isinstance(value, bool | dict | list | tuple) or (value is None and kind is str)):
         raise UpslopeError(f"{name} must be text, not {reprlib.repr(value)}.")
+    if kind in (str, str | None) and not isinstance(value, str | int | float | PathLike | NoneType):
+        of = value if hasattr(value, "__qualname__") else type(value)
+        raise UpslopeError(
+            f"{name} must be text here, not {reprlib.repr(value)}. Pass the name under which it can be imported, e.g. "
+            f"{of.__module__}:{of.__qualname__}."
+        )
     spec = spec_of(kind)
     try:
         items = value if spec.nargs == "*" and isinstance(value, list | tuple) else [value]
@@ -106,4 +113,5 @@ def coerce(name: str, value: Any, kind: Any) -> Any:
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         metavar = spec.metavar.removeprefix("none|")
         expected = WORDS.get(metavar) or f"one of {metavar.strip('{}').replace(',', ', ')}"
-        raise UpslopeError(f"{name} must be {expected}, not {reprlib.repr(value)}.") from error
+        hint = " A setting has one value; `schedules` lets some of them change in training." if callable(value) else ""
+        raise UpslopeError(f"{name} must be {expected}, not {reprlib.repr(value)}.{hint}") from error

@@ -1,6 +1,7 @@
 """Build a task from a config and an environment, and refuse combinations that cannot work."""
 
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
@@ -22,6 +23,7 @@ from upslope.core.estimators import (
     UnitWeight,
     VTrace,
 )
+from upslope.core.messages import told
 from upslope.core.objectives import (
     SPO,
     Clip,
@@ -356,12 +358,18 @@ def optimiser_of(config: Config, own: optax.GradientTransformation | None = None
         try:
             own = found if isinstance(found, optax.GradientTransformation) else found()
         except TypeError as error:
-            raise UpslopeError(
-                f"The optimiser {config.optimiser} cannot be created without arguments: {error}. Pass the object from "
-                "Python."
-            ) from error
+            is_of_optax = isinstance(found, type) and issubclass(found, optax.GradientTransformation)
+            words = (
+                "The optimiser of this run was passed as an object, which a file cannot describe"
+                if is_of_optax
+                else f"The optimiser {config.optimiser} cannot be created without arguments: {told(error)}"
+            )
+            raise UpslopeError(f"{words}. Pass the object from Python: optimiser=optax.…") from error
     if own is not None and not isinstance(own, optax.GradientTransformation):
-        raise UpslopeError(f"A custom optimiser must be an optax.GradientTransformation, not {type(own).__name__}.")
+        call = f" Call it, e.g. optimiser={own.__name__}(1e-3)." if inspect.isfunction(own) else ""
+        raise UpslopeError(
+            f"A custom optimiser must be an optax.GradientTransformation, not {type(own).__name__}.{call}"
+        )
     return Optimiser(config.optimiser, config.max_grad_norm, config.weight_decay, own)
 
 

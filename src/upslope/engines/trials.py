@@ -46,6 +46,7 @@ class TrialsEngine(ProgramEngine):
         self.begin = jax.jit(self.begin_one, compiler_options=QUICK)
         self.put = jax.jit(lambda rows, new, places: jax.tree.map(lambda x, y: x.at[places].set(y), rows, new))
         self.rows_now: Rows | None = None
+        self.structure: Any = None
 
     def places(self, slot: int) -> Int[np.ndarray, "S"]:
         """Return the rows of a slot, one for each seed."""
@@ -69,6 +70,10 @@ class TrialsEngine(ProgramEngine):
             UndecidedError: the task's own code branches on a number that differs between the trials.
         """
         fresh, keys = fresh_networks(task, self.trial_seeds)
+        # What is no array in a user's model is created anew for each trial. The trials of a family share it, like the
+        # seeds of a run, since programs can only be shared by trees that are equal apart from their arrays.
+        self.structure = self.structure or jax.tree.structure(fresh)
+        fresh = jax.tree.unflatten(self.structure, jax.tree.leaves(fresh))
         if self.rows_now is None:
             self.prepare(begin_each(self.begin, fresh, keys, np.zeros((len(keys), MAX_INPUTS), np.float32)))
         numbers = self.numbers_of(task)

@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from upslope.core.arrays import raw, typed
-from upslope.core.messages import shell
-from upslope.core.storage import load_arrays, load_meta, save_arrays
+from upslope.core.storage import load_arrays, save_arrays
 from upslope.errors import UpslopeError
-from upslope.runs.directory import RunDirectory
+from upslope.runs.checkpoint_meta import read_meta, remedy_for
 
 CHECKPOINT_FORMAT = 2
 OLD_NAMES = {".model.": ".", ".normaliser.": ".observation_statistics."}
@@ -55,6 +54,13 @@ def load_checkpoint(
             f"{path} is a {meta.get('kind')} of format {meta.get('format')}; a checkpoint of format "
             f"{CHECKPOINT_FORMAT} is needed. Was it written by another version of upslope?"
         )
+    own = own_code_in(meta)
+    cause = (
+        f"Either {own} has changed since the run was trained, or another object was passed instead. Use the code with "
+        "which it was trained."
+        if own
+        else f"One of the two was edited or replaced. {remedy}"
+    )
     leaves = []
     for name, leaf in named_leaves(like):
         expected = jax.eval_shape(raw, leaf)
@@ -63,13 +69,22 @@ def load_checkpoint(
             found = found.reshape(np.shape(leaf))
         if found is None or found.shape != expected.shape or found.dtype != expected.dtype:
             said = "missing" if found is None else f"{found.dtype}{list(found.shape)}"
+            run = "this run" if own else "this run's config"
             raise UpslopeError(
-                f"{path} does not match this run's config: its {name} is {said}, but "
-                f"{expected.dtype}{list(expected.shape)} is needed. One of the two was edited or replaced. {remedy}"
+                f"{path} does not match {run}: its {name} is {said}, but "
+                f"{expected.dtype}{list(expected.shape)} is needed. {cause}"
             )
         leaves.append(typed(jnp.asarray(found), leaf))
     snapshot = {name.removeprefix("world/"): x for name, x in arrays.items() if name.startswith("world/")}
     return jax.tree.unflatten(jax.tree.structure(like), leaves), snapshot, meta
+
+
+def own_code_in(meta: dict[str, Any]) -> str:
+    """Name the user's own parts that determine which arrays a checkpoint holds; empty if there are none."""
+    settings = meta.get("settings")
+    found = settings if isinstance(settings, dict) else {}
+    parts = [f"the {role} {found[role]}" for role in ("model", "optimiser", "bonus") if ":" in str(found.get(role))]
+    return " or ".join(parts)
 
 
 def old_name(name: str) -> str:
@@ -94,25 +109,6 @@ def check_size(path: Path, numbers: int) -> None:
             f"{path} does not match this run's config, which describes at least {numbers:,} numbers: it has "
             f"{path.stat().st_size:,} bytes. One of the two is damaged. {remedy_for(path)}"
         )
-
-
-def read_meta(path: Path) -> dict[str, Any]:
-    """Read only the metadata of a checkpoint."""
-    return load_meta(path, "checkpoint", remedy_for(path))
-
-
-def remedy_for(path: Path) -> str:
-    """Advise on a checkpoint of a run that is missing or damaged. If the run's other one exists, say how to use it."""
-    run, other = RunDirectory(path.parent.parent), {"last": "best", "best": "last"}.get(path.stem, "")
-    if not run.has_begun:
-        return f"The run was stopped before training began. Begin it: {shell('upslope', 'resume', run.path)}"
-    if not path.with_name(f"{other}.npz").is_file():
-        return "Restore it from a copy, or train a new run."
-    onward = shell("upslope", "train", "--from", f"{run.path}@{other}", "--name", "NEW")
-    return (
-        f"Restore it from a copy, or use the run's {other} checkpoint: evaluate, record or export it with --checkpoint "
-        f'{other} (in Python, checkpoint="{other}"), or train its agents further in a new run: {onward}'
-    )
 
 
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:

@@ -30,7 +30,8 @@ from upslope.models.head import ActionHead
 from upslope.models.heads import HEADS
 from upslope.models.model import POLICY, VALUE, has_memory
 from upslope.models.views import View, completed, emptied, view_in
-from upslope.runs.checkpoints import check_size, load_checkpoint, remedy_for
+from upslope.runs.checkpoint_meta import remedy_for
+from upslope.runs.checkpoints import check_size, load_checkpoint
 from upslope.runs.directory import RunDirectory
 from upslope.runs.same_settings import require_same_agents
 

@@ -16,7 +16,8 @@ from upslope.engines.columns import NOT_RUNNING, named_observation
 from upslope.errors import UpslopeError
 from upslope.learning.iteration import Task, TrainState
 from upslope.models.agent import Agent
-from upslope.runs.checkpoints import load_checkpoint, remedy_for
+from upslope.runs.checkpoint_meta import remedy_for
+from upslope.runs.checkpoints import load_checkpoint
 from upslope.runs.directory import RunDirectory, episodes_header
 from upslope.runs.loop import WINDOW, Progress, begin_progress
 from upslope.runs.policy import check_scores, is_list

@@ -1,5 +1,5 @@
-"""Check that a run's config.json was not edited after training began. Every checkpoint records the settings and the
-spaces with which its agents were trained."""
+"""Check that a run's files were not edited after training began. Every checkpoint records the settings and the spaces
+with which its agents were trained, and the digests of the files to which rows are appended (`unchanged.py`)."""
 
 import json
 from collections.abc import Callable
@@ -8,8 +8,9 @@ from typing import Any
 
 from upslope.config.config import Config
 from upslope.errors import UpslopeError
-from upslope.runs.checkpoints import read_meta, remedy_for
-from upslope.runs.directory import RunDirectory
+from upslope.runs.checkpoint_meta import meta_or_nothing, read_meta, remedy_for
+from upslope.runs.directory import RunDirectory, episodes_header
+from upslope.runs.unchanged import PrefixDigest, change_in
 
 NETWORKS = (
     *("model", "model_kwargs", "encoder", "memory", "memory_size", "shared_trunk", "policy_reads", "critic_reads"),
@@ -61,12 +62,24 @@ def require_same_agents(directory: RunDirectory, config: Config, checkpoint: Pat
         )
 
 
-def meta_or_nothing(path: Path) -> dict[str, Any]:
-    """Read a checkpoint's metadata, or return an empty dictionary if the file is missing or damaged."""
+def changes_since_training(directory: RunDirectory, config: Config) -> list[str]:
+    """Describe how the files of a run differ from those that training wrote, as far as its last checkpoint tells: its
+    settings and spaces, and the rows of training. A run without a readable checkpoint is not checked."""
+    meta = meta_or_nothing(directory.last)
     try:
-        return read_meta(path)
-    except UpslopeError:
-        return {}
+        edited = edits(directory, config, directory.last, meta, lambda name: name not in MOVABLE)
+    except UpslopeError:  # without valid settings, the metadata is damaged
+        return []
+    sizes, digests = (x if isinstance(x, dict) else {} for x in (meta.get("sizes"), meta.get("digests")))
+    found = [f"{directory.path}/config.json was edited after training began: {', '.join(edited)}"] if edited else []
+    for path, header in ((directory.metrics_path, ""), (directory.episodes_path, episodes_header(config))):
+        size, before = sizes.get(path.name), digests.get(path.name)
+        if not isinstance(size, int):
+            continue
+        digest = (PrefixDigest(path), before) if isinstance(before, str) else None
+        if change := change_in(path, size, header, digest):
+            found.append(f"{path} {change}")
+    return found
 
 
 def edits(

@@ -18,7 +18,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
-from upslope.config.config import Config, canonical
+from upslope.config.config import Config, canonical, flag_of
 from upslope.config.settings_files import read_mapping
 from upslope.config.trust import ROLES, names_code
 from upslope.core.messages import unknown
@@ -256,7 +256,9 @@ def refuse_code(space: Space, place: str) -> None:
     for name, value in named:
         is_code = name in ROLES and (name in ("env_kwargs", "wrappers") or names_code(str(value)))
         if is_code or name == "model_kwargs":
+            flag = "--wrapper" if name == "wrappers" else flag_of(name)
             raise UpslopeError(
                 f"{place} sets {name} to {value!r}, but a space file may not name code or specify how to "
-                "create an environment. Pass it to the command, or pass the space from Python as a dictionary."
+                f"create an environment. Pass it to the command: {flag}. From Python, the space may also be a "
+                "dictionary that names code."
             )
