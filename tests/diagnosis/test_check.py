@@ -6,10 +6,12 @@ import re
 from typing import Any, ClassVar
 
 import gymnasium
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnasium import spaces
-from user_environments import Fenced, OwnRandomness, Pictures, Spaced, Told, Walk
+from user_environments import CompiledPictures, Fenced, OwnRandomness, Pictures, Spaced, Told, Walk
 
 import upslope
 import upslope.diagnosis.check
@@ -135,6 +137,58 @@ def test_a_fault_is_found_by_its_check(environment, name, status):
     by_name = {check.name: check for check in found.checks}
     assert by_name[name].status == status, by_name
     assert by_name[name].found and by_name[name].remedy and "random actions" not in by_name
+
+
+class Drawn(CompiledPictures):
+    """Draws its first place in Python, while JAX traces it."""
+
+    def reset(self, key: Any) -> tuple[Any, Any]:
+        place = jnp.int32(np.random.randint(1, 2**16)) % 4 + 1
+        return place, self.observe(place)
+
+
+class DrawnSteps(CompiledPictures):
+    """Draws an array in Python, while JAX traces a step."""
+
+    def step(self, key: Any, state: Any, action: Any) -> Any:
+        wind = jnp.asarray(np.random.randint(0, 2, 64))
+        return super().step(key, state + wind[jax.random.randint(key, (), 0, 64)], action)
+
+
+class DrawnInVain(CompiledPictures):
+    """Draws numbers that it does not use."""
+
+    def reset(self, key: Any) -> tuple[Any, Any]:
+        np.random.randint(9)
+        return super().reset(key)
+
+
+@pytest.mark.parametrize(
+    ("environment", "status"), [(Drawn, "error"), (DrawnSteps, "error"), (DrawnInVain, "ok"), (CompiledPictures, "ok")]
+)
+def test_randomness_that_is_not_from_the_key_is_found(environment, status):
+    np.random.seed(0)
+    (check,) = [check for check in upslope.check(environment()).checks if check.name == "repeats itself"]
+    assert check.status == status
+    assert ("from the key" in check.remedy) == (status == "error")
+
+
+class Overwrites(Walk):
+    """Writes into the actions that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.action_space = spaces.Box(-1.0, 2.0, (1,), np.float64)
+
+    def step(self, action: Any) -> Any:
+        answer = super().step(int(action[0] > 0))
+        action[:] = 99.0
+        return answer
+
+
+def test_an_environment_may_write_into_its_actions():
+    found = {check.name: check for check in upslope.check(Overwrites).checks}
+    assert found["actions matter"].status == found["repeats itself"].status == "ok"
 
 
 class Fails(Walk):

@@ -89,6 +89,25 @@ def test_trials_in_one_program_are_bit_for_bit_those_alone(algorithm):
     assert expected[id(first)] != expected[id(second)]
 
 
+def test_trials_with_a_users_model_are_those_alone():
+    """What is no array in a model is created anew by each trial, so it never equals that of another one."""
+    settings = [SMALL | {"learning_rate": rate, "model": "own_models:SharedTrunk"} for rate in (1e-3, 1e-2)]
+    del settings[0]["hidden_sizes"], settings[1]["hidden_sizes"]
+    made = make("jax:CartPole-v1")
+    first, second = (prepare(made, "ppo", preset=False, settings=one)[1] for one in settings)
+    with computing(on_host=False):
+        engine = TrialsEngine(Family(first, ()).joined(second), SEEDS, slots=2, iterations=2)
+        for slot, task in enumerate((first, second)):
+            engine.place(slot, task)
+        while (np.asarray(engine.rows_now.steps) < SMALL["steps"]).any():
+            engine.advance_all()
+        expected = [jax.tree.leaves(trained_alone(task).learner) for task in (first, second)]
+    for slot in range(2):
+        mine = [np.asarray(x)[engine.places(slot)] for x in jax.tree.leaves(engine.rows_now.state.learner)]
+        for one, other in zip(mine, expected[slot], strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
 def test_numbers_that_are_not_finite_are_seen_in_the_last_iteration_that_learned():
     """If the last chunk is longer than the remaining budget, its extra iterations are idle and do not count."""
     loss = np.array([[1.0, np.nan, 0.0], [1.0, 1.0, 0.0], [np.nan, 1.0, 1.0], [np.nan, 0.0, 0.0]])

@@ -19,7 +19,7 @@ from upslope.core.space_parts import leaf_spaces
 from upslope.diagnosis.check_results import Check, Status
 from upslope.diagnosis.contract import fault_of_values
 from upslope.diagnosis.hidden_state import Suspicion, memory_test
-from upslope.diagnosis.trials import Trial, actions_of, play, player_of, same
+from upslope.diagnosis.trials import Trial, actions_of, is_traced_alike, play, player_of, programs, same
 from upslope.engines.border import lost_in_float32
 from upslope.engines.columns import reset_seed
 from upslope.environments.registry import AnyEnvironment
@@ -138,9 +138,13 @@ def of_repetition(e: Examined) -> Iterator[Check]:
     compared = PAIRS
     if any(suspects.values()):
         different, compared = count_different(e.short, first, CONTROLS), PAIRS + CONTROLS
+    remedy = "Draw all randomness from self.np_random, which reset(seed=…) seeds; runs are then repeatable."
+    words = f"same seed and actions, but a different episode in {different} of {compared} fresh environments"
+    if e.environment.is_compiled and not different and not is_traced_alike(e.environment):
+        different = int(any(not same(first, traced_again(e)) for _ in range(CONTROLS)))
+        words = "same seed and actions, but a different episode when JAX traces reset and step again"
+        remedy = "Draw all randomness with jax.random from the key that reset and step are given."
     if different:
-        words = f"same seed and actions, but a different episode in {different} of {compared} fresh environments"
-        remedy = "Draw all randomness from self.np_random, which reset(seed=…) seeds; runs are then repeatable."
         yield Check(REPEATS, "error", words, remedy)
         yield Check(LEAKS, "skipped", UNTOLD)
         yield Check(SHARES, "skipped", UNTOLD)
@@ -166,6 +170,12 @@ def verdict(name: str, different: int, words: str, remedy: str) -> Check:
 def count_different(again: Callable[[], Trial], first: Trial, number: int) -> int:
     """Count how many of `number` trials differ from the first."""
     return sum(not same(first, again()) for _ in range(number))
+
+
+def traced_again(e: Examined) -> Trial:
+    """Run the short trial after JAX has traced the environment again."""
+    programs.cache_clear()
+    return e.short()
 
 
 def used(e: Examined) -> Trial:

@@ -177,7 +177,30 @@ class Same:
 @lru_cache(maxsize=1)
 def programs(key: Same) -> tuple[Any, Any]:
     """The environment's reset and step, compiled once for all of its trials."""
-    return jax.jit(key.environment.reset), jax.jit(key.environment.step)
+    environment = key.environment
+    # JAX would trace the methods themselves only once, even after `programs.cache_clear()`.
+    return jax.jit(lambda *x: environment.reset(*x)), jax.jit(lambda *x: environment.step(*x))
+
+
+def is_traced_alike(environment: CompiledEnvironment) -> bool:
+    """Whether JAX traces the same program every time. It does not if `reset` or `step` draws random numbers or reads
+    the time itself, instead of using its key: the value of the first trace then becomes a part of the program."""
+
+    def traced() -> tuple[str, list[bytes]]:
+        # New functions, since JAX would remember the programs of those that it has already traced.
+        def reset(key: Any) -> Any:
+            return environment.reset(key)
+
+        def step(key: Any, state: Any, action: Any) -> Any:
+            return environment.step(key, state, action)
+
+        key = jax.random.key(0)
+        state, _ = jax.eval_shape(reset, key)
+        programs = [jax.jit(reset).trace(key), jax.jit(step).trace(key, state, actions_of(environment, 0)(None))]
+        constants = [np.asarray(x).tobytes() for program in programs for x in program.jaxpr.consts]
+        return "".join(program.lower().as_text() for program in programs), constants
+
+    return traced() == traced()
 
 
 @dataclass
@@ -241,11 +264,12 @@ def play(
         trial.reset_seconds += perf_counter() - before
         trial.resets, total, length, over = trial.resets + 1, 0.0, 0, False
         while not over and trial.steps < max_steps and perf_counter() - started < seconds:
-            action, before = next_action(player.mask), perf_counter()
+            action = next_action(player.mask)
+            trial.actions.append(jax.tree.map(np.array, action))  # a copy, since step may write into the action
+            before = perf_counter()
             observation, reward, terminated, truncated = player.step(action)
             trial.step_seconds += perf_counter() - before
             trial.observations.append(observation)
-            trial.actions.append(jax.tree.map(np.array, action))
             trial.rewards.append(reward)
             total, length, over = total + reward, length + 1, terminated or truncated
             if over:
