@@ -72,6 +72,20 @@ def test_what_cannot_be_read_is_refused_in_words(kind: Any, value: Any, expected
         coerce("x", value, kind)
 
 
+@pytest.mark.parametrize(
+    ("kind", "value", "said"),
+    [
+        (str, upslope.GAE, "text here.*upslope.core.estimators:GAE"),
+        (str, upslope.GAE(0.9), "text here.*upslope.core.estimators:GAE"),
+        (str | None, configure, "text here.*upslope.config.config:configure"),
+        (float, configure, "a number.*`schedules`"),
+    ],
+)
+def test_an_object_in_place_of_its_name_is_refused_with_advice(kind: Any, value: Any, said: str):
+    with pytest.raises(upslope.UpslopeError, match=f"x must be {said}"):
+        coerce("x", value, kind)
+
+
 def test_a_config_survives_its_own_json():
     config = configure("CartPole-v1", is_continuous=False, max_grad_norm=float("inf"), env_kwargs={"a": 1}, steps="1e5")
     assert config.steps == 100_000

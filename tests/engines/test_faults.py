@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -231,6 +231,22 @@ def test_an_environment_whose_numbers_are_not_finite_is_named_instead_of_the_lea
         upslope.train(NeverFinite(where), **settings)
     found = {finding.cause: finding for finding in upslope.diagnose(tmp_path / "broken").findings}
     assert where in found["not_finite"].likely and "learning-rate" not in found["not_finite"].remedy
+
+
+class Divides(upslope.Estimator):
+    """Divides by 0."""
+
+    needs_critic: ClassVar[bool] = False
+    whole_episodes: ClassVar[bool] = False
+
+    def __call__(self, rollout: Any, values: Any, gamma: float) -> Any:
+        return upslope.Credit(rollout.reward / 0.0, rollout.reward)
+
+
+def test_a_users_own_estimator_is_named_before_the_learning_rate(tmp_path: Path):
+    settings: dict[str, Any] = {"steps": 320, "quiet": True, "folder": tmp_path, **SMALL}
+    with pytest.raises(UpslopeError, match=r"First make sure that your own estimator test_faults:Divides never"):
+        upslope.train("jax:CartPole-v1", estimator=Divides(), **settings)
 
 
 def test_a_loss_that_is_not_a_number_is_reported(refused: Refused, tmp_path: Path):

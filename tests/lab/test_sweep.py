@@ -130,6 +130,20 @@ def test_names_and_options_that_cannot_be_get_one_message(tmp_path, capsys, monk
         upslope.sweep("jax:CartPole-v1", folder=tmp_path)
 
 
+def test_own_parts_are_flags_of_the_command(tmp_path, capsys, monkeypatch):
+    taken = {}
+    monkeypatch.setattr(sweeps, "sweep", lambda **options: taken.update(options))
+    flags = ["--model", "own_models:SharedTrunk", "--model-kwargs", '{"width": 4}', "--estimator", "gae"]
+    main(["sweep", "CartPole-v1", *flags, "--learning-rate-schedule", "my:Own", "--quiet"])
+    own = {"model": "own_models:SharedTrunk", "model_kwargs": {"width": 4}, "estimator": "gae"}
+    assert own.items() <= taken.items() and taken["learning_rate_schedule"] == "my:Own"
+    assert not {"objective", "bonus", "bonus_kwargs", "optimiser", "epsilon_schedule"} & taken.keys()
+    monkeypatch.undo()
+    (tmp_path / "space.yaml").write_text("objective: my:Own\nlearning_rate: {low: 1.0e-4, high: 1.0e-3}\n")
+    with pytest.raises(UpslopeError, match=r"objective to 'my:Own'.*Pass it to the command: --objective\."):
+        upslope.sweep("jax:CartPole-v1", space=tmp_path / "space.yaml", folder=tmp_path)
+
+
 CHOICES = {"learning_rate": {"choices": [1e-3, 3e-3, 5e-3]}}
 
 

@@ -13,6 +13,8 @@ from helpers import ending, write_run
 from run_helpers import make_snapshot
 
 import upslope
+from upslope.diagnosis.check import Checked
+from upslope.diagnosis.check_results import Check, Choice
 from upslope.errors import UpslopeError
 from upslope.runs import notebooks
 from upslope.runs.directory import RunDirectory
@@ -62,6 +64,13 @@ def path(tmp_path: Path) -> Path:
     """Write a run of three seeds. Each seed's returns rise by 10 per episode, starting from 10 plus the seed."""
     episodes = {seed: [(10 * k, float(10 * k + seed)) for k in range(1, 4)] for seed in range(3)}
     return write_run(tmp_path, name=HOSTILE.replace("/", "|"), episodes=episodes, steps=100)
+
+
+def test_a_check_shows_what_it_found_and_the_command():
+    checks = (Check("rewards", "warning", HOSTILE, "Shape the reward."),)
+    found = shown(Checked(HOSTILE, checks, "upslope train …", (Choice("--seeds 5", HOSTILE),)))
+    words = " ".join(found.words)
+    assert words.count(HOSTILE) == 3 and "Shape the reward." in words and "upslope train …" in words
 
 
 def test_a_run_shows_its_returns_and_a_curve_per_seed(path: Path):

@@ -72,7 +72,7 @@ def ladder(
 def lab(
     only: tuple[str, ...] = (),
     language: Literal["en", "zh"] = "en",
-    output: Path = Path("lab.html"),
+    output: str = "lab.html",
     seed: int = 0,
     quick: Switch = False,
     json: Switch = False,

@@ -65,7 +65,7 @@ def evaluate(
 def record(
     run: Run,
     episodes: int = 100,
-    output: Path | None = None,
+    output: str | None = None,
     checkpoint: Checkpoint = "last",
     seed: int | None = None,
     environment_seed: int = 0,
@@ -160,7 +160,7 @@ def judge(
 def export(
     run: Run,
     format: Literal["onnx", "numpy", "c"],
-    output: Annotated[Path | None, Output] = None,
+    output: Annotated[str | None, Output] = None,
     seed: int | None = None,
     checkpoint: Checkpoint = "best",
     trust: Switch = False,

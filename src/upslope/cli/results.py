@@ -56,7 +56,7 @@ def report(
     score: Score = "auto",
     normalize: Normalize = None,
     metric: str = "return",
-    output: Annotated[Path, Output] = Path("report.html"),
+    output: Annotated[str, Output] = "report.html",
     credit: Switch = False,
     trust: Switch = False,
 ) -> None:
@@ -87,7 +87,7 @@ def credit(
     episode_seed: int = 0,
     checkpoint: Checkpoint = "last",
     max_episode_steps: int | None = None,
-    output: Annotated[Path | None, Output] = None,
+    output: Annotated[str | None, Output] = None,
     trust: Switch = False,
 ) -> None:
     """Play an episode and write a self-contained page that shows which actions each estimator credits for the outcome.
@@ -118,7 +118,7 @@ def credit(
 
 def figure(
     runs: Runs,
-    output: Annotated[Path, Output] = Path("figure.pdf"),
+    output: Annotated[str, Output] = "figure.pdf",
     kind: Literal["curves", "comparison", "profile"] = "curves",
     size: Literal["column", "page", "slide"] = "column",
     metric: str | None = None,
@@ -177,7 +177,7 @@ def table(runs: Runs, format: Literal["latex", "markdown", "csv"] = "latex", sco
         say(warning, sys.stderr)
 
 
-def bundle(runs: Runs, output: Annotated[Path, Output] = Path("runs.zip"), checkpoints: bool = True) -> None:
+def bundle(runs: Runs, output: Annotated[str, Output] = "runs.zip", checkpoints: bool = True) -> None:
     """Pack runs into one archive for sharing, with their versions and the commands that repeat them.
 
     `upslope report runs.zip` reads the archive directly, and so do compare, figure, table and doctor.

@@ -183,7 +183,7 @@ OBJECTIVES = {
     "importance_sampled": "π/μ · Ψ",
     "kl_penalty": "π/μ · Ψ − β KL, fixed or adaptive β",
     "clip": "min(π/μ · Ψ, clip(π/μ) · Ψ), optionally wider upwards",
-    "dual_clip": "clip, at most c |Ψ| where Ψ < 0",
+    "dual_clip": "clip, but at least c Ψ where Ψ < 0",
     "spo": "π/μ · Ψ − |Ψ| (π/μ − 1)² / 2ε",
     "natural_gradient": "π/μ · Ψ, a step along F⁻¹∇ of KL δ",
     "trust_region": "π/μ · Ψ, the natural step within KL ≤ δ",

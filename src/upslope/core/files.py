@@ -98,3 +98,18 @@ def writable(folder: Path, path: Path) -> Path:
 def temporary_beside(path: Path) -> Path:
     """An unpredictable temporary path in the same folder."""
     return path.with_name(f".{path.name[:200]}.{os.getpid()}.{token_hex(8)}.tmp")
+
+
+def output_file(output: str | Path, default: str) -> Path:
+    """The file to write to: `default` if `output` is a folder or ends in a slash. A name without a suffix gets that of
+    `default`."""
+    path = Path(output)
+    if path.is_dir() or str(output).endswith(("/", "\\")):
+        path /= default
+    return path if path.suffix else path.with_suffix(Path(default).suffix)
+
+
+def require_folder(path: Path) -> None:
+    """Raise an error unless the folder of a file that will be written exists."""
+    if not path.parent.is_dir():
+        raise UpslopeError(f"There is no folder {path.parent} to write {path.name} into. Create it first.")

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from upslope.config.prepare import made_for
+from upslope.core import html
 from upslope.core.messages import told
 from upslope.diagnosis.check_results import Check, Choice, Status
 from upslope.diagnosis.checks import (  # fmt: skip
@@ -55,6 +56,14 @@ class Checked:
         """The most severe status."""
         found = {check.status for check in self.checks}
         return "error" if "error" in found else "warning" if "warning" in found else "ok"
+
+    def _repr_html_(self) -> str:
+        """The checks and the command for a notebook."""
+        columns = ("", "check", "found", "what to do")
+        rows = [(check.status, check.name, check.found, check.remedy) for check in self.checks]
+        choices = [f"{choice.what}: {choice.why}" for choice in self.choices]
+        start = html.paragraph("Start with:") + html.paragraph(self.command, "pre")
+        return html.table(self.environment, columns, rows) + start + html.items(choices)
 
     def to_json(self) -> dict[str, Any]:
         """Convert to the output of `--json`."""

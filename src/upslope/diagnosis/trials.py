@@ -182,7 +182,7 @@ def programs(key: Same) -> tuple[Any, Any]:
     return jax.jit(lambda *x: environment.reset(*x)), jax.jit(lambda *x: environment.step(*x))
 
 
-def is_traced_alike(environment: CompiledEnvironment) -> bool:
+def is_traced_alike(environment: Any) -> bool:
     """Whether JAX traces the same program every time. It does not if `reset` or `step` draws random numbers or reads
     the time itself, instead of using its key: the value of the first trace then becomes a part of the program."""
 

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from upslope.core.files import output_file, require_folder
 from upslope.core.messages import escaped, shell
 from upslope.core.storage import write_atomically
 from upslope.errors import UpslopeError
@@ -36,18 +37,13 @@ def page_path(output: str | Path, default: str) -> Path:
     Raises:
         UpslopeError: the suffix is not for HTML, the folder is missing, or an existing file is not an upslope page.
     """
-    path = Path(output)
-    if path.is_dir() or str(output).endswith(("/", "\\")):
-        path /= default
-    if not path.suffix:
-        path = path.with_suffix(".html")
+    path = output_file(output, default)
     if path.suffix.lower() not in SUFFIXES:
         raise UpslopeError(
             f"A page is an HTML file, but {path} has a different suffix. Pass --output a name that ends in "
             ".html, or a folder."
         )
-    if not path.parent.is_dir():
-        raise UpslopeError(f"There is no folder {path.parent} to write {path.name} into. Create it first.")
+    require_folder(path)
     if path.exists() and not is_page(path):
         raise UpslopeError(f"{path} exists and is not an upslope page, so it is not replaced. Choose another --output.")
     return path

@@ -20,6 +20,7 @@ from upslope.analysis.records import Record, read_records
 from upslope.analysis.scores import Score
 from upslope.analysis.statistics import WINDOW, Band, mean_band, returns_at
 from upslope.config.coercion import coerce
+from upslope.core.files import output_file, require_folder
 from upslope.core.messages import counted, readable, unknown
 from upslope.core.storage import write_atomically
 from upslope.errors import UpslopeError
@@ -146,15 +147,10 @@ def figure_path(output: str | Path) -> Path:
     Raises:
         UpslopeError: the suffix is unknown, the folder is missing, or an existing file is not an upslope figure.
     """
-    path = Path(output)
-    if path.is_dir() or str(output).endswith(("/", "\\")):
-        path /= "figure.pdf"
-    if not path.suffix:
-        path = path.with_suffix(".pdf")
+    path = output_file(output, "figure.pdf")
     if path.suffix.lower() not in SUFFIXES:
         raise UpslopeError(f"A figure is a {', '.join(SUFFIXES)} file, but {path} is not. Choose another --output.")
-    if not path.parent.is_dir():
-        raise UpslopeError(f"There is no folder {path.parent} to write {path.name} into. Create it first.")
+    require_folder(path)
     if (path.exists() or path.is_symlink()) and not is_figure(path):
         raise UpslopeError(
             f"{path} exists and is not an upslope figure, so it is not replaced. Choose another --output."

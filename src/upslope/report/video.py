@@ -10,6 +10,7 @@ import numpy as np
 
 from upslope.config.task import made_with
 from upslope.config.trust import LEARNING, require
+from upslope.core.files import require_folder
 from upslope.core.messages import COMPILED_PREFIX
 from upslope.core.their_folder import TheirFolder
 from upslope.environments.closing import close_all
@@ -82,8 +83,7 @@ def video_path(path: str | Path) -> Path:
         raise UpslopeError(f"A video is an .mp4 file, but {path} has a different suffix. Choose another --video.")
     if path.exists():
         raise UpslopeError(f"{path} already exists and will not be overwritten. Choose another --video.")
-    if not path.parent.is_dir():
-        raise UpslopeError(f"There is no folder {path.parent} to write {path.name} into. Create it first.")
+    require_folder(path)
     return path
 
 

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import IO, Any
 
-from upslope.core.files import plain_file, temporary_beside
+from upslope.core.files import output_file, plain_file, require_folder, temporary_beside
 from upslope.core.messages import readable
 from upslope.core.reading import brief, parse_json
 from upslope.core.storage import MAX_RATIO, SMALL
@@ -102,17 +102,12 @@ def archive_path(output: str | Path) -> Path:
     Raises:
         UpslopeError: the suffix is wrong, the folder is missing, or the file exists.
     """
-    path = Path(output)
-    if path.is_dir() or str(output).endswith(("/", "\\")):
-        path /= "runs.zip"
-    if not path.suffix:
-        path = path.with_suffix(SUFFIX)
+    path = output_file(output, f"runs{SUFFIX}")
     if path.suffix.lower() != SUFFIX:
         raise UpslopeError(
             f"An archive must be a {SUFFIX} file, but {path} is not. Pass --output a name that ends in {SUFFIX}."
         )
-    if not path.parent.is_dir():
-        raise UpslopeError(f"There is no folder {path.parent} to write {path.name} into. Create it first.")
+    require_folder(path)
     if path.exists() or path.is_symlink():
         raise UpslopeError(f"{path} already exists and will not be overwritten. Choose another --output.")
     return path

@@ -23,7 +23,7 @@ from upslope.core import html
 from upslope.core.arrays import AnyArray as Array
 from upslope.core.arrays import pytree
 from upslope.core.distributions import Distribution
-from upslope.core.files import safe_path, temporary_beside
+from upslope.core.files import output_file, require_folder, safe_path, temporary_beside
 from upslope.core.messages import counted, readable
 from upslope.core.numbers import half_width, number, plus_minus, range_of
 from upslope.core.storage import load_arrays
@@ -345,7 +345,10 @@ def record(
     seed = config.seed if seed is None else seed
     if seed not in config.seed_list():
         raise UpslopeError(f"{run} has no seed {seed}; it has {config.seed_list()}.")
-    path = Path(output) if output is not None else directory.path / "dataset.npz"
+    if output is None:
+        path = directory.path / "dataset.npz"
+    else:
+        path = Path(output) if is_minari(output) else output_file(output, "dataset.npz")
     require_free(path)
     require(config, directory.path, trust=trust, given=trusted_settings(environment, model))
     env = environment_of(config, environment)
@@ -384,10 +387,7 @@ def require_free(path: Path) -> None:
         )
     if path.exists():
         raise UpslopeError(f"{path} already exists and will not be overwritten. Choose another --output.")
-    if not path.parent.is_dir():
-        raise UpslopeError(
-            f"There is no folder {path.parent} to write {path.name} into. Create it, or choose another --output."
-        )
+    require_folder(path)
     require_writable(path.parent)
 
 

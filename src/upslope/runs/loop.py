@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from upslope.config.config import Config
+from upslope.config.trust import PARTS, names_code
 from upslope.core.arrays import where_seeds
 from upslope.core.broken_facts import broken_facts
 from upslope.core.messages import shell
@@ -364,6 +365,9 @@ class Loop:
         if found := broken_facts(lost_after(chunk)[s], {name: x[s] for name, x in chunk.metrics.items()}):
             return f"The environment returned {found} that are not finite. Correct it; `{check}` shows where."
         remedy = "Lower --learning-rate, or use --normalize-rewards and --normalize-observations."
+        named = {role: getattr(self.config, role) for role in sorted(PARTS)}
+        if own := [f"{role} {name}" for role, name in named.items() if names_code(name)]:
+            remedy = f"First make sure that your own {' and '.join(own)} never return such numbers. {remedy}"
         return remedy if self.config.data else f"{remedy} If the environment may be at fault, try `{check}`."
 
 

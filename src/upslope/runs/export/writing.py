@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from upslope.core.files import safe_path
+from upslope.core.files import output_file, require_folder, safe_path
 from upslope.core.messages import counted, unknown
 from upslope.core.storage import write_atomically
 from upslope.errors import UpslopeError
@@ -117,15 +117,11 @@ def output_path(output: str | Path, format: str) -> Path:
     """
     if format not in SUFFIXES:
         raise UpslopeError(unknown("format", str(format), SUFFIXES, "upslope export --help"))
-    path, suffix = Path(output), SUFFIXES[format]
-    if path.is_dir() or str(output).endswith(("/", "\\")):
-        path /= f"policy{suffix}"
-    if not path.suffix:
-        path = path.with_suffix(suffix)
+    suffix = SUFFIXES[format]
+    path = output_file(output, f"policy{suffix}")
     if path.suffix != suffix:
         raise UpslopeError(f"The format {format} needs a {suffix} file, not {path.name}. Change the suffix.")
-    if not path.parent.is_dir():
-        raise UpslopeError(f"There is no folder {path.parent} to write {path.name} into. Create it first.")
+    require_folder(path)
     return path
 
 
