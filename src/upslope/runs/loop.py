@@ -367,7 +367,7 @@ class Loop:
         remedy = "Lower --learning-rate, or use --normalize-rewards and --normalize-observations."
         named = {role: getattr(self.config, role) for role in sorted(PARTS)}
         if own := [f"{role} {name}" for role, name in named.items() if names_code(name)]:
-            remedy = f"First make sure that your own {' and '.join(own)} never return such numbers. {remedy}"
+            remedy = f"First make sure that such numbers do not come from your own {' or '.join(own)}. {remedy}"
         return remedy if self.config.data else f"{remedy} If the environment may be at fault, try `{check}`."
 
 
