@@ -20,10 +20,10 @@ WEEKLY: dict[str, dict[str, tuple[str, ...]]] = {
     "runs/test_seeds.py": {
         "test_a_seed_of_full_size_is_that_seed_however_many_devices_share_the_work": ("3",),
         "test_the_best_agent_of_a_seed_does_not_depend_on_the_others": (),
-        "test_a_seed_alone_is_that_seed_among_others": ("host episodes", "compiled episodes"),
+        "test_a_seed_alone_is_that_seed_among_others": ("host episodes", "compiled episodes", "host segments"),
         "test_seeds_at_once_are_seeds_one_after_another": ("jax:CartPole-v1-reinforce-settings1",),
         "test_the_same_seeds_give_the_same_run": ("compiled episodes",),
-        "test_different_seeds_differ": ("host episodes",),
+        "test_different_seeds_differ": ("host episodes", "compiled episodes"),
     },
     "runs/test_resume.py": {
         "test_stopped_and_resumed_is_uninterrupted": ("host episodes", "compiled episodes", "compiled split"),
@@ -52,6 +52,8 @@ WEEKLY: dict[str, dict[str, tuple[str, ...]]] = {
         "test_a_policy_does_without_what_only_the_critic_reads": (),
     },
     "runs/test_bonus_runs.py": {
+        "test_a_seed_has_the_same_bits_alone_and_among_others": ("none",),
+        "test_only_the_first_states_of_episodes_are_visits_beside_the_steps": ("FrozenLake-v1",),
         "test_a_seed_is_as_if_alone": (),
         "test_stopped_and_resumed_is_uninterrupted": ("host",),
     },
@@ -72,7 +74,7 @@ WEEKLY: dict[str, dict[str, tuple[str, ...]]] = {
         "test_the_ratio_is_one_before_the_policy_moves": ("host sliced",),
     },
     "runs/test_hybrid_actions.py": {
-        "test_a_run_stopped_and_resumed_is_uninterrupted": ("host",),
+        "test_a_run_stopped_and_resumed_is_uninterrupted": (),
         "test_slices_of_environments_take_the_same_actions": (),
         "test_it_is_judged_recorded_learned_from_and_shown": ("compiled-clone",),
     },
@@ -83,7 +85,9 @@ WEEKLY: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "engines/test_slices.py": {
         "test_the_result_does_not_depend_on_the_slices": ("segments-1-3", "episodes-2-3"),
-        "test_the_result_is_the_same_where_the_main_process_steps_a_slice": ("masked-2",),
+        "test_the_result_is_the_same_where_the_main_process_steps_a_slice": ("masked-2", "episodes-2"),
+        "test_a_fault_beside_the_main_process_is_named": ("dies-ended with exit status 3",),
+        "test_shared_memory_that_has_no_room_is_not_needed": ("False",),
         "test_a_fault_in_a_slice_is_named_and_loses_nothing": ("raises-the simulator is gone",),
         "test_a_run_is_resumed_in_other_slices": (),
     },
@@ -93,6 +97,13 @@ WEEKLY: dict[str, dict[str, tuple[str, ...]]] = {
             r"raises-simulator is gone \u2014 environment 0 of seed 1, episode 3.*saved",
         ),
         "test_no_process_outlives_the_run": (),
+        "test_the_sums_of_long_products_do_not_depend_on_the_workers": (),
+    },
+    "engines/test_faults.py": {
+        "test_a_diverged_seed_harms_neither_the_others_nor_the_files": ("Pendulum-v1-HostEngine",),
+    },
+    "cli/test_side_effects.py": {
+        "test_a_thread_that_was_left_does_not_keep_the_command": ("0.1-False",),
     },
     "engines/test_closing.py": {
         "test_environments_are_closed_by_a_signal": ("2-seeds", "9-seeds", "15-slices", "9-slices"),
@@ -105,7 +116,10 @@ WEEKLY: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "lab/test_lab.py": {
         "test_an_experiment_in_small": ("table1", "reuse", "television", "seeds", "advantages"),
-        "test_every_word_is_there_in_both_languages": ("reuse-en", "table1-en", "television-en", "credit-en"),
+        "test_every_word_is_there_in_both_languages": (
+            *("reuse-en", "table1-en", "television-en", "credit-en"),
+            *("reuse-zh", "table1-zh", "television-zh"),
+        ),
     },
     "lab/test_ladder.py": {
         "test_a_race_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been": (),
@@ -136,6 +150,7 @@ WEEKLY: dict[str, dict[str, tuple[str, ...]]] = {
         "test_a_fresh_memory_is_neither_dead_nor_saturated": ("lru",),
     },
     "runs/test_gsde.py": {
+        "test_it_is_credited_cloned_shown_and_diagnosed": (),
         "test_a_run_stopped_and_resumed_is_uninterrupted": ("host",),
     },
     "engines/test_recorded.py": {
@@ -153,6 +168,7 @@ WEEKLY: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "lab/test_sweep.py": {
         "test_a_diverged_trial_is_told_and_does_not_win": (),
+        "test_equal_trials_of_a_program_without_numbers_are_trained": (),
     },
     "core/test_vtrace.py": {
         "test_a_run_that_acts_for_itself_learns_as_n_step_does": (),
