@@ -139,6 +139,24 @@ class Asked(Counting):
         return {}
 
 
+class Called(Asked):
+    """The same environment with its masks in a tuple, like the values that Gymnasium's `call` returns, with a step
+    limit, and with a reset that takes only a seed."""
+
+    max_episode_steps = 50
+
+    def action_masks(self) -> Any:
+        return tuple(super().action_masks())
+
+    def reset(self, *, seed: int | None = None) -> tuple[Any, dict[str, Any]]:
+        return super().reset(seed=seed)
+
+
+def called(num_envs: int) -> VectorEnv:
+    """Make a counting environment with a method that returns a tuple of masks."""
+    return Called(num_envs, "NextStep")
+
+
 def keyed(num_envs: int, mode: str = "NextStep", *, singly: bool = True) -> VectorEnv:
     """Make a counting environment whose observations contain its masks."""
     return Keyed(num_envs, mode, singly=singly)

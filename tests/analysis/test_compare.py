@@ -304,7 +304,7 @@ def test_different_numbers_of_evaluation_episodes_are_told(run_of):
 def test_seeds_without_an_evaluation_are_named(run_of):
     run = run_of("run", episodes=ending(*range(9)), steps=100, evaluations=[evaluation(1, 5.0)])
     found = upslope.compare([run])
-    assert "training" in found.score
+    assert "training" in found.score and warned(found, "evaluation episodes are ignored", "has none for seeds 0, 2")
     whole = run_of("whole", episodes=ending(1), steps=100, algorithm="a2c", evaluations=[evaluation(0, 5.0)])
     words = "has none for seeds 0, 2, 3, 4, 5 and 3 more"
     assert warned(upslope.compare([run, whole]), "evaluation episodes are ignored", words)

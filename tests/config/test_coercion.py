@@ -76,7 +76,10 @@ def test_what_cannot_be_read_is_refused_in_words(kind: Any, value: Any, expected
     ("kind", "value", "said"),
     [
         (str, upslope.GAE, "text here.*upslope.core.estimators:GAE"),
-        (str, upslope.GAE(0.9), "text here.*upslope.core.estimators:GAE"),
+        (str, upslope.GAE(0.9), r"text here.*as module:Name\.$"),
+        (str, lambda: 0, r"text here.*as module:Name\.$"),
+        (str, str.upper, r"text here.*as module:Name\.$"),
+        (Literal["tanh"], np.tanh, r"one of tanh, not <ufunc 'tanh'>\.$"),
         (str | None, configure, "text here.*upslope.config.config:configure"),
         (float, configure, "a number.*`schedules`"),
     ],

@@ -85,6 +85,15 @@ def test_masks_are_found_wherever_a_vector_environment_has_them(factory: str, kw
     env.close()
 
 
+def test_a_tuple_of_masks_holds_one_for_each_environment():
+    name, environments = "vector:vector_environments:called", 2  # as many as there are choices
+    columns = columns_of(name, environments)
+    found: Any = stepped(columns, Script(allowed), 30)[0]
+    expected = stepped(columns_of("vector:vector_environments:counting", environments), Script(allowed), 30)[0]
+    assert np.array_equal(found.action_mask, expected.action_mask) and np.array_equal(found.action, expected.action)
+    assert make(name).max_episode_steps == 50
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_whole_episodes_are_one_a_column(mode: str):
     columns = columns_of("vector:vector_environments:counting", 3, mode=mode)

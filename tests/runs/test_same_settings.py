@@ -71,7 +71,7 @@ def test_an_analysis_of_an_edited_run_says_so(run: Path):
     assert not read_records([run])[1]
     rewrite_config(run, gamma=0.5, data="moved.npz")
     (said,) = read_records([run])[1]
-    assert "config.json was edited after training began: gamma was 0.99, now 0.5. What is shown" in said
+    assert "config.json was edited after training began: gamma was 0.99, now 0.5. The settings shown are not" in said
     rewrite_meta(run / "checkpoints" / "last.npz", lambda meta: meta.update(settings="none"))
     assert not read_records([run])[1]
 

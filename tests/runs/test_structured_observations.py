@@ -170,6 +170,16 @@ def seer(folder: Path):
     return upslope.load(run.path), user_environments.Pictures().reset(seed=0)[0]
 
 
+def test_components_that_a_policy_does_not_read_may_have_any_value(tmp_path: Path):
+    settings: dict[str, Any] = {"policy_reads": ("0-1",), "quiet": True, **TINY}
+    policy = upslope.load(upslope.train("jax:CartPole-v1", steps=32, folder=tmp_path, name="run", **settings).path)
+    assert policy([0.5, 0.2, np.nan, np.inf]) == policy([0.5, 0.2, 0.0, 0.0])
+    with pytest.raises(UpslopeError, match="nan is not finite"):
+        policy([0.5, np.nan, 0.0, 0.0])
+    with pytest.raises(UpslopeError, match="nan is not finite"):
+        policy.value([0.5, 0.2, np.nan, 0.0])
+
+
 def test_a_policy_does_without_what_only_the_critic_reads(trained):
     policy, env = upslope.load(trained("host less"), checkpoint="last"), user_environments.Told()
     observation, _ = env.reset(seed=3)

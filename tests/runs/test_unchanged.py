@@ -81,6 +81,13 @@ def test_an_analysis_of_a_changed_run_says_so(name: str, edit: Any, words: str, 
     assert not read_records([run])[1]  # nothing is known about the rows
 
 
+def test_other_line_ends_change_no_number(stopped: Path, tmp_path: Path):
+    run = Path(shutil.copytree(stopped, tmp_path / "run"))
+    rows = run / "metrics.jsonl"
+    rows.write_bytes(rows.read_bytes().replace(b"\n", b"\r\n"))
+    assert not read_records([run])[1]
+
+
 @pytest.mark.parametrize("name", TABLES)
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_file_that_was_changed_is_refused_before_any_file_is_touched(change: str, name: str, run: Path):

@@ -51,9 +51,9 @@ def compare(
     Raises:
         UpslopeError: a folder is missing, no run can be read, a run cannot be scored, or an option is unknown.
     """
-    records, left_out = read_records(runs, with_evaluations=True, with_metrics=False)
+    records, doubts = read_records(runs, with_evaluations=True, with_metrics=False)
     found = compare_records(records, score=score, normalize=normalize, trust=trust, metric=metric)
-    return replace(found, warnings=(*left_out, *found.warnings))
+    return replace(found, warnings=(*doubts, *found.warnings))
 
 
 def compare_records(

@@ -165,8 +165,8 @@ def read_records(
 ) -> tuple[list[Record], list[str]]:
     """Read each folder once, and every run in archives made by `upslope.bundle`. A path that is not a readable run
     gives only a warning, since `runs/*` may match other things; so does a run whose files were changed after training
-    wrote them. `with_evaluations` also reads evaluations, and leaves
-    out a run whose evaluation.csv is damaged. Without metrics, `metrics` is empty, as in `read_record`.
+    wrote them. `with_evaluations` also reads evaluations, and leaves out a run whose evaluation.csv is damaged. Without
+    metrics, `metrics` is empty, as in `read_record`.
 
     Raises:
         UpslopeError: a folder does not exist, or no run is left.
@@ -194,7 +194,7 @@ def read_records(
                 record = read_record(path, with_metrics=with_metrics)
                 if with_evaluations:
                     _ = record.evaluations
-                warnings += [f"{change}. What is shown is not what training produced" for change in record.changes]
+                warnings += record.changes
             records.append(record)
         except UpslopeError as error:
             if len(paths) == 1 or is_missing(path):

@@ -82,7 +82,7 @@ def scores_of(members: Sequence[Member], score: Score = "auto") -> Scores:
     if score in ("stochastic", "deterministic") or (score == "auto" and not without):
         return evaluated(members, "stochastic" if score == "auto" else score, without)
     warnings = []
-    if score == "auto" and len(without) < len(records):
+    if score == "auto" and any(len(evaluation_of(record, "stochastic")) for record in records):
         warnings.append(
             f"evaluation episodes are ignored, since {lacking(without, 'stochastic')}. To use them, run upslope "
             "evaluate on each"

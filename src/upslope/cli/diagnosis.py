@@ -24,9 +24,9 @@ def doctor(runs: Runs, json: Switch = False) -> None:
     from upslope.cli.diagnosis_tables import diagnosis_view
     from upslope.diagnosis.doctor import diagnosis_of
 
-    records, left_out = read_records(runs)
+    records, doubts = read_records(runs)
     found = [diagnosis_of(record) for record in records]
-    for warning in left_out:
+    for warning in doubts:
         say(warning, sys.stderr)
     as_json = [diagnosis.to_json() for diagnosis in found]
     answer(json, as_json if max(len(runs), len(found)) > 1 else as_json[0], map(diagnosis_view, found))

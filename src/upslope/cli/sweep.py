@@ -34,12 +34,12 @@ class Parts:
     learning_rate_schedule: str | None = None
     """How the learning rate of every trial changes: constant, linear, cosine, or module:Name."""
     epsilon_schedule: str | None = None
-    """How ε of every trial changes."""
+    """How ε of every trial changes: constant, linear, cosine, or module:Name."""
     entropy_schedule: str | None = None
-    """How the entropy bonus of every trial changes."""
+    """How the entropy bonus of every trial changes: constant, linear, cosine, or module:Name."""
 
 
-ITS_OWN = Parts()
+OF_THE_ALGORITHM = Parts()
 """The default flags: the parts of the algorithm."""
 
 
@@ -64,7 +64,7 @@ def sweep(
     wrappers: Wrappers = (),
     ignore_observation: Keys = (),
     workers: int | None = None,
-    parts: Annotated[Parts, tyro.conf.OmitArgPrefixes] = ITS_OWN,
+    parts: Annotated[Parts, tyro.conf.OmitArgPrefixes] = OF_THE_ALGORITHM,
     cluster: OnCluster = HERE,
     at_once: int | None = None,
     quiet: Quiet = False,

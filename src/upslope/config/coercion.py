@@ -5,8 +5,9 @@ import reprlib
 from functools import cache
 from os import PathLike
 from types import NoneType
-from typing import Any
+from typing import Any, get_args
 
+import numpy as np
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from upslope.core.strict_json import parse_json
@@ -87,6 +88,12 @@ def is_texts(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(x, str | int) and not isinstance(x, bool) for x in value)
 
 
+def importable(value: Any) -> str:
+    """Propose the name under which a class or function can be imported; empty if there is none."""
+    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", "<")
+    return "" if not isinstance(module, str) or "<" in name else f", e.g. {module}:{name}"
+
+
 def coerce(name: str, value: Any, kind: Any) -> Any:
     """Convert a value to `kind`, the type of the field `name`. YAML, for example, reads `1e-3` as text.
 
@@ -97,11 +104,10 @@ def coerce(name: str, value: Any, kind: Any) -> Any:
         raise UpslopeError(f"{name} must be a list of strings, not {reprlib.repr(value)}.")
     if kind in (str, str | None) and (isinstance(value, bool | dict | list | tuple) or (value is None and kind is str)):
         raise UpslopeError(f"{name} must be text, not {reprlib.repr(value)}.")
-    if kind in (str, str | None) and not isinstance(value, str | int | float | PathLike | NoneType):
-        of = value if hasattr(value, "__qualname__") else type(value)
+    if kind in (str, str | None) and not isinstance(value, str | int | float | np.number | PathLike | NoneType):
         raise UpslopeError(
-            f"{name} must be text here, not {reprlib.repr(value)}. Pass the name under which it can be imported, e.g. "
-            f"{of.__module__}:{of.__qualname__}."
+            f"{name} must be text here, not {reprlib.repr(value)}. Pass the name under which it can be imported, as "
+            f"module:Name{importable(value)}."
         )
     spec = spec_of(kind)
     try:
@@ -113,5 +119,6 @@ def coerce(name: str, value: Any, kind: Any) -> Any:
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         metavar = spec.metavar.removeprefix("none|")
         expected = WORDS.get(metavar) or f"one of {metavar.strip('{}').replace(',', ', ')}"
-        hint = " A setting has one value; `schedules` lets some of them change in training." if callable(value) else ""
+        is_schedule = callable(value) and float in (kind, *get_args(kind))
+        hint = " A setting has one value; `schedules` lets some of them change in training." if is_schedule else ""
         raise UpslopeError(f"{name} must be {expected}, not {reprlib.repr(value)}.{hint}") from error

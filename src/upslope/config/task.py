@@ -1,7 +1,6 @@
 """Build a task from a config and an environment, and refuse combinations that cannot work."""
 
 import importlib
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
@@ -366,7 +365,7 @@ def optimiser_of(config: Config, own: optax.GradientTransformation | None = None
             )
             raise UpslopeError(f"{words}. Pass the object from Python: optimiser=optax.…") from error
     if own is not None and not isinstance(own, optax.GradientTransformation):
-        call = f" Call it, e.g. optimiser={own.__name__}(1e-3)." if inspect.isfunction(own) else ""
+        call = " Call it, and pass the result, e.g. optimiser=optax.adam(1e-3)." if callable(own) else ""
         raise UpslopeError(
             f"A custom optimiser must be an optax.GradientTransformation, not {type(own).__name__}.{call}"
         )

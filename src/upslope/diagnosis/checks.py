@@ -141,7 +141,7 @@ def of_repetition(e: Examined) -> Iterator[Check]:
     remedy = "Draw all randomness from self.np_random, which reset(seed=…) seeds; runs are then repeatable."
     words = f"same seed and actions, but a different episode in {different} of {compared} fresh environments"
     if e.environment.is_compiled and not different and not is_traced_alike(e.environment):
-        different = int(any(not same(first, traced_again(e)) for _ in range(CONTROLS)))
+        different = int(any(not same(first, traced_again(e)) for _ in range(PAIRS)))
         words = "same seed and actions, but a different episode when JAX traces reset and step again"
         remedy = "Draw all randomness with jax.random from the key that reset and step are given."
     if different:

@@ -338,7 +338,7 @@ class BatchedColumns:
         """Record the allowed choices of a row. No action is chosen at the end of an episode, before the reset."""
         if self.mask is not None:
             resets = is_over and self.modes[row // self.shape[1]] is not AutoresetMode.SAME_STEP
-            given = {"action_mask": mask_of(info, column)}
+            given = {"action_mask": mask_of(info, column, self.world.action_space)}
             self.mask[row] = True if resets else self.read_mask(given, self.episodes[row])
 
     def call(self, name: str, arguments: list[Any]) -> None:

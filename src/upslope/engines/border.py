@@ -101,7 +101,8 @@ class Leaf:
         if np.ma.is_masked(observation):
             return "some of its numbers are masked, so they are not part of it"
         if x.dtype.kind not in "fiub":
-            return f"it is {type(observation).__name__}, not numbers" if x.ndim == 0 else f"its dtype is {x.dtype}"
+            is_one = x.ndim == 0 and not isinstance(observation, np.ndarray)
+            return f"it is {type(observation).__name__}, not numbers" if is_one else f"its dtype is {x.dtype}"
         if self.dtype.kind == "f":
             with np.errstate(all="ignore"):
                 is_too_large = np.isfinite(x) & ~np.isfinite(x.astype(self.dtype))

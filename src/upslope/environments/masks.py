@@ -124,20 +124,20 @@ class BatchedMaskInInfo(VectorWrapper):
 
     def __init__(self, envs: VectorEnv, name: str):
         super().__init__(envs)
-        self.has_key, self.method = is_masked(envs.single_observation_space), batched_method_of(envs)
+        self.has_key, self.method = is_masked(space_or_none(envs, "single_observation_space")), batched_method_of(envs)
         self.mask_source = f'the key "{KEY}" of its observations' if self.has_key else f"its method {METHOD}()"
         if self.has_key:
             self.single_observation_space = without_key(envs.single_observation_space, name)
             self.observation_space = batch_space(self.single_observation_space, envs.num_envs)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-        return self.moved(self.env.reset(seed=seed, options=options))
+    def reset(self, **options: Any) -> Any:
+        return self.moved(self.env.reset(**options))
 
     def step(self, actions: Any) -> Any:
         return self.moved(self.env.step(actions))
 
     def moved(self, answer: Any) -> Any:
-        """The return value of reset or step, with the masks of all columns in info."""
+        """The return value of reset or step, with the masks of all environments in info."""
         if not isinstance(answer, tuple) or len(answer) not in (2, 5) or not isinstance(answer[-1], Mapping):
             return answer
         observation, *between, info = answer
@@ -175,13 +175,13 @@ def batched_method_of(envs: VectorEnv) -> Callable[[], Any] | None:
 
 def with_batched_mask_in_info(envs: VectorEnv, name: str, masks: bool) -> VectorEnv:
     """Wrap a vector environment if its masks are not in its info; see `with_mask_in_info`."""
-    space = getattr(envs, "single_observation_space", None)
-    if not can_be_masked(getattr(envs, "single_action_space", None)) or (is_only_mask(space) and not masks):
+    space = space_or_none(envs, "single_observation_space")
+    if not can_be_masked(space_or_none(envs, "single_action_space")) or (is_only_mask(space) and not masks):
         return envs
     return BatchedMaskInInfo(envs, name) if is_masked(space) or batched_method_of(envs) is not None else envs
 
 
-def space_or_none(env: gymnasium.Env, role: str) -> Any:
+def space_or_none(env: gymnasium.Env | VectorEnv, role: str) -> Any:
     """A space of an environment; None if it is not declared or cannot be read. The fault is reported where the spaces
     are needed."""
     try:

@@ -74,8 +74,12 @@ class VectorMaker:
                 f"{name} was called with num_envs={num_envs} and created {made.num_envs}. Let the factory "
                 "create as many as its argument num_envs specifies."
             )
-        mode_of(made, name)
-        return with_batched_mask_in_info(made, name, self.request.masks)
+        try:
+            mode_of(made, name)
+            return with_batched_mask_in_info(made, name, self.request.masks)
+        except UpslopeError:
+            close_all(name, [made])
+            raise
 
     def made(self, num_envs: int) -> Any:
         """The object that `make_vec`, EnvPool or the user's factory returns."""
@@ -272,12 +276,24 @@ def final_observation(info: Any, row: int, name: str, place: Callable[[], str]) 
     return value
 
 
-def mask_of(info: Any, row: int) -> Any:
-    """One environment's action mask in the info of a vector environment; None if there is none."""
+def mask_of(info: Any, row: int, space: spaces.Space) -> Any:
+    """One environment's action mask in the info of a vector environment; None if there is none. `space` is that of its
+    actions.
+
+    A list holds one mask for each environment, and so does a tuple, such as the one that a vector environment's `call`
+    returns, unless the actions have parts: then it holds the batched masks of the parts. A value that has neither form
+    is returned whole, so that the caller can report what is wrong with it."""
     if not isinstance(info, dict) or "action_mask" not in info:
         return None
-    has = info.get("_action_mask")
-    return row_of(info["action_mask"], row) if has is None or np.all(has[row]) else None
+    has, masks = info.get("_action_mask"), info["action_mask"]
+    if has is not None and not np.all(has[row]):
+        return None
+    has_parts = isinstance(space, spaces.Tuple | spaces.Dict)
+    is_listed = isinstance(masks, tuple) and (not has_parts or all(isinstance(x, tuple | dict) for x in masks))
+    try:
+        return masks[row] if is_listed else row_of(masks, row)
+    except (IndexError, TypeError, KeyError):
+        return masks
 
 
 def column_of(info: Any, row: int) -> Mapping[str, Any]:
@@ -348,7 +364,7 @@ class OneColumn(gymnasium.Env):
 
     def info_of(self, info: Any) -> dict[str, Any]:
         """The info of the column."""
-        mask = mask_of(info, 0)
+        mask = mask_of(info, 0, self.action_space)
         known = dict(column_of(info, 0))
         return known if mask is None else known | {"action_mask": mask}
 
@@ -382,7 +398,7 @@ def described(maker: VectorMaker) -> HostEnvironment:
         observations, actions = (space_of(env, role, request.name) for role in ("observation_space", "action_space"))
         spec = maker.spec or spec_of(envs)
         limit = request.max_episode_steps or (spec.max_episode_steps if spec is not None else None)
-        limit = limit or getattr(envs, "max_episode_steps", None)
+        limit = limit or getattr(envs.unwrapped, "max_episode_steps", None)
         masks = known_masks(env, request.name), request.masks
         drawing = partial(drawn, maker)
         kind = f"{type(envs.unwrapped).__name__}, resets {RESETS[mode_of(envs, request.name)]}"

@@ -55,7 +55,7 @@ def write_report(
     """
     path = page_path(output, "report.html")
     plotly_script()  # fail before reading anything if Plotly is missing
-    records, left_out = read_records(runs, with_evaluations=True)
+    records, doubts = read_records(runs, with_evaluations=True)
     names = unique_names(records)
     called = {record.path: name for record, name in zip(records, names, strict=True)}
     missing = add_credit([record.path for record in records], environment=environment, trust=trust) if credit else []
@@ -78,7 +78,7 @@ def write_report(
         names=names,
         line_styles=[LINE_STYLES[dash(k)] for k in range(len(names))],
         num_colours=NUM_COLOURS,
-        warnings=[*left_out, *warnings, *missing],
+        warnings=[*doubts, *warnings, *missing],
         window=WINDOW,
         **parts,
     )

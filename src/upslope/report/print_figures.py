@@ -114,7 +114,7 @@ def figure(
     path = figure_path(output)
     require_matplotlib()
     chosen = style_of(size, style)
-    records, left_out = read_records(runs, with_evaluations=True)
+    records, doubts = read_records(runs, with_evaluations=True)
     if kind == "curves":
         panels, notes = curve_panels(records, metric)
     else:
@@ -126,7 +126,7 @@ def figure(
     notes += notes_on_names(panels, FORMATS[size])
     content, lacking = drawn(panels, FORMATS[size], chosen, path.suffix[1:].lower())
     write_atomically(path, content)
-    return Drawn(path, (*left_out, *notes, *chosen.notes, *lacking))
+    return Drawn(path, (*doubts, *notes, *chosen.notes, *lacking))
 
 
 def refuse_unread(kind: Kind, metric: str | None, score: Score, normalize: Normalize | None) -> None:

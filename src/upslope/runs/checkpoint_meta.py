@@ -15,10 +15,10 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 
 def meta_or_nothing(path: Path) -> dict[str, Any]:
-    """Read a checkpoint's metadata, or return an empty dictionary if the file is missing or damaged."""
+    """Read a checkpoint's metadata, or return an empty dictionary if the file is missing, damaged or not accessible."""
     try:
         return read_meta(path)
-    except UpslopeError:
+    except (UpslopeError, OSError):
         return {}
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from upslope.config.trust import names_code
 from upslope.core.arrays import raw, typed
 from upslope.core.storage import load_arrays, save_arrays
 from upslope.errors import UpslopeError
@@ -57,7 +58,7 @@ def load_checkpoint(
     own = own_code_in(meta)
     cause = (
         f"Either {own} has changed since the run was trained, or another object was passed instead. Use the code with "
-        "which it was trained."
+        f"which it was trained. If it is the same, the file was edited or replaced. {remedy}"
         if own
         else f"One of the two was edited or replaced. {remedy}"
     )
@@ -83,7 +84,9 @@ def own_code_in(meta: dict[str, Any]) -> str:
     """Name the user's own parts that determine which arrays a checkpoint holds; empty if there are none."""
     settings = meta.get("settings")
     found = settings if isinstance(settings, dict) else {}
-    parts = [f"the {role} {found[role]}" for role in ("model", "optimiser", "bonus") if ":" in str(found.get(role))]
+    parts = [
+        f"the {role} {found[role]}" for role in ("model", "optimiser", "bonus") if names_code(str(found.get(role)))
+    ]
     return " or ".join(parts)
 
 

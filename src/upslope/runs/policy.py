@@ -92,8 +92,9 @@ class Policy:
         squashing.
 
         Raises:
-            UpslopeError: the observation has neither the shape of the space nor that shape with one batch axis, or the
-                mask of allowed actions is missing, does not fit, or allows no action.
+            UpslopeError: the observation has neither the shape of the space nor that shape with one batch axis, or
+                contains numbers that are not finite or that the space's dtype cannot hold, or the mask of allowed
+                actions is missing, does not fit, or allows no action.
         """
         observation, shown = self.without_mask(observation)
         mask = shown if mask is None and self.needs_mask else mask
@@ -146,11 +147,18 @@ class Policy:
     def require_readable(self, observation: Any, view: View) -> None:
         """Refuse numbers that training would refuse: those that are not finite, or that a conversion to the dtype of
         the space would change, such as an image scaled to [0, 1]. Parts that are not read may have any value."""
+        is_partly_read = view.spans is not None and not not_finite(self.vector_read(observation, view))
         for key, _, x in self.encoder.leaves(observation):
             leaf = self.leaves[key]
-            if view.reads(key) and (reason := leaf.wrong(x) or not_finite(x)):
+            if view.reads(key) and (reason := leaf.wrong(x) or ("" if is_partly_read else not_finite(x))):
                 reads = leaf.space if leaf.is_index else f"{leaf.dtype} numbers"
                 raise UpslopeError(f"This policy reads {reads}{at(key)}, but was given {short(x)}: {reason}.")
+
+    def vector_read(self, observation: Any, view: View) -> np.ndarray:
+        """The components that a group of the model reads, of all arrays that are no images."""
+        features = self.agent.model.prepare(observation)
+        vector = features[0] if isinstance(features, tuple) else features
+        return np.zeros(0) if vector is None else np.asarray(view.vector(vector))
 
     def as_mask(self, mask: Any, batch: Any, is_batch: bool) -> Any:
         """Return the allowed choices of each row [B, M], or None if nothing is forbidden."""

@@ -10,7 +10,7 @@ from upslope.config.config import Config
 from upslope.errors import UpslopeError
 from upslope.runs.checkpoint_meta import meta_or_nothing, read_meta, remedy_for
 from upslope.runs.directory import RunDirectory, episodes_header
-from upslope.runs.unchanged import PrefixDigest, change_in
+from upslope.runs.unchanged import CRLF, PrefixDigest, change_in
 
 NETWORKS = (
     *("model", "model_kwargs", "encoder", "memory", "memory_size", "shared_trunk", "policy_reads", "critic_reads"),
@@ -64,21 +64,26 @@ def require_same_agents(directory: RunDirectory, config: Config, checkpoint: Pat
 
 def changes_since_training(directory: RunDirectory, config: Config) -> list[str]:
     """Describe how the files of a run differ from those that training wrote, as far as its last checkpoint tells: its
-    settings and spaces, and the rows of training. A run without a readable checkpoint is not checked."""
+    settings and spaces, and the rows of training, with what follows for what is shown. A run without a readable
+    checkpoint is not checked."""
     meta = meta_or_nothing(directory.last)
     try:
         edited = edits(directory, config, directory.last, meta, lambda name: name not in MOVABLE)
     except UpslopeError:  # without valid settings, the metadata is damaged
         return []
     sizes, digests = (x if isinstance(x, dict) else {} for x in (meta.get("sizes"), meta.get("digests")))
-    found = [f"{directory.path}/config.json was edited after training began: {', '.join(edited)}"] if edited else []
+    found = []
+    if edited:
+        words = f"{directory.path}/config.json was edited after training began: {', '.join(edited)}"
+        found.append(f"{words}. The settings shown are not those of training")
     for path, header in ((directory.metrics_path, ""), (directory.episodes_path, episodes_header(config))):
         size, before = sizes.get(path.name), digests.get(path.name)
         if not isinstance(size, int):
             continue
         digest = (PrefixDigest(path), before) if isinstance(before, str) else None
-        if change := change_in(path, size, header, digest):
-            found.append(f"{path} {change}")
+        change = change_in(path, size, header, digest)
+        if change and change != CRLF:  # other line ends do not change a number
+            found.append(f"{path} {change}. What is shown is not what training produced")
     return found
 
 
