@@ -13,6 +13,7 @@ FEW_SEEDS = 5
 UNKNOWN = "–"
 Values = Sequence[float] | np.ndarray
 MAX_DECIMALS = 6
+LARGE = 1e12
 MAX_COUNT = 2**31 - 1
 """Largest integer in any setting, since JAX counts in 32 bits."""
 
@@ -21,11 +22,16 @@ def number(value: float, spread: float = math.nan) -> str:
     """Format a value to the second significant digit of its spread, i.e. the width of its interval or its range over
     seeds.
 
-    A value without a spread gets four significant digits, and a non-finite value is shown as a dash.
+    A value without a spread gets four significant digits, and a non-finite value is shown as a dash. Values from 10¹²
+    are shown with an exponent.
     """
     if not math.isfinite(value):
         return UNKNOWN
-    if spread > 0 and math.isfinite(spread):
+    has_spread = spread > 0 and math.isfinite(spread)
+    if abs(value) >= LARGE:
+        digits = math.floor(math.log10(abs(value))) - math.floor(math.log10(spread)) + 1 if has_spread else 3
+        return f"{value:.{min(max(digits, 0), MAX_DECIMALS)}e}"
+    if has_spread:
         return f"{value:z,.{min(max(1 - math.floor(math.log10(spread)), 0), MAX_DECIMALS)}f}"
     return f"{value:z,.0f}" if abs(value) >= 1000 else f"{value:z.4g}"
 
