@@ -21,12 +21,17 @@ WEEKLY: dict[str, dict[str, tuple[str, ...]]] = {
         "test_a_seed_of_full_size_is_that_seed_however_many_devices_share_the_work": ("3",),
         "test_the_best_agent_of_a_seed_does_not_depend_on_the_others": (),
         "test_a_seed_alone_is_that_seed_among_others": ("host episodes", "compiled episodes", "host segments"),
-        "test_seeds_at_once_are_seeds_one_after_another": ("jax:CartPole-v1-reinforce-settings1",),
+        "test_seeds_at_once_are_seeds_one_after_another": (),
         "test_the_same_seeds_give_the_same_run": ("compiled episodes",),
         "test_different_seeds_differ": ("host episodes", "compiled episodes"),
     },
     "runs/test_resume.py": {
-        "test_stopped_and_resumed_is_uninterrupted": ("host episodes", "compiled episodes", "compiled split"),
+        "test_stopped_and_resumed_is_uninterrupted": (
+            "host episodes",
+            "compiled episodes",
+            "compiled split",
+            "compiled segments",
+        ),
         "test_stopped_before_the_first_iteration": ("host segments", "compiled episodes"),
         "test_an_environment_that_does_not_repeat_itself_is_named": (),
         "test_a_run_killed_before_its_first_checkpoint_is_not_lost": (),
@@ -71,7 +76,7 @@ WEEKLY: dict[str, dict[str, tuple[str, ...]]] = {
         "test_an_own_model_is_loaded_evaluated_and_recorded": ("host",),
         "test_whole_episodes_teach_a_model_with_memory": ("CartPole-v1", "jax:CartPole-v1"),
         "test_recorded_episodes_teach_a_model_with_memory": (),
-        "test_the_ratio_is_one_before_the_policy_moves": ("host sliced",),
+        "test_the_ratio_is_one_before_the_policy_moves": ("host sliced", "compiled"),
     },
     "runs/test_hybrid_actions.py": {
         "test_a_run_stopped_and_resumed_is_uninterrupted": (),
@@ -86,7 +91,7 @@ WEEKLY: dict[str, dict[str, tuple[str, ...]]] = {
     "engines/test_slices.py": {
         "test_the_result_does_not_depend_on_the_slices": ("segments-1-3", "episodes-2-3"),
         "test_the_result_is_the_same_where_the_main_process_steps_a_slice": ("masked-2", "episodes-2"),
-        "test_a_fault_beside_the_main_process_is_named": ("dies-ended with exit status 3",),
+        "test_a_fault_beside_the_main_process_is_named": (),
         "test_shared_memory_that_has_no_room_is_not_needed": ("False",),
         "test_a_fault_in_a_slice_is_named_and_loses_nothing": ("raises-the simulator is gone",),
         "test_a_run_is_resumed_in_other_slices": (),
@@ -96,6 +101,7 @@ WEEKLY: dict[str, dict[str, tuple[str, ...]]] = {
         "test_a_fault_in_one_process_is_named_and_loses_nothing": (
             r"raises-simulator is gone \u2014 environment 0 of seed 1, episode 3.*saved",
         ),
+        "test_a_run_is_resumed_by_another_number_of_processes": (),
         "test_no_process_outlives_the_run": (),
         "test_the_sums_of_long_products_do_not_depend_on_the_workers": (),
     },
@@ -118,7 +124,7 @@ WEEKLY: dict[str, dict[str, tuple[str, ...]]] = {
         "test_an_experiment_in_small": ("table1", "reuse", "television", "seeds", "advantages"),
         "test_every_word_is_there_in_both_languages": (
             *("reuse-en", "table1-en", "television-en", "credit-en"),
-            *("reuse-zh", "table1-zh", "television-zh"),
+            *("reuse-zh", "table1-zh", "television-zh", "credit-zh"),
         ),
     },
     "lab/test_ladder.py": {
@@ -175,6 +181,7 @@ WEEKLY: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "runs/test_golden.py": {
         "test_a_run_gives_the_stored_numbers": (
+            "compiled discrete reinforce",
             "compiled discrete reward_to_go",
             "compiled discrete reinforce_baseline",
             "compiled discrete actor_critic",
@@ -182,9 +189,11 @@ WEEKLY: dict[str, dict[str, tuple[str, ...]]] = {
             "compiled discrete gae",
             "compiled discrete ppo_kl",
             "compiled box ppo_kl_fixed",
+            "compiled one-hot ppo",
             "compiled multidiscrete ppo",
             "compiled multibinary gae",
             "compiled wide ppo",
+            "host discrete ppo",
             "host discrete reinforce_baseline",
             "host discrete a2c workers",
             "host box ppo",
