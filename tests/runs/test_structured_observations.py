@@ -178,6 +178,8 @@ def test_components_that_a_policy_does_not_read_may_have_any_value(tmp_path: Pat
         policy([0.5, np.nan, 0.0, 0.0])
     with pytest.raises(UpslopeError, match="nan is not finite"):
         policy.value([0.5, 0.2, np.nan, 0.0])
+    with pytest.raises(UpslopeError, match="its dtype is"):
+        policy(["0.5", "0.2", "a", "b"])
 
 
 def test_a_policy_does_without_what_only_the_critic_reads(trained):

@@ -9,7 +9,7 @@ import numpy as np
 from upslope.analysis.grouping import Member
 from upslope.analysis.records import Record
 from upslope.analysis.statistics import WINDOW
-from upslope.core.messages import counted
+from upslope.core.messages import counted, listed
 from upslope.errors import UpslopeError
 
 Score = Literal["auto", "stochastic", "deterministic", "training"]
@@ -118,15 +118,9 @@ def lacking(records: Sequence[Record], mode: str) -> str:
     words = []
     for record in records:
         seeds = seeds_without(record, mode)
-        some = "" if len(seeds) == len(record.seeds) else f" for seed{'s' * (len(seeds) > 1)} {shortened(seeds)}"
+        some = "" if len(seeds) == len(record.seeds) else f" for seed{'s' * (len(seeds) > 1)} {listed(seeds, 5)}"
         words.append(f"{record.path} has none{some}")
     return ", ".join(words)
-
-
-def shortened(seeds: Sequence[int], most: int = 5) -> str:
-    """A list of seeds, of which only the first few are named."""
-    rest = len(seeds) - most
-    return ", ".join(map(str, seeds[:most])) + (f" and {rest} more" if rest > 0 else "")
 
 
 def evaluated(members: Sequence[Member], mode: str, without: list[Record]) -> Scores:

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,6 +107,12 @@ def requested(config: Config, given: Collection[str] = ()) -> list[Request]:
 def names_code(name: str) -> bool:
     """Whether a name refers to a module to import."""
     return ":" in name
+
+
+def own_parts(settings: Mapping[str, Any], roles: Collection[str] = PARTS) -> list[str]:
+    """The user's own parts that settings name, e.g. `estimator mine:Own`."""
+    named = {role: settings.get(role) for role in sorted(roles)}
+    return [f"{role} {name}" for role, name in named.items() if isinstance(name, str) and names_code(name)]
 
 
 def is_number(value: Any) -> bool:

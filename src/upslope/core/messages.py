@@ -47,6 +47,13 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def listed(names: Iterable[object], most: int = 20) -> str:
+    """Names as text, of which at most so many are shown: `a, b and 3 more`."""
+    words = list(map(str, names))
+    rest = len(words) - most
+    return ", ".join(words[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
 def unknown(role: str, name: str, known: Iterable[str], where: str = "upslope list") -> str:
     """The error message for an unknown name, with similar names as suggestions. `where` is the command that lists all
     names."""

@@ -4,7 +4,7 @@ A key of a nested Dict is `outer/inner`; parts of a Tuple and components of a ve
 """
 
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import gymnasium
@@ -13,6 +13,7 @@ from gymnasium import spaces
 from jaxtyping import PRNGKeyArray
 
 from upslope.core.keys import key_of, same_key
+from upslope.core.messages import listed
 from upslope.core.space_parts import parts_of
 from upslope.core.types import Transition
 from upslope.environments.base import CompiledEnvironment
@@ -71,16 +72,6 @@ def num_components(space: gymnasium.Space) -> int:
 def kept_components(space: gymnasium.Space, keys: frozenset[str], prefix: str) -> list[int]:
     """The indices of a vector that are not left out."""
     return [index for index in range(num_components(space)) if f"{prefix}{index}" not in keys]
-
-
-def listed(keys: Iterable[str]) -> str:
-    """The keys as text, abbreviated if there are more than `MOST`."""
-    names = list(keys)
-    return ", ".join(names[:MOST]) + (f" and {len(names) - MOST} more" if len(names) > MOST else "")
-
-
-MOST = 20
-"""The largest number of keys listed in a message."""
 
 
 def kept_space(space: gymnasium.Space, keys: frozenset[str], prefix: str = "") -> gymnasium.Space | None:

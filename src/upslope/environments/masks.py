@@ -81,7 +81,7 @@ class MaskInInfo(gymnasium.Wrapper):
     def __init__(self, env: gymnasium.Env, name: str):
         super().__init__(env)
         self.has_key, self.method = is_masked(space_or_none(env, "observation_space")), method_of(env)
-        self.mask_source = f'the key "{KEY}" of its observations' if self.has_key else f"its method {METHOD}()"
+        self.mask_source = source_in_words(self.has_key)
         if self.has_key:
             self.observation_space = without_key(env.observation_space, name)
 
@@ -93,17 +93,37 @@ class MaskInInfo(gymnasium.Wrapper):
 
     def moved(self, answer: Any) -> Any:
         """The return value of reset or step, with the mask in info."""
-        if not isinstance(answer, tuple) or len(answer) not in (2, 5) or not isinstance(answer[-1], Mapping):
-            return answer
-        observation, *between, info = answer
-        mask = mask_in(info)
-        if self.has_key and isinstance(observation, dict) and KEY in observation:
-            observation, shown = apart(observation)
-            mask = shown if mask is None else mask
-        elif mask is None and self.method is not None and not any(map(bool, between[1:])):
-            mask = self.method()  # not called when an episode has ended, since there may be no mask
-        # Vector environments gather info in arrays, and an integer array cannot hold None.
-        return (observation, *between, info if mask is None else {**info, KEY: mask})
+        return mask_moved(answer, self.has_key, lambda: self.asked(answer[2:-1]))
+
+    def asked(self, flags: tuple[Any, ...]) -> Any:
+        """The mask that the method returns. It is not called when an episode has ended, since there may be no mask."""
+        return None if self.method is None or any(map(bool, flags)) else self.method()
+
+
+def is_answer(answer: Any) -> bool:
+    """Whether this has the form of a return value of reset or step."""
+    return isinstance(answer, tuple) and len(answer) in (2, 5) and isinstance(answer[-1], Mapping)
+
+
+def mask_moved(answer: Any, has_key: bool, method: Callable[[], Any] | None) -> Any:
+    """The return value of reset or step, with the mask of its observation or, if there is none, of the method in info.
+    One that is malformed is returned unchanged."""
+    if not is_answer(answer):
+        return answer
+    observation, *between, info = answer
+    mask = mask_in(info)
+    if has_key and isinstance(observation, dict) and KEY in observation:
+        observation, shown = apart(observation)
+        mask = shown if mask is None else mask
+    elif mask is None and method is not None:
+        mask = method()
+    # Vector environments gather info in arrays, and an integer array cannot hold None.
+    return (observation, *between, info if mask is None else {**info, KEY: mask})
+
+
+def source_in_words(has_key: bool) -> str:
+    """Describe where a wrapper finds masks."""
+    return f'the key "{KEY}" of its observations' if has_key else f"its method {METHOD}()"
 
 
 def with_mask_in_info(env: Any, name: str, masks: bool) -> Any:
@@ -125,7 +145,7 @@ class BatchedMaskInInfo(VectorWrapper):
     def __init__(self, envs: VectorEnv, name: str):
         super().__init__(envs)
         self.has_key, self.method = is_masked(space_or_none(envs, "single_observation_space")), batched_method_of(envs)
-        self.mask_source = f'the key "{KEY}" of its observations' if self.has_key else f"its method {METHOD}()"
+        self.mask_source = source_in_words(self.has_key)
         if self.has_key:
             self.single_observation_space = without_key(envs.single_observation_space, name)
             self.observation_space = batch_space(self.single_observation_space, envs.num_envs)
@@ -138,17 +158,11 @@ class BatchedMaskInInfo(VectorWrapper):
 
     def moved(self, answer: Any) -> Any:
         """The return value of reset or step, with the masks of all environments in info."""
-        if not isinstance(answer, tuple) or len(answer) not in (2, 5) or not isinstance(answer[-1], Mapping):
-            return answer
-        observation, *between, info = answer
-        mask = mask_in(info)
-        if self.has_key and isinstance(observation, dict) and KEY in observation:
-            observation, shown = apart(observation)
-            mask = shown if mask is None else mask
-            info = {name: without_mask(value) if name in FINAL else value for name, value in info.items()}
-        elif mask is None and self.method is not None:
-            mask = self.method()
-        return (observation, *between, info if mask is None else {**info, KEY: mask})
+        moved = mask_moved(answer, self.has_key, self.method)
+        if not self.has_key or not is_answer(moved):
+            return moved
+        *rest, info = moved
+        return (*rest, {name: without_mask(value) if name in FINAL else value for name, value in info.items()})
 
 
 def without_mask(final: Any) -> Any:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, PRNGKeyArray
 
 from upslope.core.arrays import STATIC, is_shape, pytree
 from upslope.core.distributions import Distribution, MultiCategorical, Product
+from upslope.core.messages import listed
 from upslope.core.reading import brief
 from upslope.core.space_parts import leaf_spaces
 from upslope.errors import UpslopeError
@@ -22,7 +23,7 @@ from upslope.models.heads import head_of
 from upslope.models.model import Model, Outputs, Place, group_places
 from upslope.models.perceptrons import num_parameters, perceptrons
 from upslope.models.readers import Reader, reader
-from upslope.models.views import FLAGS, WHOLE, Views, listed, views_of
+from upslope.models.views import FLAGS, WHOLE, Views, views_of
 
 METHODS = ("prepare", "start", "step", "groups")
 

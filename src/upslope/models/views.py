@@ -20,6 +20,7 @@ from jaxtyping import Shaped
 from upslope.core.arrays import AnyArray as Array
 from upslope.core.arrays import is_shape
 from upslope.core.keys import key_of, key_within, same_key
+from upslope.core.messages import listed
 from upslope.errors import UpslopeError
 from upslope.models.encoders import BoxEncoder, CompositeEncoder, ObservationEncoder
 from upslope.models.model import POLICY, VALUE
@@ -29,8 +30,6 @@ Features = tuple[Any, tuple[Any, ...]]
 [B, height, width, channels] that convolutional networks read."""
 NUMBERS = re.compile("([0-9]{1,9})(?:-([0-9]{1,9}))?")
 """A component of a vector, or an inclusive range of components: `2`, `2-5`."""
-MOST = 20
-"""Maximum number of keys listed in a message."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +182,7 @@ def part_under(key: str, parts: Sequence[Part], flag: str) -> Sequence[Stretch]:
         return named[0][1]
     names = [key_of(part.path) for part in parts if part.path]
     names += [key_of((*part.path, f"0-{part.length - 1}")) for part in parts if part.length]
-    has = f"Their parts: {listed(list(map(shlex.quote, names)))}" if names else "They have no parts: omit the flag"
+    has = f"Their parts: {listed(map(shlex.quote, names))}" if names else "They have no parts: omit the flag"
     near = get_close_matches(key, names, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise UpslopeError(f"{flag} {shlex.quote(key)}: the observations have no such part.{hint} {has}.")
@@ -206,11 +205,6 @@ def joined(spans: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
         else:
             found.append((start, stop))
     return tuple(found)
-
-
-def listed(names: Sequence[str]) -> str:
-    """The names as text, abbreviated if there are more than `MOST`."""
-    return ", ".join(names[:MOST]) + (f" and {len(names) - MOST} more" if len(names) > MOST else "")
 
 
 def view_in(model: Any, group: str) -> View:

@@ -1,4 +1,4 @@
-"""A checkpoint's metadata, which is read without JAX, and advice on a checkpoint that cannot be read."""
+"""Read a checkpoint's metadata without JAX, and advise on checkpoints that are missing or damaged."""
 
 from pathlib import Path
 from typing import Any

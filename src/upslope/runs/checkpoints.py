@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from upslope.config.trust import names_code
+from upslope.config.trust import own_parts
 from upslope.core.arrays import raw, typed
 from upslope.core.storage import load_arrays, save_arrays
 from upslope.errors import UpslopeError
@@ -55,13 +55,6 @@ def load_checkpoint(
             f"{path} is a {meta.get('kind')} of format {meta.get('format')}; a checkpoint of format "
             f"{CHECKPOINT_FORMAT} is needed. Was it written by another version of upslope?"
         )
-    own = own_code_in(meta)
-    cause = (
-        f"Either {own} has changed since the run was trained, or another object was passed instead. Use the code with "
-        f"which it was trained. If it is the same, the file was edited or replaced. {remedy}"
-        if own
-        else f"One of the two was edited or replaced. {remedy}"
-    )
     leaves = []
     for name, leaf in named_leaves(like):
         expected = jax.eval_shape(raw, leaf)
@@ -70,24 +63,24 @@ def load_checkpoint(
             found = found.reshape(np.shape(leaf))
         if found is None or found.shape != expected.shape or found.dtype != expected.dtype:
             said = "missing" if found is None else f"{found.dtype}{list(found.shape)}"
-            run = "this run" if own else "this run's config"
-            raise UpslopeError(
-                f"{path} does not match {run}: its {name} is {said}, but "
-                f"{expected.dtype}{list(expected.shape)} is needed. {cause}"
-            )
+            words = f"its {name} is {said}, but {expected.dtype}{list(expected.shape)} is needed"
+            raise UpslopeError(mismatch(path, words, meta, remedy))
         leaves.append(typed(jnp.asarray(found), leaf))
     snapshot = {name.removeprefix("world/"): x for name, x in arrays.items() if name.startswith("world/")}
     return jax.tree.unflatten(jax.tree.structure(like), leaves), snapshot, meta
 
 
-def own_code_in(meta: dict[str, Any]) -> str:
-    """Name the user's own parts that determine which arrays a checkpoint holds; empty if there are none."""
+def mismatch(path: Path, words: str, meta: dict[str, Any], remedy: str) -> str:
+    """Say that a checkpoint does not hold the arrays that its run needs, and why. `words` say which array differs."""
     settings = meta.get("settings")
-    found = settings if isinstance(settings, dict) else {}
-    parts = [
-        f"the {role} {found[role]}" for role in ("model", "optimiser", "bonus") if names_code(str(found.get(role)))
-    ]
-    return " or ".join(parts)
+    own = own_parts(settings, ("model", "optimiser", "bonus")) if isinstance(settings, dict) else []
+    if not own:
+        return f"{path} does not match this run's config: {words}. One of the two was edited or replaced. {remedy}"
+    return (
+        f"{path} does not match this run: {words}. Either the {' or the '.join(own)} has changed since the run was "
+        "trained, or another object was passed instead. Use the code with which it was trained. If it is the same, the "
+        f"file was edited or replaced. {remedy}"
+    )
 
 
 def old_name(name: str) -> str:

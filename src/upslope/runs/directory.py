@@ -246,17 +246,20 @@ class RunDirectory:
         except OSError as error:
             raise self.unwritable(Path(error.filename or self.path), error) from error
 
+    def headers(self, config: Config) -> dict[Path, str]:
+        """The growing files, with the first line of each; it is empty for a file of JSON objects."""
+        return {self.metrics_path: "", self.episodes_path: episodes_header(config)}
+
     def truncate(self, sizes: dict[str, int], digests: dict[str, str]) -> None:
         """Truncate the growing files to their sizes at a checkpoint. If any file does not begin with what had been
         written by then, none is changed. `digests` is empty for a checkpoint of an older version."""
-        paths = (self.metrics_path, self.episodes_path)
-        headers = {self.metrics_path: "", self.episodes_path: episodes_header(self.config())}
-        for path in paths:
+        headers = self.headers(self.config())
+        for path, header in headers.items():
             before = digests.get(path.name)
             digest = None if before is None else (self.written[path.name], before)
-            if change := change_in(path, sizes[path.name], headers[path], digest):
+            if change := change_in(path, sizes[path.name], header, digest):
                 raise UpslopeError(self.not_resumable(path, change))
-        for path in paths:
+        for path in headers:
             try:
                 with writable(self.path, path).open("rb+") as file:
                     file.truncate(sizes[path.name])

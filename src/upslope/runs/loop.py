@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from upslope.config.config import Config
-from upslope.config.trust import PARTS, names_code
+from upslope.config.trust import own_parts
 from upslope.core.arrays import where_seeds
 from upslope.core.broken_facts import broken_facts
 from upslope.core.messages import shell
@@ -365,8 +365,7 @@ class Loop:
         if found := broken_facts(lost_after(chunk)[s], {name: x[s] for name, x in chunk.metrics.items()}):
             return f"The environment returned {found} that are not finite. Correct it; `{check}` shows where."
         remedy = "Lower --learning-rate, or use --normalize-rewards and --normalize-observations."
-        named = {role: getattr(self.config, role) for role in sorted(PARTS)}
-        if own := [f"{role} {name}" for role, name in named.items() if names_code(name)]:
+        if own := own_parts(vars(self.config)):
             remedy = f"First make sure that such numbers do not come from your own {' or '.join(own)}. {remedy}"
         return remedy if self.config.data else f"{remedy} If the environment may be at fault, try `{check}`."
 

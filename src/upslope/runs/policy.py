@@ -147,15 +147,19 @@ class Policy:
     def require_readable(self, observation: Any, view: View) -> None:
         """Refuse numbers that training would refuse: those that are not finite, or that a conversion to the dtype of
         the space would change, such as an image scaled to [0, 1]. Parts that are not read may have any value."""
-        is_partly_read = view.spans is not None and not not_finite(self.vector_read(observation, view))
-        for key, _, x in self.encoder.leaves(observation):
+        read = [(key, x) for key, _, x in self.encoder.leaves(observation) if view.reads(key)]
+        wrong = [(key, x, reason) for key, x in read if (reason := self.leaves[key].wrong(x))]
+        if not wrong:
+            wrong = [(key, x, reason) for key, x in read if (reason := not_finite(x))]
+            if wrong and view.spans is not None and not not_finite(self.vector_read(observation, view)):
+                return  # only components that are not read
+        for key, x, reason in wrong:
             leaf = self.leaves[key]
-            if view.reads(key) and (reason := leaf.wrong(x) or ("" if is_partly_read else not_finite(x))):
-                reads = leaf.space if leaf.is_index else f"{leaf.dtype} numbers"
-                raise UpslopeError(f"This policy reads {reads}{at(key)}, but was given {short(x)}: {reason}.")
+            reads = leaf.space if leaf.is_index else f"{leaf.dtype} numbers"
+            raise UpslopeError(f"This policy reads {reads}{at(key)}, but was given {short(x)}: {reason}.")
 
     def vector_read(self, observation: Any, view: View) -> np.ndarray:
-        """The components that a group of the model reads, of all arrays that are no images."""
+        """The components that a group of the model reads, of all arrays except images."""
         features = self.agent.model.prepare(observation)
         vector = features[0] if isinstance(features, tuple) else features
         return np.zeros(0) if vector is None else np.asarray(view.vector(vector))

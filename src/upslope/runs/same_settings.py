@@ -9,7 +9,7 @@ from typing import Any
 from upslope.config.config import Config
 from upslope.errors import UpslopeError
 from upslope.runs.checkpoint_meta import meta_or_nothing, read_meta, remedy_for
-from upslope.runs.directory import RunDirectory, episodes_header
+from upslope.runs.directory import RunDirectory
 from upslope.runs.unchanged import CRLF, PrefixDigest, change_in
 
 NETWORKS = (
@@ -76,7 +76,7 @@ def changes_since_training(directory: RunDirectory, config: Config) -> list[str]
     if edited:
         words = f"{directory.path}/config.json was edited after training began: {', '.join(edited)}"
         found.append(f"{words}. The settings shown are not those of training")
-    for path, header in ((directory.metrics_path, ""), (directory.episodes_path, episodes_header(config))):
+    for path, header in directory.headers(config).items():
         size, before = sizes.get(path.name), digests.get(path.name)
         if not isinstance(size, int):
             continue
