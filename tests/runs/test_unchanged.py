@@ -69,13 +69,17 @@ def without_a_row(content: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("edit", "words"), [(values, CHANGED), (without_a_row, "is shorter than at its checkpoint: rows are missing")]
 )
-def test_an_analysis_of_a_changed_run_says_so(name: str, edit: Any, words: str, stopped: Path, tmp_path: Path):
+def test_an_analysis_of_a_changed_run_says_so(
+    name: str, edit: Any, words: str, stopped: Path, tmp_path: Path, capsys: Any
+):
     run = Path(shutil.copytree(stopped, tmp_path / "run"))
     assert not read_records([run])[1]
     (run / name).write_bytes(edit((run / name).read_bytes()))
     (record,), (said,) = read_records([run])
     assert f"{run / name} {words}. What is shown" in said and len(record.changes) == 1
     assert said in upslope.compare(run).warnings
+    upslope.diagnose(run)
+    assert said in capsys.readouterr().err
     assert f"{name} {words[:20]}" in write_report([run], tmp_path / "report.html").read_text("utf-8")
     shutil.rmtree(run / "checkpoints")
     assert not read_records([run])[1]  # nothing is known about the rows
@@ -84,8 +88,11 @@ def test_an_analysis_of_a_changed_run_says_so(name: str, edit: Any, words: str, 
 def test_other_line_ends_change_no_number(stopped: Path, tmp_path: Path):
     run = Path(shutil.copytree(stopped, tmp_path / "run"))
     rows = run / "metrics.jsonl"
-    rows.write_bytes(rows.read_bytes().replace(b"\n", b"\r\n"))
+    content = rows.read_bytes()
+    rows.write_bytes(content.replace(b"\n", b"\r\n"))
     assert not read_records([run])[1]
+    rows.write_bytes(values(content).replace(b"\n", b"\r\n"))
+    assert f"{rows} {CHANGED}" in read_records([run])[1][0]
 
 
 @pytest.mark.parametrize("name", TABLES)

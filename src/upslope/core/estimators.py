@@ -10,12 +10,13 @@ true final observation. Nothing is carried across the end of an episode or of th
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from upslope.core.fields import require_field_types
 from upslope.core.types import Credit, Rollout, Values
 from upslope.errors import UpslopeError
 
@@ -36,6 +37,9 @@ class Estimator(ABC):
     corrects: ClassVar[bool] = False
     """Whether the weights already correct for another policy's actions. If so, `values.log_prob` is set for this
     purpose."""
+
+    def __post_init__(self) -> None:
+        require_field_types(self)
 
     @abstractmethod
     def __call__(self, rollout: Rollout, values: Values, gamma: float) -> Credit:
@@ -96,6 +100,7 @@ class NStep(Estimator):
     whole_episodes: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.n < 1:
             raise UpslopeError(f"NStep needs n ≥ 1 steps, not {self.n}: A^n is a sum of n TD errors.")
 
@@ -123,6 +128,7 @@ class GAE(Estimator):
     whole_episodes: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.lambda_ <= 1:
             raise UpslopeError(f"GAE needs λ in [0, 1], not {self.lambda_}: λ interpolates between A¹ and A^∞.")
 
@@ -151,6 +157,7 @@ class LeaveOneOut(Estimator):
     whole_episodes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_group(self)
 
     def __call__(self, rollout: Rollout, values: Values, gamma: float) -> Credit:
@@ -177,6 +184,7 @@ class GroupMean(Estimator):
     whole_episodes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_group(self)
 
     def __call__(self, rollout: Rollout, values: Values, gamma: float) -> Credit:
@@ -212,13 +220,18 @@ class VTrace(Estimator):
     corrects: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not (self.rho_bar > 0 and self.c_bar > 0):
             raise UpslopeError(f"VTrace needs ρ̄ > 0 and c̄ > 0, not {self.rho_bar} and {self.c_bar}: they cap π/μ.")
         if not 0 <= self.lambda_ <= 1:
             raise UpslopeError(f"VTrace needs λ in [0, 1], not {self.lambda_}.")
 
     def __call__(self, rollout: Rollout, values: Values, gamma: float) -> Credit:
-        assert values.log_prob is not None
+        if values.log_prob is None:
+            raise UpslopeError(
+                "VTrace compares the learner's policy with the one that acted, but values.log_prob is None. Set it to "
+                "log π(a_t|s_t) of the learner, [T, N]; on policy, that is rollout.behaviour_log_prob."
+            )
         ratio = jnp.where(rollout.valid, jnp.exp(values.log_prob - rollout.behaviour_log_prob), 0.0)
         rho, trace = jnp.minimum(ratio, self.rho_bar), self.lambda_ * jnp.minimum(ratio, self.c_bar)
         delta = td_error(rollout, values, gamma)
@@ -274,6 +287,11 @@ def discounted_sum(x: Float[Array, "T N"], end: Bool[Array, "T N"], discount: An
 
 def returns_in_groups(rollout: Rollout, gamma: float, group_size: int) -> Float[Array, "M G"]:
     """R(τ) = Σ_t γ^t r_t of each episode, with one row for each group of G neighbouring columns."""
+    if rollout.reward.shape[1] % group_size:
+        raise UpslopeError(
+            f"{rollout.reward.shape[1]} columns cannot be divided into groups of {group_size}. The number of columns "
+            "must be a multiple of group_size."
+        )
     return reward_to_go(rollout, gamma)[0].reshape(-1, group_size)
 
 
@@ -302,16 +320,11 @@ def over_steps(
 
 
 def check_group(estimator: LeaveOneOut | GroupMean) -> None:
-    """Reject invalid field values in a group estimator."""
-    name = type(estimator).__name__
+    """Reject a group that is too small to be compared."""
     if estimator.group_size < 2:
         raise UpslopeError(
-            f"{name} compares episodes that share their start, so a group needs at least 2 episodes, not "
-            f"{estimator.group_size}. Set --group-size, e.g. to 8."
-        )
-    if estimator.divide_by_length not in get_args(LengthDivision):
-        raise UpslopeError(
-            f"{name}: divide_by_length must be none, episode or batch, not {estimator.divide_by_length!r}."
+            f"{type(estimator).__name__} compares episodes that share their start, so a group needs at least 2 "
+            f"episodes, not {estimator.group_size}. Set --group-size, e.g. to 8."
         )
 
 

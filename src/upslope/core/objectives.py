@@ -14,6 +14,7 @@ from typing import ClassVar, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from upslope.core.fields import require_field_types
 from upslope.errors import UpslopeError
 
 ObjectiveState = Float[Array, "..."]
@@ -41,6 +42,9 @@ class Objective(ABC):
 
     state_name: ClassVar[str | None] = None
     """Name of the state among the metrics `objective/…`; None if there is no state."""
+
+    def __post_init__(self) -> None:
+        require_field_types(self)
 
     def init(self) -> ObjectiveState:
         """The state at the start of training."""
@@ -91,6 +95,7 @@ class KLPenalty(Objective):
     state_name: ClassVar[str | None] = "beta"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.beta >= 0:
             raise UpslopeError(f"KLPenalty needs β ≥ 0, not {self.beta}: a negative penalty rewards divergence.")
         if self.target is not None and not self.target > 0:
@@ -125,6 +130,7 @@ class Clip(Objective):
     epsilon_high: float | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.epsilon < 1:
             raise UpslopeError(f"Clip needs 0 < ε < 1, not {self.epsilon}: the ratio is clipped to [1−ε, 1+ε].")
         if self.epsilon_high is not None and not self.epsilon_high > 0:
@@ -175,6 +181,7 @@ class SPO(Objective):
     epsilon: float = 0.2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.epsilon < 1:
             raise UpslopeError(f"SPO needs 0 < ε < 1, not {self.epsilon}: it pulls the ratio to 1 ± ε.")
 
@@ -202,6 +209,7 @@ class NaturalGradient(Objective):
     conjugate_gradient_iterations: int = 15
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.delta > 0:
             raise UpslopeError(f"{type(self).__name__} needs δ > 0, not {self.delta}: δ is the length of a step.")
         if not self.damping >= 0:

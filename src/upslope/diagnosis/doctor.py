@@ -11,7 +11,7 @@ import numpy as np
 
 from upslope.analysis.records import Record, read_record
 from upslope.core import html
-from upslope.core.messages import counted, shell
+from upslope.core.messages import counted, shell, warn
 from upslope.diagnosis import rules_data, rules_parts, rules_update
 from upslope.diagnosis import rules_environment as rules_world
 from upslope.diagnosis.findings import ACTING, CRITIC, ENDS, RULES, Finding, Signs
@@ -76,10 +76,15 @@ def html_parts(finding: Finding) -> Iterator[str]:
 def diagnose(run: str | Path | Any) -> Diagnosis:
     """Diagnose a run, given its directory or the result of `upslope.train`.
 
+    A warning is printed if the run's files were changed after training.
+
     Raises:
         UpslopeError: the path is not a run directory, or nothing was trained.
     """
-    return diagnosis_of(read_record(Path(getattr(run, "path", run))))
+    record = read_record(Path(getattr(run, "path", run)))
+    for change in record.changes:
+        warn(change)
+    return diagnosis_of(record)
 
 
 def diagnosis_of(record: Record) -> Diagnosis:

@@ -50,13 +50,26 @@ def change_in(path: Path, size: int, header: str, digest: tuple[PrefixDigest, st
         return "is shorter than at its checkpoint: rows are missing"
     first, last = ends_of(path, size)
     if b"\r" in first or b"\r" in last:
-        return CRLF
+        return CRLF if digest is None or digest_with_lf(path, size) == digest[1] else CHANGED
     is_cut_between_rows = first.startswith(header.encode()) and (not last or is_row(last, header))
     if digest is None:
         return "" if is_cut_between_rows else CHANGED
     known, before = digest
     known.restart()
     return "" if known.up_to(size) == before else CHANGED
+
+
+def digest_with_lf(path: Path, size: int) -> str:
+    """Return the digest of the first `size` bytes that the file would have if its lines ended in LF."""
+    found, left = hashlib.sha256(), size
+    with path.open("rb") as file:
+        for line in file:
+            row = line[:-2] + b"\n" if line.endswith(b"\r\n") else line
+            found.update(row[:left])
+            left -= len(row)
+            if left <= 0:
+                break
+    return found.hexdigest()
 
 
 CHANGED = "was changed after training wrote it: its rows are not those of the checkpoint"

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from upslope.core.fields import require_field_types
 from upslope.core.types import Metrics, Rollout
 from upslope.errors import UpslopeError
 from upslope.models.build import ModelSpec
@@ -29,6 +30,9 @@ class Bonus(ABC):
     has_unit: ClassVar[bool] = False
     """Whether rewards have a natural unit, with values of at most 1, and are therefore not divided by the scale of
     their returns."""
+
+    def __post_init__(self) -> None:
+        require_field_types(self)
 
     @abstractmethod
     def start(self, setting: Setting, key: PRNGKeyArray) -> Any:

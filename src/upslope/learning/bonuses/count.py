@@ -44,6 +44,7 @@ class Count(Bonus):
     has_unit: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_hash(self.cells, self.bits)
         if self.scope not in SCOPES:
             raise UpslopeError(

@@ -76,6 +76,7 @@ class ICM(Bonus):
     random_features: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_fitting(self)
         if not 0 <= self.beta <= 1:
             raise UpslopeError(f"β of ICM must be in [0, 1], not {self.beta}.")

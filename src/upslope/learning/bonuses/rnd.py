@@ -34,6 +34,7 @@ class RND(Bonus):
     learning_rate: float = 1e-4
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_fitting(self)
 
     def start(self, setting: Setting, key: PRNGKeyArray) -> Any:
