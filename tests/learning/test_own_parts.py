@@ -258,7 +258,7 @@ def test_a_bonus_may_pay_flags(tmp_path):
 def test_the_message_about_a_bonus_shows_the_fields_that_were_passed(tmp_path, monkeypatch):
     (tmp_path / "my_bonus.py").write_text(
         "from dataclasses import dataclass\nimport jax.numpy as jnp\nimport upslope\n\n"
-        "@dataclass(frozen=True)\nclass Weighted(upslope.Bonus):\n    weight: float = 1.0\n\n"
+        "@dataclass(frozen=True)\nclass Weighted(upslope.Bonus):\n    weight: object = 1.0\n\n"
         "    def start(self, setting, key):\n        return ()\n\n"
         "    def __call__(self, rollout, begins, state, key):\n        return self.weight * rollout.reward, state\n"
     )
