@@ -1,8 +1,12 @@
 """Many trials in one program: each gives the same numbers, bit for bit, as it does alone."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
+from gymnasium import spaces
+from own_models import SharedTrunk
 
 from upslope.config.prepare import prepare
 from upslope.engines.base import Chunk, not_finite
@@ -11,7 +15,11 @@ from upslope.engines.trials import TrialsEngine
 from upslope.environments.registry import make
 from upslope.learning.devices import computing
 from upslope.learning.varied import Family
+from upslope.models.build import ModelSpec
+from upslope.models.encoders import encoder_of
+from upslope.models.heads import head_of
 
+BOX = spaces.Box(-1.0, 1.0, (4,), np.float32)
 SMALL = {"steps": 160, "num_envs": 2, "rollout_steps": 16, "minibatches": 2, "epochs": 2, "hidden_sizes": (8,)}
 SEEDS = [3, 4]
 CASES = {
@@ -106,6 +114,16 @@ def test_trials_with_a_users_model_are_those_alone():
         mine = [np.asarray(x)[engine.places(slot)] for x in jax.tree.leaves(engine.rows_now.state.learner)]
         for one, other in zip(mine, expected[slot], strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_keyword_of_a_users_model_is_never_taken_for_a_setting_of_the_networks():
+    """The first trial's model is compiled into the program, with every keyword that it stores."""
+    spec = ModelSpec(encoder_of(BOX, "x"), head_of(spaces.Discrete(2), "x"), {"log_std_init": 0.1}, SharedTrunk)
+    first = replace(prepare(make("jax:CartPole-v1"), "ppo", preset=False, settings=SMALL)[1], model=spec)
+    second = replace(first, model=replace(spec, settings={"log_std_init": 0.2}))
+    assert Family(first, ()).joined(second) is None
+    ours = [replace(task, model=replace(task.model, own=None)) for task in (first, second)]
+    assert Family(ours[0], ()).joined(ours[1]) is not None
 
 
 def test_numbers_that_are_not_finite_are_seen_in_the_last_iteration_that_learned():

@@ -40,7 +40,7 @@ from upslope.environments.registry import EnvironmentLike
 from upslope.errors import UpslopeError
 from upslope.learning.devices import computing
 from upslope.learning.evaluation import evaluate
-from upslope.learning.iteration import with_clipped_rewards
+from upslope.learning.iteration import QUICK, with_clipped_rewards
 from upslope.models.agent import Agent
 from upslope.models.head import ActionHead
 from upslope.models.model import unroll
@@ -95,8 +95,11 @@ def weigh_all(
     nothing = jnp.zeros(rollout.reward.shape)
     given = values or Values(nothing, nothing)
     usable = {name: e for name, e in estimators.items() if values is not None or not e.needs_critic}
-    weigh = jax.jit(lambda rollout, given: {name: e(rollout, given, gamma).weight for name, e in usable.items()})
-    found = weigh(rollout, given)
+
+    def weigh(rollout: Rollout, given: Values) -> dict[str, Any]:
+        return {name: e(rollout, given, gamma).weight for name, e in usable.items()}
+
+    found = jax.jit(weigh, compiler_options=QUICK)(rollout, given)
     return {name: np.asarray(found[name], np.float64) for name in usable}
 
 
@@ -142,7 +145,7 @@ def credit_of(
     with computing(on_host=not made.is_compiled):
         agents, _ = load_agents(directory, config, checkpoint, model, trust=trust)
         require_finite(agents, seeds.index(seed), seed, directory)
-        agent: Agent = jax.tree.map(lambda x: x[seeds.index(seed)], agents)
+        agent: Agent = jax.tree.map(lambda x: jax.device_put(np.asarray(x)[seeds.index(seed)]), agents)
         pictures = Pictures()
         played = made if made.is_compiled else watched(made, pictures)
         rollout = play(config, played, agent, seed, episode_seed)
@@ -191,7 +194,7 @@ def first_column(x: Any) -> Any:
 def play(config: Config, environment: Any, agent: Agent, seed: int, episode_seed: int) -> Rollout:
     """Play one whole episode [T, 1], without padding."""
     alone = RunSeeds(config, (seed,))
-    stacked = jax.tree.map(lambda x: x[None], agent)
+    stacked = jax.tree.map(lambda x: np.asarray(x)[None], agent)
     offset = EVALUATION_SEED * (1 + episode_seed)
     rollout = take(next(iter(episodes_of(alone, environment, stacked, "stochastic", 1, offset))), 0)
     length = int(np.asarray(rollout.valid).sum())
@@ -200,18 +203,24 @@ def play(config: Config, environment: Any, agent: Agent, seed: int, episode_seed
 
 def policies_of(agent: Agent, rollout: Rollout) -> Distribution:
     """π(·|s_t) at every step of an episode [T]."""
-    observation = jax.tree.map(jnp.asarray, rollout.observation)
-    fresh = jnp.zeros(rollout.reward.shape, bool).at[0].set(True)
-    features, mask = agent.features(observation), jax.tree.map(jnp.asarray, rollout.action_mask)
-    policy = unroll(agent.model, features, agent.model.start(1), fresh, mask)[0].policy
-    return jax.tree.map(lambda x: x[:, 0], policy)
+
+    def policies(agent: Agent, rollout: Rollout) -> Distribution:
+        fresh = jnp.zeros(rollout.reward.shape, bool).at[0].set(True)
+        features, start = agent.features(rollout.observation), agent.model.start(1)
+        policy = unroll(agent.model, features, start, fresh, rollout.action_mask)[0].policy
+        return jax.tree.map(lambda x: x[:, 0], policy)
+
+    return jax.jit(policies, compiler_options=QUICK)(agent, rollout)
 
 
 def values_of(agent: Agent, rollout: Rollout) -> Values:
     """The critic's values in units of the environment's reward, with the learner's scaling undone."""
-    scale = agent.reward_scale()
-    values = evaluate(agent, jax.tree.map(jnp.asarray, rollout))
-    return Values(values.value / scale, values.next_value / scale)
+
+    def values(agent: Agent, rollout: Rollout) -> Values:
+        found, scale = evaluate(agent, rollout), agent.reward_scale()
+        return Values(found.value / scale, found.next_value / scale)
+
+    return jax.jit(values, compiler_options=QUICK)(agent, rollout)
 
 
 def describe(policy: Distribution, head: ActionHead) -> dict[str, np.ndarray]:

@@ -42,7 +42,7 @@ def influence_of(agent: Agent, rollout: Rollout) -> Influence | None:
     if not has_memory(agent.model):
         return None
     length = min(len(rollout.reward), LONGEST)
-    observation = jax.tree.map(lambda x: jnp.asarray(x[:length]), rollout.observation)
+    observation = jax.tree.map(lambda x: jax.device_put(x[:length]), rollout.observation)
     features = prepared = agent.features(observation)
     if isinstance(agent.model, Composed):  # its images are bytes, so they have no gradient
         features = jax.tree.map(lambda x: x.astype(jnp.float32), features)

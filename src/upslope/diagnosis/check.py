@@ -34,6 +34,7 @@ from upslope.environments.base import BrokenEnvironmentError
 from upslope.environments.closing import close_all
 from upslope.environments.registry import AnyEnvironment, label, make, name_of
 from upslope.errors import STOPS, UpslopeError
+from upslope.learning.devices import one_blas_thread
 from upslope.models.encoders import unreadable
 
 CHECKS: tuple[Callable[[Examined], Iterator[Check]], ...] = (
@@ -104,9 +105,10 @@ def check(
     if has_error(checks):
         return Checked(name, tuple(checks), "")
     try:
-        examined = Examined(name, made, limit, long_trial(made, limit))
-        for one in CHECKS:
-            checks += one(examined)
+        with one_blas_thread():  # as in training; on busy cores, more threads mostly wait for each other
+            examined = Examined(name, made, limit, long_trial(made, limit))
+            for one in CHECKS:
+                checks += one(examined)
     except STOPS:
         raise
     except BaseException as error:

@@ -11,7 +11,6 @@ from time import perf_counter
 from typing import Any, Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from upslope.core.arrays import raw
@@ -126,14 +125,13 @@ class CompiledPlayer:
 
     def step(self, action: Any) -> Answer:
         self.count += 1
-        key = jax.random.fold_in(self.key, self.count)
-        self.state, transition = self.go(key, self.state, action)
+        self.state, transition = self.go(self.key, np.uint32(self.count), self.state, action)
+        transition = jax.device_get(transition)
         truncated = bool(transition.truncated) or (self.limit is not None and self.count >= self.limit)
         terminated, self.mask = bool(transition.terminated), None
         if not (terminated or truncated):
             self.note()
-        observation = jax.tree.map(np.asarray, transition.observation)
-        return observation, float(transition.reward), terminated, truncated
+        return transition.observation, float(transition.reward), terminated, truncated
 
     def numbers(self) -> dict[str, float]:
         return numbers_in(self.environment.episode_info(self.state))
@@ -177,10 +175,15 @@ class Same:
 
 @lru_cache(maxsize=1)
 def programs(key: Same) -> tuple[Any, Any]:
-    """The environment's reset and step, compiled once for all of its trials."""
+    """The environment's reset and step, compiled once for all of its trials. A step's key is derived from that of its
+    episode and the step's number."""
     environment = key.environment
+
+    def step(key: Any, count: Any, state: Any, action: Any) -> Any:
+        return environment.step(jax.random.fold_in(key, count), state, action)
+
     # JAX would trace the methods themselves only once, even after `programs.cache_clear()`.
-    return jax.jit(lambda *x: environment.reset(*x)), jax.jit(lambda *x: environment.step(*x))
+    return jax.jit(lambda *x: environment.reset(*x)), jax.jit(step)
 
 
 def is_traced_alike(environment: Any) -> bool:
@@ -246,11 +249,12 @@ def actions_of(environment: AnyEnvironment, seed: int) -> Callable[[np.ndarray |
     bounds, actions lie within ±1.
     """
     generator, head = np.random.default_rng(seed), head_of(environment.action_space, "the environment")
+    to_compiled = jax.jit(lambda action: head.to_compiled(action))
 
     def next_action(mask: np.ndarray | None) -> Any:
         sampled = head.random(generator, mask)[None]
         if environment.is_compiled:
-            return jax.tree.map(lambda x: np.asarray(x)[0], head.to_compiled(jnp.asarray(sampled)))
+            return jax.tree.map(lambda x: np.asarray(x)[0], to_compiled(sampled))
         return one_by_one(head.to_environment(sampled))[0]
 
     return next_action

@@ -167,13 +167,14 @@ class Family:
 
 
 STARTING = ("log_std_init",)
-"""Settings of a model that affect only its initial parameters, which are inputs of the program anyway."""
+"""Settings of upslope's own networks that affect only the initial parameters, which are inputs of the program
+anyway."""
 
 
 def flatten(part: Any, path: Path = ()) -> dict[Path, Any]:
     """Return the fields of a task and of the dataclasses in it, keyed by path. The environment is not flattened."""
     if path == ("model",):
-        settings = {k: v for k, v in part.settings.items() if k not in STARTING}
+        settings = {k: v for k, v in part.settings.items() if part.own is not None or k not in STARTING}
         return {path: dataclasses.replace(part, settings=settings)}
     if path == ("environment",) or not dataclasses.is_dataclass(part) or isinstance(part, type):
         return {path: part}

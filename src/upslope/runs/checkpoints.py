@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from upslope.config.trust import own_parts
@@ -65,7 +64,7 @@ def load_checkpoint(
             said = "missing" if found is None else f"{found.dtype}{list(found.shape)}"
             words = f"its {name} is {said}, but {expected.dtype}{list(expected.shape)} is needed"
             raise UpslopeError(mismatch(path, words, meta, remedy))
-        leaves.append(typed(jnp.asarray(found), leaf))
+        leaves.append(typed(jax.device_put(found), leaf))
     snapshot = {name.removeprefix("world/"): x for name, x in arrays.items() if name.startswith("world/")}
     return jax.tree.unflatten(jax.tree.structure(like), leaves), snapshot, meta
 

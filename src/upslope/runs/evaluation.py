@@ -37,8 +37,8 @@ from upslope.environments.base import CompiledEnvironment
 from upslope.environments.registry import EnvironmentLike, HostEnvironment, name_of
 from upslope.errors import UpslopeError
 from upslope.learning.collect import collect_episodes
-from upslope.learning.devices import computing
-from upslope.learning.iteration import stack
+from upslope.learning.devices import backend, computing
+from upslope.learning.iteration import QUICK, stack
 from upslope.models.agent import Agent
 from upslope.models.encoders import encoder_of
 from upslope.models.head import ActionHead
@@ -446,7 +446,8 @@ def episodes_of(
     batches = [min(COLUMNS, episodes - start) for start in range(0, episodes, COLUMNS)]
     if environment.is_compiled:
         keys_of_info = () if infos is None else config.log_info
-        run = jax.jit(partial(compiled_episodes, environment, min(COLUMNS, episodes), limit, keys_of_info))
+        play = partial(compiled_episodes, environment, min(COLUMNS, episodes), limit, keys_of_info)
+        run = jax.jit(play, compiler_options=QUICK if backend() == "cpu" else None)
         for number, n in enumerate(batches):
             rollout, info = jax.tree.map(np.asarray, run(actors, keys, number))
             rollout = jax.tree.map(lambda x, n=n: x[:, :, :n], rollout)

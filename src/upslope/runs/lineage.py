@@ -260,7 +260,7 @@ def agent_of(source: Source, fresh: Agent, index: np.ndarray, keeps: tuple[bool,
     wanted = fresh if keeps_observations else replace(fresh, normaliser=None)
     like = jax.tree.map(lambda x: jnp.zeros((source.config.seeds, *x.shape[1:]), x.dtype), wanted)
     found, _, _ = load_checkpoint(source.path, like, source.prefix, source.content)
-    found = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[index]), found)
+    found = jax.tree.map(lambda x: jax.device_put(np.asarray(x)[index]), found)
     if not all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(found.model)):
         raise UpslopeError(
             f"{source.path} contains an agent whose parameters are not finite, so training cannot start "
@@ -295,7 +295,7 @@ def optimiser_of(source: Source, group: str, fresh: Any, index: np.ndarray) -> A
         shape = (source.config.seeds, *leaf.shape[1:])
         if found is None or found.shape != shape or found.dtype != jax.eval_shape(raw, leaf).dtype:
             return None
-        leaves.append(jnp.asarray(found[index]))
+        leaves.append(jax.device_put(found[index]))
     return jax.tree.unflatten(jax.tree.structure(fresh), leaves)
 
 

@@ -14,7 +14,6 @@ from statistics import median
 from time import perf_counter
 from typing import Any, Protocol, runtime_checkable
 
-import jax.numpy as jnp
 import numpy as np
 
 from upslope.config.config import Config
@@ -259,7 +258,7 @@ class Loop:
                 f"have a mean return of {number(mean_of(progress, 0)[s])}"
             )
         steps = np.asarray(state.steps)
-        return state._replace(steps=jnp.asarray(np.where(stopping, np.maximum(steps, self.config.steps), steps)))
+        return state._replace(steps=jax.device_put(np.where(stopping, np.maximum(steps, self.config.steps), steps)))
 
     def keep_best(self, state: TrainState, chunk: Chunk, progress: Progress, stopping: np.ndarray) -> None:
         """Keep each seed's agent if its window is the best so far. Check this a hundred times per run and when a seed

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from upslope.config.config import Config
@@ -21,8 +20,7 @@ from upslope.engines.base import finite_seeds
 from upslope.engines.border import Leaf, leaf_of, short
 from upslope.environments.masks import KEY, apart
 from upslope.errors import UpslopeError
-from upslope.learning.iteration import stack
-from upslope.models.agent import Agent, initialise_agents
+from upslope.models.agent import Agent, initialise_agent
 from upslope.models.build import ModelSpec, least_numbers
 from upslope.models.description import from_json, to_json
 from upslope.models.encoders import ENCODERS, ObservationEncoder, at
@@ -77,6 +75,7 @@ class Policy:
         self.noise = jax.jit(lambda agent, x, now, held: agent.policy(x).held_noise(now, held))
         self.act = jax.jit(lambda agent, x, mask: agent.policy(x, mask))
         self.step = jax.jit(lambda agent, x, carry, fresh, mask: agent.act(x, carry, fresh, mask))
+        self.judge = jax.jit(lambda agent, x: agent.value(x) / agent.reward_scale())
 
     def __call__(self, observation: Any, deterministic: bool = True, *, mask: Any = None) -> Any:
         """Map an observation [*shape] to an action, or a batch [B, *shape] to actions [B, …]."""
@@ -233,7 +232,7 @@ class Policy:
         if self.has_memory:
             raise UpslopeError("This policy has memory, so V depends on the episode so far. Use upslope credit.")
         batch, is_batch = self.as_batch(self.without_mask(observation)[0], VALUE)
-        value = np.asarray(self.agent.value(jax.tree.map(jnp.asarray, batch)) / self.agent.reward_scale())
+        value = np.asarray(self.judge(self.agent, batch))
         return value if is_batch else value[0]
 
     def export(self, format: str, output: str | Path | None = None) -> "Exported":
@@ -282,7 +281,7 @@ def load(
     index = seeds.index(seed)
     require_finite(agents, index, seed, directory)
     has_critic = bool(directory.read()["axes"].get("needs_critic", True))
-    agent = jax.tree.map(lambda x: x[index], agents)
+    agent = jax.tree.map(lambda x: jax.device_put(np.asarray(x)[index]), agents)  # indexing on the device compiles
     encoder, ignored = spaces_of(directory)[0], config.ignore_observation
     return Policy(agent, encoder, seed, checkpoint, has_critic, random_seed, ignored, has_masks(directory))
 
@@ -322,16 +321,20 @@ def load_agents(
     encoder, head = spaces_of(directory)
     spec = model_of(config, encoder, head, model)
     check_checkpoint_size(path, config, spec)
-    keys = [jax.random.key(s) for s in config.seed_list()]
-    agents = initialise_agents(
-        keys,
+    loaded, _, meta = load_checkpoint(path, agents_like(config, spec), prefix)
+    check_scores(path, meta, config.seeds)
+    return loaded, meta
+
+
+def agents_like(config: Config, spec: ModelSpec) -> Agent:
+    """The shapes and dtypes of the agents of all seeds [S]."""
+    one = initialise_agent(
+        jax.random.key(config.seed),
         spec,
         normalize_observations=config.normalize_observations,
         normalize_rewards=config.normalize_rewards,
     )
-    loaded, _, meta = load_checkpoint(path, stack(agents), prefix)
-    check_scores(path, meta, config.seeds)
-    return loaded, meta
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((config.seeds, *x.shape), x.dtype), one)
 
 
 def check_checkpoint_size(path: Path, config: Config, spec: ModelSpec, more: int = 0) -> None:
