@@ -15,6 +15,7 @@ from upslope.analysis.observation_pictures import observed_pictures
 from upslope.config.config import Config, fresh
 from upslope.config.task import environment_of
 from upslope.config.trust import require
+from upslope.core.arrays import rows_at
 from upslope.core.distributions import (  # fmt: skip
     Bernoulli,
     Categorical,
@@ -145,7 +146,7 @@ def credit_of(
     with computing(on_host=not made.is_compiled):
         agents, _ = load_agents(directory, config, checkpoint, model, trust=trust)
         require_finite(agents, seeds.index(seed), seed, directory)
-        agent: Agent = jax.tree.map(lambda x: jax.device_put(np.asarray(x)[seeds.index(seed)]), agents)
+        agent: Agent = rows_at(agents, seeds.index(seed))
         pictures = Pictures()
         played = made if made.is_compiled else watched(made, pictures)
         rollout = play(config, played, agent, seed, episode_seed)

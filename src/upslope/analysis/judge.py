@@ -12,6 +12,7 @@ import numpy as np
 
 from upslope.analysis.judgement import Judged, Judgement
 from upslope.config.config import positive
+from upslope.core.arrays import rows_at
 from upslope.core.messages import counted
 from upslope.core.numbers import half_width
 from upslope.core.off_policy import (
@@ -108,7 +109,7 @@ def judge(
         agents, _ = load_agents(directory, config, checkpoint, model, trust=trust)
         index = config.seed_list().index(seed)
         require_finite(agents, index, seed, directory)
-        agent = jax.tree.map(lambda x: x[index], agents)
+        agent = rows_at(agents, index)
         networks = {"hidden_sizes": config.hidden_sizes, "activation": config.activation, "encoders": config.encoder}
         case = Case(agent, encoder, rollout, gamma, horizon, networks, seed)
         estimates = case.estimates(iterations)

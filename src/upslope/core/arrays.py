@@ -127,6 +127,12 @@ def in_rows(x: Any) -> list[Any]:
     return [typed(row, x) for row in jax.device_put(list(np.asarray(raw(x))))]
 
 
+def rows_at(tree: Any, index: Any) -> Any:
+    """Index the first axis of each array by a number, a slice or an array. Copying via NumPy avoids compiling a program
+    for each shape."""
+    return jax.tree.map(lambda x: jax.device_put(np.asarray(x)[index]), tree)
+
+
 def num_bytes(tree: Any) -> int:
     """The total size in bytes of the arrays, or shapes of arrays, in a pytree."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))

@@ -21,7 +21,7 @@ from upslope.config.task import environment_of, refuse_missing_info
 from upslope.config.trust import LEARNING, require
 from upslope.core import html
 from upslope.core.arrays import AnyArray as Array
-from upslope.core.arrays import pytree
+from upslope.core.arrays import pytree, rows_at
 from upslope.core.distributions import Distribution
 from upslope.core.files import output_file, require_folder, safe_path, temporary_beside
 from upslope.core.messages import counted, readable
@@ -357,7 +357,7 @@ def record(
         agents, _ = load_agents(directory, config, checkpoint, model)
         index = config.seed_list().index(seed)
         require_finite(agents, index, seed, directory)
-        one = jax.tree.map(lambda x: x[index : index + 1], agents)
+        one = rows_at(agents, slice(index, index + 1))
         run_seed = RunSeeds(config, (seed,))
         offset = RECORDING_SEED + EVALUATION_SEED * environment_seed
         rollouts = [take(r, 0) for r in episodes_of(run_seed, env, one, "stochastic", episodes, offset)]

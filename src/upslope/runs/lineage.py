@@ -18,7 +18,7 @@ import numpy as np
 from upslope.config.config import Config, canonical, flag_of
 from upslope.config.task import MAKING
 from upslope.config.trust import ROLES, require
-from upslope.core.arrays import raw
+from upslope.core.arrays import raw, rows_at
 from upslope.core.messages import counted, readable
 from upslope.core.storage import load_arrays
 from upslope.environments.registry import EnvironmentLike, label
@@ -260,7 +260,7 @@ def agent_of(source: Source, fresh: Agent, index: np.ndarray, keeps: tuple[bool,
     wanted = fresh if keeps_observations else replace(fresh, normaliser=None)
     like = jax.tree.map(lambda x: jnp.zeros((source.config.seeds, *x.shape[1:]), x.dtype), wanted)
     found, _, _ = load_checkpoint(source.path, like, source.prefix, source.content)
-    found = jax.tree.map(lambda x: jax.device_put(np.asarray(x)[index]), found)
+    found = rows_at(found, index)
     if not all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(found.model)):
         raise UpslopeError(
             f"{source.path} contains an agent whose parameters are not finite, so training cannot start "

@@ -12,7 +12,7 @@ import numpy as np
 from upslope.config.config import Config
 from upslope.config.task import model_of
 from upslope.config.trust import ROLES, require
-from upslope.core.arrays import is_shape, shaped_like
+from upslope.core.arrays import is_shape, rows_at, shaped_like
 from upslope.core.messages import shell
 from upslope.core.reading import brief
 from upslope.core.space_parts import leaf_spaces
@@ -281,7 +281,7 @@ def load(
     index = seeds.index(seed)
     require_finite(agents, index, seed, directory)
     has_critic = bool(directory.read()["axes"].get("needs_critic", True))
-    agent = jax.tree.map(lambda x: jax.device_put(np.asarray(x)[index]), agents)  # indexing on the device compiles
+    agent = rows_at(agents, index)
     encoder, ignored = spaces_of(directory)[0], config.ignore_observation
     return Policy(agent, encoder, seed, checkpoint, has_critic, random_seed, ignored, has_masks(directory))
 
