@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from upslope.core.fields import require_field_types
+from upslope.core.inputs import with_checked_facts
 from upslope.core.types import Credit, Rollout, Values
 from upslope.errors import UpslopeError
 
@@ -37,6 +38,11 @@ class Estimator(ABC):
     corrects: ClassVar[bool] = False
     """Whether the weights already correct for another policy's actions. If so, `values.log_prob` is set for this
     purpose."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__call__" in vars(cls):
+            cls.__call__ = with_checked_facts(cls.__call__)
 
     def __post_init__(self) -> None:
         require_field_types(self)

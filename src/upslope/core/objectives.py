@@ -9,12 +9,13 @@ the learner's own policy at the start of the update. On policy, the two coincide
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from upslope.core.fields import require_field_types
+from upslope.core.inputs import with_checked_sample
 from upslope.errors import UpslopeError
 
 ObjectiveState = Float[Array, "..."]
@@ -42,6 +43,11 @@ class Objective(ABC):
 
     state_name: ClassVar[str | None] = None
     """Name of the state among the metrics `objective/…`; None if there is no state."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "loss" in vars(cls):
+            cls.loss = with_checked_sample(cls.loss)
 
     def __post_init__(self) -> None:
         require_field_types(self)
