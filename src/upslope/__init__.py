@@ -119,6 +119,7 @@ PUBLIC_NAMES = {
 }
 """Module → the public names that it defines."""
 MODULE_OF = {name: module for module, names in PUBLIC_NAMES.items() for name in names}
+__all__ = sorted(MODULE_OF)  # pyright: ignore[reportUnsupportedDunderAll] - the names are found by `__getattr__`
 
 
 def __getattr__(name: str) -> Any:
@@ -128,4 +129,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(MODULE_OF)
+    return __all__

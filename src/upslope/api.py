@@ -11,6 +11,7 @@ from upslope.config.prepare import parts_of, prepare
 from upslope.config.task import environment_of, task_of
 from upslope.config.trust import require
 from upslope.core.estimators import Estimator
+from upslope.core.files import AnyPath
 from upslope.core.objectives import Objective
 from upslope.diagnosis.doctor import Watch
 from upslope.engines.base import Placement, resources_of
@@ -149,7 +150,7 @@ def run_directory(folder: str | Path, name: str | None, label: str) -> RunDirect
 
 
 def resume(
-    run: str | Path,
+    run: AnyPath,
     *,
     environment: EnvironmentLike | None = None,
     estimator: Estimator | None = None,
@@ -194,8 +195,8 @@ def resume(
     task = task_of(config, environment_of(config, environment), parts)
     if task.described() != description["axes"]:
         raise UpslopeError(
-            f"{run} was trained with {description['axes']}, but would continue with {task.described()}. Pass the "
-            "same estimator and objective to upslope.resume."
+            f"{directory.path} was trained with {description['axes']}, but would continue with {task.described()}. "
+            "Pass the same estimator and objective to upslope.resume."
         )
     now = versions(config.environment)
     changed = {k: (v, now.get(k, "none")) for k, v in description["versions"].items() if now.get(k) != v}

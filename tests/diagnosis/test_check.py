@@ -592,3 +592,30 @@ def test_the_command_says_it_in_its_exit_status(capsys):
         run_command(["check", "user_environments:Walk"])
     words = capsys.readouterr().out
     assert stop.value.code == 0 and "start with:" in words and "upslope train user_environments:Walk" in words
+
+
+class FlagsOfNumPy(Walk):
+    """Returns NumPy's booleans, as comparisons of NumPy's numbers do."""
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, reward, np.bool_(terminated), np.bool_(truncated), info
+
+
+def test_booleans_of_numpy_are_not_taken_for_an_episode_that_ends():
+    by_name = {check.name: check for check in upslope.check(FlagsOfNumPy).checks}
+    assert by_name["Gymnasium's checker"].status == "ok"
+
+
+class SaysLimit(Walk):
+    """Ends at a time limit as environments of the former Gym do."""
+
+    def step(self, action):
+        observation, reward, terminated, _, info = super().step(action)
+        is_late = self.steps >= 5
+        return observation, reward, terminated or is_late, False, info | {"TimeLimit.truncated": is_late}
+
+
+def test_a_time_limit_that_only_info_tells_is_an_error():
+    (ends,) = [check for check in upslope.check(SaysLimit).checks if check.name == "episodes end"]
+    assert ends.status == "error" and "with TimeLimit.truncated in info" in ends.found

@@ -13,6 +13,7 @@ import pytest
 from user_environments import Walk, normalised_walk
 
 import upslope
+from upslope.analysis import scores
 from upslope.cli.main import run as run_command
 from upslope.cli.train import parse_train
 from upslope.config import trust
@@ -225,12 +226,15 @@ class Endless(Walk):
 
 
 def test_an_episode_that_is_cut_is_told_and_the_limit_can_be_set(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(evaluation, "LIMIT", 30)
+    monkeypatch.setattr(evaluation, "EVALUATION_LIMIT", 30)
+    monkeypatch.setattr(scores, "EVALUATION_LIMIT", 30)
     run = upslope.train("test_host_environments:Endless", folder=tmp_path, **QUICK).path
     upslope.evaluate(run, episodes=2)
     told = capsys.readouterr().err
     assert "2 stochastic episodes cut off at 30 steps" in told and "2 deterministic episodes cut" in told
     assert "--max-episode-steps" in told
+    (caveat,) = [words for words in upslope.compare(run, score="stochastic").warnings if "cut off" in words]
+    assert "2 of its 2 evaluation episodes were cut off at 30 steps" in caveat
     found = upslope.evaluate(run, episodes=2, max_episode_steps=50)["stochastic"]
     assert (found.lengths == 50).all() and "cut" not in capsys.readouterr().err
     upslope.record(run, episodes=3)

@@ -207,6 +207,19 @@ def test_live_display_frees_the_terminal_when_interrupted():
     assert "\x1b[?25h" in stream.getvalue() and not shown.live.is_started
 
 
+def test_live_display_shows_that_a_signal_has_arrived():
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, height=40)
+    words = "stopping after this iteration; Ctrl-C again stops without saving"
+    with LiveDisplay(console) as shown:
+        shown.start("ppo", [])
+        shown.stopping()
+        assert words in shown.render().plain
+        shown.update(make_snapshot())
+        assert words in "".join(segment.text for line in console.render_lines(shown.render()) for segment in line)
+        shown.finish(None, [])
+        assert words not in "".join(s.text for line in console.render_lines(shown.render()) for s in line)
+
+
 def test_low_terminal_gets_a_panel_that_fits():
     console = Console(file=io.StringIO(), force_terminal=True, width=80, height=14)
     with LiveDisplay(console) as shown:

@@ -209,10 +209,11 @@ def test_a_signal_stops_the_command_cleanly(tmp_path: Path):
 def test_a_second_wish_to_stop_does_not_wait(monkeypatch):
     clock = iter([0.0, 0.1, 0.6])
     monkeypatch.setattr("upslope.runs.signals.monotonic", lambda: next(clock))
-    with stop_on_signal(lambda: False) as stop:
+    noted: list[bool] = []
+    with stop_on_signal(lambda: False, lambda: noted.append(True)) as stop:
         for _ in range(2):
             signal.raise_signal(signal.SIGINT)
-        assert stop.is_set()
+        assert stop.is_set() and noted
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 

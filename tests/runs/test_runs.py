@@ -17,10 +17,12 @@ from malformed import packed
 from run_helpers import arrays_of
 
 import upslope
+from upslope.errors import UpslopeError
 from upslope.models.choice_heads import DiscreteHead
 from upslope.models.encoders import BoxEncoder
 from upslope.runs import loop
 from upslope.runs.datasets import load_dataset
+from upslope.runs.directory import run_path, run_paths
 
 SMALL: dict[str, Any] = {"num_envs": 2, "rollout_steps": 8, "minibatches": 2, "epochs": 1, "hidden_sizes": (8,)}
 
@@ -206,3 +208,55 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(pathlib.Path, "mkdir", refuse)
     with pytest.raises(upslope.UpslopeError, match=r"Permission denied.*Choose another folder"):
         upslope.train("jax:CartPole-v1", folder=tmp_path, name="x", quiet=True, **SMALL)
+
+
+@pytest.fixture(scope="module")
+def trained_run(trained: Path) -> Any:
+    return upslope.resume(trained, quiet=True)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        upslope.load,
+        upslope.compare,
+        upslope.diagnose,
+        lambda run: upslope.compare([run]),
+        lambda run: upslope.evaluate(run, episodes=1),
+        lambda run: upslope.table([run]),
+        lambda run: upslope.resume(run, quiet=True),
+        lambda run: upslope.bundle([run], f"{run.path}-of-run.zip"),
+    ],
+)
+def test_the_result_of_training_is_taken_wherever_a_folder_is(use, trained_run):
+    use(trained_run)
+
+
+@pytest.mark.parametrize("wrong", [None, 3, b"runs/x", {"run": 1}])
+def test_what_is_no_path_is_refused_with_what_to_pass(wrong):
+    with pytest.raises(
+        UpslopeError, match=r"A run is given by its folder, e\.g\. runs/CartPole-v1-ppo, or as the result"
+    ):
+        run_path(wrong)
+    with pytest.raises(UpslopeError, match="A run is given by its folder"):
+        run_paths([wrong])
+    with pytest.raises(UpslopeError, match="No run was given"):
+        run_paths([])
+
+
+def test_a_star_import_gives_the_public_names():
+    names: dict = {}
+    exec("from upslope import *", names)
+    assert names["Clip"] is upslope.Clip and set(upslope.__all__) <= set(names)
+    assert "import_module" not in names and "config" not in names
+
+
+def test_results_have_short_texts(trained_run):
+    assert (
+        repr(trained_run)
+        == f"Run({str(trained_run.path)!r}: ppo on jax:CartPole-v1, 2 seeds, mean return "
+        + repr(trained_run).rpartition(" ")[2]
+    )
+    assert repr(trained_run.load(seed=3)).startswith("Policy(seed 3, checkpoint best: Box(-inf, inf, (4,), float32) → ")
+    first, second, *_ = repr(upslope.compare(trained_run)).splitlines()
+    assert first.startswith("Comparison by the mean return of the last 100") and "ppo on jax:CartPole-v1: " in second

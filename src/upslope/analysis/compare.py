@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from upslope.analysis.scores import Score, Scores, common_budget, scorable, scor
 from upslope.analysis.statistics import agreement, iqm_of, mean_of, median_of, returns_at
 from upslope.config.coercion import coerce
 from upslope.config.trust import PARTS, require
+from upslope.core.files import AnyPath
 from upslope.errors import UpslopeError
 
 AREA_POINTS = 200
@@ -22,7 +22,7 @@ AREA_POINTS = 200
 
 
 def compare(
-    runs: str | Path | Sequence[str | Path],
+    runs: AnyPath | Sequence[AnyPath],
     *,
     score: Score = "auto",
     normalize: Normalize | None = None,

@@ -10,6 +10,7 @@ import numpy as np
 
 from upslope.analysis.statistics import HUNDREDTHS, Estimate, probability_of_improvement
 from upslope.core import html
+from upslope.core.messages import counted
 from upslope.core.storage import plain
 
 BUDGET_SHARES = (0.25, 0.5, 0.75, 1.0)
@@ -142,6 +143,14 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         """Convert to strict JSON; nan becomes null."""
         return plain(self)
+
+    def __repr__(self) -> str:
+        lines = [f"Comparison by the {self.score}:"]
+        lines += [
+            f"{g.label} on {g.environment}: {g.mean.words()} ({counted(len(g.seeds), 'seed')})" for g in self.groups
+        ]
+        lines += [f"{counted(len(self.warnings), 'caveat')} in .warnings"] if self.warnings else []
+        return "\n  ".join(lines)
 
     def _repr_html_(self) -> str:
         return f"<div>{''.join(html_parts(self))}</div>"

@@ -1,7 +1,6 @@
 """Play an episode of a trained agent, and compute the weight that each estimator gives to each action."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -36,6 +35,7 @@ from upslope.core.estimators import (
     TotalReturn,
     td_error,
 )
+from upslope.core.files import AnyPath
 from upslope.core.types import Rollout, Values
 from upslope.environments.registry import EnvironmentLike
 from upslope.errors import UpslopeError
@@ -105,7 +105,7 @@ def weigh_all(
 
 
 def credit_of(
-    run: str | Path,
+    run: AnyPath,
     *,
     seed: int | None = None,
     episode_seed: int = 0,
@@ -138,7 +138,7 @@ def credit_of(
     seeds = config.seed_list()
     seed = config.seed if seed is None else seed
     if seed not in seeds:
-        raise UpslopeError(f"{run} has no seed {seed}; it has {seeds[0]} to {seeds[-1]}.")
+        raise UpslopeError(f"{directory.path} has no seed {seed}; it has {seeds[0]} to {seeds[-1]}.")
     config = with_limit(config, max_episode_steps)
     require(config, directory.path, trust=trust, given=trusted_settings(environment, model))
     made: Any = environment_of(config, environment)

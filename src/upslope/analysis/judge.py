@@ -13,6 +13,7 @@ import numpy as np
 from upslope.analysis.judgement import Judged, Judgement
 from upslope.config.config import positive
 from upslope.core.arrays import rows_at
+from upslope.core.files import AnyPath
 from upslope.core.messages import counted
 from upslope.core.numbers import half_width
 from upslope.core.off_policy import (
@@ -55,7 +56,7 @@ SAMPLES = 32
 
 
 def judge(
-    run: str | Path,
+    run: AnyPath,
     *,
     data: str | Path,
     seed: int | None = None,
@@ -98,7 +99,7 @@ def judge(
     config = directory.config()
     seed = config.seed if seed is None else seed
     if seed not in config.seed_list():
-        raise UpslopeError(f"{run} has no seed {seed}; it has {config.seed_list()}.")
+        raise UpslopeError(f"{directory.path} has no seed {seed}; it has {config.seed_list()}.")
     gamma = config.gamma if gamma is None else gamma
     if not 0 <= gamma <= 1:
         raise UpslopeError(f"--gamma must be in [0, 1], not {gamma}.")

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from upslope.config.config import Config
+from upslope.core.files import AnyPath
 from upslope.core.grouping import place_in_group
 from upslope.core.reading import damaged
 from upslope.core.space_descriptions import check_spaces
 from upslope.errors import UpslopeError
 from upslope.runs.bundles import unpacked
-from upslope.runs.directory import INFO, STOP, RunDirectory
+from upslope.runs.directory import INFO, STOP, RunDirectory, run_paths
 from upslope.runs.same_settings import changes_since_training
 
 NOT_METRICS = ("iteration", "seed", "step")
@@ -161,7 +162,7 @@ def measured(rows: np.ndarray, metric: str, path: Path) -> np.ndarray:
 
 
 def read_records(
-    runs: str | Path | Sequence[str | Path], *, with_evaluations: bool = False, with_metrics: bool = True
+    runs: AnyPath | Sequence[AnyPath], *, with_evaluations: bool = False, with_metrics: bool = True
 ) -> tuple[list[Record], list[str]]:
     """Read each folder once, and every run in archives made by `upslope.bundle`. A path that is not a readable run
     gives only a warning, since `runs/*` may match other things; so does a run whose files were changed after training
@@ -171,18 +172,16 @@ def read_records(
     Raises:
         UpslopeError: a folder does not exist, or no run is left.
     """
-    runs = [runs] if isinstance(runs, str | Path) else runs
-    if not runs:
-        raise UpslopeError("No run was given. Name at least one run directory, e.g. runs/*")
+    given = run_paths(runs)
     records: list[Record] = []
     warnings = []
     paths: list[Path] = []
-    for run in runs:
+    for run in given:
         try:
             with named(run):
                 paths += unpacked(run)
         except UpslopeError as error:
-            if len(runs) == 1:
+            if len(given) == 1:
                 raise
             warnings.append(f"left out: {error}")
     for path in paths:
@@ -201,12 +200,12 @@ def read_records(
                 raise
             warnings.append(f"left out: {error}")
     if not records:
-        raise UpslopeError(f"None of these {len(runs)} paths is a readable run. " + " ".join(warnings))
+        raise UpslopeError(f"None of these {len(given)} paths is a readable run. " + " ".join(warnings))
     return records, warnings
 
 
 @contextmanager
-def named(run: str | Path) -> Iterator[None]:
+def named(run: Path) -> Iterator[None]:
     """Turn any failure to read a run into an error that names the run, so that the run can be left out."""
     try:
         yield
@@ -217,7 +216,7 @@ def named(run: str | Path) -> Iterator[None]:
             f"{run} cannot be read: {error.strerror or error}. Make it readable, or leave this run out."
         ) from error
     except (RecursionError, RuntimeError, KeyError, ValueError, TypeError, OverflowError) as error:
-        raise damaged(Path(run), error) from error
+        raise damaged(run, error) from error
 
 
 def is_missing(path: Path) -> bool:
@@ -232,7 +231,7 @@ def is_missing(path: Path) -> bool:
     return False
 
 
-def read_record(run: str | Path, *, with_metrics: bool = True) -> Record:
+def read_record(run: AnyPath, *, with_metrics: bool = True) -> Record:
     """Read a run directory.
 
     An incomplete last row, left by a run that was killed while writing, is ignored. Without metrics, `metrics` is
@@ -259,7 +258,7 @@ def read_record(run: str | Path, *, with_metrics: bool = True) -> Record:
     last = np.fmax.reduce(arrays["step"], axis=1)
     stopped = {seed: int(last[s]) for s, seed in enumerate(seeds) if np.isfinite(stops[s]).any()}
     return Record(
-        path=Path(run),
+        path=directory.path,
         description=description,
         config=config,
         seeds=seeds,

@@ -11,6 +11,7 @@ from upslope.analysis.records import Record
 from upslope.analysis.statistics import WINDOW
 from upslope.core.messages import counted, listed
 from upslope.errors import UpslopeError
+from upslope.runs.directory import EVALUATION_LIMIT
 
 Score = Literal["auto", "stochastic", "deterministic", "training"]
 
@@ -140,6 +141,11 @@ def evaluated(members: Sequence[Member], mode: str, without: list[Record]) -> Sc
             lengths = [len(returns) for returns in by_seed]
             counts.setdefault((min(lengths), max(lengths)), []).append(str(record.path))
             scores += [float(np.mean(returns)) if np.isfinite(returns).all() else np.nan for returns in by_seed]
+            if cut := num_cut(record, rows):
+                warnings.append(
+                    f"{record.path}: {cut} of its {len(rows)} evaluation episodes were cut off at "
+                    f"{EVALUATION_LIMIT:,} steps, since no limit was set; their returns cover only these steps"
+                )
             warnings += [
                 f"{record.path}, seed {seed}: not every evaluation return is finite, so it has no score"
                 for seed, returns in zip(record.seeds, by_seed, strict=True)
@@ -159,6 +165,13 @@ def evaluated(members: Sequence[Member], mode: str, without: list[Record]) -> Sc
     episodes = counted(fewest, "evaluation episode") if fewest == most else f"{fewest} to {most} evaluation episodes"
     words = f"mean {records_metric(members)} of {episodes}, {mode} policy, last checkpoint"
     return Scores(words, of, warnings, unfinished=unfinished)
+
+
+def num_cut(record: Record, rows: np.ndarray) -> int:
+    """The number of evaluation episodes that were cut off because neither the run nor the environment has a limit."""
+    if record.config.max_episode_steps is not None:
+        return 0
+    return int(np.sum((rows["length"] >= EVALUATION_LIMIT) & (rows["terminated"] == 0)))
 
 
 def span(low: int, high: int) -> str:

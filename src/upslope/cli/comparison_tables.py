@@ -12,7 +12,7 @@ from rich.text import Text
 from upslope.analysis.comparison import BUDGET_SHARES, Comparison, Group
 from upslope.analysis.statistics import HUNDREDTHS
 from upslope.cli.terminal import table
-from upslope.core.numbers import FEW_SEEDS, number, range_of
+from upslope.core.numbers import FEW_SEEDS, UNKNOWN, finite, number, range_of
 
 MANY_GROUPS = 6
 """Maximum number of groups for which all pairs are shown. With more groups, only pairs with the best group are
@@ -55,8 +55,8 @@ def scores_table(environment: str, groups: list[Group]) -> Table:
     """Mean, interquartile mean, median, and range over seeds of each group."""
 
     def row(g: Group) -> tuple[Any, ...]:
-        spread = range_of(g.scores)
-        span = f"{number(float(min(g.scores)), spread)} – {number(float(max(g.scores)), spread)}"
+        spread, scores = range_of(g.scores), finite(g.scores)  # a seed may have no score
+        span = f"{number(min(scores), spread)} – {number(max(scores), spread)}" if scores else UNKNOWN
         seeds = Text(str(len(g.seeds)), "yellow" if len(g.seeds) < FEW_SEEDS else "")
         return name_of(g), seeds, *(e.words() for e in (g.mean, g.iqm, g.median)), span
 

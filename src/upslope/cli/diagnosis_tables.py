@@ -33,8 +33,10 @@ def diagnosis_view(found: Diagnosis) -> RenderableType:
         parts.append(Text(f"{found.run}: {counted(len(alarms), 'finding')}.", "bold"))
     parts += [finding_panel(number, finding) for number, finding in enumerate(alarms, 1)]
     for note in notes:
-        words = f"note: {note.symptom} {note.likely}"
-        parts.append(Text(words + (f" To confirm: {note.experiment}." if note.experiment else ""), "dim"))
+        words = [f"note: {note.symptom} Perhaps (certainty {note.certainty:.0%}): {note.likely}"]
+        words += [f"Or else: {rival}." for rival in note.rivals]
+        words += [f"To confirm: {note.experiment}."] if note.experiment else []
+        parts.append(Text(" ".join(words), "dim"))
     return Group(*parts, *rule_lines(found))
 
 

@@ -22,6 +22,7 @@ from upslope.config.ladder import (
     SCHEDULES,
 )
 from upslope.config.presets import made_by, preset_of, presets_of
+from upslope.core.fields import require_field_types
 from upslope.core.messages import unknown
 from upslope.core.numbers import MAX_COUNT
 from upslope.errors import UpslopeError
@@ -251,6 +252,7 @@ class Config:
         return asdict(self) | finite
 
     def __post_init__(self) -> None:
+        require_field_types(self)
         check_ranges(self)
 
 

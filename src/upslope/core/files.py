@@ -12,6 +12,9 @@ from secrets import token_hex
 
 from upslope.errors import UpslopeError
 
+AnyPath = str | os.PathLike[str]
+"""A path as users give it."""
+
 MAX_TABLE = 1 << 33
 """Largest size of a run's table, in bytes."""
 MAX_TEXT = 1 << 26

@@ -60,8 +60,8 @@ def require_array(part: str, name: str, x: Any, axes: str, shape: tuple[int, ...
         raise UpslopeError(f"{part}: {name} must be an array [{', '.join(axes.split())}], not {type(x).__name__}.")
     if len(found) != len(axes.split()) or 0 in found:
         raise UpslopeError(
-            f"{part}: {name} must have the axes [{', '.join(axes.split())}], each of at least one row, but its shape is "
-            f"{found}. One column has the shape (T, 1)."
+            f"{part}: {name} must have the axes [{', '.join(axes.split())}], each of at least one row, but its shape "
+            f"is {found}. One column has the shape (T, 1)."
         )
     if shape is not None and found != shape:
         raise UpslopeError(f"{part}: {name} has the shape {found}, but rollout.reward has {shape}.")

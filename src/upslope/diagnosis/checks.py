@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
+import gymnasium
 import jax
 import numpy as np
 from gymnasium import spaces
@@ -19,7 +20,7 @@ from upslope.core.space_parts import leaf_spaces
 from upslope.diagnosis.check_results import Check, Status
 from upslope.diagnosis.contract import fault_of_values
 from upslope.diagnosis.hidden_state import Suspicion, memory_test
-from upslope.diagnosis.trials import Trial, actions_of, is_traced_alike, play, player_of, programs, same
+from upslope.diagnosis.trials import TIME_LIMIT, Trial, actions_of, is_traced_alike, play, player_of, programs, same
 from upslope.engines.border import lost_in_float32
 from upslope.engines.columns import reset_seed
 from upslope.environments.registry import AnyEnvironment
@@ -97,7 +98,7 @@ def of_gymnasium(e: Examined) -> Iterator[Check]:
             host: Any = e.environment
             env = host.create()
             try:
-                check_env(env.unwrapped, skip_render_check=True, skip_close_check=True)
+                check_env(with_plain_flags(env.unwrapped), skip_render_check=True, skip_close_check=True)
             finally:
                 env.close()
         except STOPS:
@@ -111,6 +112,22 @@ def of_gymnasium(e: Examined) -> Iterator[Check]:
     words = [each for each in every if each and "infinity" not in each]
     remedy = "Training can handle it; correct it if it was not intended." if words else ""
     yield Check("Gymnasium's checker", "warning" if words else "ok", "; ".join(words) or "passed", remedy)
+
+
+def with_plain_flags(env: gymnasium.Env) -> gymnasium.Env:
+    """Let an environment return Python's booleans instead of NumPy's. Gymnasium's checker takes any other False for an
+    episode that ends."""
+    step = env.step
+
+    def plain_step(action: Any) -> Any:
+        answer: Any = step(action)
+        if not isinstance(answer, tuple):
+            return answer
+        return tuple(bool(x) if isinstance(x, np.bool_) and place in (2, 3) else x for place, x in enumerate(answer))
+
+    with suppress(AttributeError):  # a class with `__slots__`
+        env.step = plain_step
+    return env
 
 
 def plain(message: str) -> str:
@@ -379,7 +396,11 @@ def of_ends(e: Examined) -> Iterator[Check]:
         return
     words = f"{len(lengths)} episodes of {min(lengths)} to {max(lengths)} steps; {np.mean(terminated):.0%} terminated"
     is_alike = min(lengths) == max(lengths) and len(lengths) > 2
-    if max(lengths) == 1:
+    if cut := sum(np.logical_and(terminated, e.trial.time_limits)):
+        words = f"{words}; {cut} of them with {TIME_LIMIT} in info, although step() returned terminated"
+        remedy = "Return terminated=False and truncated=True there: the value after a time limit is not 0."
+        yield Check("episodes end", "error", words, remedy)
+    elif max(lengths) == 1:
         yield Check("episodes end", "warning", words, "Every episode has one step: is that intended?")
     elif is_alike and all(terminated) and e.limit != lengths[0]:
         yield Check("episodes end", "warning", f"{words}: always after {lengths[0]} steps",

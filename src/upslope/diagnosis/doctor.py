@@ -11,6 +11,7 @@ import numpy as np
 
 from upslope.analysis.records import Record, read_record
 from upslope.core import html
+from upslope.core.files import AnyPath
 from upslope.core.messages import counted, shell, warn
 from upslope.diagnosis import rules_data, rules_parts, rules_update
 from upslope.diagnosis import rules_environment as rules_world
@@ -65,7 +66,7 @@ def html_parts(finding: Finding) -> Iterator[str]:
     yield html.items(
         [
             *(evidence.words() for evidence in finding.evidence),
-            f"Likely: {finding.likely} (certainty {finding.certainty:.0%})",
+            f"{'Likely' if finding.is_alarm else 'Perhaps'}: {finding.likely} (certainty {finding.certainty:.0%})",
             *(f"Or else: {rival}" for rival in finding.rivals),
             *([f"How to tell: {finding.experiment}"] if finding.experiment else []),
             f"Remedy: {finding.remedy}",
@@ -73,7 +74,7 @@ def html_parts(finding: Finding) -> Iterator[str]:
     )
 
 
-def diagnose(run: str | Path | Any) -> Diagnosis:
+def diagnose(run: AnyPath) -> Diagnosis:
     """Diagnose a run, given its directory or the result of `upslope.train`.
 
     A warning is printed if the run's files were changed after training.
@@ -81,7 +82,7 @@ def diagnose(run: str | Path | Any) -> Diagnosis:
     Raises:
         UpslopeError: the path is not a run directory, or nothing was trained.
     """
-    record = read_record(Path(getattr(run, "path", run)))
+    record = read_record(run)
     for change in record.changes:
         warn(change)
     return diagnosis_of(record)

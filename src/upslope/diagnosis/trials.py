@@ -26,6 +26,8 @@ from upslope.models.encoders import encoder_of
 from upslope.models.head import ActionHead
 from upslope.models.heads import head_of
 
+TIME_LIMIT = "TimeLimit.truncated"
+"""The key in `info` by which environments of the former Gym say that a time limit ended the episode."""
 Answer = tuple[Any, float, bool, bool]
 """The observation, the reward, terminated, truncated."""
 
@@ -39,6 +41,10 @@ class Player(Protocol):
 
     def numbers(self) -> dict[str, float]:
         """The numbers in `info` after the last step, by their keys."""
+        ...
+
+    def says_time_limit(self) -> bool:
+        """Whether `info` after the last step says that a time limit ended the episode."""
         ...
 
     def reset(self, seed: int) -> Any:
@@ -94,6 +100,9 @@ class HostPlayer:
     def numbers(self) -> dict[str, float]:
         return numbers_in(self.info)
 
+    def says_time_limit(self) -> bool:
+        return self.info.get(TIME_LIMIT, False) in (True, 1)
+
     def allowed(self, info: Any, step: int) -> np.ndarray | None:
         """The mask of allowed choices in `info`; None if the environment forbids nothing.
 
@@ -135,6 +144,9 @@ class CompiledPlayer:
 
     def numbers(self) -> dict[str, float]:
         return numbers_in(self.environment.episode_info(self.state))
+
+    def says_time_limit(self) -> bool:
+        return False
 
     def note(self) -> None:
         """Update the mask from the current state."""
@@ -225,6 +237,8 @@ class Trial:
     """Whether each finished episode terminated; otherwise it was truncated."""
     info: list[dict[str, float]] = field(default_factory=list)
     """The numbers in `info` at the end of each finished episode."""
+    time_limits: list[bool] = field(default_factory=list)
+    """Whether `info` at the end of each finished episode says that a time limit ended it."""
     unfinished: int = 0
     """Number of steps of the unfinished episode at the end."""
     reset_seconds: float = 0.0
@@ -285,6 +299,7 @@ def play(
                 trial.returns.append(total)
                 trial.terminated.append(terminated)
                 trial.info.append(player.numbers())
+                trial.time_limits.append(player.says_time_limit())
         trial.unfinished = 0 if over else length
     return trial
 

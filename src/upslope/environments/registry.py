@@ -4,6 +4,7 @@ A source is a prefix and the function that creates environments with such names.
 `SOURCE = Source(prefix, make)`, and add it to `SOURCES`.
 """
 
+import reprlib
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from upslope.environments.compiled import finished
 from upslope.environments.host import Maker, host_environment
 from upslope.environments.modules import label_of, lost, name_of
 from upslope.environments.sources import brax, craftax, gymnax, jumanji, navix, pgx, playground, xminigrid
+from upslope.errors import UpslopeError
 
 __all__ = ["AnyEnvironment", "EnvironmentLike", "HostEnvironment", "label", "lost", "make", "name_of"]
 
@@ -80,5 +82,16 @@ def make(
 
 
 def label(environment: EnvironmentLike) -> str:
-    """The name of an environment in config.json."""
-    return environment if isinstance(environment, str) else label_of(environment)
+    """The name of an environment in config.json.
+
+    Raises:
+        UpslopeError: the object is no environment, and nothing that creates one.
+    """
+    if isinstance(environment, str):
+        return environment
+    if not callable(environment) and not hasattr(environment, "step"):
+        raise UpslopeError(
+            f"An environment is given by its name, e.g. CartPole-v1 or mine:World, as a class or function that creates "
+            f"one, or as a CompiledEnvironment, not as {reprlib.repr(environment)}."
+        )
+    return label_of(environment)

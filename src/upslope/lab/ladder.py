@@ -52,6 +52,13 @@ class Ladder:
     report: Path | None
     """The report on the ladder; None without the extra `report`."""
 
+    def __repr__(self) -> str:
+        left_out = f", left out: {', '.join(self.left_out)}" if self.left_out else ""
+        return f"Ladder in {self.path}{left_out}\n{self.comparison!r}"
+
+    def _repr_html_(self) -> str:
+        return self.comparison._repr_html_()
+
 
 def ladder(
     environment: EnvironmentLike,

@@ -31,6 +31,8 @@ def head_of(space: gymnasium.Space, name: str = "The environment") -> ActionHead
     Raises:
         UpslopeError: the space is not supported.
     """
+    if not isinstance(space, gymnasium.Space):
+        raise UpslopeError(f"{name} must have an action space of Gymnasium, e.g. env.action_space, not {space!r}.")
     return head_of_part(space, name, "")
 
 

@@ -12,7 +12,7 @@ from upslope.analysis.normalization import Normalize
 from upslope.analysis.records import Record, read_records
 from upslope.analysis.scores import Score
 from upslope.analysis.statistics import WINDOW
-from upslope.core.files import safe_path
+from upslope.core.files import AnyPath, safe_path
 from upslope.core.messages import shell
 from upslope.diagnosis.doctor import diagnosis_of
 from upslope.errors import UpslopeError
@@ -22,7 +22,7 @@ from upslope.report.evaluations import evaluation_part
 from upslope.report.figures import DASHES, NUM_COLOURS, Figures, dash
 from upslope.report.output import page_path, plotly_script, render, write_page
 from upslope.report.tables import comparison_part, settings_part
-from upslope.runs.directory import RunDirectory
+from upslope.runs.directory import RunDirectory, run_path
 
 REPORT_PICTURES, CREDIT_PICTURES = 1_200_000, 2_500_000
 """Maximum total size, in bytes, of the pictures in a report and in a credit page, for all runs together."""
@@ -31,7 +31,7 @@ LINE_STYLES: dict[str, str] = dict(zip(DASHES, ("solid", "dashed", "dotted", "da
 
 
 def write_report(
-    runs: str | Path | Sequence[str | Path],
+    runs: AnyPath | Sequence[AnyPath],
     output: str | Path = "report.html",
     *,
     credit: bool = False,
@@ -86,7 +86,7 @@ def write_report(
 
 
 def write_credit(
-    run: str | Path,
+    run: AnyPath,
     *,
     output: str | Path | None = None,
     seed: int | None = None,
@@ -108,9 +108,9 @@ def write_credit(
     from upslope.analysis.episode_credit import credit_of  # this imports JAX, which a report does not need
 
     RunDirectory(run).read()
-    path = page_path(run if output is None else output, "credit.html")
+    path = page_path(run_path(run) if output is None else output, "credit.html")
     plotly_script()
-    kept = safe_path(Path(run), Path(run) / FILE_NAME)
+    kept = safe_path(run_path(run), run_path(run) / FILE_NAME)
     options: dict[str, Any] = {"max_episode_steps": max_episode_steps, "environment": environment, "trust": trust}
     credit = credit_of(run, seed=seed, episode_seed=episode_seed, checkpoint=checkpoint, **options)
     save_credit(kept, credit)

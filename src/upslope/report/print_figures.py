@@ -20,7 +20,7 @@ from upslope.analysis.records import Record, read_records
 from upslope.analysis.scores import Score
 from upslope.analysis.statistics import WINDOW, Band, mean_band, returns_at
 from upslope.config.coercion import coerce
-from upslope.core.files import output_file, require_folder
+from upslope.core.files import AnyPath, output_file, require_folder
 from upslope.core.messages import counted, readable, unknown
 from upslope.core.storage import write_atomically
 from upslope.errors import UpslopeError
@@ -75,7 +75,7 @@ class Panel:
 
 
 def figure(
-    runs: str | Path | Sequence[str | Path],
+    runs: AnyPath | Sequence[AnyPath],
     output: str | Path = "figure.pdf",
     *,
     kind: Kind = "curves",
@@ -251,7 +251,7 @@ def rename(panels: Sequence[Panel], labels: Sequence[str]) -> None:
         return
     if len(labels) != len(names) or len(set(labels)) < len(labels):
         raise UpslopeError(
-            f"There are {counted(len(labels), 'label')} for {counted(len(names), 'group')} of runs. Give one for "
+            f"labels gives {counted(len(labels), 'label')} for {counted(len(names), 'group')} of runs. Give one for "
             f"each, in this order: {', '.join(names)}."
         )
     called = dict(zip(names, labels, strict=True))

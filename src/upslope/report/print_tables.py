@@ -5,7 +5,6 @@ import io
 import math
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Literal
 
 from upslope.analysis.compare import compare
@@ -13,6 +12,7 @@ from upslope.analysis.comparison import Comparison, Group
 from upslope.analysis.scores import Score
 from upslope.analysis.statistics import Estimate
 from upslope.config.coercion import coerce
+from upslope.core.files import AnyPath
 from upslope.core.messages import readable
 from upslope.core.numbers import UNKNOWN, range_of
 
@@ -31,7 +31,7 @@ FORMULA = tuple("=+-@\t\r\n＝＋－＠")
 """A spreadsheet treats a cell that begins with one of these characters as a formula (OWASP, CSV Injection)."""
 
 
-def table(runs: str | Path | Sequence[str | Path], format: Format = "latex", *, score: Score = "auto") -> str:
+def table(runs: AnyPath | Sequence[AnyPath], format: Format = "latex", *, score: Score = "auto") -> str:
     """A table of the scores of runs, as text: mean, interquartile mean and median with 95 % intervals, seeds and steps.
 
     Runs that differ only in their seeds form one row. The numbers are the same as in `upslope.compare`, with the same

@@ -10,19 +10,19 @@ import numpy as np
 
 from upslope.config.task import made_with
 from upslope.config.trust import LEARNING, require
-from upslope.core.files import require_folder
+from upslope.core.files import AnyPath, require_folder
 from upslope.core.messages import COMPILED_PREFIX
 from upslope.core.their_folder import TheirFolder
 from upslope.environments.closing import close_all
 from upslope.environments.registry import make
 from upslope.errors import UpslopeError
-from upslope.runs.directory import RunDirectory
-from upslope.runs.evaluation import LIMIT, with_limit
+from upslope.runs.directory import EVALUATION_LIMIT, RunDirectory, run_path
+from upslope.runs.evaluation import with_limit
 from upslope.runs.policy import Which, load
 
 
 def film(
-    run: str | Path,
+    run: AnyPath,
     path: str | Path,
     checkpoint: Which = "last",
     environment_seed: int = 0,
@@ -40,7 +40,7 @@ def film(
     import imageio.v2 as imageio
 
     config = with_limit(RunDirectory(run).config(), max_episode_steps)
-    require(config, run, trust=trust, given=LEARNING)
+    require(config, run_path(run), trust=trust, given=LEARNING)
     name = config.environment.removeprefix(COMPILED_PREFIX)
     twin: Any = make(name, **made_with(vars(config)))
     if twin.is_compiled:
@@ -53,7 +53,7 @@ def film(
         env = drawing.create()
         try:
             observation, _ = env.reset(seed=environment_seed)
-            for _ in range(config.max_episode_steps or drawing.max_episode_steps or LIMIT):
+            for _ in range(config.max_episode_steps or drawing.max_episode_steps or EVALUATION_LIMIT):
                 frames.append(frame_of(env.render(), name))
                 observation, _, terminated, truncated, _ = env.step(policy(observation))
                 if terminated or truncated:

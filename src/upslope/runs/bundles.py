@@ -17,12 +17,12 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import IO, Any
 
-from upslope.core.files import output_file, plain_file, require_folder, temporary_beside
+from upslope.core.files import AnyPath, output_file, plain_file, require_folder, temporary_beside
 from upslope.core.messages import readable
 from upslope.core.reading import brief, parse_json
 from upslope.core.storage import MAX_RATIO, SMALL
 from upslope.errors import UpslopeError
-from upslope.runs.directory import RunDirectory, versions
+from upslope.runs.directory import RunDirectory, run_path, run_paths, versions
 
 BUNDLE_FORMAT = 1
 CONTENTS, REPEAT = "bundle.json", "REPEAT.md"
@@ -46,9 +46,7 @@ HELD: list[TemporaryDirectory[str]] = []
 """The folders of unpacked archives, which are removed when the process ends."""
 
 
-def bundle(
-    runs: str | Path | Sequence[str | Path], output: str | Path = "runs.zip", *, checkpoints: bool = True
-) -> Path:
+def bundle(runs: AnyPath | Sequence[AnyPath], output: str | Path = "runs.zip", *, checkpoints: bool = True) -> Path:
     """Pack runs into one archive, with their versions and the commands that repeat them.
 
     `upslope.compare`, `figure`, `table` and the commands report, doctor and compare read the archive directly. Packing
@@ -62,9 +60,7 @@ def bundle(
     Raises:
         UpslopeError: a folder is not a run or contains links, or the output exists or cannot be written.
     """
-    paths = [Path(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
-    if not paths:
-        raise UpslopeError("No run was given. Name at least one run directory, e.g. runs/*")
+    paths = run_paths(runs)
     path = archive_path(output)
     named = dict(zip(names_of(paths), map(RunDirectory, paths), strict=True))
     files = {name: files_of(directory, checkpoints) for name, directory in named.items()}
@@ -237,7 +233,7 @@ def pack(archive: zipfile.ZipFile, name: str, path: Path) -> str:
     return digest.hexdigest()
 
 
-def unpacked(run: str | Path) -> list[Path]:
+def unpacked(run: AnyPath) -> list[Path]:
     """Return the run directories that a path refers to.
 
     An archive is unpacked into a private temporary folder, which is removed when the process ends. Any other path is
@@ -246,7 +242,7 @@ def unpacked(run: str | Path) -> list[Path]:
     Raises:
         UpslopeError: the archive is damaged or unsafe, or was made by another program.
     """
-    path = Path(run)
+    path = run_path(run)
     if path.suffix.lower() != SUFFIX or not path.is_file():
         return [path]
     plain_file(path, MAX_ARCHIVE)

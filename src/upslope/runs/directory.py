@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from upslope.config.config import Config, canonical
-from upslope.core.files import MAX_TABLE, MAX_TEXT, plain_file, safe_path, writable
+from upslope.core.files import MAX_TABLE, MAX_TEXT, AnyPath, plain_file, safe_path, writable
 from upslope.core.messages import readable, shell
 from upslope.core.reading import brief, csv_type, damaged, parse_json, read_csv, read_rows
 from upslope.core.storage import write_atomically
@@ -49,6 +49,8 @@ RUN_FORMAT = 1
 EPISODE_COLUMNS = ("step", "seed", "return", "length")
 EVALUATION_COLUMNS = ("seed", "mode", "checkpoint", "environment_seed", "return", "length", "terminated")
 EVALUATION_TEXT = {"mode": "U16", "checkpoint": "U8"}
+EVALUATION_LIMIT = 10_000
+"""Number of steps after which an evaluation episode is truncated if neither the run nor the environment has a limit."""
 INFO = "info/"
 """The prefix of the columns that store numbers from `info`."""
 STOP = "stop/return"
@@ -60,11 +62,39 @@ ENGINES = {"mujoco": "mujoco", "box2d": "Box2D", "ale-py": "ale_py"}
 """Packages that simulate Gymnasium's environments → the module that is loaded when an environment uses the package."""
 
 
+def run_path(run: Any) -> Path:
+    """Return the folder of a run, which users give as a path or as the result of `upslope.train`.
+
+    Raises:
+        UpslopeError: it is neither.
+    """
+    if not isinstance(run, str | os.PathLike):
+        raise UpslopeError(
+            f"A run is given by its folder, e.g. runs/CartPole-v1-ppo, or as the result of upslope.train, not as "
+            f"{reprlib.repr(run)}."
+        )
+    return Path(run)
+
+
+def run_paths(runs: Any) -> list[Path]:
+    """Return the folders of one or several runs, which users give as for `run_path`.
+
+    Raises:
+        UpslopeError: one of them is no run, or there is none.
+    """
+    if isinstance(runs, str | os.PathLike) or not isinstance(runs, Iterable):
+        return [run_path(runs)]
+    paths = [run_path(run) for run in runs]
+    if not paths:
+        raise UpslopeError("No run was given. Name at least one run directory, e.g. runs/*")
+    return paths
+
+
 class RunDirectory:
     """A run on disk."""
 
-    def __init__(self, path: Path | str):
-        self.path = Path(path)
+    def __init__(self, path: AnyPath):
+        self.path = run_path(path)
         self.metrics_path = self.path / "metrics.jsonl"
         self.episodes_path = self.path / "episodes.csv"
         self.evaluation_path = self.path / "evaluation.csv"

@@ -324,6 +324,9 @@ class Display:
     def message(self, text: str) -> None:
         """Show an important message, for example a warning."""
 
+    def stopping(self) -> None:
+        """Show that a signal has arrived. A signal's handler calls this, so it must not write anything itself."""
+
     def finish(self, snapshot: Snapshot | None, lines: Sequence[str]) -> None:
         """Show the last state, then the closing lines."""
 
@@ -332,6 +335,9 @@ class Display:
 
     def __exit__(self, *exception: object) -> None:
         return None
+
+
+STOPPING = "stopping after this iteration; Ctrl-C again stops without saving"
 
 
 class SparingLive(Live):
@@ -360,6 +366,7 @@ class LiveDisplay(Display):
         self.curve: list[float] = []
         self.snapshot: Snapshot | None = None
         self.updated = time.monotonic()
+        self.is_stopping = False
         self.live = SparingLive(console=self.console, get_renderable=self.render, refresh_per_second=1)
 
     def start(self, title: str, lines: Sequence[str]) -> None:
@@ -371,6 +378,9 @@ class LiveDisplay(Display):
     def update(self, snapshot: Snapshot) -> None:
         self.snapshot, self.updated = snapshot, time.monotonic() - snapshot.age
         extend_curve(self.curve, snapshot)
+
+    def stopping(self) -> None:
+        self.is_stopping = True  # the next redraw shows it
 
     def recall(self, snapshots: Sequence[Snapshot]) -> None:
         for snapshot in snapshots:
@@ -393,7 +403,8 @@ class LiveDisplay(Display):
         """Return the current panel, short enough to be redrawn in place while the run continues."""
         snapshot, silence = self.snapshot, time.monotonic() - self.updated
         if snapshot is None:
-            return Text(f"{self.title}: waiting for the first iteration, {clock(silence)}", "dim")
+            state = STOPPING if self.is_stopping else f"waiting for the first iteration, {clock(silence)}"
+            return Text(f"{self.title}: {state}", "yellow" if self.is_stopping else "dim")
         picture = self.panel_of(snapshot, silence)
         if not self.live.is_started:
             return picture
@@ -407,7 +418,9 @@ class LiveDisplay(Display):
         # Ctrl-C makes the terminal print ^C after the panel: two free columns keep it on that line.
         width = min(self.console.width - 2, MAX_PANEL_WIDTH)
         picture = panel(self.title, snapshot, list(self.curve), width, brief)
-        if silence >= 5:
+        if self.is_stopping and self.live.is_started:
+            picture.subtitle, picture.subtitle_align = Text(STOPPING, "yellow"), "right"
+        elif silence >= 5:
             picture.subtitle, picture.subtitle_align = Text(f"updated {clock(silence)} ago", "dim"), "right"
         return picture
 

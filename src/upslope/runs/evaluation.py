@@ -23,7 +23,7 @@ from upslope.core import html
 from upslope.core.arrays import AnyArray as Array
 from upslope.core.arrays import pytree, rows_at
 from upslope.core.distributions import Distribution
-from upslope.core.files import output_file, require_folder, safe_path, temporary_beside
+from upslope.core.files import AnyPath, output_file, require_folder, safe_path, temporary_beside
 from upslope.core.messages import counted, readable
 from upslope.core.numbers import half_width, number, plus_minus, range_of
 from upslope.core.storage import load_arrays
@@ -44,7 +44,7 @@ from upslope.models.encoders import encoder_of
 from upslope.models.head import ActionHead
 from upslope.models.model import Carry, start_memory
 from upslope.runs.datasets import save_dataset
-from upslope.runs.directory import RunDirectory
+from upslope.runs.directory import EVALUATION_LIMIT, RunDirectory
 from upslope.runs.minari_datasets import is_minari, new_folder, write_minari
 from upslope.runs.policy import Which, load_agents, require_finite
 from upslope.runs.same_spaces import require_same_environment
@@ -53,8 +53,6 @@ Mode = Literal["stochastic", "deterministic"]
 MODES: tuple[Mode, ...] = ("stochastic", "deterministic")
 COLUMNS = 10
 """Number of episodes that run in parallel."""
-LIMIT = 10_000
-"""Number of steps after which an evaluation episode is truncated if neither the run nor the environment has a limit."""
 EVALUATION_SEED = 1_000_003
 """Offset added to a run's seeds, so that evaluation episodes differ from training episodes."""
 RECORDING_SEED = 500_009
@@ -148,7 +146,7 @@ def page_of_evaluations(found: Mapping[str, Evaluation]) -> str:
 
 
 def evaluate(
-    run: str | Path,
+    run: AnyPath,
     *,
     episodes: int = 20,
     checkpoint: Which = "last",
@@ -253,7 +251,7 @@ def with_limit(config: Config, max_episode_steps: int | None) -> Config:
 
 def limit_of(config: "Config | RunSeeds", environment: Any) -> int:
     """Return the number of steps after which an episode is truncated."""
-    return config.max_episode_steps or environment.max_episode_steps or LIMIT
+    return config.max_episode_steps or environment.max_episode_steps or EVALUATION_LIMIT
 
 
 def lines_of_limit(own: Config, config: Config, environment: Any, given: EnvironmentLike | None) -> list[str]:
@@ -294,7 +292,7 @@ def num_cut(config: "Config | RunSeeds", environment: Any, rollouts: Sequence[Ro
     """Return the number of episodes that were truncated because neither the run nor the environment has a limit."""
     if config.max_episode_steps or environment.max_episode_steps:
         return 0
-    return sum(int((np.asarray(r.valid).sum(axis=-2) >= LIMIT).sum() - ended_at_limit(r)) for r in rollouts)
+    return sum(int((np.asarray(r.valid).sum(axis=-2) >= EVALUATION_LIMIT).sum() - ended_at_limit(r)) for r in rollouts)
 
 
 def cut_lines(config: Config, count: int, mode: str = "") -> list[str]:
@@ -302,16 +300,16 @@ def cut_lines(config: Config, count: int, mode: str = "") -> list[str]:
     if not count:
         return []
     return [
-        f"{counted(count, f'{mode} episode'.strip())} cut off at {LIMIT:,} steps, since "
+        f"{counted(count, f'{mode} episode'.strip())} cut off at {EVALUATION_LIMIT:,} steps, since "
         f"{config.environment} has no limit "
         "of its own; the returns cover only these steps. Set another limit with --max-episode-steps."
     ]
 
 
 def ended_at_limit(rollout: Rollout) -> int:
-    """Return the number of episodes that terminated exactly on step `LIMIT`."""
+    """Return the number of episodes that terminated exactly on step `EVALUATION_LIMIT`."""
     terminated = np.asarray(rollout.terminated & rollout.valid)
-    return int(terminated[..., LIMIT - 1 : LIMIT, :].sum())
+    return int(terminated[..., EVALUATION_LIMIT - 1 : EVALUATION_LIMIT, :].sum())
 
 
 def print_line(line: str) -> None:
@@ -320,7 +318,7 @@ def print_line(line: str) -> None:
 
 
 def record(
-    run: str | Path,
+    run: AnyPath,
     *,
     episodes: int = 100,
     output: str | Path | None = None,
@@ -344,7 +342,7 @@ def record(
     config = with_limit(directory.config(), max_episode_steps)
     seed = config.seed if seed is None else seed
     if seed not in config.seed_list():
-        raise UpslopeError(f"{run} has no seed {seed}; it has {config.seed_list()}.")
+        raise UpslopeError(f"{directory.path} has no seed {seed}; it has {config.seed_list()}.")
     if output is None:
         path = directory.path / "dataset.npz"
     else:

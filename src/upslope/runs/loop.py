@@ -14,6 +14,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 import numpy as np
 
 from upslope.config.config import Config
@@ -157,7 +158,7 @@ class Loop:
             checkpoint comes before it."""
             return not save_is_due() and self.config.stop_at_return is None and self.on_iteration is None
 
-        with stop_on_signal(lambda: self.engine.hangs) as stop:
+        with stop_on_signal(lambda: self.engine.hangs, self.display.stopping) as stop:
             if progress.iteration == 0:
                 self.save(state, progress)
             while (np.asarray(state.steps, np.int64) < self.config.steps).any():

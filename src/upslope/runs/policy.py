@@ -13,6 +13,7 @@ from upslope.config.config import Config
 from upslope.config.task import model_of
 from upslope.config.trust import ROLES, require
 from upslope.core.arrays import is_shape, rows_at, shaped_like
+from upslope.core.files import AnyPath
 from upslope.core.messages import shell
 from upslope.core.reading import brief
 from upslope.core.space_parts import leaf_spaces
@@ -76,6 +77,10 @@ class Policy:
         self.act = jax.jit(lambda agent, x, mask: agent.policy(x, mask))
         self.step = jax.jit(lambda agent, x, carry, fresh, mask: agent.act(x, carry, fresh, mask))
         self.judge = jax.jit(lambda agent, x: agent.value(x) / agent.reward_scale())
+
+    def __repr__(self) -> str:
+        spaces = f"{self.encoder.space()} → {self.agent.head.space()}"
+        return f"Policy(seed {self.seed}, checkpoint {self.checkpoint}: {spaces})"
 
     def __call__(self, observation: Any, deterministic: bool = True, *, mask: Any = None) -> Any:
         """Map an observation [*shape] to an action, or a batch [B, *shape] to actions [B, …]."""
@@ -246,7 +251,7 @@ class Policy:
 
 
 def load(
-    run: str | Path,
+    run: AnyPath,
     *,
     seed: int | None = None,
     checkpoint: Which = "best",
@@ -277,7 +282,7 @@ def load(
         returns = [-np.inf if r is None else r for r in scores["best_return"]]
         seed = seeds[int(np.argmax(returns))]
     if seed not in seeds:
-        raise UpslopeError(f"{run} has no seed {seed}; it has {seeds[0]} to {seeds[-1]}.")
+        raise UpslopeError(f"{directory.path} has no seed {seed}; it has {seeds[0]} to {seeds[-1]}.")
     index = seeds.index(seed)
     require_finite(agents, index, seed, directory)
     has_critic = bool(directory.read()["axes"].get("needs_critic", True))

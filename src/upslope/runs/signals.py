@@ -20,8 +20,9 @@ class Interrupted(Interruption):
 
 
 @contextmanager
-def stop_on_signal(hangs: Callable[[], bool]) -> Iterator[threading.Event]:
-    """Yield an event that is set by the first SIGINT or SIGTERM. A second signal ends the process as usual.
+def stop_on_signal(hangs: Callable[[], bool], notify: Callable[[], None] = lambda: None) -> Iterator[threading.Event]:
+    """Yield an event that is set by the first SIGINT or SIGTERM. After each signal, `notify` is called. A second signal
+    ends the process as usual.
 
     Raises:
         Interrupted: the first signal arrived while `hangs()` was true.
@@ -37,6 +38,7 @@ def stop_on_signal(hangs: Callable[[], bool]) -> Iterator[threading.Event]:
     def handle(number: int, frame: Any) -> None:
         times.append(monotonic())
         stop.set()
+        notify()
         if len(times) == 1 and hangs():
             raise Interrupted
         if times[-1] - times[0] > SAME_REQUEST:

@@ -18,7 +18,8 @@ from upslope.config.task import check_own_parts
 from upslope.config.trust import allow, requested
 from upslope.core.jax_settings import settings_in_words
 from upslope.core.memory import memory_in_words
-from upslope.core.messages import shell
+from upslope.core.messages import counted, shell
+from upslope.core.numbers import UNKNOWN, number, range_of
 from upslope.core.reading import brief
 from upslope.core.storage import load_arrays
 from upslope.core.types import Rollout
@@ -82,6 +83,9 @@ class Run:
     returns: np.ndarray
     """Each seed's mean return over its last 100 training episodes [S]."""
 
+    def __fspath__(self) -> str:
+        return str(self.path)  # so that it can be given wherever the folder of a run can
+
     def load(self, *, seed: int | None = None, checkpoint: Which = "best") -> Policy:
         """Load the trained policy; see `upslope.load`."""
         return load(self.path, seed=seed, checkpoint=checkpoint)
@@ -98,6 +102,12 @@ class Run:
         """Return a table as a pandas DataFrame (extra `pandas`), with a row per iteration and seed, per training
         episode, or per evaluation episode."""
         return frame_of(RunDirectory(self.path), table)
+
+    def __repr__(self) -> str:
+        mean = number(float(np.mean(self.returns)), range_of(self.returns)) if len(self.returns) else UNKNOWN
+        config = self.config
+        trained = f"{config.algorithm} on {config.environment}, {counted(len(self.seeds), 'seed')}, mean return {mean}"
+        return f"Run({str(self.path)!r}: {trained})"
 
     def _repr_html_(self) -> str:
         return page_of_run(RunDirectory(self.path), self.config, self.returns)
@@ -340,7 +350,7 @@ def run_loop(
     except Stopped:
         raise KeyboardInterrupt(f"Stopped and saved. Resume with: {call_of('resume', config, directory)}") from None
     except KeyboardInterrupt:
-        words = f"Stopped immediately. Resume from the last checkpoint with: {call_of('resume', config, directory)}"
+        words = f"Stopped without saving. Resume from the last checkpoint with: {call_of('resume', config, directory)}"
         raise KeyboardInterrupt(words) from None
     finally:
         for line in lines_of_evaluations(directory):  # the agents were evaluated before training ended

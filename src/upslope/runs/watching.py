@@ -10,9 +10,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from upslope.core.files import AnyPath
 from upslope.core.messages import PREFIX, shell
 from upslope.core.reading import damaged
-from upslope.runs.directory import RunDirectory
+from upslope.runs.directory import RunDirectory, run_path
 from upslope.runs.display import Display, Snapshot, clock, closing_words, curve_place, mean, title_of
 from upslope.runs.growing import GrowingTable, episode_of, is_last, parsed_rows
 
@@ -205,7 +206,7 @@ def is_locked(path: Path) -> bool:
 
 
 def watch(
-    run: str | Path,
+    run: AnyPath,
     display: Display,
     look: Callable[[], str] = lambda: "",
     *,
@@ -223,7 +224,7 @@ def watch(
     silence, state = Silence(history, now), history.snapshot()
     has_rows = False
     with display:
-        display.start(title_of(history.config), [f"watching {run}; Ctrl-C stops watching, not the run"])
+        display.start(title_of(history.config), [f"watching {run_path(run)}; Ctrl-C stops watching, not the run"])
         while True:
             new = history.read()
             if new:
@@ -239,4 +240,4 @@ def watch(
                 finding = look() if has_rows else ""
                 display.update(replace(state, finding=finding, notice=notice, age=silence.seconds))
             sleep(PAUSE)
-        display.finish(state, [history.closing_line(), f"evaluate it:  {shell('upslope', 'evaluate', run)}"])
+        display.finish(state, [history.closing_line(), f"evaluate it:  {shell('upslope', 'evaluate', run_path(run))}"])

@@ -11,6 +11,7 @@ import yaml
 
 from upslope.config.config import Config, positive
 from upslope.config.prepare import missing_reader
+from upslope.core import html
 from upslope.core.files import safe_path
 from upslope.core.messages import counted
 from upslope.core.numbers import number as number_words
@@ -29,6 +30,7 @@ from upslope.lab.sweep.samplers import named, pruners, refuse_endless, require_o
 from upslope.lab.sweep.setup import Setup, setup_of
 from upslope.lab.sweep.storages import is_of_storage, sqlite_url
 from upslope.lab.sweep.study import Access, Study, Told
+from upslope.lab.sweep.words import verdict_words
 from upslope.runs.directory import MAX_NAME, RunDirectory, check_name
 from upslope.runs.display import choose
 
@@ -58,6 +60,13 @@ class Sweep:
     """Whether the winner has the default settings."""
     report: Path | None
     """The path of the report page; None without the extra `report`."""
+
+    def __repr__(self) -> str:
+        return "\n  ".join([f"Sweep in {self.path}", *verdict_words(self)])
+
+    def _repr_html_(self) -> str:
+        compared = "" if self.confirmation is None else self.confirmation.comparison._repr_html_()
+        return f"<div>{html.items(verdict_words(self))}{compared}</div>"
 
 
 def sweep(

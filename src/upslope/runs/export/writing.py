@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from upslope.core.files import output_file, require_folder, safe_path
+from upslope.core.files import AnyPath, output_file, require_folder, safe_path
 from upslope.core.messages import counted, unknown
 from upslope.core.storage import write_atomically
 from upslope.errors import UpslopeError
 from upslope.models.build import OwnModel
+from upslope.runs.directory import run_path
 from upslope.runs.export import c_format, numpy_format, onnx_format
 from upslope.runs.export.checking import EPISODES, STEPS, TOLERANCE, Agreement, agreement, expected
 from upslope.runs.export.plan import Plan
@@ -76,7 +77,7 @@ def export_policy(policy: Policy, format: str, output: str | Path | None = None)
 
 
 def export(
-    run: str | Path,
+    run: AnyPath,
     format: str,
     output: str | Path | None = None,
     *,
@@ -105,7 +106,7 @@ def export(
     path = output_path("." if output is None else output, format)  # checked before any file is read
     policy = load(run, seed=seed, checkpoint=checkpoint, model=model, trust=trust)
     if output is None:
-        path = safe_path(Path(run), output_path(run, format))
+        path = safe_path(run_path(run), output_path(run_path(run), format))
     return export_policy(policy, format, path)
 
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from upslope.core.files import MAX_SETTINGS, plain_file, safe_path
+from upslope.core.files import MAX_SETTINGS, AnyPath, plain_file, safe_path
 from upslope.core.messages import counted, told
 from upslope.core.reading import damaged, parse_json
 from upslope.core.storage import write_atomically
 from upslope.errors import UpslopeError
-from upslope.runs.directory import INFO, RunDirectory, fcntl
+from upslope.runs.directory import INFO, RunDirectory, fcntl, run_path
 from upslope.runs.growing import GrowingTable, is_last, parsed_rows
 from upslope.runs.tracking.tracker import (
     Tracker,
@@ -104,7 +104,7 @@ class Memory:
 class Sender:
     """Sends one run to one tracker."""
 
-    def __init__(self, run: str | Path, name: str, project: str | None = None):
+    def __init__(self, run: AnyPath, name: str, project: str | None = None):
         self.directory, self.name = RunDirectory(run), name
         self.config = self.directory.config()
         self.memory = Memory(self.directory, name, project)
@@ -186,7 +186,7 @@ def means_of(name: str, rows: np.ndarray) -> dict[str, float]:
     return {f"{name}/{column}": float(x.mean()) for column, x in known.items() if len(x)}
 
 
-def track(run: str | Path | Any, to: str | Sequence[str], *, project: str | None = None) -> list[str]:
+def track(run: AnyPath, to: str | Sequence[str], *, project: str | None = None) -> list[str]:
     """Send a run to experiment trackers: a run per seed, with all metric rows by environment step, the settings, and
     the results of training and evaluation.
 
@@ -205,7 +205,7 @@ def track(run: str | Path | Any, to: str | Sequence[str], *, project: str | None
     """
     names = (to,) if isinstance(to, str) else tuple(to)
     require_trackers(names, "--to")
-    return [send_run(Path(getattr(run, "path", run)), name, project) for name in names]
+    return [send_run(run_path(run), name, project) for name in names]
 
 
 def send_run(path: Path, name: str, project: str | None) -> str:
