@@ -82,6 +82,11 @@ def test_intervals_are_students_and_welchs():
     assert judge(finding.mean_of(left[:1]).interval, ABOVE_ZERO) == "undecided", "one sample decides nothing"
 
 
+def test_the_interval_of_a_share_contains_only_shares():
+    assert finding.mean_share_of(np.array([0.2, 0.4])).interval == (0.0, 1.0)
+    assert finding.mean_share_of(np.array([0.2, 0.3, 0.4])) == finding.mean_of(np.array([0.2, 0.3, 0.4]))
+
+
 def test_the_exponent_of_a_known_power_law():
     sizes = [4, 16, 64, 256]
     noise = np.exp(0.1 * np.random.default_rng(0).normal(size=(320, 4)))

@@ -120,6 +120,12 @@ def mean_of(samples: Float[np.ndarray, "R"]) -> Estimate:
     return Estimate(mean, (mean - half, mean + half))
 
 
+def mean_share_of(shares: Float[np.ndarray, "R"]) -> Estimate:
+    """The mean of R independent shares. Student's interval is cut to the possible values, 0 to 1."""
+    mean, (low, high) = mean_of(shares)
+    return Estimate(mean, (max(low, 0.0), min(high, 1.0)))
+
+
 def difference_of(left: Float[np.ndarray, "R"], right: Float[np.ndarray, "Q"]) -> Estimate:
     """mean(left) − mean(right) of independent samples with Welch's 95 % interval."""
     parts = [np.var(x, ddof=1) / len(x) for x in (left, right)]

@@ -16,7 +16,7 @@ from upslope.core.estimators import GAE
 from upslope.core.objectives import Clip
 from upslope.core.types import Transition
 from upslope.environments.base import CompiledEnvironment
-from upslope.lab.finding import Finding, Interval, Outcome, Panel, mean_of, with_intervals
+from upslope.lab.finding import Finding, Interval, Outcome, Panel, mean_share_of, with_intervals
 from upslope.lab.play import quick_jit, run_in_threads, small_task
 from upslope.learning.bonuses.bonus import Bonus
 from upslope.learning.bonuses.count import Count
@@ -133,15 +133,15 @@ def television(seed: int = 0, seeds: int = 6, iterations: int = 120, screens: in
     steps = [8 * STEPS * (k + 1) for k in range(iterations)]
     return Outcome(
         findings=(
-            Finding("prediction", mean_of(late["random_few"]), HALF_UP),
-            Finding("icm", mean_of(late["icm_few"]), HALF_UP),
-            Finding("counts", mean_of(late["count_few"]), HALF_DOWN),
-            Finding("endless", mean_of(late["count_endless"]), HALF_UP),
+            Finding("prediction", mean_share_of(late["random_few"]), HALF_UP),
+            Finding("icm", mean_share_of(late["icm_few"]), HALF_UP),
+            Finding("counts", mean_share_of(late["count_few"]), HALF_DOWN),
+            Finding("endless", mean_share_of(late["count_endless"]), HALF_UP),
         ),
         panels=(
             Panel(
                 "watching",
-                tuple(with_intervals(name, steps, [mean_of(column) for column in x.T]) for name, x in shares.items()),
+                tuple(with_intervals(name, steps, [mean_share_of(column) for column in x.T]) for name, x in shares.items()),
             ),
         ),
         numbers={"seeds": seeds, "steps": steps[-1], "screens": screens, "endless": ENDLESS, "rooms": ROOMS},
