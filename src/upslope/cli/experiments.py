@@ -70,7 +70,7 @@ def ladder(
 
 
 def lab(
-    only: tuple[str, ...] = (),
+    only: tuple[str, ...] | None = None,
     language: Literal["en", "zh"] = "en",
     output: str = "lab.html",
     seed: int = 0,

@@ -130,6 +130,8 @@ def fitting_configs(
 ) -> tuple[dict[str, Config], dict[str, str]]:
     """The config of each rung that can learn in this environment, and a reason for each rung that cannot."""
     configs, left_out = {}, {}
+    if algorithms is not None and not algorithms:
+        raise UpslopeError("--algorithms names no rung. Name at least one, or leave it out to train all that fit.")
     for rung in dict.fromkeys(algorithms or ALGORITHMS):
         config = configure(label, rung, is_continuous=has_box(environment.action_space), use_preset=preset, **settings)
         if ALGORITHMS[rung].source == "recorded":

@@ -33,13 +33,17 @@ class Result:
     seconds: float
 
 
-def select(names: Sequence[str]) -> list[Experiment]:
-    """The named experiments, in the order of `EXPERIMENTS`; all of them if no name is given."""
+def select(names: Sequence[str] | None) -> list[Experiment]:
+    """The named experiments, in the order of `EXPERIMENTS`; all of them for None."""
+    if names is None:
+        return list(EXPERIMENTS)
+    if not names:
+        raise UpslopeError("--only names no experiment. Name at least one, or leave it out to run all.")
     known = [experiment.name for experiment in EXPERIMENTS]
     for name in names:
         if name not in known:
             raise UpslopeError(f'Unknown lab experiment "{name}". Available: {", ".join(known)}.')
-    return [experiment for experiment in EXPERIMENTS if not names or experiment.name in names]
+    return [experiment for experiment in EXPERIMENTS if experiment.name in names]
 
 
 def check_seed(seed: int) -> None:
@@ -48,7 +52,7 @@ def check_seed(seed: int) -> None:
         raise UpslopeError(f"--seed must be from 0 to {MOST_SEED:,}, not {reprlib.repr(seed)}. Choose another one.")
 
 
-def run(names: Sequence[str], language: Language, seed: int, quick: bool, console: Console) -> list[Result]:
+def run(names: Sequence[str] | None, language: Language, seed: int, quick: bool, console: Console) -> list[Result]:
     """Run experiments, and print a line after each.
 
     Raises:
