@@ -6,7 +6,7 @@ import numpy as np
 
 from upslope.config.config import Config
 from upslope.core.broken_facts import broken_facts
-from upslope.core.messages import counted
+from upslope.core.messages import counted, shell
 from upslope.diagnosis.findings import Finding, Signs, rule, share
 
 SEED = "another seed: --seed 100 --seeds 5"
@@ -222,7 +222,7 @@ def not_finite(s: Signs) -> Finding | None:
         "not_finite", f"{lost.sum()} of {len(lost)} seeds have parameters that are no longer finite.",
         f"The environment returned {broken} that are not finite." if broken
         else "The networks produced numbers too large for 32 bits.",
-        f"Correct the environment; upslope check {s.config.environment} shows where." if broken
+        f"Correct the environment; {shell('upslope', 'check', s.config.environment)} shows where." if broken
         else "Lower --learning-rate, and add --normalize-observations --normalize-rewards.", 0.99,
         evidence=(s.evidence("policy/loss", np.where(lost, np.nan, 0.0), "a number"),),
     ) if lost.any() else None  # fmt: skip

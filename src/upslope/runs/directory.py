@@ -443,7 +443,7 @@ def not_a_run(path: Path) -> str:
         if path.suffix.lower() == ".zip":
             hint = (
                 "report, compare, figure, table and doctor read an archive; for anything else, unpack it: "
-                f"python -m zipfile -e {path} {path.with_suffix('')}"
+                + shell("python", "-m", "zipfile", "-e", path, path.with_suffix(""))
             )
     else:
         why = f"there is no such folder{'' if path.is_absolute() else f' in {Path.cwd()}'}"
