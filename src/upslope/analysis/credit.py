@@ -210,7 +210,8 @@ def load_credit(path: Path) -> EpisodeCredit:
         )
     except (KeyError, ValueError, TypeError) as error:
         raise UpslopeError(
-            f"{path} is damaged or from another version: {brief(error)}. Recreate it: {shell('upslope', 'credit', path.parent)}"
+            f"{path} is damaged or from another version: {brief(error)}. Recreate it: "
+            + shell("upslope", "credit", path.parent)
         ) from error
 
 
