@@ -155,7 +155,7 @@ def test_a_policy_trained_on_the_same_episodes_is_said_to_be(run: Path, data: Pa
     assert "trained on some of these episodes" in unknown and "or the recorded probabilities" in unknown
     equal = Path(shutil.copy(fitted, tmp_path / "equal.npz"))
     clone = edited(run, "clone", fitted)
-    tuned = edited(run, "tuned", None, lineage={"run": "gone", "before": {"run": str(clone), "before": None}})
+    tuned = edited(run, "tuned", None, lineage={"run": "a" * 5000, "before": {"run": str(clone), "before": None}})
     for one in (clone, tuned):
         for file in (fitted, equal):
             found = upslope.judge(one, data=file, **horizon)

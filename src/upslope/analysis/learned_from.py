@@ -26,7 +26,7 @@ def recordings(directory: RunDirectory) -> Iterator[tuple[str, str]]:
     for run in runs:
         try:
             source = RunDirectory(run).config().data
-        except UpslopeError:
+        except (UpslopeError, OSError, ValueError):  # it was deleted, or is damaged, or its name is not a path
             continue
         if source is not None:
             yield run, source
