@@ -47,7 +47,7 @@ STANDS_FOR = {
     "rates[-1]": "fewer",
     "steps": "thousands of",
     "broken": "observations, say,",
-    "s.config.environment": "ENVIRONMENT",
+    "shell('upslope', 'check', s.config.environment)": "upslope check ENVIRONMENT",
 }
 """General words that replace the numbers of a particular run in the texts of the rules."""
 

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from helpers import fresh_agent
 
 import upslope
 from upslope.analysis.judge import LEAST_EFFECTIVE, Case, log_probabilities
+from upslope.analysis.learned_from import is_same
 from upslope.cli.main import main
 from upslope.core.types import Rollout, host_rollout
 from upslope.environments.tabular import Tabular, gridworld
@@ -133,6 +135,35 @@ def test_what_the_data_cannot_tell_is_refused(run: Path, data: Path, capsys: Any
     with pytest.raises(SystemExit):
         main(["ope", str(run)])
     assert "judge" in capsys.readouterr().err
+
+
+def edited(run: Path, name: str, data: Path | None, **more: Any) -> Path:
+    """Copy a run, and say in its config.json that it learned from these data."""
+    copy = run.with_name(name)
+    shutil.copytree(run, copy)
+    described = json.loads((copy / "config.json").read_text())
+    described["config"]["data"] = None if data is None else str(data)
+    (copy / "config.json").write_text(json.dumps(described | more))
+    return copy
+
+
+def test_a_policy_trained_on_the_same_episodes_is_said_to_be(run: Path, data: Path, tmp_path: Path):
+    horizon = {"horizon": 5, "seed": 0}
+    # A policy that was fitted to the recorded actions makes them more probable than their recorder did.
+    fitted = changed(data, behaviour_log_prob=np.load(data)["behaviour_log_prob"] - 0.1)
+    unknown = refusals(run, fitted, **horizon)["wpdis"]
+    assert "trained on some of these episodes" in unknown and "or the recorded probabilities" in unknown
+    equal = Path(shutil.copy(fitted, tmp_path / "equal.npz"))
+    clone = edited(run, "clone", fitted)
+    tuned = edited(run, "tuned", None, lineage={"run": "a" * 5000, "before": {"run": str(clone), "before": None}})
+    for one in (clone, tuned):
+        for file in (fitted, equal):
+            found = upslope.judge(one, data=file, **horizon)
+            why = found.estimates["wpdis"].refusal
+            assert f"trained on these episodes (by {clone})" in why and "held-out" in why
+            assert "recorder's" not in why and any("better on them than it is" in note for note in found.notes)
+    assert not upslope.judge(clone, data=data, **horizon).notes
+    assert not is_same("minari:a/b-v0", "minari:a/c-v0") and is_same("minari:a/b-v0", "minari:a/b-v0")
 
 
 NUMBERS = spaces.Box(-1, 1, (3,), np.float32)

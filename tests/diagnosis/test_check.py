@@ -529,6 +529,22 @@ def test_differences_that_float32_loses_are_told_and_not_to_be_normalised():
     assert by_name["observation scale"].status == "ok" and "normalize" not in far.command
 
 
+def test_numbers_whose_squares_overflow_are_told_and_not_to_be_normalised():
+    class Overflowing(Walk):
+        def __init__(self):
+            super().__init__()
+            self.observation_space = spaces.Box(-1e38, 1e38, (2,), np.float32)
+
+        def observe(self):
+            return np.float32([1e37 * (1 + self.position), 50.0 * self.position])
+
+    found = upslope.check(Overflowing)
+    scale = {check.name: check for check in found.checks}["observation scale"]
+    assert scale.status == "warning" and "overflow" in scale.found and "Scale them" in scale.remedy
+    assert "normalize_observations=True" not in found.command and "normalize_observations=False" in found.command
+    assert not any(choice.what == "--normalize-observations" for choice in found.choices)
+
+
 def test_it_resets_and_acts_as_training_does():
     seeds, actions = [], []
 
@@ -574,7 +590,7 @@ def test_a_sound_environment_has_no_error_and_a_line_to_begin_with(environment):
 
 
 def test_the_proposal_follows_from_what_was_found():
-    assert "--normalize-observations" in upslope.check(Huge).command
+    assert "--normalize-observations" in upslope.check(Overflowing).command
     assert "--max-episode-steps 1000" in upslope.check(Endless).command
 
 

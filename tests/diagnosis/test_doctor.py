@@ -61,6 +61,17 @@ SIGNATURES = {
 }  # fmt: skip
 
 
+def test_observations_that_overflow_are_not_said_to_be_infinite_or_constant(tmp_path):
+    changes = {"health/observation_size": 1e38, "health/observation_constant": 1.0}
+    lost = changes | {"policy/loss": float("nan"), "health/observation_mean": float("nan")}
+    for number, metrics in enumerate((changes, lost)):
+        path = write_run(tmp_path / str(number), metrics, rise=0.0, normalize_observations=True)
+        found = {finding.cause: finding for finding in upslope.diagnose(path).findings}
+        assert "observations_uninformative" not in found and "overflow" in found["observations_unscaled"].symptom
+        assert "--no-normalize-observations" in found["observations_unscaled"].remedy
+    assert "overflow" in found["not_finite"].likely and "Scale the" in found["not_finite"].remedy
+
+
 @pytest.mark.parametrize("cause", SIGNATURES)
 def test_a_signature_is_found_first(cause, tmp_path):
     found = upslope.diagnose(write_run(tmp_path, **SIGNATURES[cause]))

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from run_helpers import assert_same_run, before_chunk
-from user_environments import Faulty
+from user_environments import Faulty, Walk
 
 import upslope
 from upslope import CompiledEnvironment, Transition
@@ -231,6 +231,32 @@ def test_an_environment_whose_numbers_are_not_finite_is_named_instead_of_the_lea
         upslope.train(NeverFinite(where), **settings)
     found = {finding.cause: finding for finding in upslope.diagnose(tmp_path / "broken").findings}
     assert where in found["not_finite"].likely and "learning-rate" not in found["not_finite"].remedy
+
+
+class Huge(Walk):
+    """Its observations are finite, but their squares overflow in 32 bits."""
+
+    def __init__(self):
+        super().__init__()
+        self.observation_space = spaces.Box(-1e38, 1e38, (2,), np.float32)
+
+    def observe(self):
+        return np.float32([1e38, -1e38 * self.np_random.random()])
+
+
+def test_observations_that_are_too_large_are_not_said_to_be_infinite(tmp_path: Path):
+    settings: dict[str, Any] = {
+        "steps": 320,
+        "quiet": True,
+        "folder": tmp_path,
+        **SMALL,
+        "normalize_observations": True,
+    }
+    with pytest.raises(
+        UpslopeError, match=r"numbers as large as 1e\+38.*or use --no-normalize-observations\.$"
+    ) as caught:
+        upslope.train(Huge, name="huge", **settings)
+    assert "not finite. Correct" not in str(caught.value) and "--learning-rate" not in str(caught.value)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Recorded episodes are read as they were written, and the algorithms that learn from them work as documented."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import gymnasium
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gymnasium import spaces
 
 import upslope
 from upslope.core.types import Rollout
@@ -62,6 +64,43 @@ def test_a_hand_written_dataset_is_read_as_its_docstring_says(tmp_path: Path):
     np.testing.assert_array_equal(rollout.terminated, [[False, False], [False, False], [True, False]])
     np.testing.assert_array_equal(rollout.truncated, [[False, False], [False, True], [False, False]])
     np.testing.assert_allclose(np.exp(rollout.behaviour_log_prob)[rollout.valid], [0.5, 0.8, 0.6, 0.9, 0.7], rtol=1e-6)
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "recorded_data.md").read_text("utf-8")
+
+
+def test_the_program_of_the_page_writes_a_file_and_trains_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (program,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.S)
+    short = program.replace("range(100)", "range(6)").replace(
+        "steps=200_000", "steps=400, hidden_sizes=(8,), quiet=True"
+    )
+    found: dict[str, Any] = {}
+    exec(compile(short, "recorded_data.md", "exec"), found)
+    rollout = load_dataset("rule.npz", *SPACES, True)
+    assert rollout.valid.shape[1] == 6 and rollout.valid.sum() == len(found["steps"]["reward"])
+    assert rollout.terminated.sum() + rollout.truncated.sum() == 6
+    assert found["run"].metrics()[-1]["step"] >= 400
+
+
+def test_the_page_lists_the_keys_that_are_written_and_read(teacher: Path):
+    listed = set(re.findall(r"^\| `(\w+)` \|", PAGE, flags=re.M))
+    assert listed == {"meta", "final_observation", *datasets.EVERY_STEP, *datasets.REQUIRED}
+    written = np.load(upslope.record(teacher, episodes=2, output=teacher / "keys.npz"))
+    assert set(written) == listed - {"action_mask"}
+
+
+def test_a_hand_written_file_may_have_parts_and_other_keys_but_needs_meta(tmp_path: Path):
+    arm = spaces.Tuple([spaces.Box(-1, 1, (2,)), spaces.Discrete(3, start=5)])
+    both = encoder_of(spaces.Dict({"arm": arm}), ""), head_of(spaces.Discrete(2, start=7), "")
+    parts: dict[str, Any] = {"observation": None, "final_observation": None, "truncated": np.array([False, True])}
+    for name, count in (("observation", 5), ("final_observation", 2)):
+        parts |= {f"{name}['arm'][0]": np.ones((count, 2)), f"{name}['arm'][1]": np.full(count, 7)}
+    rollout = load_dataset(hand_made(tmp_path / "parts.npz", **parts), *both, True)
+    assert rollout.observation["arm"][1].tolist() == [[7, 7], [7, 7], [7, 0]]
+    assert rollout.action.tolist() == [[0, 0], [1, 1], [1, 0]] and rollout.truncated.sum() == 1
+    with pytest.raises(upslope.UpslopeError, match=r"no entry `meta`, which holds a JSON object"):
+        load_dataset(hand_made(tmp_path / "bare.npz", meta=None), *SPACES, True)
 
 
 def test_recorded_and_loaded_equals_the_rollouts(teacher: Path):

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shlex
 import stat
 import subprocess
 import sys
@@ -276,6 +277,15 @@ def test_what_needs_a_folder_says_how_to_unpack_an_archive(archive: Path):
     for command in (upslope.load, upslope.evaluate, upslope.resume):
         with pytest.raises(UpslopeError, match=r"unpack it: python -m zipfile -e .*runs\.zip"):
             command(archive)
+
+
+def test_a_command_in_a_message_is_quoted_for_a_shell(tmp_path: Path):
+    archive = tmp_path / "b ü; ls.zip"
+    archive.touch()
+    with pytest.raises(UpslopeError) as caught:
+        upslope.evaluate(archive)
+    words = shlex.split(str(caught.value).partition("unpack it: ")[2])
+    assert words == ["python", "-m", "zipfile", "-e", str(archive), str(archive.with_suffix(""))]
 
 
 def test_an_archive_has_the_commands_and_the_same_bytes(runs: list[Path], archive: Path, tmp_path: Path):

@@ -32,7 +32,7 @@ from upslope.models.encoders import encoder_of
 from upslope.models.heads import with_policy
 from upslope.runs.checkpoints import save_checkpoint
 from upslope.runs.directory import RunDirectory
-from upslope.runs.export import writing
+from upslope.runs.export import running, writing
 from upslope.runs.export.plan import Dense, Plan
 from upslope.runs.export.running import compiler, run_c
 from upslope.runs.export.samples import random_arrays, random_masks, structured
@@ -496,6 +496,49 @@ def test_a_file_that_is_there_is_kept_and_names_are_checked(tmp_path: Path):
     with pytest.raises(UpslopeError, match='There is no format "torch"'):
         policy.export("torch", tmp_path)
     assert policy.export("numpy", tmp_path / "walker").paths[0].name == "walker.py"
+
+
+@pytest.mark.parametrize(
+    "name", ["numpy", "json", "sys", "class", "1", "my-policy", "a.b", "two words", "\ufb01", "__main__"]
+)
+def test_a_file_that_python_could_not_import_is_refused_before_anything_is_read(name: str, tmp_path: Path):
+    with pytest.raises(UpslopeError, match="Python could not import that file") as caught:
+        upslope.export(tmp_path / "no run", "numpy", tmp_path / f"{name}.py")
+    assert "such as policy.py" in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(compiler() is None, reason="no C compiler")
+@pytest.mark.parametrize("name", ['q"uo', "two\nlines", "back\\slash", "-dash"])
+def test_a_header_is_checked_whatever_its_name(name: str, tmp_path: Path):
+    done = small().export("c", tmp_path / f"{name}.h")
+    assert done.largest_difference is not None and done.seconds_per_step
+
+
+@pytest.mark.skipif(compiler() is None, reason="no C compiler")
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (b"#include <math.h>", b"#error planted", "does not compile.*planted"),
+        (b"_step(", b"_stride(", "does not compile"),
+        (b"state->", b"((small_state *)0)->", "fails when it is run"),
+    ],
+)
+def test_a_header_that_does_not_compile_or_run_is_never_left(
+    old: bytes, new: bytes, words: str, tmp_path: Path, monkeypatch: Any
+):
+    writer = writing.WRITERS["c"]
+
+    def faulty(plan: Plan, path: Path) -> dict[Path, bytes]:
+        return {at: text.replace(old, new) for at, text in writer(plan, path).items()}
+
+    monkeypatch.setitem(writing.WRITERS, "c", faulty)
+    with pytest.raises(UpslopeError, match=f"{words}.*a bug in upslope"):
+        small().export("c", tmp_path / "small.h")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(running, "compiler", lambda: "false")  # a command that always fails
+    done = small().export("c", tmp_path / "small.h")
+    assert done.largest_difference is None and "does not work" in done.notes[-1]
 
 
 def without_normaliser(plan: Plan) -> Plan:

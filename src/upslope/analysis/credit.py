@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
 
+from upslope.core.messages import shell
 from upslope.core.reading import brief
 from upslope.core.storage import fits_32_bits, load_arrays, save_arrays
 from upslope.errors import UpslopeError
@@ -209,7 +210,8 @@ def load_credit(path: Path) -> EpisodeCredit:
         )
     except (KeyError, ValueError, TypeError) as error:
         raise UpslopeError(
-            f"{path} is damaged or from another version: {brief(error)}. Recreate it: upslope credit {path.parent}"
+            f"{path} is damaged or from another version: {brief(error)}. Recreate it: "
+            + shell("upslope", "credit", path.parent)
         ) from error
 
 

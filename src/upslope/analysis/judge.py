@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from upslope.analysis.judgement import Judged, Judgement
+from upslope.analysis.learned_from import learned_from
 from upslope.config.config import positive
 from upslope.core.arrays import rows_at
 from upslope.core.files import AnyPath
@@ -112,7 +113,8 @@ def judge(
         require_finite(agents, index, seed, directory)
         agent = rows_at(agents, index)
         networks = {"hidden_sizes": config.hidden_sizes, "activation": config.activation, "encoders": config.encoder}
-        case = Case(agent, encoder, rollout, gamma, horizon, networks, seed)
+        learner = learned_from(directory, data)
+        case = Case(agent, encoder, rollout, gamma, horizon, networks, seed, learner)
         estimates = case.estimates(iterations)
     notes = [*foreign(meta, config.environment), *case.notes(estimates)]
     return Judgement(
@@ -139,6 +141,11 @@ def foreign(meta: Mapping[str, Any], environment: str) -> list[str]:
     return [f"recorded in {theirs}, while this policy was trained in {environment}: are they the same?"]
 
 
+def trained_by(run: str) -> str:
+    """The words that a policy has learned from the episodes, in this run."""
+    return f"this policy was trained on these episodes (by {run})"
+
+
 class Tail(NamedTuple):
     """The fitted values [T, N] of the steps, and V̂ of each episode's final observation [N]."""
 
@@ -158,6 +165,8 @@ class Case:
     horizon: int | None
     networks: Mapping[str, Any]
     random_seed: int
+    learner: str = ""
+    """The run that learned from these episodes, if the policy did; see `learned_from`."""
 
     @property
     def valid(self) -> np.ndarray:
@@ -191,10 +200,16 @@ class Case:
 
     def notes(self, estimates: Mapping[str, Judged]) -> list[str]:
         """Notes on what the numbers are based on."""
+        notes = []
+        if self.learner:
+            notes.append(
+                f"{trained_by(self.learner)}, so it looks better on them than it is: judge it with held-out ones"
+            )
         is_fitted = not estimates["fqe"].refusal
-        if not len(self.cut) or not is_fitted or self.rollout.action_mask is not None:
-            return []
-        return [f"{counted(len(self.cut), 'truncated episode')} of {self.valid.shape[1]:,} continued by the fitted Q"]
+        if len(self.cut) and is_fitted and self.rollout.action_mask is None:
+            cut = counted(len(self.cut), "truncated episode")
+            notes.append(f"{cut} of {self.valid.shape[1]:,} continued by the fitted Q")
+        return notes
 
     def estimates(self, iterations: int | None) -> dict[str, Judged]:
         """The result of each estimator."""
@@ -227,11 +242,19 @@ class Case:
         length = self.valid.sum() / self.valid.shape[1]
         if abs(test.z) <= FARTHEST or abs(test.mean - 1) * length <= LEAST_SHIFT:
             return ""
-        cause = "this policy takes actions that the recorder never takes, or " if test.mean < 1 else ""
-        return (
-            f"π/μ has the mean {test.mean:.3g} over the steps, {abs(test.z):.0f} standard errors from 1: {cause}the "
-            "recorded probabilities are not the recorder's"
-        )
+        if self.learner:
+            cause = f"{trained_by(self.learner)}, whose actions it was fitted to; judge it with held-out ones"
+        elif test.mean < 1:
+            cause = (
+                "this policy takes actions that the recorder never takes, or the recorded probabilities are not the "
+                "recorder's"
+            )
+        else:
+            cause = (
+                "this policy was trained on some of these episodes (then judge it with held-out ones), or the recorded "
+                "probabilities are not the recorder's"
+            )
+        return f"π/μ has the mean {test.mean:.3g} over the steps, {abs(test.z):.0f} standard errors from 1: {cause}"
 
     def why_no_tail(self, why_no_q: str, fitted: Tail | None) -> str:
         """Why episodes that were cut off cannot be continued; empty if they can, or if there are none."""

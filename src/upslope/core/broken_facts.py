@@ -6,20 +6,48 @@ import numpy as np
 
 from upslope.core.messages import PREFIX
 
-FACTS = {"observations": ("observation_mean", "observation_constant"), "rewards": ("reward_mean", "end_share")}
-"""What an environment returns → a health metric that is not finite if these numbers are not, and one that is finite
-whenever the first was measured."""
+FACTS = {
+    "observations": (("observation_mean", "observation_size"), "observation_constant"),
+    "rewards": (("reward_mean",), "end_share"),
+}
+"""What an environment returns → health metrics that are all not finite if these numbers are not, and one that is finite
+whenever they were measured. The mean of observations is that of the network's inputs, which also are not finite if the
+statistics of the normaliser have overflowed; their size is that of the observations themselves. Runs of older versions
+have no size."""
+TOO_LARGE = 1e17
+"""From this size on, sums of their squares over a batch may overflow in 32 bits."""
 
 
 def broken_facts(is_lost: np.ndarray, metrics: Mapping[str, np.ndarray]) -> str:
     """Return which of a seed's facts were not finite in the first iteration [I] that lost its agent; otherwise "", also
     if the health metrics were not computed in that iteration. A metric that was never finite may be missing.
 
-    The agent that acted in that iteration was still finite, so such facts come from the environment."""
+    The networks that acted in that iteration were still finite, so such facts come from the environment."""
     first = int(np.argmax(is_lost))
 
     def is_finite(name: str) -> bool:
         return PREFIX + name in metrics and bool(np.isfinite(metrics[PREFIX + name][first]))
 
-    broken = [what for what, (mean, other) in FACTS.items() if is_finite(other) and not is_finite(mean)]
+    broken = [what for what, (all_of, other) in FACTS.items() if is_finite(other) and not any(map(is_finite, all_of))]
     return broken[0] if is_lost.any() and broken else ""
+
+
+def largest_observation(metrics: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return the largest |number| in the observations that were measured over all iterations […, I]; 0 if none was."""
+    sizes = metrics.get(PREFIX + "observation_size")
+    if sizes is None:
+        return np.zeros(())
+    return np.max(np.where(np.isfinite(sizes), sizes, 0.0), axis=-1, initial=0.0)
+
+
+def too_large(size: float) -> str:
+    """Say that observations of this size are too large; empty if they are not."""
+    if size < TOO_LARGE:
+        return ""
+    return f"The observations contain numbers as large as {size:.2g}, and sums of their squares overflow in 32 bits."
+
+
+def scaling_remedy(*, is_normalised: bool) -> str:
+    """Say what to do about observations that are too large."""
+    instead = ", or use --no-normalize-observations" if is_normalised else ""
+    return f"Scale them in the environment or in a wrapper{instead}."

@@ -62,6 +62,8 @@ def load_arrays(path: Path, what: str, remedy: str = "") -> tuple[dict[str, np.n
     """
     with opened(path, what, remedy) as archive:
         arrays = {entry.filename.removesuffix(".npy"): read_array(archive, entry) for entry in archive.infolist()}
+        if "meta" not in arrays:
+            raise ValueError("it has no entry `meta`, which holds a JSON object such as {}")
         return arrays, meta_in(arrays.pop("meta"))
 
 

@@ -15,6 +15,7 @@ from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 
 from upslope.core.arrays import is_shape
+from upslope.core.broken_facts import TOO_LARGE, scaling_remedy
 from upslope.core.messages import counted, told
 from upslope.core.space_parts import leaf_spaces
 from upslope.diagnosis.check_results import Check, Status
@@ -245,9 +246,17 @@ class SeenArray:
         mean, std = flat.mean(0), flat.std(0)
         return mean, std, np.isin(np.arange(mean.size), lost_in_float32(flat))
 
+    def size(self) -> float:
+        """The largest |number| in it."""
+        return float(np.abs(self.seen.astype(np.float64)).max())
+
+    def is_too_large(self) -> bool:
+        """Whether it can be normalised, but its numbers are so large that the statistics would overflow."""
+        return self.is_real and self.size() >= TOO_LARGE
+
     def wants_normalising(self) -> bool:
         """Whether its mean is far from 0 or its spread far from 1, so that normalising can help."""
-        if not self.is_real:
+        if not self.is_real or self.is_too_large():
             return False
         mean, std, lost = self.scales()
         far = (np.abs(mean) > FAR) | (std > FAR) | ((std > 0) & (std < SMALL))
@@ -286,13 +295,10 @@ def of_array(array: SeenArray) -> Iterator[Check]:
         finite = np.isfinite(seen.astype(np.float32)).reshape(len(seen), -1).all(1)
     if not finite.all():
         at = int(np.flatnonzero(~finite)[0])
-        size = "not finite" if not np.isfinite(seen[at]).all() else "too large for float32"
-        yield Check(
-            f"observations{path}",
-            "error",
-            f"{size} in observation {at}",
-            "Look for a division by 0 in the environment.",
-        )
+        words, remedy = "too large for float32", scaling_remedy(is_normalised=False)
+        if not np.isfinite(seen[at]).all():
+            words, remedy = "not finite", "Look for a division by 0 in the environment."
+        yield Check(f"observations{path}", "error", f"{words} in observation {at}", remedy)
         return
     outside = float(np.mean((seen < space.low - 1e-6) | (seen > space.high + 1e-6)))
     remedy = "Correct observation_space; other libraries rely on its bounds." if outside else ""
@@ -311,9 +317,11 @@ def of_array(array: SeenArray) -> Iterator[Check]:
         yield Check(f"observation{path} precision", "error", words,
                     "Subtract a constant near the mean in the environment.")  # fmt: skip
     words = f"means {mean.min():.3g} to {mean.max():.3g}, deviations {std.min():.3g} to {std.max():.3g}"
-    wants = array.wants_normalising()
-    yield Check(f"observation{path} scale", "warning" if wants else "ok", words,
-                "Add --normalize-observations." if wants else "")  # fmt: skip
+    remedy = "Add --normalize-observations." if array.wants_normalising() else ""
+    if array.is_too_large():
+        words += f"; numbers as large as {array.size():.3g} cannot be normalised, since their squares overflow"
+        remedy = scaling_remedy(is_normalised=True)
+    yield Check(f"observation{path} scale", "warning" if remedy else "ok", words, remedy)
     if (std == 0).any():
         yield Check(f"observations{path} vary", "warning", f"{some(std == 0)} never change",
                     "Harmless if a random policy cannot reach what changes them.")  # fmt: skip
@@ -337,8 +345,14 @@ def some(which: np.ndarray) -> str:
 
 
 def wants_normalising(e: Examined) -> bool:
-    """Whether any array of the observations should be normalised."""
-    return any(array.wants_normalising() for array in arrays_of(e))
+    """Whether any array of the observations should be normalised, and none is too large for that."""
+    arrays = arrays_of(e)
+    return any(array.wants_normalising() for array in arrays) and not any(array.is_too_large() for array in arrays)
+
+
+def is_too_large(e: Examined) -> bool:
+    """Whether any array of the observations that would be normalised is too large for that."""
+    return any(array.is_too_large() for array in arrays_of(e))
 
 
 def of_rewards(e: Examined) -> Iterator[Check]:

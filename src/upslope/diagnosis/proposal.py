@@ -8,7 +8,7 @@ from upslope.config.command import flag
 from upslope.config.config import is_plain_key
 from upslope.config.presets import DEFAULT_PRESET, preset_of
 from upslope.diagnosis.check_results import Choice
-from upslope.diagnosis.checks import Examined, wants_normalising
+from upslope.diagnosis.checks import Examined, is_too_large, wants_normalising
 from upslope.engines.infos import MAX_SHOWN
 from upslope.environments.registry import lost
 from upslope.models.composed import layout_of, networks_of
@@ -19,6 +19,8 @@ from upslope.models.encoders import encoder_of
 def advice(e: Examined, settings: dict[str, Any]) -> dict[str, Any]:
     """The settings to start training with; `settings` are the ones with which the environment was created."""
     advised: dict[str, Any] = {"seeds": 5, **{name: value for name, value in settings.items() if value}}
+    if is_too_large(e):
+        advised["normalize_observations"] = False
     if preset_of(e.name, "ppo") is None:
         if wants_normalising(e):
             advised["normalize_observations"] = True
@@ -58,7 +60,9 @@ def choices(e: Examined, settings: dict[str, Any], unread: Sequence[tuple[str, A
     if e.suspicion.is_hidden:
         yield Choice("--memory gru", f"a suspicion; compare with a run without it: {e.suspicion.words}")
     advised = advice(e, settings)
-    if "normalize_observations" in advised:
+    if advised.get("normalize_observations") is False:
+        yield Choice("--no-normalize-observations", "sums of the squares of such large numbers overflow in 32 bits")
+    elif "normalize_observations" in advised:
         yield Choice("--normalize-observations", "some numbers are far from 0, or far larger or smaller than 1")
     yield from of_info(e)
     if advised.get("max_episode_steps") and not settings["max_episode_steps"]:

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from upslope.core.broken_facts import TOO_LARGE, largest_observation
 from upslope.diagnosis.findings import ENDS, FEW, Finding, Signs, rule, share
 from upslope.environments.libraries import PREFIXES
 
@@ -226,6 +227,11 @@ def limit_as_termination(s: Signs) -> Finding | None:
     ) if part else None  # fmt: skip
 
 
+def is_too_large(s: Signs) -> np.ndarray:
+    """Whether the observations of a seed [S] contain numbers that are too large for 32 bits."""
+    return np.broadcast_to(largest_observation(s.record.metrics) >= TOO_LARGE, len(s.record.seeds))
+
+
 @rule("Jones 2021; Schulman, nuts and bolts")
 def observations_uninformative(s: Signs) -> Finding | None:
     """Observations never change."""
@@ -233,6 +239,8 @@ def observations_uninformative(s: Signs) -> Finding | None:
     if s.lacks(f"{FEW} samples per iteration", s.batch < FEW) or longest <= 1:
         return None
     x, still = s.taken("observation_constant"), s.taken("still")
+    if is_too_large(s).any():  # the normaliser's deviation is infinite, so its quotients are 0
+        x = np.zeros_like(x)
     part = share((x > 0.999) | (still > 0.999) & (longest > 2))
     return Finding(
         "observations_uninformative",
@@ -249,6 +257,16 @@ def observations_unscaled(s: Signs) -> Finding | None:
     """Observations in the tens and hundreds saturate the first layer; tiny ones hardly affect it."""
     centre, width = s.taken("observation_mean"), s.taken("observation_std_max")
     saturated, constant = s.taken("policy_saturation"), s.taken("observation_constant")
+    if part := share(is_too_large(s)):
+        size = np.broadcast_to(largest_observation(s.record.metrics), len(s.record.seeds))
+        return Finding(
+            "observations_unscaled", "Observations contain numbers so large that sums of their squares overflow.",
+            "The normaliser divides by infinity, so the networks see only zeros." if s.config.normalize_observations
+            else "The first layer saturates, and normalising cannot help.",
+            "Scale the observations in the environment, or use --no-normalize-observations."
+            if s.config.normalize_observations else "Scale the observations in the environment.", 0.98 * part, 0.98,
+            evidence=(s.evidence("observation_size", size, f"below {TOO_LARGE:g}"),),
+        )  # fmt: skip
     # If observations are already normalised, something else saturates the layer.
     is_scaled = s.config.normalize_observations
     part = share((centre > 20) | (width > 20) | (saturated > 0.5) & (not is_scaled))

@@ -5,8 +5,8 @@ import math
 import numpy as np
 
 from upslope.config.config import Config
-from upslope.core.broken_facts import broken_facts
-from upslope.core.messages import counted
+from upslope.core.broken_facts import TOO_LARGE, broken_facts, largest_observation
+from upslope.core.messages import counted, shell
 from upslope.diagnosis.findings import Finding, Signs, rule, share
 
 SEED = "another seed: --seed 100 --seeds 5"
@@ -218,11 +218,14 @@ def not_finite(s: Signs) -> Finding | None:
         for seed, row in enumerate(rows) if lost[seed]
     ]  # fmt: skip
     broken = next(filter(None, facts), "")
+    is_huge = bool((largest_observation(s.record.metrics) >= TOO_LARGE).any())
     return Finding(
         "not_finite", f"{lost.sum()} of {len(lost)} seeds have parameters that are no longer finite.",
         f"The environment returned {broken} that are not finite." if broken
+        else "The observations contain numbers so large that sums of their squares overflow." if is_huge
         else "The networks produced numbers too large for 32 bits.",
-        f"Correct the environment; upslope check {s.config.environment} shows where." if broken
+        f"Correct the environment; {shell('upslope', 'check', s.config.environment)} shows where." if broken
+        else "Scale the observations in the environment, or use --no-normalize-observations." if is_huge
         else "Lower --learning-rate, and add --normalize-observations --normalize-rewards.", 0.99,
         evidence=(s.evidence("policy/loss", np.where(lost, np.nan, 0.0), "a number"),),
     ) if lost.any() else None  # fmt: skip

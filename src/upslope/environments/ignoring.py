@@ -42,7 +42,8 @@ def ignoring(environment: Any, keys: tuple[str, ...], name: str) -> Any:
             of_mask = " Networks never read a mask; --no-masks allows forbidden actions." if key == MASK else ""
             has = f"they have the keys {listed(known)}" if known else f"{type(space).__name__} has no parts"
             raise UpslopeError(
-                f"The observations of {name} have no `{key}`: {has}. Correct --ignore-observation {key}.{of_mask}"
+                f"The observations of {name} have no `{key}`: {has}. Correct "
+                f"--ignore-observation {shlex.quote(key)}.{of_mask}"
             )
     left = kept_space(space, frozenset(keys))
     if left is None:

@@ -20,6 +20,7 @@ from upslope.config.config import Config, canonical, configure
 from upslope.config.ladder import ALGORITHMS
 from upslope.config.prepare import made_for
 from upslope.config.task import estimator_of, task_of
+from upslope.core.messages import shell
 from upslope.core.space_parts import has_box
 from upslope.diagnosis.doctor import Watch
 from upslope.engines.base import Placement, Resources, resources_of
@@ -114,7 +115,7 @@ def ladder(
                 if rung not in left_out and evaluation_episodes:
                     evaluate_rung(rung, path / rung, evaluation_episodes, display, environment, cluster)
         except KeyboardInterrupt:
-            words = f"Stopped and saved. To continue, repeat the command with: --name {path.name} --resume"
+            words = f"Stopped and saved. To continue, repeat the command with: {shell('--name', path.name, '--resume')}"
             raise KeyboardInterrupt(words) from None
     runs = [path / rung for rung in configs if rung not in left_out]
     if not runs:

@@ -471,9 +471,8 @@ def not_a_run(path: Path) -> str:
         if path.is_dir():
             why = "its config.json is not a file" if (path / "config.json").exists() else "it has no config.json"
         if path.suffix.lower() == ".zip":
-            hint = (
-                "report, compare, figure, table and doctor read an archive; for anything else, unpack it: "
-                f"python -m zipfile -e {path} {path.with_suffix('')}"
+            hint = "report, compare, figure, table and doctor read an archive; for anything else, unpack it: " + shell(
+                "python", "-m", "zipfile", "-e", path, path.with_suffix("")
             )
     else:
         why = f"there is no such folder{'' if path.is_absolute() else f' in {Path.cwd()}'}"

@@ -20,7 +20,7 @@ import numpy as np
 from upslope.config.config import Config
 from upslope.config.trust import own_parts
 from upslope.core.arrays import where_seeds
-from upslope.core.broken_facts import broken_facts
+from upslope.core.broken_facts import broken_facts, largest_observation, scaling_remedy, too_large
 from upslope.core.messages import shell
 from upslope.core.numbers import number
 from upslope.engines.base import Chunk, Engine, clock, finite_seeds, lost_after, not_finite
@@ -140,6 +140,8 @@ class Loop:
         self.engine, self.directory, self.config, self.seeds = engine, directory, config, config.seed_list()
         self.display, self.watch, self.tracking = display, watch, tracking
         self.say = unless_closed(display.message)
+        self.largest = np.zeros(len(self.seeds))
+        """The largest number in each seed's observations [S], as far as it was measured."""
 
     @cached_property
     def spaces(self) -> dict[str, Any]:
@@ -345,6 +347,7 @@ class Loop:
 
     def check_finite(self, chunk: Chunk, progress: Progress) -> None:
         """Report, once per seed, that its parameters are no longer finite, and stop when all seeds are affected."""
+        self.largest = np.maximum(self.largest, largest_observation(chunk.metrics))
         for s in np.flatnonzero(not_finite(chunk)).tolist():
             if s not in progress.broken:
                 progress.broken.add(s)
@@ -361,9 +364,11 @@ class Loop:
 
     def remedy(self, chunk: Chunk, s: int) -> str:
         """Return what may have made a seed's parameters infinite or not a number, and what to do about it."""
-        check = f"upslope check {self.config.environment}"
+        check = shell("upslope", "check", self.config.environment)
         if found := broken_facts(lost_after(chunk)[s], {name: x[s] for name, x in chunk.metrics.items()}):
             return f"The environment returned {found} that are not finite. Correct it; `{check}` shows where."
+        if words := too_large(self.largest[s]):
+            return f"{words} {scaling_remedy(is_normalised=self.config.normalize_observations)}"
         remedy = "Lower --learning-rate, or use --normalize-rewards and --normalize-observations."
         if own := own_parts(vars(self.config)):
             remedy = f"First make sure that such numbers do not come from your own {' or '.join(own)}. {remedy}"

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from upslope.core.arrays import is_shape, shaped_like
+from upslope.core.messages import shell
 from upslope.core.reading import brief
 from upslope.core.types import Rollout
 from upslope.errors import UpslopeError
@@ -79,7 +80,8 @@ def read_minari(where: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any
     name, folder = folder_of(where)
     stored, data = minari("minari.dataset.minari_storage").MinariStorage, folder / "data"
     if not (data / "metadata.json").is_file():
-        raise UpslopeError(f"Minari has no dataset {name} on this machine. Download it: minari download {name}")
+        words = f"Minari has no dataset {name} on this machine. Download it: "
+        raise UpslopeError(words + shell("minari", "download", name))
     try:
         metadata = stored.read_raw_metadata(data)
         missing = [key for key in ("observation_space", "action_space") if not isinstance(metadata.get(key), str)]

@@ -13,7 +13,7 @@ from upslope.config.config import Config, positive
 from upslope.config.prepare import missing_reader
 from upslope.core import html
 from upslope.core.files import safe_path
-from upslope.core.messages import counted
+from upslope.core.messages import counted, readable, shell
 from upslope.core.numbers import number as number_words
 from upslope.core.storage import write_atomically
 from upslope.engines.base import Placement, Resources, resources_of
@@ -272,5 +272,5 @@ def write_settings(setup: Setup, config: Config, path: Path) -> None:
     plain = {name: list(x) if isinstance(x, tuple) else x for name, x in config.to_json().items()}
     left_out, task = ("environment", "seeds", "seed", "preset", "data"), setup.task(config)
     settings = {n: x for n, x in plain.items() if n not in left_out and not missing_reader(n, config, task)}
-    head = f"# upslope train {config.environment} --config {path}\n"
+    head = f"# {readable(shell('upslope', 'train', config.environment, '--config', path))}\n"
     write_atomically(path, (head + yaml.safe_dump({"preset": False} | settings, sort_keys=False)).encode())

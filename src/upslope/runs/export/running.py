@@ -28,6 +28,8 @@ from upslope.runs.export.samples import structured
 Found = dict[str, np.ndarray]
 """The actions and the parameters of all parts, [T, B, …]."""
 STANDARD = ("-std=c99", "-O2")
+HEADER = "policy.h"
+"""The name under which a header is compiled, since `#include` cannot name every file."""
 PATIENCE = 60
 """Maximum number of seconds that the compiler or a program may run."""
 
@@ -104,7 +106,8 @@ def run_c(
     compiler options.
 
     Raises:
-        subprocess.SubprocessError, OSError: there is no compiler, or it does not work.
+        subprocess.CalledProcessError: the header cannot be compiled or run.
+        subprocess.SubprocessError, OSError: there is no compiler, it does not work, or it takes too long.
     """
     length, batch = arrays[0].shape[:2]
     rows = np.concatenate([x.reshape(length, batch, -1) for x in arrays], axis=-1).astype(np.float32)
@@ -113,12 +116,9 @@ def run_c(
     inward = [np.ascontiguousarray(np.swapaxes(x, 0, 1)).reshape(length * batch, -1) for x in facts]
     with TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "main.c").write_text(PROGRAM.format(**words_of(header, plan, length, length * batch)))
+        (folder / HEADER).write_bytes(header.read_bytes())
         (folder / "in").write_bytes(b"".join(x.tobytes() for x in inward))
-        built = [str(compiler()), *STANDARD, *more, f"-I{header.parent.resolve()}", "main.c", "-lm", "-o", "main"]
-        options: dict[str, Any] = {"cwd": folder, "check": True, "capture_output": True, "timeout": PATIENCE}
-        subprocess.run(built, **options)
-        seconds = float(subprocess.run([str(folder / "main")], **options).stdout)
+        seconds = float(built_and_run(PROGRAM.format(**words_of(header, plan, length, length * batch)), folder, more))
         content = (folder / "out").read_bytes()
     found, start = {}, 0
     for name, dtype, shape in kinds_of(plan):
@@ -126,6 +126,26 @@ def run_c(
         found[name] = np.frombuffer(content[start : start + size], dtype).reshape(batch, length, *shape).swapaxes(0, 1)
         start += size
     return Timed(found, seconds)
+
+
+def built_and_run(program: str, folder: Path, more: Sequence[str] = ()) -> bytes:
+    """Compile a program in this folder, run it there, and return what it prints."""
+    (folder / "main.c").write_text(program)
+    built = [str(compiler()), *STANDARD, *more, "main.c", "-lm", "-o", "main"]
+    options: dict[str, Any] = {"cwd": folder, "check": True, "capture_output": True, "timeout": PATIENCE}
+    subprocess.run(built, **options)
+    return subprocess.run([str(folder / "main")], **options).stdout
+
+
+def compiler_works() -> bool:
+    """Whether the C compiler of this machine makes a program that runs here, from the smallest source that includes
+    what a policy and its check include."""
+    with TemporaryDirectory() as folder:
+        try:
+            built_and_run(SMALLEST, Path(folder))
+        except (subprocess.SubprocessError, OSError):
+            return False
+        return True
 
 
 def kinds_of(plan: Plan) -> Iterator[tuple[str, np.dtype, tuple[int, ...]]]:
@@ -139,7 +159,7 @@ def words_of(header: Path, plan: Plan, length: int, count: int) -> dict[str, Any
     """Return the values of the placeholders in `PROGRAM`."""
     prefix, names = prefix_of(header), [name for each in fields_of(plan) for name in each.values()]
     return {
-        "header": header.name,
+        "header": HEADER,
         "p": prefix,
         "count": count,
         "length": length,
@@ -155,6 +175,18 @@ def words_of(header: Path, plan: Plan, length: int, count: int) -> dict[str, Any
     }
 
 
+SMALLEST = """\
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <time.h>
+
+int main(void)
+{
+    return printf("%d\\n", (int)(int64_t)tanhf((float)clock())) < 0;
+}
+"""
+"""A program that every working compiler accepts."""
 PROGRAM = """\
 #include <stdio.h>
 #include <time.h>

@@ -2,16 +2,19 @@
 
 import platform
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from keyword import iskeyword
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 
 from upslope.core.files import AnyPath, output_file, require_folder, safe_path
-from upslope.core.messages import counted, unknown
+from upslope.core.messages import counted, readable, unknown
 from upslope.core.storage import write_atomically
 from upslope.errors import UpslopeError
 from upslope.models.build import OwnModel
@@ -19,12 +22,14 @@ from upslope.runs.directory import run_path
 from upslope.runs.export import c_format, numpy_format, onnx_format
 from upslope.runs.export.checking import EPISODES, STEPS, TOLERANCE, Agreement, agreement, expected
 from upslope.runs.export.plan import Plan
-from upslope.runs.export.running import Found, compiler, run_c, run_numpy, run_onnx
+from upslope.runs.export.running import PATIENCE, Found, compiler, compiler_works, run_c, run_numpy, run_onnx
 from upslope.runs.export.samples import random_arrays, random_masks
 from upslope.runs.export.walk import plan_of
 from upslope.runs.policy import Policy, Which, load
 
 SUFFIXES: dict[str, str] = {"onnx": ".onnx", "numpy": ".py", "c": ".h"}
+HIDDEN = sys.stdlib_module_names | {"numpy", "__main__"}
+"""Modules that a NumPy file of the same name would hide, or that would be imported in its place."""
 WRITERS: dict[str, Callable[[Plan, Path], dict[Path, bytes]]] = {
     "onnx": onnx_format.files_of,
     "numpy": numpy_format.files_of,
@@ -114,7 +119,8 @@ def output_path(output: str | Path, format: str) -> Path:
     """Return the path of the file to write, which is named `policy` if `output` is a folder.
 
     Raises:
-        UpslopeError: the format is unknown, the suffix does not match the format, or the folder does not exist.
+        UpslopeError: the format is unknown, the suffix does not match the format, Python could not import the file by
+            its name, or the folder does not exist.
     """
     if format not in SUFFIXES:
         raise UpslopeError(unknown("format", str(format), SUFFIXES, "upslope export --help"))
@@ -122,8 +128,27 @@ def output_path(output: str | Path, format: str) -> Path:
     path = output_file(output, f"policy{suffix}")
     if path.suffix != suffix:
         raise UpslopeError(f"The format {format} needs a {suffix} file, not {path.name}. Change the suffix.")
+    if format == "numpy":
+        require_importable(path)
     require_folder(path)
     return path
+
+
+def require_importable(path: Path) -> None:
+    """Raise an error unless `from NAME import Policy` imports this file, and `import numpy` in it imports NumPy."""
+    name = path.stem
+    if not name.isidentifier() or normalize("NFKC", name) != name:
+        why = f'"{name}" is not a Python identifier'
+    elif iskeyword(name):
+        why = f'"{name}" is a keyword of Python'
+    elif name in HIDDEN:
+        why = f'it would hide the module "{name}", which it or other code imports'
+    else:
+        return
+    raise UpslopeError(
+        f"The policy cannot be exported to {path.name}, since Python could not import that file: {why}. Choose another "
+        "--output, such as policy.py or walker.py."
+    )
 
 
 def refuse_taken(files: dict[Path, bytes]) -> dict[Path, bytes]:
@@ -174,12 +199,38 @@ def exported_c(plan: Plan, written: Path, files: dict[Path, bytes], held: tuple[
             raise OSError("there is no C compiler on this machine")
         found, seconds = run_c(written, plan, arrays, masks)
     except (subprocess.SubprocessError, OSError) as error:
-        why = error if isinstance(error, OSError) else "the C compiler of this machine does not work"
+        why = why_unchecked(error)
         return kept(
             files, None, (size, f"the time per step was not measured, nor were the outputs checked: {why}"), **sizes
         )
     words = f"{size}; {1e6 * seconds:.3g} µs per step on this machine ({platform.machine()}, -O2)"
     return kept(files, checked(plan, found, wanted), (words,), seconds_per_step=seconds, **sizes)
+
+
+def why_unchecked(error: subprocess.SubprocessError | OSError) -> str:
+    """Return why a header could not be run on this machine, if the header is not the reason.
+
+    Raises:
+        UpslopeError: the compiler works, but not with this header.
+    """
+    if isinstance(error, OSError):
+        return str(error)
+    if isinstance(error, subprocess.TimeoutExpired):
+        return f"compiling or running it took more than {PATIENCE} seconds"
+    if not compiler_works():
+        return "the C compiler of this machine does not work"
+    said = text_of_output(error.stderr) if isinstance(error, subprocess.CalledProcessError) else ""
+    raise UpslopeError(
+        f"The exported header {'does not compile' if said else 'fails when it is run'}, although the C compiler of "
+        f"this machine works, so nothing was written{said and f' ({said})'}: this is a bug in upslope. Report it, and "
+        "try another --format, or use the policy from Python: upslope.load."
+    ) from error
+
+
+def text_of_output(stderr: bytes) -> str:
+    """Return the first error that a compiler reports, or else the first line that it prints; empty if there is none."""
+    lines = stderr.decode("utf-8", "replace").splitlines()
+    return readable(next((line for line in lines if "error" in line), lines[0] if lines else "").strip())
 
 
 def kept(files: dict[Path, bytes], held: Agreement | None, notes: tuple[str, ...] = (), **numbers: Any) -> Exported:

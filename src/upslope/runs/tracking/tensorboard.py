@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from upslope.core.files import safe_path
+from upslope.core.messages import shell
 from upslope.runs.tracking.tracker import MetricRow, TrackedRun, imported, words
 
 
@@ -22,7 +23,7 @@ class TensorboardTracker:
             rows = "\n".join(f"| {name} | {cell(value)} |" for name, value in run.parameters.items())
             for one in self.writers.values():
                 one.add_text("parameters", f"| name | value |\n|---|---|\n{rows}", 0)
-        return {"where": f"tensorboard --logdir {board}"}
+        return {"where": shell("tensorboard", "--logdir", board)}
 
     def log(self, rows: Sequence[MetricRow]) -> None:
         """Write one point per metric, at the seed's environment step."""

@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from upslope.core.messages import shell
 from upslope.runs.tracking.tracker import MetricRow, TrackedRun, imported
 
 REMOTE = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")
@@ -38,7 +39,7 @@ class TrackioTracker:
             }
             # Trackio ends the current run of a context when another begins, so each run has its own context.
             self.runs[seed] = contextvars.Context().run(lambda given=options: trackio.init(**given))
-        return {"project": project, "where": f"trackio show --project {project} (group {run.name})"}
+        return {"project": project, "where": f"{shell('trackio', 'show', '--project', project)} (group {run.name})"}
 
     def log(self, rows: Sequence[MetricRow]) -> None:
         """Send rows."""
