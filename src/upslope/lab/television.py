@@ -141,7 +141,7 @@ def television(seed: int = 0, seeds: int = 6, iterations: int = 120, screens: in
         panels=(
             Panel(
                 "watching",
-                tuple(with_intervals(name, steps, [mean_share_of(column) for column in x.T]) for name, x in shares.items()),
+                tuple(with_intervals(name, steps, list(map(mean_share_of, x.T))) for name, x in shares.items()),
             ),
         ),
         numbers={"seeds": seeds, "steps": steps[-1], "screens": screens, "endless": ENDLESS, "rooms": ROOMS},
