@@ -62,7 +62,7 @@ SIGNATURES = {
 
 
 def test_observations_that_overflow_are_not_said_to_be_infinite_or_constant(tmp_path):
-    changes = {"health/observation_size": 1e38, "health/observation_constant": 1.0}
+    changes = {"health/observation_max": 1e38, "health/observation_constant": 1.0}
     lost = changes | {"policy/loss": float("nan"), "health/observation_mean": float("nan")}
     for number, metrics in enumerate((changes, lost)):
         path = write_run(tmp_path / str(number), metrics, rise=0.0, normalize_observations=True)

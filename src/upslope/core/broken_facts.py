@@ -7,13 +7,11 @@ import numpy as np
 from upslope.core.messages import PREFIX
 
 FACTS = {
-    "observations": (("observation_mean", "observation_size"), "observation_constant"),
+    "observations": (("observation_mean", "observation_max"), "observation_constant"),
     "rewards": (("reward_mean",), "end_share"),
 }
 """What an environment returns → health metrics that are all not finite if these numbers are not, and one that is finite
-whenever they were measured. The mean of observations is that of the network's inputs, which also are not finite if the
-statistics of the normaliser have overflowed; their size is that of the observations themselves. Runs of older versions
-have no size."""
+whenever they were measured. If observations are too large, only their mean overflows, not the largest of them."""
 TOO_LARGE = 1e17
 """From this size on, sums of their squares over a batch may overflow in 32 bits."""
 
@@ -33,8 +31,9 @@ def broken_facts(is_lost: np.ndarray, metrics: Mapping[str, np.ndarray]) -> str:
 
 
 def largest_observation(metrics: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return the largest |number| in the observations that were measured over all iterations […, I]; 0 if none was."""
-    sizes = metrics.get(PREFIX + "observation_size")
+    """Return the largest |number| in the observations that the networks read over all iterations […, I]; 0 if none was
+    measured. In the first iteration, the normaliser does not change them yet."""
+    sizes = metrics.get(PREFIX + "observation_max")
     if sizes is None:
         return np.zeros(())
     return np.max(np.where(np.isfinite(sizes), sizes, 0.0), axis=-1, initial=0.0)

@@ -265,7 +265,7 @@ def observations_unscaled(s: Signs) -> Finding | None:
             else "The first layer saturates, and normalising cannot help.",
             "Scale the observations in the environment, or use --no-normalize-observations."
             if s.config.normalize_observations else "Scale the observations in the environment.", 0.98 * part, 0.98,
-            evidence=(s.evidence("observation_size", size, f"below {TOO_LARGE:g}"),),
+            evidence=(s.evidence("observation_max", size, f"below {TOO_LARGE:g}"),),
         )  # fmt: skip
     # If observations are already normalised, something else saturates the layer.
     is_scaled = s.config.normalize_observations

@@ -51,7 +51,7 @@ SERIES = (*SHARES, *SIZES, *DECISIONS, "value", "value_bias")
 PAIRS = ("tail_correlation", "terminal_correlation", "penultimate_correlation", "weight_agreement")
 FEATURE_STATISTICS = tuple(f"observation_{name}" for name in ("mean", "std_min", "std_max", "max", "constant"))
 GROUP_STATISTICS = ("signal", "second_moment", "saturation")
-OTHERS = ("reward_scale", "ends_together", "action_effect", "late_effect", "observation_size", *FEATURE_STATISTICS)
+OTHERS = ("reward_scale", "ends_together", "action_effect", "late_effect", *FEATURE_STATISTICS)
 OTHERS += tuple(f"{network}_{name}" for network in ("policy", "critic") for name in GROUP_STATISTICS)
 
 
@@ -146,8 +146,9 @@ class HealthProbe:
         parts = [
             moments(series),
             correlations(pairs(rollout, credit, value, has_value, tail)),
-            jnp.stack([seen.reward_scale, ends_together(rollout)]),
-            jnp.stack([action_effect(batch, rollout), late_effect(batch, rollout), observation_size(rollout)]),
+            jnp.stack(
+                [seen.reward_scale, ends_together(rollout), action_effect(batch, rollout), late_effect(batch, rollout)]
+            ),
             feature_statistics(floating(seen.model, batch.features), batch.valid)
             if is_vector(batch.features)
             else unknown(len(FEATURE_STATISTICS)),
@@ -254,18 +255,6 @@ def facts(rollout: Rollout) -> Series:
         "reward": (rollout.reward, valid),
         "reward_size": (jnp.abs(rollout.reward), valid),
     }
-
-
-def observation_size(rollout: Rollout) -> Float[Array, ""]:
-    """The largest |number| in the observations before they are normalised; nan if one is nan, or if they contain no
-    real numbers."""
-
-    def size_of(x: Array) -> Array:
-        is_row = rollout.valid.reshape(rollout.valid.shape + (1,) * (x.ndim - 2))
-        return jnp.max(jnp.where(is_row, jnp.abs(x), 0.0)).astype(jnp.float32)
-
-    sizes = [size_of(x) for x in jax.tree.leaves(rollout.observation) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return jnp.max(jnp.stack(sizes)) if sizes else jnp.float32(jnp.nan)
 
 
 def weights(rollout: Rollout, credit: Credit, tail: tuple[Array, Array]) -> Series:
