@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -64,6 +65,25 @@ class Range:
         steps = 0.0 if self.step is None else (value - self.low) / self.step
         return math.isclose(steps, round(steps), abs_tol=1e-9)
 
+    @property
+    def size(self) -> int:
+        """The number of values of a finite range."""
+        return int((exact(self.high) - exact(self.low)) / exact(self.spacing)) + 1
+
+    @property
+    def spacing(self) -> int | float:
+        """The distance between two values of a finite range."""
+        return 1 if self.step is None else self.step
+
+    def at(self, place: int) -> Any:
+        """The value at a place of a finite range, counted from 0, as samplers store it."""
+        value = exact(self.low) + place * exact(self.spacing)
+        return int(value) if self.is_whole else float(value)
+
+    def place(self, drawn: Any) -> int | None:
+        """The place of a value in a finite range; None if the value is not in it."""
+        return round((drawn - self.low) / self.spacing) if self.holds(drawn) else None
+
     def to_json(self) -> dict[str, Any]:
         """The range in the form of a space file."""
         found = {"low": self.low, "high": self.high}
@@ -92,6 +112,19 @@ class Choices:
     def holds(self, value: Any) -> bool:
         """Whether the value is one of the choices."""
         return value in self.values
+
+    @property
+    def size(self) -> int:
+        """The number of choices."""
+        return len(self.values)
+
+    def at(self, place: int) -> Any:
+        """The choice at a place, counted from 0, as samplers store it."""
+        return self.words[place]
+
+    def place(self, drawn: Any) -> int | None:
+        """The place of a choice, given as samplers store it; None if it is not among the choices."""
+        return self.words.index(drawn) if drawn in self.words else None
 
     def to_json(self) -> dict[str, Any]:
         """The choices in the form of a space file."""
@@ -126,6 +159,11 @@ class Space:
     def only(self, names: Any) -> "Space":
         """This space with only those searched settings that are among `names`."""
         return Space({name: p for name, p in self.searched.items() if name in names}, self.fixed)
+
+
+def exact(value: int | float) -> Decimal:
+    """A number as it is written, so that the steps of a range are not rounded."""
+    return Decimal(str(value))
 
 
 def word(value: Any) -> Any:

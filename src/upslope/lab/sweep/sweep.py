@@ -183,7 +183,9 @@ def opening_lines(setup: Setup, study: Study, path: Path) -> list[str]:
     searched = ", ".join(name.rstrip("_") for name in setup.space.searched)
     again = [f"continuing: {counted(before, 'trial')} so far"] if before else []
     search = f"searching {searched} with {access.sampler}, pruning by {access.pruner}"
-    return [title, f"writing to {path}", search, *again]
+    all_of = study.combinations
+    size = [] if all_of is None else [f"{counted(all_of.size, 'combination')} in the space, each tried once"]
+    return [title, f"writing to {path}", search, *size, *again]
 
 
 def train_trials(
