@@ -123,8 +123,10 @@ def test_names_and_options_that_cannot_be_get_one_message(tmp_path, capsys, monk
         with pytest.raises(SystemExit):
             main(["sweep", "jax:CartPole-v1", "--folder", str(tmp_path), "--trials", "1", *words.split()])
         assert expected in capsys.readouterr().err
-    with pytest.raises(UpslopeError, match="Every trial of a sweep starts from scratch"):
-        upslope.sweep("jax:CartPole-v1", folder=tmp_path, start_from="runs/other")
+    refused = {"start_from": "runs/other", "reference": "runs/other", "data": "episodes.npz", "stop_at_return": 400}
+    for name, value in refused.items():
+        with pytest.raises(UpslopeError, match=f"Omit {name}"):
+            upslope.sweep("jax:CartPole-v1", folder=tmp_path, **{name: value})
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(UpslopeError, match=r"pip install \"upslope\[sweep\]\""):
         upslope.sweep("jax:CartPole-v1", folder=tmp_path)

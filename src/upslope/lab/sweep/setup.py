@@ -12,7 +12,7 @@ from upslope.config.task import estimator_of, objective_of, task_of
 from upslope.core.space_parts import has_box
 from upslope.environments.registry import AnyEnvironment, EnvironmentLike
 from upslope.errors import UpslopeError
-from upslope.lab.sweep.space import Space, read_space, shipped_space
+from upslope.lab.sweep.space import Space, read_space, refuse_in_a_sweep, shipped_space
 from upslope.learning.iteration import Task
 
 SELECTING = ("estimator", "objective", "optimiser", "memory", "shared_trunk", "model", "head")
@@ -67,13 +67,10 @@ def setup_of(
     given = read_space(space) if space is not None else None
     fixed = dict(given.fixed) if given else {}
     asked = fixed | canonical(settings)
+    for name, value in asked.items():
+        if value is not None:
+            refuse_in_a_sweep(name)
     default, made, _, parts = configured(environment, algorithm, preset=preset, settings=asked)
-    if default.data is not None:
-        raise UpslopeError("A sweep scores trials by their own episodes, and recorded data have none. Omit data.")
-    if default.reference is not None:
-        raise UpslopeError("The trials of a sweep have no reference policy. Omit reference.")
-    if default.start_from:
-        raise UpslopeError("Every trial of a sweep starts from scratch, not from another run. Omit start_from.")
     task = task_of(default, made, parts)
     shipped = shipped_space(is_continuous=has_box(made.action_space))
     read = with_searched_entropy(

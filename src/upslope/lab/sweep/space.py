@@ -25,8 +25,20 @@ from upslope.config.trust import ROLES, names_code
 from upslope.core.messages import unknown
 from upslope.errors import UpslopeError
 
-GIVEN_BY_THE_COMMAND = ("environment", "algorithm", "steps", "seeds", "seed", "preset", "data")
+GIVEN_BY_THE_COMMAND = ("environment", "algorithm", "steps", "seeds", "seed", "preset")
 """Settings that a space cannot contain: trials are compared on one task, budget and set of seeds."""
+ENDING = ("stop_at_return",)
+"""Settings, other than the steps, that determine when training ends."""
+NOT_IN_A_SWEEP: Mapping[str, str] = {
+    "data": "A sweep scores trials by their own episodes, and recorded data have none.",
+    "reference": "The trials of a sweep have no reference policy.",
+    "start_from": "Every trial of a sweep starts from scratch, not from another run.",
+    **dict.fromkeys(
+        ENDING,
+        "The trials of a sweep are compared at the same budget, which --steps sets, so none of them may end earlier.",
+    ),
+}
+"""Settings that no trial may have, whether they are fixed or searched, and why."""
 OF_THE_TASK = ("env_kwargs", "wrappers", "ignore_observation", "masks", "max_episode_steps")
 """Settings that change the task, so that the scores of trials that differ in them cannot be compared."""
 RANGE, CHOICES = {"low", "high", "log", "step"}, {"choices"}
@@ -203,6 +215,7 @@ def space_of(entries: Mapping[str, Any], place: str) -> Space:
         try:
             name = field_of(str(written))
             is_searched = isinstance(entry, Mapping) and bool(set(map(str, entry)) & (RANGE | CHOICES))
+            refuse_in_a_sweep(name)
             if name in GIVEN_BY_THE_COMMAND:
                 raise UpslopeError(f"{written} is the same for all trials; pass it to the command instead.")
             if name in searched or name in fixed:
@@ -216,6 +229,15 @@ def space_of(entries: Mapping[str, Any], place: str) -> Space:
     if not searched:
         raise UpslopeError(f"{place} searches nothing. Write {FORM}.")
     return Space(searched, fixed)
+
+
+def refuse_in_a_sweep(name: str) -> None:
+    """Reject a setting that no trial of a sweep may have."""
+    if name not in NOT_IN_A_SWEEP:
+        return
+    flags = f"upslope train ENVIRONMENT --config winner.yaml {flag_of(name)} …"
+    later = f" After the sweep, the winner can be trained with it: {flags}" if name in ENDING else ""
+    raise UpslopeError(f"{NOT_IN_A_SWEEP[name]} Omit {name}.{later}")
 
 
 def field_of(written: str) -> str:
