@@ -134,7 +134,8 @@ def test_names_and_options_that_cannot_be_get_one_message(tmp_path, capsys, monk
 
 def test_own_parts_are_flags_of_the_command(tmp_path, capsys, monkeypatch):
     taken = {}
-    monkeypatch.setattr(sweeps, "sweep", lambda **options: taken.update(options))
+    found = SimpleNamespace(winner="a trial")
+    monkeypatch.setattr(sweeps, "sweep", lambda **options: taken.update(options) or found)
     flags = ["--model", "own_models:SharedTrunk", "--model-kwargs", '{"width": 4}', "--estimator", "gae"]
     main(["sweep", "CartPole-v1", *flags, "--learning-rate-schedule", "my:Own", "--quiet"])
     own = {"model": "own_models:SharedTrunk", "model_kwargs": {"width": 4}, "estimator": "gae"}
