@@ -1,5 +1,7 @@
 """The trials of a sweep share their seeds, the winner is judged on fresh ones, and stopping the sweep loses nothing."""
 
+import json
+import shutil
 import signal
 import sys
 import time
@@ -64,6 +66,29 @@ def test_fresh_runs_are_judged_by_as_many_episodes_as_are_asked_for(found):
     for episodes, words in ((3, "3 evaluation episodes"), (0, "training episodes"), (1, "3 evaluation episodes")):
         again = upslope.sweep("jax:CartPole-v1", **options | {"evaluation_episodes": episodes})
         assert words in again.confirmation.comparison.score
+
+
+def test_more_fresh_seeds_train_those_that_are_missing_and_fewer_use_the_first(found, tmp_path):
+    shutil.copytree(found.path, tmp_path / "first")
+    options = OPTIONS | {"folder": tmp_path, "name": "first", "evaluation_episodes": 0}
+    scores = {}
+    for seeds in (2, 3, 1):
+        confirmation = upslope.sweep("jax:CartPole-v1", **options | {"fresh_seeds": seeds}).confirmation
+        assert confirmation.winner.seeds == confirmation.default.seeds == tuple(range(2, 2 + seeds))
+        scores[seeds] = [confirmation.winner.scores.tolist(), confirmation.default.scores.tolist()]
+    for seeds, both in scores.items():
+        assert both == [one[:seeds] for one in scores[3]]
+    place = next(tmp_path.glob("first/fresh-*"))
+    names = [f"{who}{first}" for who in ("default", "winner") for first in ("", "-4")]
+    assert sorted(path.name for path in place.iterdir()) == names
+    again = upslope.sweep("jax:CartPole-v1", **options | {"fresh_seeds": 3, "evaluation_episodes": 3})
+    assert "mean return of 3 evaluation episodes" in again.confirmation.comparison.score
+    assert len(again.confirmation.winner.scores) == 3
+    config = json.loads((place / "winner" / "config.json").read_text())
+    config["config"]["gamma"] = 0.5
+    (place / "winner" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UpslopeError, match=r"gamma was 0\.5"):
+        upslope.sweep("jax:CartPole-v1", **options | {"fresh_seeds": 4})
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import numpy as np
 
 from upslope.analysis.statistics import WINDOW
 from upslope.config.config import Config
+from upslope.core.messages import shell
 from upslope.core.numbers import number, range_of
 from upslope.lab.sweep.confirm import DEFAULT, WINNER, Confirmation
 from upslope.lab.sweep.setup import Setup
@@ -69,7 +70,7 @@ def fresh_part(figures: Figures, confirmation: Confirmation) -> dict[str, Any]:
         "figure": score_figure(figures, groups, titles),
         "scores": score_table(groups, titles),
         "warnings": confirmation.comparison.warnings,
-        "command": f"upslope report {confirmation.winner.runs[0]} {confirmation.default.runs[0]}",
+        "command": shell("upslope", "report", *confirmation.winner.runs, *confirmation.default.runs),
     }
 
 
