@@ -108,12 +108,16 @@ def test_the_page_and_the_winners_settings(found):
     assert config == found.config
 
 
-def test_the_same_call_continues_and_other_settings_are_refused(found, monkeypatch):
+def test_the_same_call_continues_and_other_settings_are_refused(found, monkeypatch, capsys):
     options = OPTIONS | {"folder": found.path.parent, "name": "first"}
     with monkeypatch.context() as patch:
         patch.setattr(sweeps, "Programs", None)  # nothing is left to train
         again = upslope.sweep("jax:CartPole-v1", **options)
     assert again.trials == found.trials and again.confirmation.probability == found.confirmation.probability
+    capsys.readouterr()
+    upslope.sweep("jax:CartPole-v1", **options | {"sampler": "random", "quiet": False})
+    assert "the sampler was bruteforce and is now random" in capsys.readouterr().out
+    upslope.sweep("jax:CartPole-v1", **options)
     with pytest.raises(UpslopeError, match="seeds was 2, now 3"):
         upslope.sweep("jax:CartPole-v1", **options | {"seeds": 3})
 

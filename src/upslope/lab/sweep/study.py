@@ -138,6 +138,18 @@ class Study:
             self.study.set_user_attr("id", token_hex(8))
         return self.study.user_attrs["id"]
 
+    def continued_with(self) -> str:
+        """Record the sampler and the pruner of this call, and say which of them differ from those of the last call that
+        recorded them; empty if none does."""
+        now = {"sampler": self.access.sampler, "pruner": self.access.pruner}
+        before = self.study.user_attrs.get("drawn_by", now)
+        if before != now or "drawn_by" not in self.study.user_attrs:
+            self.study.set_user_attr("drawn_by", now)
+        changed = [
+            f"the {role} was {before[role]} and is now {name}" for role, name in now.items() if before[role] != name
+        ]
+        return f"{', and '.join(changed)}, for the trials that have not begun" if changed else ""
+
     def left(self) -> int:
         """The number of trials that have not begun. If each combination is tried once, there are no more of them than
         combinations without a trial."""
