@@ -7,6 +7,8 @@ from pathlib import Path
 import optuna
 import pytest
 
+import upslope
+from upslope.lab.sweep import sweep as sweeps
 from upslope.lab.sweep.combinations import Combinations
 from upslope.lab.sweep.samplers import distribution_of, without_warnings
 from upslope.lab.sweep.space import Space, space_of
@@ -117,3 +119,13 @@ def test_several_processes_try_each_combination_once(first: dict[str, object] | 
     with ThreadPoolExecutor(4) as threads:
         assert sum(threads.map(work, studies)) == 6
     assert combinations(studies[0]) == ALL
+
+
+def test_a_compiled_sweep_trains_no_combination_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    options = {"space": {"learning_rate": {"choices": [1e-3, 3e-3]}}, "sampler": "bruteforce", "seeds": 1, "steps": 64}
+    options |= {"num_envs": 2, "rollout_steps": 16, "hidden_sizes": (8,), "preset": False, "fresh_seeds": 0}
+    options |= {"folder": tmp_path, "at_once": 4, "quiet": True}
+    found = upslope.sweep("jax:CartPole-v1", **options)
+    assert sorted(trial.drawn["learning_rate"] for trial in found.trials) == [1e-3, 3e-3]
+    monkeypatch.setattr(sweeps, "Programs", None)  # nothing is left to train
+    assert upslope.sweep("jax:CartPole-v1", **options).trials == found.trials

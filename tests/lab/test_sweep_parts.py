@@ -1,6 +1,8 @@
 """A sweep may search its parts. A setting may then apply to some trials only, and mistakes are found before the first
 trial."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +85,11 @@ def test_a_sweep_without_a_finished_trial_fails_and_says_why(quiet: list[str], t
         main([*words, "--trials", "2", "--steps", "64", "--seeds", "1", "--no-preset", *quiet])
     assert stopped.value.code == 2
     assert capsys.readouterr().err.count("00 is more than the 32 samples") == 1
+
+
+def test_creating_agents_leaves_each_core_a_device():
+    code = (
+        "import jax; from upslope.lab.sweep.setup import setup_of; from upslope.learning.devices import num_cores; "
+        "setup_of('jax:CartPole-v1', 'ppo', None, False, {}); assert jax.local_device_count() == num_cores()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

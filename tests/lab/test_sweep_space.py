@@ -111,4 +111,6 @@ def test_a_sampler_that_tries_everything_needs_an_end():
         refuse_endless("bruteforce", endless)
     space = space_of({"gamma": {"low": 0.5, "high": 0.9, "step": 0.1}, "epochs": {"low": 1, "high": 3}}, "")
     refuse_endless("bruteforce", space)
+    for low, high, step in ((0.9, 0.99, 0.09), (0.8, 0.9, 0.1)):  # the differences of these numbers are rounded
+        assert space_of({"gamma": {"low": low, "high": high, "step": step}}, "").searched["gamma"].size == 2
     refuse_endless("tpe", shipped_space(is_continuous=False))

@@ -14,6 +14,7 @@ from upslope.core.space_parts import has_box
 from upslope.environments.registry import AnyEnvironment, EnvironmentLike
 from upslope.errors import UpslopeError
 from upslope.lab.sweep.space import Space, read_space, refuse_in_a_sweep, shipped_space
+from upslope.learning.devices import computing
 from upslope.learning.iteration import Task, fresh_networks
 
 SELECTING = ("estimator", "objective", "bonus", "optimiser", "memory", "shared_trunk", "model", "head")
@@ -84,25 +85,38 @@ def setup_of(
         if value is not None:
             refuse_in_a_sweep(name)
     default, made, _, parts = configured(environment, algorithm, preset=preset, settings=asked)
-    task = task_of(default, made, parts)
-    if given is None:
-        setup = around(default, made, task, asked)
-    else:
-        if twice := [name for name in given.searched if name in asked]:
-            raise UpslopeError(f"{', '.join(twice)} is searched by the space and also set. Omit one of the two.")
-        read = with_searched_entropy(default, given)
-        unread = [name for name in (*asked, *given.searched) if missing_reader(name, read, task)]
-        refuse_never_read(Setup(default, made, given), unread)
-        conditional = {name: x for name, x in asked.items() if name in unread}
-        if conditional:
-            plain = {name: x for name, x in asked.items() if name not in unread}
-            options = {"is_continuous": has_box(made.action_space), "use_preset": preset}
-            without = configure(default.environment, algorithm, **options, **plain)
-            default = replace(default, **{name: getattr(without, name) for name in conditional})
-        setup = Setup(default, made, given, conditional)
-        check_ends(given, default)
-    check_parts(setup)
+    with computing(on_host=not made.is_compiled):  # creating agents must not fix JAX's devices to the default ones
+        task = task_of(default, made, parts)
+        if given is None:
+            setup = around(default, made, task, asked)
+        else:
+            setup = within(given, default, made, task, asked, preset)
+        check_parts(setup)
     return setup
+
+
+def within(
+    space: Space,
+    default: Config,
+    environment: AnyEnvironment,
+    task: Task,
+    asked: Mapping[str, Any],
+    preset: bool | str,
+) -> Setup:
+    """The setup that searches a user's space. Settings that only trials with other parts use are not the default's."""
+    if twice := [name for name in space.searched if name in asked]:
+        raise UpslopeError(f"{', '.join(twice)} is searched by the space and also set. Omit one of the two.")
+    read = with_searched_entropy(default, space)
+    unread = [name for name in (*asked, *space.searched) if missing_reader(name, read, task)]
+    refuse_never_read(Setup(default, environment, space), unread)
+    conditional = {name: value for name, value in asked.items() if name in unread}
+    if conditional:
+        plain = {name: value for name, value in asked.items() if name not in unread}
+        options = {"is_continuous": has_box(environment.action_space), "use_preset": preset}
+        without = configure(default.environment, default.algorithm, **options, **plain)
+        default = replace(default, **{name: getattr(without, name) for name in conditional})
+    check_ends(space, default)
+    return Setup(default, environment, space, conditional)
 
 
 def around(default: Config, environment: AnyEnvironment, task: Task, asked: Collection[str]) -> Setup:

@@ -296,7 +296,7 @@ def range_of(name: str, entry: Mapping[str, Any]) -> Range:
         raise UpslopeError(f"the range of {name} is empty: low {low} is not below high {high}.")
     if log and low <= 0:
         raise UpslopeError(f"the range of {name} starts at {low}, which has no logarithm. Raise low, or omit log.")
-    if step is not None and (log or not 0 < step <= high - low):
+    if step is not None and (log or not 0 < exact(step) <= exact(high) - exact(low)):
         why = "log and step exclude each other" if log else f"a step of {step} does not fit into it"
         raise UpslopeError(f"the range of {name}: {why}.")
     return Range(low, high, log, step, kind is int)
