@@ -59,6 +59,8 @@ def test_a_setting_that_no_combination_uses_is_refused(settings: Any):
         ({"gamma": {"choices": [0.9, 0.99]}}, {"model": TRUNK, "model_kwargs": {"hiden": 3}}, "hiden"),
         ({"model": {"choices": ["perceptron", TRUNK]}}, {"model_kwargs": {"hiden": 3}}, f"model = {TRUNK}.*hiden"),
         ({"model": {"choices": ["perceptron", "nowhere:Model"]}}, {}, "model = nowhere:Model.*cannot be imported"),
+        ({"model_kwargs": {"choices": [{}, {"hiden": 3}]}}, {"model": TRUNK}, "model_kwargs = .*hiden"),
+        ({"policy_reads": {"choices": ["none", ["nothing"]]}}, {}, "policy_reads = .*nothing"),
         ({"bonus": {"choices": ["none", "nowhere:Bonus"]}}, {}, "bonus = nowhere:Bonus.*cannot be imported"),
         ({"optimiser": {"choices": ["adam", "nowhere:adam"]}}, {}, "optimiser = nowhere:adam.*cannot be imported"),
         ({"entropy_schedule": {"choices": ["linear", "nowhere:f"]}}, {}, "entropy_schedule = nowhere:f.*imported"),

@@ -19,6 +19,8 @@ from upslope.learning.iteration import Task, fresh_networks
 
 SELECTING = ("estimator", "objective", "bonus", "optimiser", "memory", "shared_trunk", "model", "head")
 """Settings that determine which other settings are used."""
+OF_PARTS = ("model_kwargs", "bonus_kwargs", "encoder", "policy_reads", "critic_reads")
+"""Settings that determine how parts are created."""
 MOST_PARTS = 1000
 """Maximum number of combinations of parts that are tried to find one that uses a setting or can be trained."""
 
@@ -153,15 +155,15 @@ def combinations_of_parts(space: Space, **fixed: Any) -> Iterator[dict[str, Any]
 
 
 def check_parts(setup: Setup) -> None:
-    """Create the agent of the default, and of a trial with each choice of a part, so that a mistake that would make
-    every such trial fail is found before the first one.
+    """Create the agent of the default, and of a trial with each choice of a part or of its arguments. A mistake that
+    would make every such trial fail is thus found before the first one.
 
     Raises:
         UpslopeError: the default cannot be trained, or no trial with one of the choices can be.
     """
     try_config(setup, setup.default)
     for name, parameter in setup.space.searched.items():
-        if name not in (*SELECTING, *PARTS_BY_NAME):
+        if name not in (*SELECTING, *PARTS_BY_NAME, *OF_PARTS):
             continue
         for choice in parameter.ends():
             if choice != getattr(setup.default, name) and (error := why_never(setup, name, choice)):
