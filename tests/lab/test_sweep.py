@@ -1,5 +1,7 @@
 """The trials of a sweep share their seeds, the winner is judged on fresh ones, and stopping the sweep loses nothing."""
 
+import json
+import shutil
 import signal
 import sys
 import time
@@ -66,6 +68,29 @@ def test_fresh_runs_are_judged_by_as_many_episodes_as_are_asked_for(found):
         assert words in again.confirmation.comparison.score
 
 
+def test_more_fresh_seeds_train_those_that_are_missing_and_fewer_use_the_first(found, tmp_path):
+    shutil.copytree(found.path, tmp_path / "first")
+    options = OPTIONS | {"folder": tmp_path, "name": "first", "evaluation_episodes": 0}
+    scores = {}
+    for seeds in (2, 3, 1):
+        confirmation = upslope.sweep("jax:CartPole-v1", **options | {"fresh_seeds": seeds}).confirmation
+        assert confirmation.winner.seeds == confirmation.default.seeds == tuple(range(2, 2 + seeds))
+        scores[seeds] = [confirmation.winner.scores.tolist(), confirmation.default.scores.tolist()]
+    for seeds, both in scores.items():
+        assert both == [one[:seeds] for one in scores[3]]
+    place = next(tmp_path.glob("first/fresh-*"))
+    names = [f"{who}{first}" for who in ("default", "winner") for first in ("", "-4")]
+    assert sorted(path.name for path in place.iterdir()) == names
+    again = upslope.sweep("jax:CartPole-v1", **options | {"fresh_seeds": 3, "evaluation_episodes": 3})
+    assert "mean return of 3 evaluation episodes" in again.confirmation.comparison.score
+    assert len(again.confirmation.winner.scores) == 3
+    config = json.loads((place / "winner" / "config.json").read_text())
+    config["config"]["gamma"] = 0.5
+    (place / "winner" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UpslopeError, match=r"gamma was 0\.5"):
+        upslope.sweep("jax:CartPole-v1", **options | {"fresh_seeds": 4})
+
+
 @pytest.mark.parametrize(
     ("low", "high", "verdict"), [(0.51, 0.9, "better"), (0.1, 0.49, "worse"), (0.4, 0.9, "undecided"), (0, 0, "")]
 )
@@ -83,12 +108,16 @@ def test_the_page_and_the_winners_settings(found):
     assert config == found.config
 
 
-def test_the_same_call_continues_and_other_settings_are_refused(found, monkeypatch):
+def test_the_same_call_continues_and_other_settings_are_refused(found, monkeypatch, capsys):
     options = OPTIONS | {"folder": found.path.parent, "name": "first"}
     with monkeypatch.context() as patch:
         patch.setattr(sweeps, "Programs", None)  # nothing is left to train
         again = upslope.sweep("jax:CartPole-v1", **options)
     assert again.trials == found.trials and again.confirmation.probability == found.confirmation.probability
+    capsys.readouterr()
+    upslope.sweep("jax:CartPole-v1", **options | {"sampler": "random", "quiet": False})
+    assert "the sampler was bruteforce and is now random" in capsys.readouterr().out
+    upslope.sweep("jax:CartPole-v1", **options)
     with pytest.raises(UpslopeError, match="seeds was 2, now 3"):
         upslope.sweep("jax:CartPole-v1", **options | {"seeds": 3})
 
@@ -123,8 +152,10 @@ def test_names_and_options_that_cannot_be_get_one_message(tmp_path, capsys, monk
         with pytest.raises(SystemExit):
             main(["sweep", "jax:CartPole-v1", "--folder", str(tmp_path), "--trials", "1", *words.split()])
         assert expected in capsys.readouterr().err
-    with pytest.raises(UpslopeError, match="Every trial of a sweep starts from scratch"):
-        upslope.sweep("jax:CartPole-v1", folder=tmp_path, start_from="runs/other")
+    refused = {"start_from": "runs/other", "reference": "runs/other", "data": "episodes.npz", "stop_at_return": 400}
+    for name, value in refused.items():
+        with pytest.raises(UpslopeError, match=f"Omit {name}"):
+            upslope.sweep("jax:CartPole-v1", folder=tmp_path, **{name: value})
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(UpslopeError, match=r"pip install \"upslope\[sweep\]\""):
         upslope.sweep("jax:CartPole-v1", folder=tmp_path)
@@ -132,7 +163,8 @@ def test_names_and_options_that_cannot_be_get_one_message(tmp_path, capsys, monk
 
 def test_own_parts_are_flags_of_the_command(tmp_path, capsys, monkeypatch):
     taken = {}
-    monkeypatch.setattr(sweeps, "sweep", lambda **options: taken.update(options))
+    found = SimpleNamespace(winner="a trial")
+    monkeypatch.setattr(sweeps, "sweep", lambda **options: taken.update(options) or found)
     flags = ["--model", "own_models:SharedTrunk", "--model-kwargs", '{"width": 4}', "--estimator", "gae"]
     main(["sweep", "CartPole-v1", *flags, "--learning-rate-schedule", "my:Own", "--quiet"])
     own = {"model": "own_models:SharedTrunk", "model_kwargs": {"width": 4}, "estimator": "gae"}

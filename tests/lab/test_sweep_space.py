@@ -24,6 +24,11 @@ BAD = {
     "epochs: {low: 1, high: 3, log: true, step: 1}": "exclude",
     "activation: {low: 1, high: 2}": "not a number",
     "steps: {low: 1, high: 2}": "same for all trials",
+    "stop_at_return: 400\ngamma: {choices: [0.9]}": "compared at the same budget, which --steps sets",
+    "stop-at-return: {choices: [none, 400]}": "--config winner.yaml --stop-at-return",
+    "start_from: {choices: [runs/a, runs/b]}": "Every trial of a sweep starts from scratch",
+    "reference: {choices: [runs/a, runs/b]}": "no reference policy",
+    "data: file.npz": "Omit data.",
     "masks: {choices: [true, false]}": "changes the task",
     "num_envs: 8": "searches nothing",
     "- learning_rate": "must contain a space",
@@ -106,4 +111,6 @@ def test_a_sampler_that_tries_everything_needs_an_end():
         refuse_endless("bruteforce", endless)
     space = space_of({"gamma": {"low": 0.5, "high": 0.9, "step": 0.1}, "epochs": {"low": 1, "high": 3}}, "")
     refuse_endless("bruteforce", space)
+    for low, high, step in ((0.9, 0.99, 0.09), (0.8, 0.9, 0.1)):  # the differences of these numbers are rounded
+        assert space_of({"gamma": {"low": low, "high": high, "step": step}}, "").searched["gamma"].size == 2
     refuse_endless("tpe", shipped_space(is_continuous=False))

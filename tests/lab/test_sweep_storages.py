@@ -119,6 +119,16 @@ def test_who_begins_a_study_at_the_same_moment_shares_it(storage):
     assert rates.count(0.003) == 1 and len(set(rates)) == 4
 
 
+def test_another_sampler_or_pruner_continues_a_study_and_is_named(tmp_path):
+    def words(sampler, pruner):
+        return Study(RATES, Access(sqlite_url(tmp_path / "study.db"), "x", 4, sampler, pruner, 0), {}).continued_with()
+
+    assert words("tpe", "median") == words("tpe", "median") == ""
+    assert words("random", "median").startswith("the sampler was tpe and is now random, for")
+    assert words("tpe", "none").startswith("the sampler was random and is now tpe, and the pruner was median and is")
+    assert words("tpe", "none") == ""
+
+
 def test_of_two_descriptions_at_the_same_moment_one_is_refused(storage):
     def steps(number):
         try:

@@ -11,6 +11,7 @@ from upslope.cli.cluster import HERE, OnCluster
 from upslope.cli.terminal import console, say
 from upslope.cli.train import Quiet
 from upslope.config.config import positive
+from upslope.errors import UpslopeError
 
 
 @dataclass(frozen=True)
@@ -115,9 +116,12 @@ def sweep(
         del options["max_episode_steps"]
     from upslope.cli.sweep_tables import sweep_lines, sweep_table
     from upslope.lab.sweep.sweep import sweep
+    from upslope.lab.sweep.words import no_winner_words
 
     found = sweep(**options)
     if not quiet:
         console().print(sweep_table(found))
         for line in sweep_lines(found):
             say(line)
+    if found.winner is None:
+        raise UpslopeError(no_winner_words(found.trials))

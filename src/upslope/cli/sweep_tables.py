@@ -24,7 +24,8 @@ def sweep_table(found: Sweep) -> Any:
 
 def sweep_lines(found: Sweep) -> Iterator[str]:
     """The verdict on fresh seeds, and what to do next."""
-    yield from verdict_words(found)
+    if found.winner is not None:  # otherwise the command fails with these words
+        yield from verdict_words(found)
     if found.config is not None:
         settings = found.path / "winner.yaml"
         yield f"train it:  {shell('upslope', 'train', found.config.environment, '--config', settings)}"

@@ -4,12 +4,13 @@ The best of many trials is partly the luckiest, so its score in the sweep is opt
 seeds.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from upslope.analysis.compare import compare
+from upslope.analysis.compare import compare_records
 from upslope.analysis.comparison import Comparison, Group
+from upslope.analysis.records import read_records
 from upslope.analysis.scores import Score
 from upslope.analysis.statistics import Estimate, difference_of_means
 from upslope.config.config import Config
@@ -69,32 +70,71 @@ def confirm(
     Raises:
         KeyboardInterrupt: Ctrl-C was pressed; everything is saved.
     """
-    runs = {}
+    runs: dict[str, list[Path]] = {}
     for name, config in ((DEFAULT, setup.default), (WINNER, winner)):
-        runs[name] = safe_path(folder, folder / name, is_folder=True)
-        session = Session(display(), resources, watch=Watch)
-        train_or_resume(setup, fresh_config(config, setup, seeds), RunDirectory(runs[name]), session)
-        if episodes and not has_evaluated(runs[name], episodes):
-            options = {"environment": environment, "cluster": resources.cluster, "trust": True}
-            evaluate(runs[name], episodes=episodes, **options)
-    return confirmation_of(runs[WINNER], runs[DEFAULT], score_by(episodes))
+        runs[name] = []
+        for path, block in blocks_of(setup, folder, name, fresh_config(config, setup, seeds)):
+            train_or_resume(setup, block, RunDirectory(path), Session(display(), resources, watch=Watch))
+            if episodes and not has_evaluated(path, episodes):
+                options = {"environment": environment, "cluster": resources.cluster, "trust": True}
+                evaluate(path, episodes=episodes, **options)
+            runs[name].append(path)
+    seed_list = fresh_config(setup.default, setup, seeds).seed_list()
+    return confirmation_of(runs[WINNER], runs[DEFAULT], score_by(episodes), seed_list)
+
+
+def blocks_of(setup: Setup, folder: Path, name: str, config: Config) -> list[tuple[Path, Config]]:
+    """The runs that together have the seeds of a config: those that exist, which a call with fewer or more fresh seeds
+    may have begun, and one more for the seeds that are missing. The runs of later seeds have the first of them in their
+    names. A seed's results do not depend on the other seeds of its run.
+
+    Raises:
+        UpslopeError: an existing run has other settings.
+    """
+    found, first, last = [], config.seed, config.seed + config.seeds
+    seed = first
+    while seed < last:
+        place = folder / (name if seed == first else f"{name}-{seed}")
+        path = safe_path(folder, place, is_folder=True)
+        block = replace(config, seed=seed, seeds=last - seed)
+        if path.exists():
+            config = block = existing(setup, path, block)
+        found.append((path, block))
+        seed += block.seeds
+    return found
+
+
+def existing(setup: Setup, path: Path, config: Config) -> Config:
+    """The config of a run that exists, which may differ from the given one in the number of seeds and in settings that
+    have no effect.
+
+    Raises:
+        UpslopeError: it has other settings.
+    """
+    there = RunDirectory(path).config()
+    config = replace(config, seeds=there.seeds, preset=there.preset)
+    if setup.used(there) != setup.used(config):
+        same_run(path, config)
+    return there
 
 
 def train_or_resume(setup: Setup, config: Config, directory: RunDirectory, session: Session) -> None:
     """Train a run, or resume it if it exists."""
-    if directory.path.exists():
-        same_run(directory.path, config)
-        if not is_finished(directory.path):
-            resume_run(config, setup.task(config), directory, session, [])
-    else:
+    if not directory.path.exists():
         begin(config, setup.task(config), directory, session)
+    elif not is_finished(directory.path):
+        resume_run(config, setup.task(config), directory, session, [])
 
 
-def confirmation_of(winner: Path, default: Path, score: Score) -> Confirmation:
-    """Compare the two runs."""
-    comparison = compare([winner, default], score=score)
-    groups = {group.runs[0]: group for group in comparison.groups}
-    first, second = groups[winner], groups[default]
+def confirmation_of(
+    winner: Sequence[Path], default: Sequence[Path], score: Score, seeds: Collection[int]
+) -> Confirmation:
+    """Compare the two groups of runs on these seeds."""
+    records, doubts = read_records([*winner, *default], with_evaluations=True, with_metrics=False)
+    chosen = [record.with_seeds(tuple(seed for seed in record.seeds if seed in seeds)) for record in records]
+    comparison = compare_records(chosen, score=score)
+    comparison = replace(comparison, warnings=(*doubts, *comparison.warnings))
+    first, second = (next(g for g in comparison.groups if runs[0] in g.runs) for runs in (winner, default))
     return Confirmation(
         comparison, first, second, first.beats(second), difference_of_means(first.scores, second.scores)
     )

@@ -70,7 +70,7 @@ def fresh_part(figures: Figures, confirmation: Confirmation) -> dict[str, Any]:
         "figure": score_figure(figures, groups, titles),
         "scores": score_table(groups, titles),
         "warnings": confirmation.comparison.warnings,
-        "command": shell("upslope", "report", confirmation.winner.runs[0], confirmation.default.runs[0]),
+        "command": shell("upslope", "report", *confirmation.winner.runs, *confirmation.default.runs),
     }
 
 

@@ -102,9 +102,14 @@ def made(role: str, name: str, known: Mapping[str, type], **more: Any) -> Any:
         raise needs_package(role, name, error) from error
 
 
+def tries_all(sampler: str) -> bool:
+    """Whether a sampler tries each combination of values once."""
+    return issubclass(named("sampler", sampler, samplers()), require_optuna().samplers.BruteForceSampler)
+
+
 def refuse_endless(sampler: str, space: Space) -> None:
     """Reject a sampler that tries every value if a range has infinitely many."""
-    if not issubclass(named("sampler", sampler, samplers()), require_optuna().samplers.BruteForceSampler):
+    if not tries_all(sampler):
         return
     endless = [name.rstrip("_") for name, p in space.searched.items() if isinstance(p, Range) and not p.is_finite]
     if endless:
@@ -131,9 +136,10 @@ def sampler_of(name: str, seed: int) -> Any:
     """A sampler whose suggestion for a trial depends only on the seed, the trial's number and the earlier results.
 
     A stopped sweep therefore continues as if it had not been stopped, and processes that share a storage draw different
-    trials.
+    trials. A sampler that tries all combinations is never asked for one, since the study finds out which are missing.
     """
     optuna = require_optuna()
+    name = "random" if tries_all(name) else name
     has_seed = "seed" in inspect.signature(named("sampler", name, samplers())).parameters and name != "qmc"
 
     class PerTrial(optuna.samplers.BaseSampler):
@@ -141,7 +147,6 @@ def sampler_of(name: str, seed: int) -> Any:
 
         def __init__(self) -> None:
             self.number, self.inner = -1, made("sampler", name, samplers(), seed=seed)
-            self.is_exhausted = False
             self.announce: Callable[[Any], None] = lambda trial: None
             """A function that is called with each new trial before anything is drawn for it."""
 
@@ -165,10 +170,7 @@ def sampler_of(name: str, seed: int) -> Any:
             self.of(trial).before_trial(study, trial)
 
         def after_trial(self, study: Any, trial: Any, state: Any, values: Any) -> None:
-            try:
-                self.of(trial).after_trial(study, trial, state, values)
-            except RuntimeError:  # nothing is left to try: the sampler's study.stop() fails outside optimize()
-                self.is_exhausted = True
+            self.of(trial).after_trial(study, trial, state, values)
 
     return PerTrial()
 

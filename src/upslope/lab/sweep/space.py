@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -24,8 +25,20 @@ from upslope.config.trust import ROLES, names_code
 from upslope.core.messages import unknown
 from upslope.errors import UpslopeError
 
-GIVEN_BY_THE_COMMAND = ("environment", "algorithm", "steps", "seeds", "seed", "preset", "data")
+GIVEN_BY_THE_COMMAND = ("environment", "algorithm", "steps", "seeds", "seed", "preset")
 """Settings that a space cannot contain: trials are compared on one task, budget and set of seeds."""
+ENDING = ("stop_at_return",)
+"""Settings, other than the steps, that determine when training ends."""
+NOT_IN_A_SWEEP: Mapping[str, str] = {
+    "data": "A sweep scores trials by their own episodes, and recorded data have none.",
+    "reference": "The trials of a sweep have no reference policy.",
+    "start_from": "Every trial of a sweep starts from scratch, not from another run.",
+    **dict.fromkeys(
+        ENDING,
+        "The trials of a sweep are compared at the same budget, which --steps sets, so none of them may end earlier.",
+    ),
+}
+"""Settings that no trial may have, whether they are fixed or searched, and why."""
 OF_THE_TASK = ("env_kwargs", "wrappers", "ignore_observation", "masks", "max_episode_steps")
 """Settings that change the task, so that the scores of trials that differ in them cannot be compared."""
 RANGE, CHOICES = {"low", "high", "log", "step"}, {"choices"}
@@ -64,6 +77,25 @@ class Range:
         steps = 0.0 if self.step is None else (value - self.low) / self.step
         return math.isclose(steps, round(steps), abs_tol=1e-9)
 
+    @property
+    def size(self) -> int:
+        """The number of values of a finite range."""
+        return int((exact(self.high) - exact(self.low)) / exact(self.spacing)) + 1
+
+    @property
+    def spacing(self) -> int | float:
+        """The distance between two values of a finite range."""
+        return 1 if self.step is None else self.step
+
+    def at(self, place: int) -> Any:
+        """The value at a place of a finite range, counted from 0, as samplers store it."""
+        value = exact(self.low) + place * exact(self.spacing)
+        return int(value) if self.is_whole else float(value)
+
+    def place(self, drawn: Any) -> int | None:
+        """The place of a value in a finite range; None if the value is not in it."""
+        return round((drawn - self.low) / self.spacing) if self.holds(drawn) else None
+
     def to_json(self) -> dict[str, Any]:
         """The range in the form of a space file."""
         found = {"low": self.low, "high": self.high}
@@ -92,6 +124,19 @@ class Choices:
     def holds(self, value: Any) -> bool:
         """Whether the value is one of the choices."""
         return value in self.values
+
+    @property
+    def size(self) -> int:
+        """The number of choices."""
+        return len(self.values)
+
+    def at(self, place: int) -> Any:
+        """The choice at a place, counted from 0, as samplers store it."""
+        return self.words[place]
+
+    def place(self, drawn: Any) -> int | None:
+        """The place of a choice, given as samplers store it; None if it is not among the choices."""
+        return self.words.index(drawn) if drawn in self.words else None
 
     def to_json(self) -> dict[str, Any]:
         """The choices in the form of a space file."""
@@ -126,6 +171,11 @@ class Space:
     def only(self, names: Any) -> "Space":
         """This space with only those searched settings that are among `names`."""
         return Space({name: p for name, p in self.searched.items() if name in names}, self.fixed)
+
+
+def exact(value: int | float) -> Decimal:
+    """A number as it is written, so that the steps of a range are not rounded."""
+    return Decimal(str(value))
 
 
 def word(value: Any) -> Any:
@@ -165,6 +215,7 @@ def space_of(entries: Mapping[str, Any], place: str) -> Space:
         try:
             name = field_of(str(written))
             is_searched = isinstance(entry, Mapping) and bool(set(map(str, entry)) & (RANGE | CHOICES))
+            refuse_in_a_sweep(name)
             if name in GIVEN_BY_THE_COMMAND:
                 raise UpslopeError(f"{written} is the same for all trials; pass it to the command instead.")
             if name in searched or name in fixed:
@@ -178,6 +229,15 @@ def space_of(entries: Mapping[str, Any], place: str) -> Space:
     if not searched:
         raise UpslopeError(f"{place} searches nothing. Write {FORM}.")
     return Space(searched, fixed)
+
+
+def refuse_in_a_sweep(name: str) -> None:
+    """Reject a setting that no trial of a sweep may have."""
+    if name not in NOT_IN_A_SWEEP:
+        return
+    flags = f"upslope train ENVIRONMENT --config winner.yaml {flag_of(name)} …"
+    later = f" After the sweep, the winner can be trained with it: {flags}" if name in ENDING else ""
+    raise UpslopeError(f"{NOT_IN_A_SWEEP[name]} Omit {name}.{later}")
 
 
 def field_of(written: str) -> str:
@@ -236,7 +296,7 @@ def range_of(name: str, entry: Mapping[str, Any]) -> Range:
         raise UpslopeError(f"the range of {name} is empty: low {low} is not below high {high}.")
     if log and low <= 0:
         raise UpslopeError(f"the range of {name} starts at {low}, which has no logarithm. Raise low, or omit log.")
-    if step is not None and (log or not 0 < step <= high - low):
+    if step is not None and (log or not 0 < exact(step) <= exact(high) - exact(low)):
         why = "log and step exclude each other" if log else f"a step of {step} does not fit into it"
         raise UpslopeError(f"the range of {name}: {why}.")
     return Range(low, high, log, step, kind is int)

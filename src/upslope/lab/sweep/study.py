@@ -5,13 +5,14 @@ import json
 import math
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from secrets import token_hex
 from typing import Any
 
 from upslope.errors import UpslopeError
+from upslope.lab.sweep.combinations import Combinations
 from upslope.lab.sweep.pulse import Pulse, is_gone, this_process, was_put_back
 from upslope.lab.sweep.samplers import (
     distribution_of,
@@ -20,6 +21,7 @@ from upslope.lab.sweep.samplers import (
     pruners,
     require_optuna,
     sampler_of,
+    tries_all,
     without_warnings,
 )
 from upslope.lab.sweep.space import Space
@@ -78,6 +80,8 @@ class Study:
         self.space, self.access, self.total, self.states = space, access, access.total, optuna.trial.TrialState
         self.distributions = {name: distribution_of(p) for name, p in space.searched.items()}
         sampler, pruner = sampler_of(access.sampler, access.seed), made("pruner", access.pruner, pruners())
+        self.combinations = Combinations(space) if tries_all(access.sampler) else None
+        """The combinations of which each is tried once; None if the sampler draws settings instead."""
         self.is_new = False
         """Whether this process created the study."""
         with storage_errors(access.storage):
@@ -134,12 +138,29 @@ class Study:
             self.study.set_user_attr("id", token_hex(8))
         return self.study.user_attrs["id"]
 
+    def continued_with(self) -> str:
+        """Record the sampler and the pruner of this call, and say which of them differ from those of the last call that
+        recorded them; empty if none does."""
+        now = {"sampler": self.access.sampler, "pruner": self.access.pruner}
+        before = self.study.user_attrs.get("drawn_by", now)
+        if before != now or "drawn_by" not in self.study.user_attrs:
+            self.study.set_user_attr("drawn_by", now)
+        changed = [
+            f"the {role} was {before[role]} and is now {name}" for role, name in now.items() if before[role] != name
+        ]
+        return f"{', and '.join(changed)}, for the trials that have not begun" if changed else ""
+
     def left(self) -> int:
-        """The number of trials that have not begun; 0 if the sampler has tried everything."""
-        waiting = (self.states.WAITING,)
-        if getattr(self.study.sampler, "is_exhausted", False) and not self.study.get_trials(False, waiting):
-            return 0
-        return max(self.total - len(self.trials()), 0)
+        """The number of trials that have not begun. If each combination is tried once, there are no more of them than
+        combinations without a trial."""
+        begun = self.trials()
+        left = max(self.total - len(begun), 0)
+        return left if self.combinations is None else min(left, self.combinations.size - len(self.numbers(begun)))
+
+    def numbers(self, trials: Iterable[Any]) -> set[int]:
+        """The numbers of the combinations that these trials have."""
+        assert self.combinations is not None
+        return self.combinations.numbers(map(values_of, trials))
 
     def ask(self) -> Any:
         """The next trial; None if all have begun."""
@@ -148,17 +169,70 @@ class Study:
         self.begun = None
         try:
             with without_warnings():
-                trial = self.study.ask(self.distributions)
+                trial = self.study.ask(self.distributions) if self.combinations is None else self.ask_for_missing()
         except BaseException as error:
             if self.begun is not None:
                 self.put_back(self.storage.get_trial(self.begun))
             if isinstance(error, ImportError):
                 raise needs_package("sampler", self.access.sampler, error) from error
             raise
+        if trial is None:
+            return None
         if sum(other.number < trial.number for other in self.trials()) >= self.total:  # another process was faster
             self.put_back(trial, again=False)
             return None
         return trial
+
+    def ask_for_missing(self) -> Any:
+        """Begin a trial of a combination that no other trial has; None if none is left.
+
+        A trial is stored together with its settings. If several processes begin trials of one combination at the same
+        moment, all but the one with the lowest number give theirs up.
+        """
+        assert self.combinations is not None
+        while self.left():
+            trial = self.begin_waiting() or self.begin_missing()
+            if trial is None:
+                continue  # another process is just beginning the last ones
+            mine = self.combinations.number(trial.params)
+            others = [t for t in self.study.get_trials(deepcopy=False) if t.number < trial.number]
+            if not any(self.combinations.number(values_of(t)) == mine for t in others if not was_put_back(t)):
+                return trial
+            self.put_back(trial, again=False)
+        return None
+
+    def begin_waiting(self) -> Any:
+        """Begin a trial that was put back, or the first trial; None if none is waiting. Trials of combinations that
+        another trial has are left waiting, as are those whose settings had not been drawn."""
+        assert self.combinations is not None
+        for waiting in self.study.get_trials(deepcopy=False, states=(self.states.WAITING,)):
+            number = self.combinations.number(values_of(waiting))
+            if number is None or number in self.numbers(self.trials()):
+                continue
+            with self.unless_ended() as still:
+                is_mine = self.storage.set_trial_state_values(waiting._trial_id, self.states.RUNNING)
+                if still and is_mine:
+                    self.announce(waiting)
+                    for name, value in self.combinations.at(number).items():
+                        kind = self.distributions[name]
+                        self.storage.set_trial_param(waiting._trial_id, name, kind.to_internal_repr(value), kind)
+                    return require_optuna().trial.Trial(self.study, waiting._trial_id)
+        return None
+
+    def begin_missing(self) -> Any:
+        """Begin a trial of a combination without a trial, chosen at random; None if there is none."""
+        assert self.combinations is not None
+        kept = [t for t in self.study.get_trials(deepcopy=False) if not was_put_back(t)]
+        number = self.combinations.missing(self.numbers(kept), f"{self.access.seed} {len(kept)}")
+        if number is None:
+            return None
+        made = require_optuna().trial.create_trial(
+            state=self.states.RUNNING,
+            params=self.combinations.at(number),
+            distributions=self.distributions,
+            user_attrs={"process": this_process(), "alive": time.time()},
+        )
+        return require_optuna().trial.Trial(self.study, self.storage.create_new_trial(self.study._study_id, made))
 
     def report(self, trial: Any, part: int, value: float) -> bool:
         """Report the recent return of a trial after a part of its budget, numbered from 1 to `REPORTS`; return whether
@@ -214,7 +288,7 @@ class Study:
             self.storage.set_trial_state_values(trial._trial_id, self.states.FAIL)
         if still and again:
             # Settings that were given but not yet drawn, such as the defaults, are not among the parameters.
-            self.study.enqueue_trial(kept.system_attrs.get("fixed_params", {}) | kept.params)
+            self.study.enqueue_trial(values_of(kept))
         return bool(still)
 
     def running(self) -> list[Any]:
@@ -266,6 +340,11 @@ class Study:
                 return optuna.importance.get_param_importances(self.study, evaluator=evaluator)
         except (ValueError, RuntimeError, ZeroDivisionError):
             return {}
+
+
+def values_of(trial: Any) -> dict[str, Any]:
+    """The values that a trial has or, if it has not begun, will have."""
+    return trial.system_attrs.get("fixed_params", {}) | trial.params
 
 
 def differing(name: str, kept: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -183,7 +183,7 @@ def no_words(text: str) -> None:
 
 
 def opening_lines(setup: Setup, study: Study, path: Path) -> list[str]:
-    """Lines that describe what is searched, and how."""
+    """Lines that describe what is searched, and how. The study records how, so that a later call can tell a change."""
     config, access, before = setup.default, study.access, len(study.trials())
     title = (
         f"sweep of {config.algorithm} on {config.environment} · {counted(study.total, 'trial')} · "
@@ -191,8 +191,11 @@ def opening_lines(setup: Setup, study: Study, path: Path) -> list[str]:
     )
     searched = ", ".join(name.rstrip("_") for name in setup.space.searched)
     again = [f"continuing: {counted(before, 'trial')} so far"] if before else []
+    again += [changed] if (changed := study.continued_with()) else []
     search = f"searching {searched} with {access.sampler}, pruning by {access.pruner}"
-    return [title, f"writing to {path}", search, *again]
+    all_of = study.combinations
+    size = [] if all_of is None else [f"{counted(all_of.size, 'combination')} in the space, each tried once"]
+    return [title, f"writing to {path}", search, *size, *again]
 
 
 def train_trials(

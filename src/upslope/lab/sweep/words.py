@@ -25,11 +25,25 @@ def setting_words(value: Any) -> str:
 def verdict_words(found: Any) -> list[str]:
     """The result of a `Sweep` in a few sentences."""
     if found.winner is None:
-        reasons = list(dict.fromkeys(t.reason for t in found.trials if t.reason))
-        return [f"No trial finished, so there is no winner. {' '.join(reasons[:3])}".strip()]
+        return [no_winner_words(found.trials)]
     if found.confirmation is None:
         return [reason_without(found)]
     return [sentence(found.winner, found.confirmation)]
+
+
+def no_winner_words(trials: Sequence[Told]) -> str:
+    """Why a sweep has no winner, and what to do."""
+    reasons = list(dict.fromkeys(ended(trial.reason) for trial in trials if trial.reason))
+    why = " ".join(reasons[:3]) or "All trials were pruned."
+    return (
+        f"No trial finished, so there is no winner ({counts(trials)}). {why} Change the space or the settings, and "
+        "choose another --name."
+    )
+
+
+def ended(text: str) -> str:
+    """A text that ends like a sentence and begins like one."""
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?", "…")) else ".")
 
 
 def reason_without(found: Any) -> str:
