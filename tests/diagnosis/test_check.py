@@ -590,7 +590,7 @@ def test_a_sound_environment_has_no_error_and_a_line_to_begin_with(environment):
 
 
 def test_the_proposal_follows_from_what_was_found():
-    assert "--normalize-observations" in upslope.check(Overflowing).command
+    assert "--normalize-observations" in upslope.check(Huge).command
     assert "--max-episode-steps 1000" in upslope.check(Endless).command
 
 

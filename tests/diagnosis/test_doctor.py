@@ -61,15 +61,20 @@ SIGNATURES = {
 }  # fmt: skip
 
 
-def test_observations_that_overflow_are_not_said_to_be_infinite_or_constant(tmp_path):
+def test_observations_that_overflow_are_told(tmp_path):
     changes = {"health/observation_max": 1e38, "health/observation_constant": 1.0}
-    lost = changes | {"policy/loss": float("nan"), "health/observation_mean": float("nan")}
-    for number, metrics in enumerate((changes, lost)):
-        path = write_run(tmp_path / str(number), metrics, rise=0.0, normalize_observations=True)
+    lost = {"health/observation_max": float("nan"), "health/observation_mean": float("nan")}
+    for number, is_normalised in enumerate((False, True)):
+        metrics = (lost if is_normalised else changes) | {"policy/loss": float("nan")}
+        path = write_run(tmp_path / str(number), metrics, rise=0.0, normalize_observations=is_normalised)
         found = {finding.cause: finding for finding in upslope.diagnose(path).findings}
-        assert "observations_uninformative" not in found and "overflow" in found["observations_unscaled"].symptom
-        assert "--no-normalize-observations" in found["observations_unscaled"].remedy
-    assert "overflow" in found["not_finite"].likely and "Scale the" in found["not_finite"].remedy
+        assert "overflow" in found["not_finite"].likely
+    unscaled = write_run(tmp_path / "unscaled", changes, rise=0.0)
+    found = {finding.cause: finding for finding in upslope.diagnose(unscaled).findings}
+    assert "overflow" in found["observations_unscaled"].symptom and "Scale the" in found["observations_unscaled"].remedy
+    constant = write_run(tmp_path / "constant", changes, rise=0.0, normalize_observations=True)
+    found = {finding.cause: finding for finding in upslope.diagnose(constant).findings}
+    assert "overflow" in found["observations_uninformative"].rivals[0]
 
 
 @pytest.mark.parametrize("cause", SIGNATURES)

@@ -32,11 +32,18 @@ def broken_facts(is_lost: np.ndarray, metrics: Mapping[str, np.ndarray]) -> str:
 
 def largest_observation(metrics: Mapping[str, np.ndarray]) -> np.ndarray:
     """Return the largest |number| in the observations that the networks read over all iterations […, I]; 0 if none was
-    measured. In the first iteration, the normaliser does not change them yet."""
+    measured. Normalised ones are cut off at 10, so they are never too large."""
     sizes = metrics.get(PREFIX + "observation_max")
     if sizes is None:
         return np.zeros(())
     return np.max(np.where(np.isfinite(sizes), sizes, 0.0), axis=-1, initial=0.0)
+
+
+def fault_in_words(broken: str, *, is_normalised: bool) -> str:
+    """Say what is wrong with the facts that `broken_facts` returned. Observations of any size become not a number once
+    the normaliser's sums of squares have overflowed."""
+    or_large = ", or so large that sums of their squares overflow in 32 bits"
+    return f"The environment returned {broken} that are not finite{or_large * (broken == 'observations' and is_normalised)}."
 
 
 def too_large(size: float) -> str:

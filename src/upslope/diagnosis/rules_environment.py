@@ -239,8 +239,6 @@ def observations_uninformative(s: Signs) -> Finding | None:
     if s.lacks(f"{FEW} samples per iteration", s.batch < FEW) or longest <= 1:
         return None
     x, still = s.taken("observation_constant"), s.taken("still")
-    if is_too_large(s).any():  # the normaliser's deviation is infinite, so its quotients are 0
-        x = np.zeros_like(x)
     part = share((x > 0.999) | (still > 0.999) & (longest > 2))
     return Finding(
         "observations_uninformative",
@@ -248,6 +246,7 @@ def observations_uninformative(s: Signs) -> Finding | None:
         "The environment returns the same array every time, or a copy made before the step.",
         "Return a new observation from each step().", 0.97 * part,
         evidence=(s.evidence("observation_constant", x, "0"), s.evidence("still", still, "well below 1")),
+        rivals=("numbers so large that their squares overflow in the normaliser",) * s.config.normalize_observations,
         experiment=CHECK,
     ) if part else None  # fmt: skip
 
@@ -261,10 +260,8 @@ def observations_unscaled(s: Signs) -> Finding | None:
         size = np.broadcast_to(largest_observation(s.record.metrics), len(s.record.seeds))
         return Finding(
             "observations_unscaled", "Observations contain numbers so large that sums of their squares overflow.",
-            "The normaliser divides by infinity, so the networks see only zeros." if s.config.normalize_observations
-            else "The first layer saturates, and normalising cannot help.",
-            "Scale the observations in the environment, or use --no-normalize-observations."
-            if s.config.normalize_observations else "Scale the observations in the environment.", 0.98 * part, 0.98,
+            "The first layer saturates, and normalising cannot help.",
+            "Scale the observations in the environment or in a wrapper.", 0.98 * part, 0.98,
             evidence=(s.evidence("observation_max", size, f"below {TOO_LARGE:g}"),),
         )  # fmt: skip
     # If observations are already normalised, something else saturates the layer.

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from upslope.config.config import Config
-from upslope.core.broken_facts import TOO_LARGE, broken_facts, largest_observation
+from upslope.core.broken_facts import TOO_LARGE, broken_facts, fault_in_words, largest_observation
 from upslope.core.messages import counted, shell
 from upslope.diagnosis.findings import Finding, Signs, rule, share
 
@@ -221,11 +221,11 @@ def not_finite(s: Signs) -> Finding | None:
     is_huge = bool((largest_observation(s.record.metrics) >= TOO_LARGE).any())
     return Finding(
         "not_finite", f"{lost.sum()} of {len(lost)} seeds have parameters that are no longer finite.",
-        f"The environment returned {broken} that are not finite." if broken
+        fault_in_words(broken, is_normalised=s.config.normalize_observations) if broken
         else "The observations contain numbers so large that sums of their squares overflow." if is_huge
         else "The networks produced numbers too large for 32 bits.",
         f"Correct the environment; {shell('upslope', 'check', s.config.environment)} shows where." if broken
-        else "Scale the observations in the environment, or use --no-normalize-observations." if is_huge
+        else "Scale the observations in the environment or in a wrapper." if is_huge
         else "Lower --learning-rate, and add --normalize-observations --normalize-rewards.", 0.99,
         evidence=(s.evidence("policy/loss", np.where(lost, np.nan, 0.0), "a number"),),
     ) if lost.any() else None  # fmt: skip

@@ -20,7 +20,7 @@ import numpy as np
 from upslope.config.config import Config
 from upslope.config.trust import own_parts
 from upslope.core.arrays import where_seeds
-from upslope.core.broken_facts import broken_facts, largest_observation, scaling_remedy, too_large
+from upslope.core.broken_facts import broken_facts, fault_in_words, largest_observation, scaling_remedy, too_large
 from upslope.core.messages import shell
 from upslope.core.numbers import number
 from upslope.engines.base import Chunk, Engine, clock, finite_seeds, lost_after, not_finite
@@ -366,9 +366,10 @@ class Loop:
         """Return what may have made a seed's parameters infinite or not a number, and what to do about it."""
         check = shell("upslope", "check", self.config.environment)
         if found := broken_facts(lost_after(chunk)[s], {name: x[s] for name, x in chunk.metrics.items()}):
-            return f"The environment returned {found} that are not finite. Correct it; `{check}` shows where."
+            words = fault_in_words(found, is_normalised=self.config.normalize_observations)
+            return f"{words} Correct it; `{check}` shows where."
         if words := too_large(self.largest[s]):
-            return f"{words} {scaling_remedy(is_normalised=self.config.normalize_observations)}"
+            return f"{words} {scaling_remedy(is_normalised=False)}"
         remedy = "Lower --learning-rate, or use --normalize-rewards and --normalize-observations."
         if own := own_parts(vars(self.config)):
             remedy = f"First make sure that such numbers do not come from your own {' or '.join(own)}. {remedy}"
