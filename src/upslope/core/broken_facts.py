@@ -42,8 +42,9 @@ def largest_observation(metrics: Mapping[str, np.ndarray]) -> np.ndarray:
 def fault_in_words(broken: str, *, is_normalised: bool) -> str:
     """Say what is wrong with the facts that `broken_facts` returned. Observations of any size become not a number once
     the normaliser's sums of squares have overflowed."""
-    or_large = ", or so large that sums of their squares overflow in 32 bits"
-    return f"The environment returned {broken} that are not finite{or_large * (broken == 'observations' and is_normalised)}."
+    may_be_large = broken == "observations" and is_normalised
+    or_large = ", or so large that sums of their squares overflow in 32 bits" if may_be_large else ""
+    return f"The environment returned {broken} that are not finite{or_large}."
 
 
 def too_large(size: float) -> str:
