@@ -79,7 +79,7 @@ def lab(
 ) -> None:
     """Test the lecture's claims with experiments, and show the predictions, measurements and verdicts on one HTML page.
 
-    It takes one to two minutes on two cores and needs the extra `report`. The exit status is 0 even if a claim is
+    It takes two to three minutes on two cores and needs the extra `report`. The exit status is 0 even if a claim is
     refuted, because that is a finding.
 
     Args:
