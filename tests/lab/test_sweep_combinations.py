@@ -129,3 +129,10 @@ def test_a_compiled_sweep_trains_no_combination_twice(tmp_path: Path, monkeypatc
     assert sorted(trial.drawn["learning_rate"] for trial in found.trials) == [1e-3, 3e-3]
     monkeypatch.setattr(sweeps, "Programs", None)  # nothing is left to train
     assert upslope.sweep("jax:CartPole-v1", **options).trials == found.trials
+
+
+@pytest.mark.parametrize("step", [1e-7, 1e-3, 0.1])
+def test_every_value_of_a_fine_range_is_found_again(step: float):
+    (parameter,) = space_of({"gamma": {"low": 0.1, "high": 0.9, "step": step}}, "the space").searched.values()
+    places = {0, 1, 2, 3, parameter.size // 3, parameter.size - 2, parameter.size - 1}
+    assert {parameter.place(parameter.at(place)) for place in places} == places

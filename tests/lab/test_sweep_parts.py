@@ -3,6 +3,7 @@ trial."""
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 import upslope
 from upslope.cli.main import main
 from upslope.errors import UpslopeError
+from upslope.lab.sweep.confirm import existing
 from upslope.lab.sweep.setup import Setup, setup_of
+from upslope.runs.directory import RunDirectory
 
 OPTIONS = {"num_envs": 2, "rollout_steps": 16, "minibatches": 1, "epochs": 2, "hidden_sizes": (8,)}
 TRUNK = "own_models:SharedTrunk"
@@ -95,3 +98,14 @@ def test_creating_agents_leaves_each_core_a_device():
         "setup_of('jax:CartPole-v1', 'ppo', None, False, {}); assert jax.local_device_count() == num_cores()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_code_that_only_a_run_folder_names_is_not_imported(tmp_path, monkeypatch):
+    (tmp_path / "unasked.py").write_text("raise SystemExit('it was imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    there = setup(BETA | {"beta": {"choices": [1.0, 3.0]}})
+    config = replace(there.default, estimator="unasked:Own")
+    monkeypatch.setattr(RunDirectory, "config", lambda self: config)
+    with pytest.raises(UpslopeError, match="estimator was unasked:Own"):
+        existing(there, tmp_path, there.default)
+    assert "unasked" not in sys.modules

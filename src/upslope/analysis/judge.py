@@ -142,7 +142,7 @@ def foreign(meta: Mapping[str, Any], environment: str) -> list[str]:
 
 
 def trained_by(run: str) -> str:
-    """The words that a policy has learned from the episodes, in this run."""
+    """Say that the policy was trained on these episodes, and in which run."""
     return f"this policy was trained on these episodes (by {run})"
 
 
@@ -203,7 +203,7 @@ class Case:
         notes = []
         if self.learner:
             notes.append(
-                f"{trained_by(self.learner)}, so it looks better on them than it is: judge it with held-out ones"
+                f"{trained_by(self.learner)}, so its estimate on them is too optimistic: judge it on held-out episodes"
             )
         is_fitted = not estimates["fqe"].refusal
         if len(self.cut) and is_fitted and self.rollout.action_mask is None:
@@ -242,16 +242,16 @@ class Case:
         length = self.valid.sum() / self.valid.shape[1]
         if abs(test.z) <= FARTHEST or abs(test.mean - 1) * length <= LEAST_SHIFT:
             return ""
-        if self.learner:
-            cause = f"{trained_by(self.learner)}, whose actions it was fitted to; judge it with held-out ones"
-        elif test.mean < 1:
+        if test.mean < 1:
             cause = (
                 "this policy takes actions that the recorder never takes, or the recorded probabilities are not the "
                 "recorder's"
             )
+        elif self.learner:
+            cause = f"{trained_by(self.learner)}, so it was fitted to their actions; judge it on held-out episodes"
         else:
             cause = (
-                "this policy was trained on some of these episodes (then judge it with held-out ones), or the recorded "
+                "this policy was trained on some of these episodes (then judge it on held-out ones), or the recorded "
                 "probabilities are not the recorder's"
             )
         return f"π/μ has the mean {test.mean:.3g} over the steps, {abs(test.z):.0f} standard errors from 1: {cause}"

@@ -144,7 +144,8 @@ def evaluated(members: Sequence[Member], mode: str, without: list[Record]) -> Sc
             if cut := num_cut(record, rows):
                 warnings.append(
                     f"{record.path}: {cut} of its {len(rows)} evaluation episodes were cut off at "
-                    f"{EVALUATION_LIMIT:,} steps, since no limit was set; their returns cover only these steps"
+                    f"{EVALUATION_LIMIT:,} steps, the limit of evaluation if there is no other; their returns cover "
+                    "only these steps"
                 )
             warnings += [
                 f"{record.path}, seed {seed}: not every evaluation return is finite, so it has no score"
@@ -168,10 +169,11 @@ def evaluated(members: Sequence[Member], mode: str, without: list[Record]) -> Sc
 
 
 def num_cut(record: Record, rows: np.ndarray) -> int:
-    """The number of evaluation episodes that were cut off because neither the run nor the environment has a limit."""
+    """The number of evaluation episodes that were cut off at the limit that applies if neither the run nor the
+    environment has one."""
     if record.config.max_episode_steps is not None:
         return 0
-    return int(np.sum((rows["length"] >= EVALUATION_LIMIT) & (rows["terminated"] == 0)))
+    return int(np.sum((rows["length"] == EVALUATION_LIMIT) & (rows["terminated"] == 0)))
 
 
 def span(low: int, high: int) -> str:

@@ -47,9 +47,9 @@ def alternatives(annotation: Any) -> tuple[Any, ...]:
 def fits(value: Any, kind: Any) -> bool:
     """Whether a value may be given for an annotated type. A whole number is also a number; True is neither."""
     if typing.get_origin(kind) is Literal:
-        return value in typing.get_args(kind)
+        return isinstance(value, str | int | None) and value in typing.get_args(kind)
     if kind in (int, float):
-        is_number = isinstance(value, int | np.integer if kind is int else int | float | np.number)
+        is_number = isinstance(value, int | np.integer if kind is int else int | float | np.integer | np.floating)
         return (is_number and not isinstance(value, bool)) or hasattr(value, "__jax_array__") or is_array(value)
     return isinstance(value, kind)
 

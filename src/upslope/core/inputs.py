@@ -45,8 +45,8 @@ def with_checked_sample(loss: Callable[..., Any]) -> Callable[..., Any]:
         if len(set(shapes.values())) > 1:
             found = ", ".join(f"{field} {shape}" for field, shape in shapes.items())
             raise UpslopeError(
-                f"{type(self).__name__}: the arrays of a sample must have the same shape, since any other would "
-                f"pair each row with those of other samples: {found}."
+                f"{type(self).__name__}: the arrays of a sample must all have the same shape; otherwise "
+                f"they would be broadcast against each other: {found}."
             )
         return loss(self, state, sample)
 

@@ -218,7 +218,8 @@ def not_finite(s: Signs) -> Finding | None:
         for seed, row in enumerate(rows) if lost[seed]
     ]  # fmt: skip
     broken = next(filter(None, facts), "")
-    is_huge = bool((largest_observation(s.record.metrics) >= TOO_LARGE).any())
+    size = np.broadcast_to(largest_observation(s.record.metrics), len(lost))
+    is_huge = bool((size[lost] >= TOO_LARGE).any())
     return Finding(
         "not_finite", f"{lost.sum()} of {len(lost)} seeds have parameters that are no longer finite.",
         fault_in_words(broken, is_normalised=s.config.normalize_observations) if broken

@@ -101,7 +101,8 @@ class HostPlayer:
         return numbers_in(self.info)
 
     def says_time_limit(self) -> bool:
-        return self.info.get(TIME_LIMIT, False) in (True, 1)
+        said = self.info.get(TIME_LIMIT, False)
+        return isinstance(said, bool | np.bool_ | int) and bool(said)
 
     def allowed(self, info: Any, step: int) -> np.ndarray | None:
         """The mask of allowed choices in `info`; None if the environment forbids nothing.

@@ -85,7 +85,7 @@ def label(environment: EnvironmentLike) -> str:
     """The name of an environment in config.json.
 
     Raises:
-        UpslopeError: the object is no environment, and nothing that creates one.
+        UpslopeError: the object is neither an environment nor something that creates one.
     """
     if isinstance(environment, str):
         return environment

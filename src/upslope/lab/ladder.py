@@ -132,7 +132,7 @@ def fitting_configs(
     """The config of each rung that can learn in this environment, and a reason for each rung that cannot."""
     configs, left_out = {}, {}
     if algorithms is not None and not algorithms:
-        raise UpslopeError("--algorithms names no rung. Name at least one, or leave it out to train all that fit.")
+        raise UpslopeError("--algorithms is empty. Name at least one rung, or leave it out to train all that fit.")
     for rung in dict.fromkeys(algorithms or ALGORITHMS):
         config = configure(label, rung, is_continuous=has_box(environment.action_space), use_preset=preset, **settings)
         if ALGORITHMS[rung].source == "recorded":

@@ -38,7 +38,7 @@ def select(names: Sequence[str] | None) -> list[Experiment]:
     if names is None:
         return list(EXPERIMENTS)
     if not names:
-        raise UpslopeError("--only names no experiment. Name at least one, or leave it out to run all.")
+        raise UpslopeError("--only is empty. Name at least one experiment, or leave it out to run all.")
     known = [experiment.name for experiment in EXPERIMENTS]
     for name in names:
         if name not in known:

@@ -107,10 +107,11 @@ def write_credit(
     """
     from upslope.analysis.episode_credit import credit_of  # this imports JAX, which a report does not need
 
+    run = run_path(run)
     RunDirectory(run).read()
-    path = page_path(run_path(run) if output is None else output, "credit.html")
+    path = page_path(run if output is None else output, "credit.html")
     plotly_script()
-    kept = safe_path(run_path(run), run_path(run) / FILE_NAME)
+    kept = safe_path(run, run / FILE_NAME)
     options: dict[str, Any] = {"max_episode_steps": max_episode_steps, "environment": environment, "trust": trust}
     credit = credit_of(run, seed=seed, episode_seed=episode_seed, checkpoint=checkpoint, **options)
     save_credit(kept, credit)

@@ -80,7 +80,7 @@ def run_paths(runs: Any) -> list[Path]:
     """Return the folders of one or several runs, which users give as for `run_path`.
 
     Raises:
-        UpslopeError: one of them is no run, or there is none.
+        UpslopeError: one of them is not a run, or none was given.
     """
     if isinstance(runs, str | os.PathLike) or not isinstance(runs, Iterable):
         return [run_path(runs)]

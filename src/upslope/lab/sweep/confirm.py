@@ -14,10 +14,12 @@ from upslope.analysis.records import read_records
 from upslope.analysis.scores import Score
 from upslope.analysis.statistics import Estimate, difference_of_means
 from upslope.config.config import Config
+from upslope.config.trust import ROLES
 from upslope.core.files import safe_path
 from upslope.diagnosis.doctor import Watch
 from upslope.engines.base import Resources
 from upslope.environments.registry import EnvironmentLike
+from upslope.errors import UpslopeError
 from upslope.lab.ladder import has_evaluated, is_finished, score_by
 from upslope.lab.sweep.setup import Setup
 from upslope.runs.directory import RunDirectory, same_run
@@ -98,6 +100,7 @@ def blocks_of(setup: Setup, folder: Path, name: str, config: Config) -> list[tup
         path = safe_path(folder, place, is_folder=True)
         block = replace(config, seed=seed, seeds=last - seed)
         if path.exists():
+            # Further runs take over settings without an effect too, so that all runs are one group when compared.
             config = block = existing(setup, path, block)
         found.append((path, block))
         seed += block.seeds
@@ -113,7 +116,8 @@ def existing(setup: Setup, path: Path, config: Config) -> Config:
     """
     there = RunDirectory(path).config()
     config = replace(config, seeds=there.seeds, preset=there.preset)
-    if setup.used(there) != setup.used(config):
+    # `used` creates the parts, and code that only a file names must not be imported.
+    if any(getattr(there, role) != getattr(config, role) for role in ROLES) or setup.used(there) != setup.used(config):
         same_run(path, config)
     return there
 
@@ -134,7 +138,10 @@ def confirmation_of(
     chosen = [record.with_seeds(tuple(seed for seed in record.seeds if seed in seeds)) for record in records]
     comparison = compare_records(chosen, score=score)
     comparison = replace(comparison, warnings=(*doubts, *comparison.warnings))
-    first, second = (next(g for g in comparison.groups if runs[0] in g.runs) for runs in (winner, default))
+    groups = {run: group for group in comparison.groups for run in group.runs}
+    if missing := [str(runs[0]) for runs in (winner, default) if runs[0] not in groups]:
+        raise UpslopeError(f"{', '.join(missing)} cannot be compared. {' '.join(comparison.warnings)}")
+    first, second = groups[winner[0]], groups[default[0]]
     return Confirmation(
         comparison, first, second, first.beats(second), difference_of_means(first.scores, second.scores)
     )

@@ -21,8 +21,10 @@ SELECTING = ("estimator", "objective", "bonus", "optimiser", "memory", "shared_t
 """Settings that determine which other settings are used."""
 OF_PARTS = ("model_kwargs", "bonus_kwargs", "encoder", "policy_reads", "critic_reads")
 """Settings that determine how parts are created."""
+MOST_TRIED = 20
+"""Maximum number of combinations of parts that are created to find one that can be trained."""
 MOST_PARTS = 1000
-"""Maximum number of combinations of parts that are tried to find one that uses a setting or can be trained."""
+"""Maximum number of combinations of parts that are searched for one that uses a setting."""
 
 
 @dataclass(frozen=True)
@@ -171,10 +173,10 @@ def check_parts(setup: Setup) -> None:
 
 
 def why_never(setup: Setup, name: str, choice: Any) -> UpslopeError | None:
-    """Why no trial with this choice can be trained; None if one can be. The reason is that of the default with this
-    choice."""
+    """Why trials with this choice cannot be trained; None if one of those that are tried can be. The reason is that of
+    the default with this choice."""
     found = None
-    for chosen in ({name: choice}, *combinations_of_parts(setup.space, **{name: choice})):
+    for chosen in ({name: choice}, *islice(combinations_of_parts(setup.space, **{name: choice}), MOST_TRIED)):
         try:
             try_config(setup, replace(setup.default, **setup.conditional, **chosen))
         except UpslopeError as error:

@@ -35,7 +35,7 @@ NOT_IN_A_SWEEP: Mapping[str, str] = {
     "start_from": "Every trial of a sweep starts from scratch, not from another run.",
     **dict.fromkeys(
         ENDING,
-        "The trials of a sweep are compared at the same budget, which --steps sets, so none of them may end earlier.",
+        "The trials of a sweep are compared at the same budget (--steps), so none may stop early.",
     ),
 }
 """Settings that no trial may have, whether they are fixed or searched, and why."""
@@ -74,7 +74,7 @@ class Range:
         """Whether the value is in the range, and on its grid if there is a step."""
         if not isinstance(value, int | float) or isinstance(value, bool) or not self.low <= value <= self.high:
             return False
-        steps = 0.0 if self.step is None else (value - self.low) / self.step
+        steps = 0.0 if self.step is None else float((exact(value) - exact(self.low)) / exact(self.step))
         return math.isclose(steps, round(steps), abs_tol=1e-9)
 
     @property
@@ -94,7 +94,10 @@ class Range:
 
     def place(self, drawn: Any) -> int | None:
         """The place of a value in a finite range; None if the value is not in it."""
-        return round((drawn - self.low) / self.spacing) if self.holds(drawn) else None
+        if not self.holds(drawn):
+            return None
+        place = round((exact(drawn) - exact(self.low)) / exact(self.spacing))
+        return place if place < self.size and math.isclose(self.at(place), drawn) else None
 
     def to_json(self) -> dict[str, Any]:
         """The range in the form of a space file."""

@@ -82,6 +82,8 @@ class Study:
         sampler, pruner = sampler_of(access.sampler, access.seed), made("pruner", access.pruner, pruners())
         self.combinations = Combinations(space) if tries_all(access.sampler) else None
         """The combinations of which each is tried once; None if the sampler draws settings instead."""
+        self.salt = ""
+        """Makes this process draw other combinations than those that began the same one."""
         self.is_new = False
         """Whether this process created the study."""
         with storage_errors(access.storage):
@@ -193,12 +195,14 @@ class Study:
         while self.left():
             trial = self.begin_waiting() or self.begin_missing()
             if trial is None:
-                continue  # another process is just beginning the last ones
+                time.sleep(AGAIN_SECONDS)  # another process is just beginning the last ones
+                continue
             mine = self.combinations.number(trial.params)
             others = [t for t in self.study.get_trials(deepcopy=False) if t.number < trial.number]
             if not any(self.combinations.number(values_of(t)) == mine for t in others if not was_put_back(t)):
                 return trial
             self.put_back(trial, again=False)
+            self.salt = f" {trial.number}"  # processes that began the same combination draw different ones now
         return None
 
     def begin_waiting(self) -> Any:
@@ -223,7 +227,7 @@ class Study:
         """Begin a trial of a combination without a trial, chosen at random; None if there is none."""
         assert self.combinations is not None
         kept = [t for t in self.study.get_trials(deepcopy=False) if not was_put_back(t)]
-        number = self.combinations.missing(self.numbers(kept), f"{self.access.seed} {len(kept)}")
+        number = self.combinations.missing(self.numbers(kept), f"{self.access.seed} {len(kept)}{self.salt}")
         if number is None:
             return None
         made = require_optuna().trial.create_trial(

@@ -8,7 +8,7 @@ from upslope.analysis.statistics import HUNDREDTHS
 from upslope.core.messages import counted
 from upslope.core.numbers import number
 from upslope.lab.sweep.confirm import Confirmation
-from upslope.lab.sweep.study import Told
+from upslope.lab.sweep.study import DIVERGED, Told
 
 
 def counts(trials: Sequence[Told]) -> str:
@@ -42,7 +42,9 @@ def no_winner_words(trials: Sequence[Told]) -> str:
 
 
 def ended(text: str) -> str:
-    """A text that ends like a sentence and begins like one."""
+    """The text as a sentence: capitalised, with a full stop at its end."""
+    if text == DIVERGED:
+        return "The agents of a trial diverged."
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?", "…")) else ".")
 
 

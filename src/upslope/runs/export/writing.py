@@ -219,11 +219,16 @@ def why_unchecked(error: subprocess.SubprocessError | OSError) -> str:
         return f"compiling or running it took more than {PATIENCE} seconds"
     if not compiler_works():
         return "the C compiler of this machine does not work"
-    said = text_of_output(error.stderr) if isinstance(error, subprocess.CalledProcessError) else ""
+    failed = error if isinstance(error, subprocess.CalledProcessError) else None
+    if failed is not None and failed.returncode < 0:
+        return f"compiling or running it was ended by signal {-failed.returncode}"
+    said = "" if failed is None else text_of_output(failed.stderr or b"")
+    was_compiling = failed is not None and failed.cmd[0] == str(compiler())
+    fault = "does not compile" if was_compiling else "fails when it is run"
     raise UpslopeError(
-        f"The exported header {'does not compile' if said else 'fails when it is run'}, although the C compiler of "
-        f"this machine works, so nothing was written{said and f' ({said})'}: this is a bug in upslope. Report it, and "
-        "try another --format, or use the policy from Python: upslope.load."
+        f"The exported header {fault}, although the C compiler of this machine works, so nothing was written"
+        f"{said and f' ({said})'}: this is a bug in upslope. Report it, and try another --format, or use the policy "
+        "from Python: upslope.load."
     ) from error
 
 
