@@ -258,5 +258,5 @@ def test_results_have_short_texts(trained_run):
         + repr(trained_run).rpartition(" ")[2]
     )
     assert repr(trained_run.load(seed=3)).startswith("Policy(seed 3, checkpoint best: Box(-inf, inf, (4,), float32) → ")
-    first, second, *_ = repr(upslope.compare(trained_run)).splitlines()
+    first, second, *_ = repr(upslope.compare(trained_run, score="training")).splitlines()
     assert first.startswith("Comparison by the mean return of the last 100") and "ppo on jax:CartPole-v1: " in second
