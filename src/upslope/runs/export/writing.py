@@ -1,6 +1,7 @@
 """Export a policy: check the request, write the file, and check it against the policy before keeping it."""
 
 import platform
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -207,6 +208,10 @@ def exported_c(plan: Plan, written: Path, files: dict[Path, bytes], held: tuple[
     return kept(files, checked(plan, found, wanted), (words,), seconds_per_step=seconds, **sizes)
 
 
+ENDED_BY_OTHERS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+"""Signals that a faulty header does not cause, such as that of a machine without free memory."""
+
+
 def why_unchecked(error: subprocess.SubprocessError | OSError) -> str:
     """Return why a header could not be run on this machine, if the header is not the reason.
 
@@ -220,8 +225,8 @@ def why_unchecked(error: subprocess.SubprocessError | OSError) -> str:
     if not compiler_works():
         return "the C compiler of this machine does not work"
     failed = error if isinstance(error, subprocess.CalledProcessError) else None
-    if failed is not None and failed.returncode < 0:
-        return f"compiling or running it was ended by signal {-failed.returncode}"
+    if failed is not None and -failed.returncode in ENDED_BY_OTHERS:
+        return f"compiling or running it was ended by {signal.Signals(-failed.returncode).name}"
     said = "" if failed is None else text_of_output(failed.stderr or b"")
     was_compiling = failed is not None and failed.cmd[0] == str(compiler())
     fault = "does not compile" if was_compiling else "fails when it is run"
