@@ -24,7 +24,7 @@ BAD = {
     "epochs: {low: 1, high: 3, log: true, step: 1}": "exclude",
     "activation: {low: 1, high: 2}": "not a number",
     "steps: {low: 1, high: 2}": "same for all trials",
-    "stop_at_return: 400\ngamma: {choices: [0.9]}": "compared at the same budget, which --steps sets",
+    "stop_at_return: 400\ngamma: {choices: [0.9]}": "compared at the same budget (--steps), so none may stop early",
     "stop-at-return: {choices: [none, 400]}": "--config winner.yaml --stop-at-return",
     "start_from: {choices: [runs/a, runs/b]}": "Every trial of a sweep starts from scratch",
     "reference: {choices: [runs/a, runs/b]}": "no reference policy",
