@@ -16,7 +16,7 @@ WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "
 
 @cache
 def hints_of(kind: type) -> dict[str, Any]:
-    """The annotations of a dataclass's fields; without those that cannot be evaluated."""
+    """The annotations of a dataclass's fields; empty if one of them cannot be evaluated."""
     try:
         return typing.get_type_hints(kind)
     except (NameError, TypeError):  # a user's class may annotate with names that exist only for its type checker

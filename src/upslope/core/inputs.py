@@ -18,17 +18,17 @@ def with_checked_facts(call: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(call)
     def checked(self: Any, rollout: Any, values: Any, gamma: Any) -> Any:
         name = type(self).__name__
-        shape = require_array(name, "rollout.reward", getattr(rollout, "reward", None), "T N")
+        shape = require_array(name, "rollout.reward", getattr(rollout, "reward", None))
         for flag in FLAGS:
             x = getattr(rollout, flag)
-            require_array(name, f"rollout.{flag}", x, "T N", shape)
+            require_array(name, f"rollout.{flag}", x, shape)
             if x.dtype != bool:
                 raise UpslopeError(
                     f"{name}: rollout.{flag} must be booleans, not {x.dtype}. Convert it, e.g. with .astype(bool)."
                 )
         if self.needs_critic:
             for field in ("value", "next_value"):
-                require_array(name, f"values.{field}", getattr(values, field, None), "T N", shape)
+                require_array(name, f"values.{field}", getattr(values, field, None), shape)
         if isinstance(gamma, bool | str) or not (isinstance(gamma, int | float | np.number) or hasattr(gamma, "dtype")):
             raise UpslopeError(f"{name}: gamma must be a number, not {gamma!r}.")
         return call(self, rollout, values, gamma)
@@ -53,15 +53,15 @@ def with_checked_sample(loss: Callable[..., Any]) -> Callable[..., Any]:
     return checked
 
 
-def require_array(part: str, name: str, x: Any, axes: str, shape: tuple[int, ...] | None = None) -> tuple[int, ...]:
-    """Require an array with these axes, of a given shape if there is one, and return its shape."""
+def require_array(part: str, name: str, x: Any, shape: tuple[int, ...] | None = None) -> tuple[int, ...]:
+    """Require an array [T, N], of a given shape if there is one, and return its shape."""
     found = getattr(x, "shape", None)
     if found is None or not hasattr(x, "dtype"):
-        raise UpslopeError(f"{part}: {name} must be an array [{', '.join(axes.split())}], not {type(x).__name__}.")
-    if len(found) != len(axes.split()) or 0 in found:
+        raise UpslopeError(f"{part}: {name} must be an array [T, N], not {type(x).__name__}.")
+    if len(found) != 2 or 0 in found:
         raise UpslopeError(
-            f"{part}: {name} must have the axes [{', '.join(axes.split())}], each of at least one row, but its shape "
-            f"is {found}. One column has the shape (T, 1)."
+            f"{part}: {name} must have the axes [T, N], each of at least one row, but its shape is {found}. "
+            "One column has the shape (T, 1)."
         )
     if shape is not None and found != shape:
         raise UpslopeError(f"{part}: {name} has the shape {found}, but rollout.reward has {shape}.")

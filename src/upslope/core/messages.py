@@ -48,7 +48,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def listed(names: Iterable[object], most: int = 20) -> str:
-    """Names as text, of which at most so many are shown: `a, b and 3 more`."""
+    """The names as text, with at most `most` of them shown: `a, b and 3 more`."""
     words = list(map(str, names))
     rest = len(words) - most
     return ", ".join(words[:most]) + (f" and {rest} more" if rest > 0 else "")

@@ -227,11 +227,6 @@ def limit_as_termination(s: Signs) -> Finding | None:
     ) if part else None  # fmt: skip
 
 
-def is_too_large(s: Signs) -> np.ndarray:
-    """Whether the observations of a seed [S] contain numbers that are too large for 32 bits."""
-    return np.broadcast_to(largest_observation(s.record.metrics) >= TOO_LARGE, len(s.record.seeds))
-
-
 @rule("Jones 2021; Schulman, nuts and bolts")
 def observations_uninformative(s: Signs) -> Finding | None:
     """Observations never change."""
@@ -256,8 +251,8 @@ def observations_unscaled(s: Signs) -> Finding | None:
     """Observations in the tens and hundreds saturate the first layer; tiny ones hardly affect it."""
     centre, width = s.taken("observation_mean"), s.taken("observation_std_max")
     saturated, constant = s.taken("policy_saturation"), s.taken("observation_constant")
-    if part := share(is_too_large(s)):
-        size = np.broadcast_to(largest_observation(s.record.metrics), len(s.record.seeds))
+    size = np.broadcast_to(largest_observation(s.record.metrics), len(s.record.seeds))
+    if part := share(size >= TOO_LARGE):
         return Finding(
             "observations_unscaled", "Observations contain numbers so large that sums of their squares overflow.",
             "The first layer saturates, and normalising cannot help.",

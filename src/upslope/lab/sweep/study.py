@@ -81,7 +81,7 @@ class Study:
         self.distributions = {name: distribution_of(p) for name, p in space.searched.items()}
         sampler, pruner = sampler_of(access.sampler, access.seed), made("pruner", access.pruner, pruners())
         self.combinations = Combinations(space) if tries_all(access.sampler) else None
-        """The combinations of which each is tried once; None if the sampler draws settings instead."""
+        """The combinations, each of which is tried once; None if the sampler draws settings instead."""
         self.salt = ""
         """Makes this process draw other combinations than those that began the same one."""
         self.is_new = False

@@ -112,7 +112,8 @@ def export(
     path = output_path("." if output is None else output, format)  # checked before any file is read
     policy = load(run, seed=seed, checkpoint=checkpoint, model=model, trust=trust)
     if output is None:
-        path = safe_path(run_path(run), output_path(run_path(run), format))
+        folder = run_path(run)
+        path = safe_path(folder, output_path(folder, format))
     return export_policy(policy, format, path)
 
 
